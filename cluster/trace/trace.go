@@ -42,6 +42,16 @@ func (t *Trace) In(format string, args ...any) (out func()) {
 	return func() { t.depth-- }
 }
 
+// Take adds the reasons of a decision that was recorded elsewhere, below the question at hand.
+func (t *Trace) Take(lines []Line) {
+	if t == nil {
+		return
+	}
+	for _, l := range lines {
+		t.lines = append(t.lines, Line{Depth: t.depth + l.Depth, Text: l.Text})
+	}
+}
+
 // Lines returns the reasons recorded so far.
 func (t *Trace) Lines() []Line {
 	if t == nil {

@@ -6,9 +6,10 @@ func TestReasonsNestBelowTheirQuestion(t *testing.T) {
 	tr := new(Trace)
 	out := tr.In("which POP for %s", "192.0.2.1")
 	tr.Add("icn1: 31 ms")
+	tr.Take([]Line{{0, "measured"}, {1, "by QUIC"}})
 	out()
 	tr.Add("answer: icn1")
-	want := "which POP for 192.0.2.1\n  icn1: 31 ms\nanswer: icn1\n"
+	want := "which POP for 192.0.2.1\n  icn1: 31 ms\n  measured\n    by QUIC\nanswer: icn1\n"
 	if got := tr.String(); got != want {
 		t.Fatalf("got\n%swant\n%s", got, want)
 	}

@@ -33,6 +33,8 @@ type Member struct {
 	Public []netip.Addr `json:"public"`
 	// Control is the address of its control port (TCP) and backbone (UDP).
 	Control netip.AddrPort `json:"control"`
+	// Gossip is the address at which it gossips.
+	Gossip netip.AddrPort `json:"gossip,omitzero"`
 	// API is the address of its API; invalid if it is only on its unix socket.
 	API netip.AddrPort `json:"api,omitzero"`
 }

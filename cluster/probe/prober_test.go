@@ -1,0 +1,566 @@
+package probe
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/testbed/memnet"
+)
+
+var endpoint = netip.MustParseAddrPort("10.0.0.1:80")
+
+// lan is a prober's host and one to be probed, 1 ms apart.
+type lan struct {
+	t            *testing.T
+	net          *memnet.Internet
+	prober, host *memnet.Host
+	asked        atomic.Int64 // connections accepted
+	serving      sync.WaitGroup
+}
+
+func newLAN(t *testing.T) *lan {
+	in := memnet.New(1)
+	l := &lan{t: t, net: in}
+	t.Cleanup(func() {
+		in.Close()
+		l.serving.Wait()
+	})
+	l.prober = in.Host("prober", spec.Location{}, netip.MustParseAddr("10.0.0.2"))
+	l.host = in.Host("host", spec.Location{}, endpoint.Addr())
+	in.Link("prober", "host", memnet.Path{Delay: 500 * time.Microsecond})
+	return l
+}
+
+// serve lets f have every connection to the endpoint; each is closed after it.
+func (l *lan) serve(f func(net.Conn)) net.Listener {
+	l.t.Helper()
+	listener, err := l.host.Listen("tcp", endpoint.String())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.serving.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			l.asked.Add(1)
+			l.serving.Go(func() {
+				defer conn.Close()
+				f(conn)
+			})
+		}
+	})
+	return listener
+}
+
+// answer reads the head of a request and writes a response.
+func answer(response string) func(net.Conn) {
+	return func(conn net.Conn) {
+		read(conn)
+		io.WriteString(conn, response)
+	}
+}
+
+// read reads until the blank line after the head of a request.
+func read(conn net.Conn) string {
+	var head strings.Builder
+	b := make([]byte, 1)
+	for !strings.HasSuffix(head.String(), "\r\n\r\n") {
+		if _, err := conn.Read(b); err != nil {
+			break
+		}
+		head.Write(b)
+	}
+	return head.String()
+}
+
+// repeat writes the same until it can no more.
+func repeat(begin, again string, pause time.Duration) func(net.Conn) {
+	return func(conn net.Conn) {
+		read(conn)
+		_, err := io.WriteString(conn, begin)
+		for err == nil {
+			_, err = io.WriteString(conn, again)
+			time.Sleep(pause)
+		}
+	}
+}
+
+func silence(conn net.Conn) { io.Copy(io.Discard, conn) }
+
+// The checks of a target as ELB does them, and of an endpoint as Route 53 does.
+var (
+	targetTerms = Check{
+		Key: "target/web/10.0.0.1:80", Address: endpoint, Protocol: spec.HTTP, Host: "10.0.0.1:80", Path: "/up", Matcher: "200",
+		ConnectTimeout: 6 * time.Second, AnswerTimeout: 6 * time.Second, Timeout: 6 * time.Second,
+		Thresholds: health.Thresholds{Healthy: 5, Unhealthy: 2, Interval: 30 * time.Second},
+	}
+	checkTerms = Check{
+		Key: "check/www", Address: endpoint, Protocol: spec.HTTP, Host: "www.example.com", Path: "/?deep=1", Matcher: "200-399",
+		ConnectTimeout: 4 * time.Second, AnswerTimeout: 2 * time.Second, Timeout: 6 * time.Second,
+		Thresholds: health.Thresholds{Healthy: 3, Unhealthy: 3, Interval: 30 * time.Second, PresumedHealthy: true},
+	}
+)
+
+func byTCP(c Check) Check {
+	c.Protocol, c.Host, c.Path, c.Matcher = spec.TCP, "", "", ""
+	return c
+}
+
+func byTLS(c Check) Check {
+	c.Protocol = spec.HTTPS
+	return c
+}
+
+func TestAProbePassesOrSaysWhyNot(t *testing.T) {
+	secure := tlsServer(t)
+	ok := "HTTP/1.1 200 OK\r\n\r\n"
+	for _, c := range []struct {
+		name   string
+		check  Check
+		server func(net.Conn) // nil: nobody listens
+		want   string         // "": passes
+		within time.Duration  // no longer than this; default 100 ms
+	}{
+		{name: "200", check: targetTerms, server: answer(ok)},
+		{name: "200 with a body that never ends", check: targetTerms, server: repeat(ok, strings.Repeat("body", 1000), 0)},
+		{name: "200 by HTTP/1.0", check: targetTerms, server: answer("HTTP/1.0 200 OK\r\n\r\n")},
+		{name: "201 where 200 is wanted", check: targetTerms, server: answer("HTTP/1.1 201 Created\r\n\r\n"), want: "status 201, want 200"},
+		{name: "503", check: targetTerms, server: answer("HTTP/1.1 503 Service Unavailable\r\n\r\n"), want: "status 503, want 200"},
+		{name: "a redirect, to a target", check: targetTerms, server: answer("HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n"), want: "status 302, want 200"},
+		{name: "a redirect, to an endpoint", check: checkTerms, server: answer("HTTP/1.1 302 Found\r\nLocation: http://192.0.2.9/\r\n\r\n")},
+		{name: "404", check: checkTerms, server: answer("HTTP/1.1 404 Not Found\r\n\r\n"), want: "status 404, want 200-399"},
+		{name: "early hints, then 200", check: targetTerms, server: answer("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + ok)},
+		{name: "101", check: checkTerms, server: answer("HTTP/1.1 101 Switching Protocols\r\n\r\n"), want: "status 101, want 200-399"},
+
+		{name: "nobody listens", check: targetTerms, want: "connect: connection refused"},
+		{name: "closed at once", check: targetTerms, server: func(net.Conn) {}, want: "closed without an answer|connection reset by peer|send: connection reset by peer"},
+		{name: "closed after the request", check: targetTerms, server: answer(""), want: "closed without an answer"},
+		{name: "closed within the head", check: targetTerms, server: answer("HTTP/1.1 200 OK\r\nServer: x"), want: "closed without an answer"},
+		{name: "garbage", check: targetTerms, server: answer("\x00\x01\x02 garbage\r\n\r\n"), want: "malformed response"},
+		{name: "another protocol", check: targetTerms, server: answer("220 mail.example.com ESMTP\r\n"), want: "malformed response"},
+		{name: "a malformed field", check: targetTerms, server: answer("HTTP/1.1 200 OK\r\nno colon\r\n\r\n"), want: "malformed response"},
+		{name: "an endless field", check: targetTerms, server: repeat("HTTP/1.1 200 OK\r\nX: ", strings.Repeat("x", 1000), 0), want: "response head over 16384 bytes"},
+		{name: "endless fields", check: targetTerms, server: repeat("HTTP/1.1 200 OK\r\n", strings.Repeat("X: x\r\n", 1000), 0), want: "response head over 16384 bytes"},
+		{name: "endless hints", check: targetTerms, server: repeat("", strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 100), 0), want: "response head over 16384 bytes"},
+
+		{name: "silence, from a target", check: targetTerms, server: silence, want: "timeout after 6s", within: 6 * time.Second},
+		{name: "a slow drip", check: targetTerms, server: repeat("HTTP/1.1 200 OK\r\nX: ", "x", time.Second), want: "timeout after 6s", within: 6 * time.Second},
+		{name: "slow, but in time", check: targetTerms, server: after(5*time.Second, ok), within: 5500 * time.Millisecond},
+		{name: "silence, from an endpoint", check: checkTerms, server: silence, want: "timeout after 2s", within: 2100 * time.Millisecond},
+		{name: "an answer after 3 s", check: checkTerms, server: after(3*time.Second, ok), want: "timeout after 2s", within: 2100 * time.Millisecond},
+
+		{name: "TCP", check: byTCP(targetTerms), server: silence},
+		{name: "TCP, closed at once", check: byTCP(targetTerms), server: func(net.Conn) {}},
+		{name: "TCP, nobody listens", check: byTCP(targetTerms), want: "connect: connection refused"},
+
+		{name: "HTTPS with a certificate nobody trusts", check: byTLS(checkTerms), server: secure(answer(ok))},
+		{name: "HTTPS, 500", check: byTLS(checkTerms), server: secure(answer("HTTP/1.1 500 No\r\n\r\n")), want: "status 500, want 200-399"},
+		{name: "HTTPS to a server that speaks HTTP", check: byTLS(checkTerms), server: repeat("HTTP/1.1 200 OK\r\n", "x", time.Second), want: "TLS handshake: timeout after 4s", within: 4100 * time.Millisecond},
+		{name: "HTTPS to a server that answers with HTTP", check: byTLS(checkTerms), server: func(c net.Conn) {
+			io.ReadFull(c, make([]byte, 5))
+			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+			silence(c)
+		}, want: "TLS handshake: tls: first record does not look like a TLS handshake"},
+		{name: "HTTPS, silence", check: byTLS(checkTerms), server: silence, want: "TLS handshake: timeout after 4s", within: 4100 * time.Millisecond},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLAN(t)
+				if c.server != nil {
+					defer l.serve(c.server).Close()
+				}
+				start := time.Now()
+				r := run(t.Context(), l.prober.Dial, c.check)
+				if took, limit := time.Since(start), max(c.within, 100*time.Millisecond); took > limit {
+					t.Errorf("it took %v, more than %v", took, limit)
+				}
+				if r.Passed != (c.want == "") || !strings.Contains("|"+c.want+"|", "|"+r.Reason+"|") {
+					t.Errorf("got %+v, want %q", r, c.want)
+				}
+			})
+		})
+	}
+}
+
+// after answers when some time has passed.
+func after(d time.Duration, response string) func(net.Conn) {
+	return func(conn net.Conn) {
+		read(conn)
+		time.Sleep(d)
+		io.WriteString(conn, response)
+	}
+}
+
+// tlsServer wraps a server in TLS with a certificate of its own making. The server name must be that of checkTerms.
+func tlsServer(t *testing.T) func(func(net.Conn)) func(net.Conn) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)} // expired, and of no name
+	der, err := x509.CreateCertificate(crand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if hello.ServerName != checkTerms.Host {
+			return nil, fmt.Errorf("server name %q", hello.ServerName)
+		}
+		return certificate, nil
+	}}
+	return func(f func(net.Conn)) func(net.Conn) {
+		return func(conn net.Conn) { f(tls.Server(conn, config)) }
+	}
+}
+
+func TestAnUnreachableEndpointTimesOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t)
+		l.host.Crash()
+		start := time.Now()
+		r := run(t.Context(), l.prober.Dial, checkTerms)
+		if took := time.Since(start); r.Reason != "connect: timeout after 4s" || took != 4*time.Second {
+			t.Errorf("got %+v after %v", r, took)
+		}
+	})
+}
+
+func TestTheRequestIsPlain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t)
+		requests := make(chan string, 1)
+		defer l.serve(func(conn net.Conn) {
+			requests <- read(conn)
+			io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+		}).Close()
+		if r := run(t.Context(), l.prober.Dial, checkTerms); !r.Passed {
+			t.Error(r)
+		}
+		request := <-requests
+		want := "GET /?deep=1 HTTP/1.1\r\nHost: www.example.com\r\nUser-Agent: Perigee-HealthChecker\r\nConnection: close\r\nAccept: */*\r\n\r\n"
+		if request != want {
+			t.Errorf("got  %q\nwant %q", request, want)
+		}
+	})
+}
+
+func TestAnAddressIsNoServerName(t *testing.T) {
+	for host, want := range map[string]string{
+		"www.example.com": "www.example.com", "www.example.com:8443": "www.example.com",
+		"192.0.2.1": "", "192.0.2.1:8443": "", "[2001:db8::1]": "", "[2001:db8::1]:8443": "",
+	} {
+		if got := serverName(host); got != want {
+			t.Errorf("%s: got %q", host, got)
+		}
+	}
+}
+
+func TestAMatcherIsCodesAndRanges(t *testing.T) {
+	for _, c := range []struct {
+		matcher string
+		passes  []int
+		fails   []int
+	}{
+		{"200", []int{200}, []int{199, 201, 302}},
+		{"200,302", []int{200, 302}, []int{201, 301}},
+		{"200-299", []int{200, 204, 299}, []int{199, 300}},
+		{"200-204,301,400-499", []int{200, 204, 301, 404}, []int{205, 302, 500}},
+		{"", nil, []int{0, 200}},
+		{"all", nil, []int{200}},
+	} {
+		for _, s := range c.passes {
+			if !matches(c.matcher, s) {
+				t.Errorf("%q does not match %d", c.matcher, s)
+			}
+		}
+		for _, s := range c.fails {
+			if matches(c.matcher, s) {
+				t.Errorf("%q matches %d", c.matcher, s)
+			}
+		}
+	}
+}
+
+// reports collects what a Prober reports.
+type reports struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (r *reports) add(key health.Key, v *health.Verdict) {
+	s := string(key) + " unchecked"
+	if v != nil {
+		s = fmt.Sprintf("%s %v %s", key, v.Healthy, v.Reason)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.list = append(r.list, strings.TrimSpace(s))
+}
+
+// take returns what was reported since the last time.
+func (r *reports) take() string {
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := strings.Join(r.list, "; ")
+	r.list = nil
+	return s
+}
+
+func TestVerdictsTurnAsTheTargetDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t)
+		var r reports
+		p := New(Config{Node: "a", Dial: l.prober.Dial, Report: r.add})
+		defer p.Close()
+		server := l.serve(answer("HTTP/1.1 200 OK\r\n\r\n"))
+
+		p.Set([]Check{targetTerms})
+		time.Sleep(3 * time.Second) // a tenth of the interval
+		if got := r.take(); got != "target/web/10.0.0.1:80 true" {
+			t.Fatalf("at first: %q", got)
+		}
+		time.Sleep(10 * time.Minute)
+		if got := r.take(); got != "" {
+			t.Errorf("nothing happened, and it reported %q", got)
+		}
+		if n := l.asked.Load(); n < 18 || n > 21 {
+			t.Errorf("probed %d times in ten minutes", n)
+		}
+
+		server.Close()
+		time.Sleep(33 * time.Second)
+		if got := r.take(); got != "" {
+			t.Errorf("after one failure: %q", got)
+		}
+		time.Sleep(33 * time.Second)
+		if got := r.take(); got != "target/web/10.0.0.1:80 false connect: connection refused" {
+			t.Errorf("after two: %q", got)
+		}
+		defer l.serve(answer("HTTP/1.1 200 OK\r\n\r\n")).Close()
+		time.Sleep(4 * 30 * time.Second)
+		if got := r.take(); got != "" {
+			t.Errorf("after four passes at most: %q", got)
+		}
+		time.Sleep(45 * time.Second)
+		if got := r.take(); got != "target/web/10.0.0.1:80 true" {
+			t.Errorf("after five: %q", got)
+		}
+		if c := p.Counters(); c["probe_turns_total"] != 3 || c["probe_failed_total"] != 2 {
+			t.Errorf("counted %v", c)
+		}
+	})
+}
+
+func TestSetStartsStopsAndKeeps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t)
+		defer l.serve(answer("HTTP/1.1 200 OK\r\n\r\n")).Close()
+		var r reports
+		p := New(Config{Dial: l.prober.Dial, Report: r.add})
+		defer p.Close()
+
+		p.Set([]Check{targetTerms, targetTerms})
+		time.Sleep(5 * time.Second)
+		if got := r.take(); got != "target/web/10.0.0.1:80 true" {
+			t.Errorf("started: %q", got)
+		}
+		p.Set([]Check{targetTerms, checkTerms})
+		time.Sleep(5 * time.Second)
+		if got := r.take(); got != "check/www true" {
+			t.Errorf("one more, one kept: %q", got)
+		}
+		changed := targetTerms
+		changed.Matcher = "204"
+		p.Set([]Check{changed, checkTerms})
+		if got := r.take(); got != "" {
+			t.Errorf("changed: %q; the old verdict was to stand", got)
+		}
+		time.Sleep(5 * time.Second)
+		if got := r.take(); got != "target/web/10.0.0.1:80 false status 200, want 204" {
+			t.Errorf("changed, and probed: %q", got)
+		}
+		p.Set(nil)
+		if got := r.take(); got != "check/www unchecked; target/web/10.0.0.1:80 unchecked" && got != "target/web/10.0.0.1:80 unchecked; check/www unchecked" {
+			t.Errorf("stopped: %q", got)
+		}
+		asked := l.asked.Load()
+		time.Sleep(10 * time.Minute)
+		if got := r.take(); got != "" || l.asked.Load() != asked {
+			t.Errorf("after the stop: %q, and %d probes", got, l.asked.Load()-asked)
+		}
+	})
+}
+
+func TestAProbeUnderWayReportsNothingOnceItsCheckIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t)
+		defer l.serve(silence).Close()
+		var r reports
+		p := New(Config{Dial: l.prober.Dial, Report: r.add})
+		p.Set([]Check{targetTerms})
+		time.Sleep(4 * time.Second)
+		if l.asked.Load() != 1 {
+			t.Fatal("no probe is under way")
+		}
+		p.Set(nil)
+		if got := r.take(); got != "target/web/10.0.0.1:80 unchecked" {
+			t.Errorf("got %q", got)
+		}
+		p.Set([]Check{targetTerms})
+		time.Sleep(4 * time.Second)
+		start := time.Now()
+		p.Close()
+		if took := time.Since(start); took != 0 {
+			t.Errorf("close waited %v for the probe", took)
+		}
+		p.Set([]Check{targetTerms})
+		if got := r.take(); got != "" {
+			t.Errorf("close reported %q", got)
+		}
+	})
+}
+
+// many are n checks, of ports from 1 on.
+func many(n int, interval time.Duration) []Check {
+	checks := make([]Check, n)
+	for i := range checks {
+		checks[i] = byTCP(targetTerms)
+		checks[i].Address = netip.AddrPortFrom(endpoint.Addr(), uint16(i+1))
+		checks[i].Key = health.TargetKey("web", checks[i].Address)
+		checks[i].Thresholds.Interval = interval
+	}
+	return checks
+}
+
+func TestProbesAtOnceAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var now, most atomic.Int64
+		dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+			most.Store(max(most.Load(), now.Add(1)))
+			defer now.Add(-1)
+			time.Sleep(time.Second)
+			return nil, net.ErrClosed
+		}
+		p := New(Config{Dial: dial, Report: func(health.Key, *health.Verdict) {}, ProbesAtOnce: 10})
+		p.Set(many(100, 30*time.Second))
+		time.Sleep(15 * time.Second)
+		if n, c := most.Load(), p.Counters()["probe_probes_total"]; n != 10 || c != 100 {
+			t.Errorf("%d ran at once, and %d in all", n, c)
+		}
+		p.Close()
+	})
+}
+
+func TestProbesSpreadOverTheInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const interval = 30 * time.Second
+		start := time.Now()
+		var seconds [60]atomic.Int64
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			if s := int(time.Since(start) / time.Second); s < len(seconds) {
+				seconds[s].Add(1)
+			}
+			return nil, net.ErrClosed
+		}
+		p := New(Config{Node: "a", Dial: dial, Report: func(health.Key, *health.Verdict) {}})
+		defer p.Close()
+		p.Set(many(3000, interval))
+		time.Sleep(60*time.Second - 1)
+		for s := range seconds {
+			n := seconds[s].Load()
+			low, high := int64(0), int64(0)
+			switch {
+			case s < 3: // the first probe is within a tenth of the interval
+				low, high = 900, 1100
+			case s >= 30 && s < 36: // the second spreads twice as far
+				low, high = 400, 600
+			}
+			if n < low || n > high {
+				t.Errorf("%d probes in second %d, want %d to %d", n, s, low, high)
+			}
+		}
+	})
+}
+
+func TestTwoNodesProbeAtDifferentTimesAndEachAlwaysAtTheSame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := func(node string) time.Duration {
+			start, dialled := time.Now(), make(chan time.Duration, 1)
+			dial := func(context.Context, string, string) (net.Conn, error) {
+				dialled <- time.Since(start)
+				return nil, net.ErrClosed
+			}
+			p := New(Config{Node: node, Dial: dial, Report: func(health.Key, *health.Verdict) {}})
+			defer p.Close()
+			p.Set([]Check{targetTerms})
+			return <-dialled
+		}
+		a, b := first("a"), first("b")
+		if a == b || a != first("a") {
+			t.Errorf("a probes after %v, b after %v", a, b)
+		}
+	})
+}
+
+func TestChecksBeyondTheBoundAreNotRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dial := func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed }
+		var reported atomic.Int64
+		p := New(Config{Dial: dial, Report: func(health.Key, *health.Verdict) { reported.Add(1) }})
+		defer p.Close()
+		p.Set(many(maxChecks+5, 30*time.Second))
+		time.Sleep(4 * time.Second)
+		if n := reported.Load(); n != maxChecks {
+			t.Errorf("%d checks reported, want %d", n, maxChecks)
+		}
+	})
+}
+
+func FuzzAnswer(f *testing.F) {
+	for _, s := range []string{
+		"", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+		"HTTP/1.1 101 Switching Protocols\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffff\r\n", "SSH-2.0-OpenSSH\r\n",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		near, far := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			read(far)
+			far.Write(b)
+			far.Close()
+		}()
+		reason := ask(near, targetTerms, targetTerms.Timeout)
+		near.Close()
+		<-done
+		if reason == "" && !strings.HasPrefix(string(b), "HTTP/") {
+			t.Fatalf("%q passed", b)
+		}
+		if len(reason) > 100 {
+			t.Fatalf("the reason quotes the answer: %q", reason)
+		}
+	})
+}
