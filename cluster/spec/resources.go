@@ -1,54 +1,31 @@
 package spec
 
-import (
-	"net/netip"
-	"time"
-)
+import "net/netip"
 
-// Spec is all resources at one revision: what the network should do. It is immutable:
-// it is built whole (Build), shared by pointer, and never changed.
-type Spec struct {
-	// Revision counts the agreed changes: 0 is the empty spec before the first.
-	Revision uint64
-
-	Regions       map[string]*Region
-	TargetGroups  map[string]*TargetGroup
-	LoadBalancers map[string]*LoadBalancer
-	HealthChecks  map[string]*HealthCheck
-	Distributions map[string]*Distribution
-	CachePolicies map[string]*CachePolicy // the operator's and the managed ones
-	Accelerators  map[string]*Accelerator
-	HostedZones   map[string]*HostedZone
-}
-
-// Duration is written in YAML as AWS writes it, a number of seconds (`interval: 30`), or with
-// a unit in Go's form (`interval: 500ms`).
-type Duration time.Duration
-
-// Std is the same length of time as the standard library's type.
-func (d Duration) Std() time.Duration { return time.Duration(d) }
+// The fields' tags are what is read: json names the field in YAML and JSON alike, rule bounds it, default is what it
+// means where it is absent (shape says how they are written). Defaults that depend on other fields are in complete.
 
 // Region is a named part of the world with POPs and targets. Where the name is one of AWS's
 // (ap-northeast-2), city, country and location have defaults.
 type Region struct {
-	Name     string    `yaml:"name"`
-	City     string    `yaml:"city,omitempty"`
-	Country  string    `yaml:"country,omitempty"` // ISO 3166-1 alpha-2
-	Location *Location `yaml:"location,omitempty"`
-	POPs     []POP     `yaml:"pops,omitempty"`
+	Name     string    `json:"name" rule:"required"`
+	City     string    `json:"city,omitempty"`
+	Country  string    `json:"country,omitempty"` // ISO 3166-1 alpha-2
+	Location *Location `json:"location,omitempty"`
+	POPs     []POP     `json:"pops,omitempty" rule:"..256"`
 }
 
 // POP is a named place with one or more nodes that share a cache. Its location is its region's
 // unless it says its own.
 type POP struct {
-	Name     string    `yaml:"name"`
-	Location *Location `yaml:"location,omitempty"`
+	Name     string    `json:"name" rule:"required"`
+	Location *Location `json:"location,omitempty"`
 }
 
 // Location is a point on the earth in degrees: latitude −90…90, longitude −180…180.
 type Location struct {
-	Latitude  float64 `yaml:"latitude"`
-	Longitude float64 `yaml:"longitude"`
+	Latitude  float64 `json:"latitude" rule:"required,-90..90"`
+	Longitude float64 `json:"longitude" rule:"required,-180..180"`
 }
 
 // Protocols of target groups, listeners and health checks.
@@ -61,40 +38,41 @@ const (
 // TargetGroup is the targets of one region that serve one thing, and how they are checked
 // (ELB target group).
 type TargetGroup struct {
-	Name     string   `yaml:"name"`
-	Region   string   `yaml:"region"`
-	Protocol string   `yaml:"protocol"`       // HTTP or TCP
-	Port     uint16   `yaml:"port,omitempty"` // of targets that name none
-	Targets  []Target `yaml:"targets,omitempty"`
+	Name     string   `json:"name" rule:"required"`
+	Region   string   `json:"region" rule:"required"`
+	Protocol string   `json:"protocol" rule:"required,HTTP|TCP"`
+	Port     uint16   `json:"port,omitempty" rule:"1..65535"` // of targets that name none
+	Targets  []Target `json:"targets,omitempty" rule:"..1000"`
 	// HealthCheck has ELB's defaults for the protocol.
-	HealthCheck TargetHealthCheck `yaml:"healthCheck,omitempty"`
-	// LoadBalancingAlgorithm is round_robin (the default and, so far, the only one).
-	LoadBalancingAlgorithm string `yaml:"loadBalancingAlgorithm,omitempty"`
-	// DeregistrationDelay is how long flows to a target that has left the group may go on: 0–3600 s, default 300 s.
-	DeregistrationDelay *Duration `yaml:"deregistrationDelay,omitempty"`
+	HealthCheck TargetHealthCheck `json:"healthCheck,omitzero"`
+	// LoadBalancingAlgorithm is, so far, round_robin alone.
+	LoadBalancingAlgorithm string `json:"loadBalancingAlgorithm,omitempty" rule:"round_robin" default:"round_robin"`
+	// DeregistrationDelay is how long flows to a target that has left the group may go on.
+	DeregistrationDelay *Duration `json:"deregistrationDelay,omitempty" rule:"0s..3600s" default:"300s"`
 }
 
 // Target is one server: an IP address and a port.
 type Target struct {
-	Address netip.Addr `yaml:"address"`
-	Port    uint16     `yaml:"port,omitempty"` // 0: the group's, filled in by the defaults
+	Address netip.Addr `json:"address" rule:"required"`
+	Port    uint16     `json:"port,omitempty" rule:"1..65535"` // 0: the group's, filled in by the defaults
 }
 
 // AddrPort is where the target listens.
 func (t Target) AddrPort() netip.AddrPort { return netip.AddrPortFrom(t.Address, t.Port) }
 
 // TargetHealthCheck is how the targets of a group are checked. Defaults are those of ELB's API model
-// (interval 30 s; timeout 6 s for HTTP, 10 s for TCP; healthy 5, unhealthy 2; matcher 200, path /).
+// (interval 30 s; timeout 6 s for HTTP, 10 s for TCP, but never above the interval; healthy 5, unhealthy 2;
+// matcher 200, path /).
 type TargetHealthCheck struct {
-	Protocol string `yaml:"protocol,omitempty"` // HTTP or TCP; default the group's
-	Port     uint16 `yaml:"port,omitempty"`     // 0: the target's own (traffic-port)
-	Path     string `yaml:"path,omitempty"`
-	Matcher  string `yaml:"matcher,omitempty"` // "200", "200,302", "200-299"
-	// Interval is 1–300 s (ELB: 5–300 s).
-	Interval           *Duration `yaml:"interval,omitempty"`
-	Timeout            *Duration `yaml:"timeout,omitempty"`
-	HealthyThreshold   int       `yaml:"healthyThreshold,omitempty"`   // 1–10
-	UnhealthyThreshold int       `yaml:"unhealthyThreshold,omitempty"` // 1–10
+	Protocol string `json:"protocol,omitempty" rule:"HTTP|TCP"` // default the group's
+	Port     uint16 `json:"port,omitempty" rule:"1..65535"`     // 0: the target's own (traffic-port)
+	Path     string `json:"path,omitempty" rule:"..1024"`
+	Matcher  string `json:"matcher,omitempty"` // "200", "200,302", "200-299"
+	// Interval may be shorter than ELB's, 5–300 s.
+	Interval           *Duration `json:"interval,omitempty" rule:"1s..300s" default:"30s"`
+	Timeout            *Duration `json:"timeout,omitempty" rule:"100ms..120s"`
+	HealthyThreshold   int       `json:"healthyThreshold,omitempty" rule:"1..10" default:"5"`
+	UnhealthyThreshold int       `json:"unhealthyThreshold,omitempty" rule:"1..10" default:"2"`
 }
 
 // Load balancer types.
@@ -106,105 +84,105 @@ const (
 // LoadBalancer is a regional load balancer: the nodes of its region with the origin role open its
 // listeners (ALB for type application, NLB for type network).
 type LoadBalancer struct {
-	Name      string     `yaml:"name"`
-	Region    string     `yaml:"region"`
-	Type      string     `yaml:"type,omitempty"` // application (default) or network
-	Listeners []Listener `yaml:"listeners"`
-	// IdleTimeout ends a connection without traffic: default 60 s (application), 350 s (network).
-	IdleTimeout *Duration `yaml:"idleTimeout,omitempty"`
+	Name      string     `json:"name" rule:"required"`
+	Region    string     `json:"region" rule:"required"`
+	Type      string     `json:"type,omitempty" rule:"application|network" default:"application"`
+	Listeners []Listener `json:"listeners" rule:"required,1..50"`
+	// IdleTimeout ends a connection without traffic: 1–4,000 s, default 60 s (application); 60–6,000 s, default 350 s (network).
+	IdleTimeout *Duration `json:"idleTimeout,omitempty" rule:"1s..6000s"`
 }
 
 // Listener is one port of a load balancer: HTTP for type application, TCP for type network.
 type Listener struct {
-	Protocol string         `yaml:"protocol"`
-	Port     uint16         `yaml:"port"`
-	Rules    []ListenerRule `yaml:"rules,omitempty"` // application only
-	Default  Action         `yaml:"default"`
+	Protocol string         `json:"protocol" rule:"required,HTTP|TCP"`
+	Port     uint16         `json:"port" rule:"required,1..65535"`
+	Rules    []ListenerRule `json:"rules,omitempty" rule:"..100"` // application only
+	Default  Action         `json:"default" rule:"required"`
 }
 
 // ListenerRule is tried in the order of priority, lowest first; all its conditions must hold.
 type ListenerRule struct {
-	Priority   int         `yaml:"priority"` // 1–50000, unique in its listener
-	Conditions []Condition `yaml:"conditions"`
-	Action     Action      `yaml:"action"`
+	Priority   int         `json:"priority" rule:"required,1..50000"` // unique in its listener
+	Conditions []Condition `json:"conditions" rule:"required,1..10"`
+	Action     Action      `json:"action" rule:"required"`
 }
 
 // Condition holds when one of the values of its one field matches. Patterns know * (any run) and
 // ? (one character). Hosts compare without case; paths and methods with it (ALB).
 type Condition struct {
-	HostHeader        []string `yaml:"hostHeader,omitempty"`
-	PathPattern       []string `yaml:"pathPattern,omitempty"`
-	HTTPRequestMethod []string `yaml:"httpRequestMethod,omitempty"`
+	HostHeader        []string `json:"hostHeader,omitempty" rule:"1..5"`
+	PathPattern       []string `json:"pathPattern,omitempty" rule:"1..5"`
+	HTTPRequestMethod []string `json:"httpRequestMethod,omitempty" rule:"1..5"`
 }
 
 // Action is what becomes of a request or flow: exactly one field is set.
 type Action struct {
-	Forward       string         `yaml:"forward,omitempty"` // a target group
-	FixedResponse *FixedResponse `yaml:"fixedResponse,omitempty"`
-	Redirect      *Redirect      `yaml:"redirect,omitempty"`
+	Forward       string         `json:"forward,omitempty"` // a target group
+	FixedResponse *FixedResponse `json:"fixedResponse,omitempty"`
+	Redirect      *Redirect      `json:"redirect,omitempty"`
 }
 
 // FixedResponse is an answer given without a target: status 2xx, 4xx or 5xx, body ≤ 1,024 bytes.
 type FixedResponse struct {
-	StatusCode  int    `yaml:"statusCode"`
-	ContentType string `yaml:"contentType,omitempty"`
-	MessageBody string `yaml:"messageBody,omitempty"`
+	StatusCode  int    `json:"statusCode" rule:"required,200..599"`
+	ContentType string `json:"contentType,omitempty" rule:"text/plain|text/css|text/html|application/javascript|application/json" default:"text/plain"`
+	MessageBody string `json:"messageBody,omitempty" rule:"..1024"`
 }
 
 // Redirect sends the client elsewhere. Empty fields keep the request's own; #{protocol}, #{host},
 // #{port}, #{path} (without its leading slash) and #{query} stand for the request's (ALB).
 type Redirect struct {
-	StatusCode string `yaml:"statusCode"` // HTTP_301 or HTTP_302
-	Protocol   string `yaml:"protocol,omitempty"`
-	Host       string `yaml:"host,omitempty"`
-	Port       string `yaml:"port,omitempty"`
-	Path       string `yaml:"path,omitempty"`
-	Query      string `yaml:"query,omitempty"`
+	StatusCode string `json:"statusCode" rule:"required,HTTP_301|HTTP_302"`
+	Protocol   string `json:"protocol,omitempty" rule:"HTTP|HTTPS|#{protocol}"`
+	Host       string `json:"host,omitempty" rule:"..128"`
+	Port       string `json:"port,omitempty"`
+	Path       string `json:"path,omitempty" rule:"..128"`
+	Query      string `json:"query,omitempty" rule:"..128"`
 }
 
 // HealthCheck checks one endpoint from a few nodes of every region (Route 53 health check).
 type HealthCheck struct {
-	Name         string     `yaml:"name"`
-	Type         string     `yaml:"type"` // HTTP, HTTPS or TCP
-	IPAddress    netip.Addr `yaml:"ipAddress"`
-	Port         uint16     `yaml:"port,omitempty"`         // default 80 for HTTP, 443 for HTTPS
-	ResourcePath string     `yaml:"resourcePath,omitempty"` // default /
+	Name         string     `json:"name" rule:"required"`
+	Type         string     `json:"type" rule:"required,HTTP|HTTPS|TCP"`
+	IPAddress    netip.Addr `json:"ipAddress" rule:"required"`
+	Port         uint16     `json:"port,omitempty" rule:"1..65535"`      // default 80 for HTTP, 443 for HTTPS
+	ResourcePath string     `json:"resourcePath,omitempty" rule:"..255"` // default /
 	// FullyQualifiedDomainName is sent as Host and SNI; the address is always IPAddress.
-	FullyQualifiedDomainName string `yaml:"fullyQualifiedDomainName,omitempty"`
-	// RequestInterval is 1–300 s, default 30 s (Route 53: 10 or 30 s).
-	RequestInterval  *Duration `yaml:"requestInterval,omitempty"`
-	FailureThreshold int       `yaml:"failureThreshold,omitempty"` // 1–10, default 3, both directions
-	Inverted         bool      `yaml:"inverted,omitempty"`
-	Disabled         bool      `yaml:"disabled,omitempty"` // counts as healthy
+	FullyQualifiedDomainName string `json:"fullyQualifiedDomainName,omitempty" rule:"..255"`
+	// RequestInterval may be any, unlike Route 53's, 10 or 30 s.
+	RequestInterval  *Duration `json:"requestInterval,omitempty" rule:"1s..300s" default:"30s"`
+	FailureThreshold int       `json:"failureThreshold,omitempty" rule:"1..10" default:"3"` // in both directions
+	Inverted         bool      `json:"inverted,omitempty"`
+	Disabled         bool      `json:"disabled,omitempty"` // counts as healthy
 }
 
 // Distribution is one site on the CDN (CloudFront distribution): its hosts, where its content comes
 // from, and how each path is treated.
 type Distribution struct {
-	Name                 string          `yaml:"name"`
-	Enabled              *bool           `yaml:"enabled,omitempty"` // default true
-	Aliases              []string        `yaml:"aliases"`           // host names it answers for; *.example.com allowed
-	DefaultRootObject    string          `yaml:"defaultRootObject,omitempty"`
-	Origins              []Origin        `yaml:"origins"`
-	DefaultCacheBehavior CacheBehavior   `yaml:"defaultCacheBehavior"`
-	CacheBehaviors       []CacheBehavior `yaml:"cacheBehaviors,omitempty"` // the first that matches wins
-	// ErrorCachingMinTTL is how long an error the origin sent is kept at least: default 10 s.
-	ErrorCachingMinTTL *Duration `yaml:"errorCachingMinTTL,omitempty"`
+	Name                 string          `json:"name" rule:"required"`
+	Enabled              *bool           `json:"enabled,omitempty" default:"true"`
+	Aliases              []string        `json:"aliases" rule:"required,1..100"` // host names it answers for; *.example.com allowed
+	DefaultRootObject    string          `json:"defaultRootObject,omitempty" rule:"..255"`
+	Origins              []Origin        `json:"origins" rule:"required,1..100"`
+	DefaultCacheBehavior CacheBehavior   `json:"defaultCacheBehavior" rule:"required"`
+	CacheBehaviors       []CacheBehavior `json:"cacheBehaviors,omitempty" rule:"..75"` // the first that matches wins
+	// ErrorCachingMinTTL is how long an error the origin sent is kept at least.
+	ErrorCachingMinTTL *Duration `json:"errorCachingMinTTL,omitempty" rule:"0s..31536000s" default:"10s"`
 }
 
 // Origin is where content comes from: a URL, or load balancers of this network (exactly one of the two).
 type Origin struct {
-	Name string `yaml:"name"`
+	Name string `json:"name" rule:"required"`
 	// URL is the scheme and authority of an origin anywhere: http://origin.example.com:8080.
-	URL string `yaml:"url,omitempty"`
+	URL string `json:"url,omitempty"`
 	// LoadBalancers are asked nearest first; one that cannot be reached gives way to the next.
 	// (CloudFront knows one domain name per origin, and pairs as origin groups.)
-	LoadBalancers []string `yaml:"loadBalancers,omitempty"`
+	LoadBalancers []string `json:"loadBalancers,omitempty" rule:"1..10"`
 	// HostHeader is the Host that the origin is sent; default the URL's authority, or the viewer's Host for load balancers.
-	HostHeader         string    `yaml:"hostHeader,omitempty"`
-	ConnectionAttempts int       `yaml:"connectionAttempts,omitempty"` // 1–3, default 3
-	ConnectionTimeout  *Duration `yaml:"connectionTimeout,omitempty"`  // 1–10 s, default 10 s
-	ResponseTimeout    *Duration `yaml:"responseTimeout,omitempty"`    // 1–120 s, default 30 s
+	HostHeader         string    `json:"hostHeader,omitempty"`
+	ConnectionAttempts int       `json:"connectionAttempts,omitempty" rule:"1..3" default:"3"`
+	ConnectionTimeout  *Duration `json:"connectionTimeout,omitempty" rule:"1s..10s" default:"10s"`
+	ResponseTimeout    *Duration `json:"responseTimeout,omitempty" rule:"1s..120s" default:"30s"`
 }
 
 // Viewer protocol policies.
@@ -216,22 +194,22 @@ const (
 
 // CacheBehavior is how the requests of one path pattern are treated.
 type CacheBehavior struct {
-	PathPattern          string   `yaml:"pathPattern,omitempty"` // empty in the default behaviour; * and ?
-	TargetOrigin         string   `yaml:"targetOrigin"`
-	ViewerProtocolPolicy string   `yaml:"viewerProtocolPolicy,omitempty"` // default allow-all
-	AllowedMethods       []string `yaml:"allowedMethods,omitempty"`       // one of AWS's three sets; default GET, HEAD
-	CachePolicy          string   `yaml:"cachePolicy,omitempty"`          // default Managed-CachingOptimized
+	PathPattern          string   `json:"pathPattern,omitempty" rule:"..255"` // empty in the default behaviour; * and ?
+	TargetOrigin         string   `json:"targetOrigin" rule:"required"`
+	ViewerProtocolPolicy string   `json:"viewerProtocolPolicy,omitempty" rule:"allow-all|redirect-to-https|https-only" default:"allow-all"`
+	AllowedMethods       []string `json:"allowedMethods,omitempty" rule:"2..7"` // one of AWS's three sets; default GET, HEAD
+	CachePolicy          string   `json:"cachePolicy,omitempty" default:"Managed-CachingOptimized"`
 }
 
 // CachePolicy says what a cached response is keyed by and how long it may live (CloudFront cache policy).
 type CachePolicy struct {
-	Name         string    `yaml:"name"`
-	MinTTL       *Duration `yaml:"minTTL,omitempty"`       // default 0
-	DefaultTTL   *Duration `yaml:"defaultTTL,omitempty"`   // default 86,400 s
-	MaxTTL       *Duration `yaml:"maxTTL,omitempty"`       // default 31,536,000 s
-	Headers      KeyPart   `yaml:"headers,omitempty"`      // none (default), whitelist
-	Cookies      KeyPart   `yaml:"cookies,omitempty"`      // none (default), whitelist, allExcept, all
-	QueryStrings KeyPart   `yaml:"queryStrings,omitempty"` // none (default), whitelist, allExcept, all
+	Name         string    `json:"name" rule:"required"`
+	MinTTL       *Duration `json:"minTTL,omitempty" rule:"0s..3153600000s" default:"0s"`
+	DefaultTTL   *Duration `json:"defaultTTL,omitempty" rule:"0s..3153600000s"` // default 86,400 s
+	MaxTTL       *Duration `json:"maxTTL,omitempty" rule:"0s..3153600000s"`     // default 31,536,000 s
+	Headers      KeyPart   `json:"headers,omitzero"`                            // none (default), whitelist
+	Cookies      KeyPart   `json:"cookies,omitzero"`                            // none (default), whitelist, allExcept, all
+	QueryStrings KeyPart   `json:"queryStrings,omitzero"`                       // none (default), whitelist, allExcept, all
 }
 
 // What of headers, cookies or query strings enters the cache key.
@@ -244,17 +222,17 @@ const (
 
 // KeyPart is what of the headers, cookies or query strings enters the cache key, and so is forwarded.
 type KeyPart struct {
-	Behavior string   `yaml:"behavior,omitempty"`
-	Items    []string `yaml:"items,omitempty"`
+	Behavior string   `json:"behavior,omitempty" rule:"none|whitelist|allExcept|all" default:"none"`
+	Items    []string `json:"items,omitempty" rule:"1..10"`
 }
 
 // Accelerator is a set of static addresses, announced at every POP, whose flows are carried to the
 // nearest region with a healthy endpoint (Global Accelerator).
 type Accelerator struct {
-	Name        string                `yaml:"name"`
-	Enabled     *bool                 `yaml:"enabled,omitempty"` // default true
-	IPAddresses []netip.Addr          `yaml:"ipAddresses"`
-	Listeners   []AcceleratorListener `yaml:"listeners"`
+	Name        string                `json:"name" rule:"required"`
+	Enabled     *bool                 `json:"enabled,omitempty" default:"true"`
+	IPAddresses []netip.Addr          `json:"ipAddresses" rule:"required,1..8"`
+	Listeners   []AcceleratorListener `json:"listeners" rule:"required,1..10"`
 }
 
 // Client affinities.
@@ -265,57 +243,57 @@ const (
 
 // AcceleratorListener takes the flows of some ports.
 type AcceleratorListener struct {
-	Protocol       string          `yaml:"protocol"`   // TCP
-	PortRanges     []PortRange     `yaml:"portRanges"` // 1–10
-	ClientAffinity string          `yaml:"clientAffinity,omitempty"`
-	EndpointGroups []EndpointGroup `yaml:"endpointGroups"`
+	Protocol       string          `json:"protocol" rule:"required,TCP"`
+	PortRanges     []PortRange     `json:"portRanges" rule:"required,1..10"`
+	ClientAffinity string          `json:"clientAffinity,omitempty" rule:"NONE|SOURCE_IP" default:"NONE"`
+	EndpointGroups []EndpointGroup `json:"endpointGroups" rule:"required,1..42"`
 }
 
 // PortRange is the ports from FromPort to ToPort, both included; ToPort 0 means FromPort alone.
 type PortRange struct {
-	FromPort uint16 `yaml:"fromPort"`
-	ToPort   uint16 `yaml:"toPort,omitempty"`
+	FromPort uint16 `json:"fromPort" rule:"required,1..65535"`
+	ToPort   uint16 `json:"toPort,omitempty" rule:"1..65535"`
 }
 
 // EndpointGroup is the endpoints of one region.
 type EndpointGroup struct {
-	Region string `yaml:"region"`
-	// TrafficDial is the percentage, 0–100, of the flows already directed to the group that it takes; default 100.
-	TrafficDial *float64   `yaml:"trafficDial,omitempty"`
-	Endpoints   []Endpoint `yaml:"endpoints"`
+	Region string `json:"region" rule:"required"`
+	// TrafficDial is the percentage of the flows already directed to the group that it takes.
+	TrafficDial *float64   `json:"trafficDial,omitempty" rule:"0..100" default:"100"`
+	Endpoints   []Endpoint `json:"endpoints" rule:"required,1..10"`
 }
 
 // Endpoint is where flows end: a target group or a network load balancer of the group's region (exactly one).
 type Endpoint struct {
-	TargetGroup  string `yaml:"targetGroup,omitempty"`
-	LoadBalancer string `yaml:"loadBalancer,omitempty"`
-	Weight       *int   `yaml:"weight,omitempty"` // 0–255, default 128; 0 takes nothing
+	TargetGroup  string `json:"targetGroup,omitempty"`
+	LoadBalancer string `json:"loadBalancer,omitempty"`
+	Weight       *int   `json:"weight,omitempty" rule:"0..255" default:"128"` // 0 takes nothing
 }
 
 // HostedZone is a public zone; its name is the domain without a trailing dot (Route 53 hosted zone).
 // It has an SOA and name servers of its own: ns-<pop> for each POP of the spec, unless NameServers says otherwise.
 type HostedZone struct {
-	Name        string   `yaml:"name"`
-	NameServers []string `yaml:"nameServers,omitempty"` // fully qualified
-	Records     []Record `yaml:"records,omitempty"`
+	Name        string   `json:"name" rule:"required"`
+	NameServers []string `json:"nameServers,omitempty" rule:"1..16"` // absolute
+	Records     []Record `json:"records,omitempty" rule:"..10000"`
 }
 
 // Record is one resource record set. Several of one name and type need SetIdentifier and one routing
 // policy among them all.
 type Record struct {
-	Name   string    `yaml:"name"` // relative to the zone; @ is the apex; a trailing dot makes it absolute
-	Type   string    `yaml:"type"` // A AAAA CAA CNAME MX NS PTR SRV TXT
-	TTL    *Duration `yaml:"ttl,omitempty"`
-	Values []string  `yaml:"values,omitempty"` // in zone-file form
-	Alias  *Alias    `yaml:"alias,omitempty"`
+	Name   string    `json:"name" rule:"required"` // relative to the zone; @ is the apex; a trailing dot makes it absolute
+	Type   string    `json:"type" rule:"required,A|AAAA|CAA|CNAME|MX|NS|PTR|SRV|TXT"`
+	TTL    *Duration `json:"ttl,omitempty" rule:"0s..2147483647s"`
+	Values []string  `json:"values,omitempty" rule:"1..400"` // as in zone files, but their domain names are absolute, with or without a trailing dot
+	Alias  *Alias    `json:"alias,omitempty"`
 
-	SetIdentifier    string       `yaml:"setIdentifier,omitempty"`
-	Weight           *int         `yaml:"weight,omitempty"`           // weighted: 0–255
-	Region           string       `yaml:"region,omitempty"`           // latency
-	Failover         string       `yaml:"failover,omitempty"`         // PRIMARY or SECONDARY
-	GeoLocation      *GeoLocation `yaml:"geoLocation,omitempty"`      // geolocation
-	MultiValueAnswer bool         `yaml:"multiValueAnswer,omitempty"` // multivalue
-	HealthCheck      string       `yaml:"healthCheck,omitempty"`
+	SetIdentifier    string       `json:"setIdentifier,omitempty" rule:"..128"`
+	Weight           *int         `json:"weight,omitempty" rule:"0..255"` // weighted; 0 only when the others are unhealthy
+	Region           string       `json:"region,omitempty"`               // latency
+	Failover         string       `json:"failover,omitempty" rule:"PRIMARY|SECONDARY"`
+	GeoLocation      *GeoLocation `json:"geoLocation,omitempty"`      // geolocation
+	MultiValueAnswer bool         `json:"multiValueAnswer,omitempty"` // multivalue
+	HealthCheck      string       `json:"healthCheck,omitempty"`
 }
 
 // Failover roles.
@@ -326,16 +304,16 @@ const (
 
 // Alias answers with the addresses of a resource: exactly one of its targets is set.
 type Alias struct {
-	Distribution         string `yaml:"distribution,omitempty"` // the POP nearest to the client
-	LoadBalancer         string `yaml:"loadBalancer,omitempty"` // the nodes of its region
-	Accelerator          string `yaml:"accelerator,omitempty"`  // its static addresses
-	Record               string `yaml:"record,omitempty"`       // another record of the zone, of the same type
-	EvaluateTargetHealth bool   `yaml:"evaluateTargetHealth,omitempty"`
+	Distribution         string `json:"distribution,omitempty"` // the POP nearest to the client
+	LoadBalancer         string `json:"loadBalancer,omitempty"` // the nodes of its region
+	Accelerator          string `json:"accelerator,omitempty"`  // its static addresses
+	Record               string `json:"record,omitempty"`       // another record of the zone, of the same type
+	EvaluateTargetHealth bool   `json:"evaluateTargetHealth,omitempty"`
 }
 
 // GeoLocation names where clients are: one of continent (AF AN AS EU NA OC SA) or country (ISO 3166-1
 // alpha-2); country * is the default, for all others.
 type GeoLocation struct {
-	Continent string `yaml:"continent,omitempty"`
-	Country   string `yaml:"country,omitempty"`
+	Continent string `json:"continent,omitempty" rule:"AF|AN|AS|EU|NA|OC|SA"`
+	Country   string `json:"country,omitempty"`
 }

@@ -1,0 +1,273 @@
+package spec
+
+import (
+	"bytes"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// Op is what becomes of a resource.
+type Op string
+
+// The operations.
+const (
+	Created Op = "created"
+	Updated Op = "updated"
+	Deleted Op = "deleted"
+)
+
+// Change is one resource that differs between two sets of documents.
+type Change struct {
+	Op Op `json:"op"`
+	Ref
+	// Fields say what differs in an updated resource, a line each, for people: listeners[0].port: 80 → 8080. What is only
+	// in the new is marked +, what is only in the old −. Empty where one of the two cannot be read.
+	Fields []string `json:"fields,omitempty"`
+}
+
+// Diff compares documents by kind and name, in the order of Ref.Compare. Resources are compared by what they mean,
+// defaults included: neither comments nor layout matter, nor whether a default is written out.
+func Diff(old, new []Document) []Change {
+	before, after := byRef(old), byRef(new)
+	var changes []Change
+	for ref, b := range before {
+		if _, stays := after[ref]; !stays {
+			changes = append(changes, Change{Op: Deleted, Ref: b.Ref()})
+		}
+	}
+	shapes := map[string]*shape{}
+	for ref, a := range after {
+		b, was := before[ref]
+		if !was {
+			changes = append(changes, Change{Op: Created, Ref: ref})
+			continue
+		}
+		if bytes.Equal(a.Bytes, b.Bytes) {
+			continue
+		}
+		kind, _ := exactKind(ref.Kind)
+		if shapes[ref.Kind] == nil && kind.resource != nil {
+			shapes[ref.Kind] = shapeOf(kind.resource)
+		}
+		if fields, differ := compare(b, a, kind, shapes[ref.Kind]); differ {
+			changes = append(changes, Change{Op: Updated, Ref: ref, Fields: fields})
+		}
+	}
+	slices.SortFunc(changes, func(a, b Change) int { return a.Ref.Compare(b.Ref) })
+	return changes
+}
+
+func byRef(docs []Document) map[Ref]Document {
+	m := make(map[Ref]Document, len(docs))
+	for _, d := range docs {
+		m[d.Ref()] = d
+	}
+	return m
+}
+
+func compare(old, new Document, kind Kind, s *shape) (fields []string, differ bool) {
+	a, okA := meaning(old, kind, s)
+	b, okB := meaning(new, kind, s)
+	if !okA || !okB {
+		return nil, true
+	}
+	var c comparison
+	c.value("", s, a, b)
+	return c.lines, len(c.lines) > 0
+}
+
+// meaning is a document's resource with its defaults, if it can be read.
+func meaning(doc Document, kind Kind, s *shape) (v reflect.Value, ok bool) {
+	if s == nil {
+		return reflect.Value{}, false
+	}
+	root, u := read(doc.Bytes, doc.Line)
+	if u != nil {
+		return reflect.Value{}, false
+	}
+	ok = true
+	d := decoder{fault: func(int, string, string) { ok = false }}
+	resource := kind.make()
+	d.resource(&root, s, resource)
+	complete(resource)
+	return reflect.ValueOf(resource).Elem(), ok
+}
+
+// comparison gathers the differences of one resource.
+type comparison struct {
+	lines []string
+}
+
+func (c *comparison) add(path, format string, args ...any) {
+	c.lines = append(c.lines, path+": "+fmt.Sprintf(format, args...))
+}
+
+func (c *comparison) value(path string, s *shape, a, b reflect.Value) {
+	if absent(s, a) || absent(s, b) {
+		switch {
+		case !absent(s, b):
+			c.add(path, "+ %s", show(s, b))
+		case !absent(s, a):
+			c.add(path, "− %s", show(s, a))
+		}
+		return
+	}
+	if s.pointer {
+		a, b = a.Elem(), b.Elem()
+	}
+	switch {
+	case s.form == formStructure:
+		for _, f := range s.fields {
+			below := f.name
+			if path != "" {
+				below = path + "." + f.name
+			}
+			c.value(below, f.shape, a.Field(f.index), b.Field(f.index))
+		}
+	case s.form == formList:
+		c.list(path, s.item, a, b)
+	case !a.Equal(b):
+		c.add(path, "%s → %s", show(s, a), show(s, b))
+	}
+}
+
+// absent says whether a value says nothing: it was not given and has no default.
+func absent(s *shape, v reflect.Value) bool {
+	switch {
+	case s.pointer:
+		return v.IsNil()
+	case s.form == formList:
+		return v.Len() == 0
+	case s.form == formSwitch, s.form == formFraction, s.form == formStructure:
+		return false
+	}
+	return v.IsZero()
+}
+
+// list compares the items that are the same thing with each other. Items that stand alone between those
+// are compared too if there are as many in the old as in the new.
+func (c *comparison) list(path string, item *shape, a, b reflect.Value) {
+	oldKeys, newKeys := identities(item, a), identities(item, b)
+	i, j := 0, 0
+	for _, pair := range append(align(oldKeys, newKeys), [2]int{a.Len(), b.Len()}) {
+		if item.form == formStructure && pair[0]-i == pair[1]-j {
+			for ; i < pair[0]; i, j = i+1, j+1 {
+				c.value(at(path, j), item, a.Index(i), b.Index(j))
+			}
+		}
+		for ; i < pair[0]; i++ {
+			c.add(at(path, i), "− %s", show(item, a.Index(i)))
+		}
+		for ; j < pair[1]; j++ {
+			c.add(at(path, j), "+ %s", show(item, b.Index(j)))
+		}
+		if i < a.Len() && j < b.Len() {
+			c.value(at(path, j), item, a.Index(i), b.Index(j))
+			i, j = i+1, j+1
+		}
+	}
+}
+
+// identities are what tells the items of a list apart: the fields that name them, or all they say.
+func identities(item *shape, list reflect.Value) []string {
+	naming := []string{"name", "type", "setIdentifier", "priority", "address", "protocol", "port", "pathPattern", "region", "fromPort",
+		"targetGroup", "loadBalancer"}
+	keys := make([]string, list.Len())
+	for i := range keys {
+		v := list.Index(i)
+		for _, f := range item.fields {
+			if slices.Contains(naming, f.name) {
+				keys[i] += show(f.shape, v.Field(f.index)) + " "
+			}
+		}
+		if keys[i] == "" {
+			keys[i] = show(item, v)
+		}
+	}
+	return keys
+}
+
+// align pairs equal keys of two lists without crossing, as many as there can be.
+func align(a, b []string) (pairs [][2]int) {
+	// most bounds the table of lengths, as the square; what stands between is compared by position beyond it.
+	const most = 1000
+	i := 0
+	for i < min(len(a), len(b)) && a[i] == b[i] {
+		pairs = append(pairs, [2]int{i, i})
+		i++
+	}
+	tail := 0
+	for tail < min(len(a), len(b))-i && a[len(a)-1-tail] == b[len(b)-1-tail] {
+		tail++
+	}
+	x, y := a[i:len(a)-tail], b[i:len(b)-tail]
+	if len(x) <= most && len(y) <= most {
+		for _, p := range longestCommon(x, y) {
+			pairs = append(pairs, [2]int{i + p[0], i + p[1]})
+		}
+	}
+	for ; tail > 0; tail-- {
+		pairs = append(pairs, [2]int{len(a) - tail, len(b) - tail})
+	}
+	return pairs
+}
+
+// longestCommon pairs the longest common subsequence of two lists.
+func longestCommon(a, b []string) (pairs [][2]int) {
+	lengths := make([][]int, len(a)+1) // of the rests from i and j
+	for i := range lengths {
+		lengths[i] = make([]int, len(b)+1)
+	}
+	for i := len(a) - 1; i >= 0; i-- {
+		for j := len(b) - 1; j >= 0; j-- {
+			lengths[i][j] = max(lengths[i+1][j], lengths[i][j+1])
+			if a[i] == b[j] {
+				lengths[i][j] = lengths[i+1][j+1] + 1
+			}
+		}
+	}
+	for i, j := 0, 0; i < len(a) && j < len(b); {
+		switch {
+		case a[i] == b[j]:
+			pairs = append(pairs, [2]int{i, j})
+			i, j = i+1, j+1
+		case lengths[i+1][j] >= lengths[i][j+1]:
+			i++
+		default:
+			j++
+		}
+	}
+	return pairs
+}
+
+// show is a value on one line, as YAML would write it in brackets.
+func show(s *shape, v reflect.Value) string {
+	if v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return "null"
+		}
+		v = v.Elem()
+	}
+	var parts []string
+	switch s.form {
+	case formStructure:
+		for _, f := range s.fields {
+			if value := v.Field(f.index); !absent(f.shape, value) && !(f.shape.form == formSwitch && value.IsZero()) {
+				parts = append(parts, f.name+": "+show(f.shape, value))
+			}
+		}
+		return "{" + strings.Join(parts, ", ") + "}"
+	case formList:
+		for i := range v.Len() {
+			parts = append(parts, show(s.item, v.Index(i)))
+		}
+		return "[" + strings.Join(parts, ", ") + "]"
+	case formText:
+		if text := v.String(); text == "" || strings.ContainsAny(text, " \t\n\"',:[]{}#") {
+			return fmt.Sprintf("%q", text)
+		}
+	}
+	return fmt.Sprint(v.Interface())
+}
