@@ -1,0 +1,364 @@
+// Package control is the port by which nodes talk to each other beside the backbone: TCP under mutual TLS, where the ALPN name
+// in the handshake says which service is meant (Raft, the API, joining).
+//
+// It speaks no protocol of its own and knows nothing of what the services say. Only nodes of the cluster get past the
+// handshake; a stranger may reach the join service and no other. When peers misbehave, what they hold is
+// bounded and what they did is counted: a slow handshake delays nobody else, a service that does not accept
+// loses its own connections and no others. The port carries little and matters most: it is the way to repair
+// everything else, which is why it does not ride on the backbone.
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/identity"
+)
+
+// The services of a node, by ALPN name (RFC 7301).
+const (
+	Raft = "perigee-raft/1"
+	API  = "perigee-api/1"
+	Join = identity.JoinProtocol // the one that needs no certificate
+)
+
+const (
+	// handshakeTimeout bounds a handshake, and dialing together with it; then the connection is closed. The slowest
+	// honest one takes some round trips around the world, about a second.
+	handshakeTimeout = 5 * time.Second
+
+	// maxHandshakes bounds the handshakes that peers have under way; beyond it a connection is closed at once.
+	maxHandshakes = 256
+
+	// queueLength bounds the connections that wait for a service to accept them; beyond it they are closed.
+	queueLength = 64
+
+	// maxJoining bounds the connections of strangers that are past the handshake and not closed; beyond it they are closed.
+	maxJoining = 32
+
+	// acceptPause is how long the port waits after the system could not give it a connection (too many open files).
+	acceptPause = 100 * time.Millisecond
+)
+
+// Config is what a Port is made of.
+type Config struct {
+	// Listener is the control port; Port.Close closes it.
+	Listener net.Listener
+	// Identity is this node's, at every handshake anew, so that a renewed certificate is shown from then on.
+	Identity func() *identity.Node
+	Dial     func(ctx context.Context, network, address string) (net.Conn, error)
+	Log      *slog.Logger
+}
+
+// Port is the open control port of a node.
+type Port struct {
+	cfg        Config
+	handshakes chan struct{} // one token for each that is under way
+	work       sync.WaitGroup
+	ctx        context.Context // ends with the port
+	cancel     context.CancelFunc
+
+	mu       sync.Mutex
+	services map[string]*service
+	open     map[net.Conn]bool // what is below TLS, to be cut when the port closes
+	joining  int
+	closed   bool
+
+	accepted, dialed, failed, unknown, overflowed, dropped atomic.Uint64
+}
+
+// Open starts to accept connections. A peer that asks for a service that is not open yet is refused.
+func Open(cfg Config) *Port {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Port{
+		cfg:        cfg,
+		handshakes: make(chan struct{}, maxHandshakes),
+		services:   map[string]*service{},
+		open:       map[net.Conn]bool{},
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.work.Go(p.accept)
+	return p
+}
+
+// Close ends the port: it closes the listener, every service, and every connection that it accepted or dialed, and waits until
+// what it started has ended.
+func (p *Port) Close() error {
+	p.mu.Lock()
+	p.closed = true
+	for conn := range p.open {
+		conn.Close()
+	}
+	for _, s := range p.services {
+		s.shut()
+	}
+	p.mu.Unlock()
+	p.cancel()
+	err := p.cfg.Listener.Close()
+	p.work.Wait()
+	return err
+}
+
+// Counters counts what happened at the port.
+func (p *Port) Counters() map[string]uint64 {
+	p.mu.Lock()
+	open := len(p.open)
+	p.mu.Unlock()
+	return map[string]uint64{
+		"control_connections":               uint64(open),
+		"control_accepted_total":            p.accepted.Load(),
+		"control_dialed_total":              p.dialed.Load(),
+		"control_handshake_failed_total":    p.failed.Load(),
+		"control_unknown_service_total":     p.unknown.Load(),
+		"control_handshake_overflow_total":  p.overflowed.Load(),
+		"control_connections_dropped_total": p.dropped.Load(),
+	}
+}
+
+// Service opens a service: connections of peers that name it come out of the listener, as *Conn, until that is closed.
+// Its Close leaves the connections alone that it gave out. To open a service that is open is a mistake, and panics.
+func (p *Port) Service(alpn string) net.Listener {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.services[alpn] != nil {
+		panic("control: service " + alpn + " is open already")
+	}
+	s := &service{port: p, alpn: alpn, queue: make(chan *Conn, queueLength), done: make(chan struct{})}
+	if p.closed {
+		s.shut()
+	} else {
+		p.services[alpn] = s
+	}
+	return s
+}
+
+// Dial connects to a service of the node called name at address, or of whatever node of the cluster is there if name is
+// empty. That the far end refuses this node's certificate, or is too busy, shows only at the first read.
+func (p *Port) Dial(ctx context.Context, address, name, alpn string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	raw, err := p.cfg.Dial(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", alpn, err)
+	}
+	if !p.track(raw) {
+		raw.Close()
+		return nil, fmt.Errorf("dial %s at %s: %w", alpn, address, net.ErrClosed)
+	}
+	conn := tls.Client(raw, p.cfg.Identity().ClientTLS(name, alpn))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		p.drop(raw)
+		return nil, fmt.Errorf("dial %s at %s: %w", alpn, address, err)
+	}
+	state := conn.ConnectionState()
+	peer, err := identity.PeerName(state)
+	if err == nil && state.NegotiatedProtocol != alpn {
+		err = errors.New("peer does not know the service")
+	}
+	if err != nil {
+		p.drop(raw)
+		return nil, fmt.Errorf("dial %s at %s: %w", alpn, address, err)
+	}
+	p.dialed.Add(1)
+	return &Conn{Conn: conn, port: p, peer: peer}, nil
+}
+
+func (p *Port) accept() {
+	for {
+		raw, err := p.cfg.Listener.Accept()
+		if err != nil {
+			if p.ctx.Err() != nil {
+				return
+			}
+			p.cfg.Log.Error("accept at the control port", "error", err)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			select {
+			case <-time.After(acceptPause):
+			case <-p.ctx.Done():
+			}
+			continue
+		}
+		select {
+		case p.handshakes <- struct{}{}:
+		default:
+			p.overflowed.Add(1)
+			raw.Close()
+			continue
+		}
+		if !p.track(raw) {
+			raw.Close()
+			return
+		}
+		p.work.Go(func() {
+			conn := p.shake(raw)
+			<-p.handshakes
+			if conn != nil {
+				p.deliver(conn)
+			}
+		})
+	}
+}
+
+// shake does the handshake with a peer that dialed; nil means it failed and the connection is closed.
+func (p *Port) shake(raw net.Conn) *Conn {
+	raw.SetDeadline(time.Now().Add(handshakeTimeout))
+	conn := tls.Server(raw, &tls.Config{GetConfigForClient: p.configFor})
+	if err := conn.HandshakeContext(p.ctx); err != nil {
+		p.failed.Add(1)
+		p.drop(raw)
+		return nil
+	}
+	raw.SetDeadline(time.Time{})
+	c := &Conn{Conn: conn, port: p, stranger: conn.ConnectionState().NegotiatedProtocol == Join}
+	if !c.stranger {
+		// The handshake has verified the peer, so it has a name.
+		c.peer, _ = identity.PeerName(conn.ConnectionState())
+	}
+	return c
+}
+
+// configFor answers a peer by the first service it names that is open. One that names none learns nothing.
+func (p *Port) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	p.mu.Lock()
+	i := slices.IndexFunc(hello.SupportedProtos, func(alpn string) bool { return p.services[alpn] != nil })
+	p.mu.Unlock()
+	switch {
+	case i < 0:
+		p.unknown.Add(1)
+		return nil, errors.New("no such service")
+	case hello.SupportedProtos[i] == Join:
+		return p.cfg.Identity().JoinTLS(), nil
+	default:
+		return p.cfg.Identity().ServerTLS(hello.SupportedProtos[i]), nil
+	}
+}
+
+// deliver hands a connection to its service, or closes it where there is no room.
+func (p *Port) deliver(c *Conn) {
+	p.mu.Lock()
+	s := p.services[c.ConnectionState().NegotiatedProtocol]
+	room := s != nil && (!c.stranger || p.joining < maxJoining)
+	if c.stranger && room {
+		p.joining++
+		c.counted = true
+	}
+	if room {
+		select {
+		case s.queue <- c:
+			p.mu.Unlock()
+			p.accepted.Add(1)
+			return
+		default:
+		}
+	}
+	p.mu.Unlock()
+	p.dropped.Add(1)
+	c.Close()
+}
+
+// track remembers a connection until it is closed; not ok if the port is closed.
+func (p *Port) track(raw net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.open[raw] = true
+	}
+	return !p.closed
+}
+
+func (p *Port) forget(raw net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.open, raw)
+}
+
+func (p *Port) drop(raw net.Conn) {
+	raw.Close()
+	p.forget(raw)
+}
+
+// Conn is a connection to or from another node.
+type Conn struct {
+	*tls.Conn
+	port     *Port
+	peer     string
+	stranger bool // past the handshake without a certificate, to join
+	counted  bool // among those who are joining
+	once     sync.Once
+}
+
+// Peer is the name of the node at the far end; empty for one that asks to join.
+func (c *Conn) Peer() string { return c.peer }
+
+// Close closes the connection.
+func (c *Conn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() {
+		c.port.mu.Lock()
+		defer c.port.mu.Unlock()
+		delete(c.port.open, c.NetConn())
+		if c.counted {
+			c.port.joining--
+		}
+	})
+	return err
+}
+
+// service is the listener of one service.
+type service struct {
+	port  *Port
+	alpn  string
+	queue chan *Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+// Accept implements net.Listener.
+func (s *service) Accept() (net.Conn, error) {
+	select {
+	case <-s.done: // before what waits in the queue: Close is about to close that
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
+	case c := <-s.queue:
+		return c, nil
+	case <-s.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (s *service) Close() error {
+	s.port.mu.Lock()
+	s.shut()
+	if s.port.services[s.alpn] == s {
+		delete(s.port.services, s.alpn)
+	}
+	s.port.mu.Unlock()
+	for { // nothing is added any more
+		select {
+		case c := <-s.queue:
+			c.Close()
+		default:
+			return nil
+		}
+	}
+}
+
+func (s *service) shut() { s.once.Do(func() { close(s.done) }) }
+
+// Addr implements net.Listener.
+func (s *service) Addr() net.Addr { return s.port.cfg.Listener.Addr() }
