@@ -1,0 +1,314 @@
+// Package backbone carries streams between nodes, over QUIC with mutual TLS. It keeps a warm link to each peer,
+// measures it, and notices within about two seconds that it is dead. It is the only importer of quic-go.
+//
+// It is not a router: it goes to the node it is told, directly, and says at once when it cannot, so that whoever
+// dials tries the next. It carries no control traffic (Raft, joins): a broken backbone must not take away the
+// means of repairing it.
+//
+// When things break: a stream whose link or far end is lost reads an error, never io.EOF, so what is cut short
+// does not look complete; streams are not resumed. A dial to a peer whose link is down fails without waiting.
+// Links are redialled for as long as they are kept. What strangers send costs a bounded amount and is counted.
+package backbone
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/perigee-net/perigee/cluster/latest"
+)
+
+// ALPN names the protocol in the TLS handshake.
+const ALPN = "perigee-backbone/1"
+
+// dialTimeout bounds the wait for the far handler's answer where the context has no nearer end.
+const dialTimeout = 10 * time.Second
+
+// measureInterval is how often the round trips are published.
+const measureInterval = time.Second
+
+var (
+	// ErrDown says that there is no link to the node, or that it was lost.
+	ErrDown = errors.New("link is down")
+	// ErrReset says that the far end broke the stream off.
+	ErrReset = errors.New("reset by the far end")
+)
+
+// RefusedError is the far handler's no.
+type RefusedError struct{ Reason string }
+
+func (e *RefusedError) Error() string { return "refused: " + e.Reason }
+
+// Config is what a Backbone is made of.
+type Config struct {
+	// Self is this node's name.
+	Self string
+	// PacketConn is where it listens and dials from. The Backbone takes it over and closes it. A *net.UDPConn
+	// is used best unwrapped: with segmentation offload, ECN and path MTU discovery.
+	PacketConn net.PacketConn
+	// ServerTLS is shown to peers who dial; it should ask for their certificate. The ALPN is set here.
+	ServerTLS *tls.Config
+	// ClientTLS is used to dial the node. The ALPN is set here.
+	ClientTLS func(node string) *tls.Config
+	// PeerName is the name of the node at the other end of a handshake, or an error if it is not to be spoken to.
+	PeerName func(tls.ConnectionState) (string, error)
+	// Carriers is how many QUIC connections a link stripes its streams over, at least 1 (the default). Each has
+	// its own congestion window, so more carry more where packets are lost, and cost about 80 KiB each.
+	Carriers int
+	// Log says when links come and go; nil discards.
+	Log *slog.Logger
+}
+
+// Link is the state of the link to one peer.
+type Link struct {
+	// Up is whether the peer has let us in and still answers.
+	Up bool `json:"up"`
+	// RTT is the smoothed round trip of the best carrier; 0 while the link is down.
+	RTT time.Duration `json:"rtt"`
+	// Since is when Up last turned; zero until the outcome of the first attempt, before which nothing is known.
+	Since time.Time `json:"since"`
+	// Reason is why the link is down, for people.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Backbone is one node's end of all links.
+type Backbone struct {
+	config    Config
+	log       *slog.Logger
+	transport *quic.Transport
+	listener  *quic.Listener
+	count     counters
+
+	handlers atomic.Pointer[map[string]func(*Incoming)]
+	links    atomic.Pointer[map[string]*link]
+	states   latest.Value[map[string]Link]
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	mu     sync.Mutex // orders Handle, Keep, publishing and Close
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// Open listens for peers on the packet connection. It fails only if the configuration is unusable.
+func Open(c Config) (*Backbone, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.Carriers = max(c.Carriers, 1)
+	b := &Backbone{config: c, log: c.Log}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.handlers.Store(&map[string]func(*Incoming){helloService: sayHello})
+	b.links.Store(&map[string]*link{})
+	b.transport = &quic.Transport{
+		Conn:                c.PacketConn,
+		ConnContext:         b.visit,
+		VerifySourceAddress: func(net.Addr) bool { return b.count.handshaking.Load() > freeHandshakes },
+		Tracer:              garbage{&b.count.packetsDropped},
+	}
+	config := quicConfig()
+	config.MaxIncomingStreams = maxStreams
+	listener, err := b.transport.Listen(withALPN(c.ServerTLS), config)
+	if err != nil {
+		b.cancel()
+		b.transport.Close()
+		c.PacketConn.Close()
+		return nil, fmt.Errorf("listen for peers: %w", err)
+	}
+	b.listener = listener
+	b.wg.Go(b.acceptLinks)
+	b.wg.Go(b.countGarbage)
+	b.wg.Go(b.measure)
+	return b, nil
+}
+
+func withALPN(c *tls.Config) *tls.Config {
+	c = c.Clone()
+	c.NextProtos = []string{ALPN}
+	return c
+}
+
+// Dial opens a stream to a node and returns it once the far handler has accepted; *RefusedError is its no, and
+// ErrDown says that the node cannot be reached, without waiting for it. The stream has CloseWrite() error and
+// Abort() as well. To dial oneself is a connection within the process, to the same handlers.
+func (b *Backbone) Dial(ctx context.Context, node string, h Header) (net.Conn, error) {
+	b.count.dials.Add(1)
+	c, err := b.dial(ctx, node, h)
+	if err != nil {
+		b.count.dialsFailed.Add(1)
+		return nil, fmt.Errorf("dial %s over the backbone: %w", node, err)
+	}
+	return c, nil
+}
+
+func (b *Backbone) dial(ctx context.Context, node string, h Header) (net.Conn, error) {
+	header, err := AppendHeader(make([]byte, 0, 64), h)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	if node == b.config.Self {
+		return b.dialSelf(ctx, h)
+	}
+	l := (*b.links.Load())[node]
+	if l == nil {
+		return nil, fmt.Errorf("%w: not a peer", ErrDown)
+	}
+	stream, err := l.stream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return b.ask(ctx, stream, node, header)
+}
+
+// ask sends the header on a new stream and awaits the answer.
+func (b *Backbone) ask(ctx context.Context, stream *quic.Stream, node string, header []byte) (net.Conn, error) {
+	c := &streamConn{Stream: stream, peer: node, local: Addr(b.config.Self), remote: Addr(node)}
+	if _, err := c.Write(header); err != nil {
+		c.Abort()
+		return nil, err
+	}
+	return await(ctx, c)
+}
+
+func (b *Backbone) dialSelf(ctx context.Context, h Header) (net.Conn, error) {
+	near, far := newSelfConn(client(h, b.config.Self), Addr(b.config.Self))
+	if !b.start(func() { b.answer(far, h, b.config.Self) }) {
+		return nil, net.ErrClosed
+	}
+	stop := context.AfterFunc(b.ctx, func() {
+		near.Abort()
+		far.Abort()
+	})
+	context.AfterFunc(near.Gone(), func() { stop() })
+	return await(ctx, near)
+}
+
+// await returns c once the far end has accepted it.
+func await(ctx context.Context, c duplexConn) (net.Conn, error) {
+	stop := context.AfterFunc(ctx, c.Abort)
+	err := readAnswer(c)
+	if !stop() {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		c.Abort()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Handle sets who answers a service. The handler has a goroutine of its own, and must return soon after the
+// stream it was given is broken or has ended, for Close waits for it; the stream may outlive it. A stream that is
+// neither accepted nor refused when it returns is refused.
+func (b *Backbone) Handle(service string, h func(*Incoming)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	handlers := maps.Clone(*b.handlers.Load())
+	handlers[service] = h
+	b.handlers.Store(&handlers)
+}
+
+// Keep says to which peers, at which addresses, a warm link is held from now on. The links to others, and to
+// peers that have moved, are closed, with the streams on them.
+func (b *Backbone) Keep(peers map[string]netip.AddrPort) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return
+	}
+	links := maps.Clone(*b.links.Load())
+	for node, l := range links {
+		if peers[node] != l.addr {
+			l.cancel()
+			delete(links, node)
+		}
+	}
+	for node, addr := range peers {
+		if node != b.config.Self && links[node] == nil {
+			l := newLink(b, node, addr)
+			links[node] = l
+			for range b.config.Carriers {
+				b.wg.Go(l.carry)
+			}
+		}
+	}
+	b.links.Store(&links)
+	b.publish()
+}
+
+// Links is the state of each link that is kept, by node: published on change, and the round trips about once a second.
+func (b *Backbone) Links() *latest.Value[map[string]Link] { return &b.states }
+
+// measure takes and publishes the round trips.
+func (b *Backbone) measure() {
+	ticker := time.NewTicker(measureInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			for _, l := range *b.links.Load() {
+				l.measure()
+			}
+			b.changed()
+		case <-b.ctx.Done():
+			return
+		}
+	}
+}
+
+func (b *Backbone) changed() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.publish()
+}
+
+// publish is called with mu held, so that an older state never follows a newer one.
+func (b *Backbone) publish() {
+	states := map[string]Link{}
+	for node, l := range *b.links.Load() {
+		states[node] = l.state()
+	}
+	if !maps.Equal(states, b.states.Get()) {
+		b.states.Set(states)
+	}
+}
+
+// start runs f in a goroutine that Close waits for, unless it is too late.
+func (b *Backbone) start(f func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.wg.Go(f)
+	return true
+}
+
+// Close tells the peers goodbye, breaks all streams, and waits for the handlers.
+func (b *Backbone) Close() error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil
+	}
+	b.closed = true
+	b.mu.Unlock()
+
+	b.cancel()
+	b.listener.Close()
+	b.wg.Wait()
+	b.transport.Close()
+	return b.config.PacketConn.Close()
+}

@@ -1,0 +1,132 @@
+package backbone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/quic-go/quic-go"
+)
+
+// Addr is a node's name as a net.Addr: where the end of a stream is, if it is not a client out in the world.
+type Addr string
+
+// Network is "backbone".
+func (Addr) Network() string { return "backbone" }
+
+func (a Addr) String() string { return string(a) }
+
+// The codes with which a stream is cancelled. They are for packet captures; nothing decides by them.
+const (
+	streamClosed  quic.StreamErrorCode = 1 // by Close, without an end of the writing
+	streamAborted quic.StreamErrorCode = 2
+)
+
+// duplexConn is what both a stream to another node and a connection within this one can do.
+type duplexConn interface {
+	net.Conn
+	CloseWrite() error
+	Abort()
+	Gone() context.Context
+}
+
+// streamConn is a QUIC stream with the manners of a TCP connection.
+type streamConn struct {
+	*quic.Stream  // its deadlines
+	peer          string
+	local, remote net.Addr
+
+	mu     sync.Mutex
+	ended  bool // CloseWrite was called
+	closed bool
+}
+
+var _ duplexConn = (*streamConn)(nil)
+
+func (c *streamConn) LocalAddr() net.Addr  { return c.local }
+func (c *streamConn) RemoteAddr() net.Addr { return c.remote }
+
+// Gone is done once the other end wants no more bytes, the link is lost, or this end has stopped writing.
+func (c *streamConn) Gone() context.Context { return c.Stream.Context() }
+
+// Read returns io.EOF only where the other end has ended its writing.
+func (c *streamConn) Read(p []byte) (int, error) {
+	n, err := c.Stream.Read(p)
+	if err != nil && err != io.EOF {
+		err = c.explain("read", err)
+	}
+	return n, err
+}
+
+func (c *streamConn) Write(p []byte) (int, error) {
+	n, err := c.Stream.Write(p)
+	if err != nil {
+		err = c.explain("write", err)
+	}
+	return n, err
+}
+
+// CloseWrite ends this direction: the other end reads what was written, then io.EOF.
+func (c *streamConn) CloseWrite() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed
+	}
+	if c.ended {
+		return nil
+	}
+	c.ended = true
+	if err := c.Stream.Close(); err != nil {
+		return fmt.Errorf("end stream to %s: %w", c.peer, ErrReset)
+	}
+	return nil
+}
+
+// Close ends both directions. What was written still arrives; after it the other end reads io.EOF if CloseWrite
+// came before, or else ErrReset, so that what is cut short never looks complete.
+func (c *streamConn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	if !c.ended {
+		c.Stream.SetReliableBoundary()
+		c.Stream.CancelWrite(streamClosed)
+	}
+	c.Stream.CancelRead(streamClosed)
+	return nil
+}
+
+// Abort ends both directions at once and drops what has not arrived.
+func (c *streamConn) Abort() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	c.Stream.CancelWrite(streamAborted)
+	c.Stream.CancelRead(streamAborted)
+}
+
+// explain gives a QUIC error its meaning here. A lost link must not pass for a deadline, though QUIC's idle
+// timeout calls itself one (net.Error), so its error is kept as text only.
+func (c *streamConn) explain(act string, err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	if cancelled, ok := errors.AsType[*quic.StreamError](err); ok {
+		if cancelled.Remote {
+			return fmt.Errorf("%s stream to %s: %w", act, c.peer, ErrReset)
+		}
+		return fmt.Errorf("%s stream to %s: %w", act, c.peer, net.ErrClosed)
+	}
+	if errors.Is(err, quic.ErrStreamClosed) {
+		return fmt.Errorf("%s stream to %s: %w", act, c.peer, net.ErrClosed)
+	}
+	return fmt.Errorf("%s stream to %s: %w: %v", act, c.peer, ErrDown, err)
+}

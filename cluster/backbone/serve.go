@@ -1,0 +1,220 @@
+package backbone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/qlog"
+	"github.com/quic-go/quic-go/qlogwriter"
+)
+
+const (
+	// headerTimeout is how long a peer may take to say what a stream is for; then the stream is broken off.
+	headerTimeout = 5 * time.Second
+
+	// maxConnections bounds the connections from others, handshakes included; more are refused.
+	maxConnections = 4096
+
+	// freeHandshakes is how many handshakes may be under way before who begins one must first show that it can
+	// be reached at its address (QUIC Retry): a flood from forged addresses then leaves no state.
+	freeHandshakes = 64
+)
+
+// helloService answers every stream with yes: so a node that dials learns that it was let in.
+const helloService = "hello"
+
+func sayHello(in *Incoming) { in.Accept().Close() }
+
+// Incoming is a stream that another node (or this one) wants to open. Exactly one of Accept and Refuse is due;
+// what comes after the first changes nothing.
+type Incoming struct {
+	Header
+	// From is the name of the node that dialled, as its certificate has it.
+	From string
+
+	b        *Backbone
+	conn     duplexConn
+	answered atomic.Bool
+}
+
+// Context is done once the dialler has given up or the link is lost. It is for the time before the answer.
+func (in *Incoming) Context() context.Context { return in.conn.Gone() }
+
+// Accept says yes and returns the stream, which the caller must close. It has CloseWrite() error and Abort() as
+// well. Its remote address is the client where the header names one, or else the node that dialled. An answer that
+// cannot be sent shows when the stream is used.
+func (in *Incoming) Accept() net.Conn {
+	if !in.answered.Swap(true) {
+		in.b.count.accepted.Add(1)
+		in.conn.Write(appendAnswer(nil, true, ""))
+	}
+	return in.conn
+}
+
+// Refuse says no, with a reason for people of at most 255 bytes.
+func (in *Incoming) Refuse(reason string) {
+	if in.answered.Swap(true) {
+		return
+	}
+	in.b.count.refused.Add(1)
+	in.conn.Write(appendAnswer(nil, false, reason))
+	in.conn.CloseWrite()
+	in.conn.Close()
+}
+
+// acceptLinks takes in the connections that others dial.
+func (b *Backbone) acceptLinks() {
+	for {
+		conn, err := b.listener.Accept(b.ctx)
+		if err != nil {
+			if b.ctx.Err() == nil {
+				b.log.Error("backbone listens no more", "error", err)
+			}
+			return
+		}
+		b.wg.Go(func() { b.serve(conn) })
+	}
+}
+
+// serve answers the streams of one connection until it ends.
+func (b *Backbone) serve(conn *quic.Conn) {
+	defer conn.CloseWithError(codeClosing, "")
+	conn.Context().Value(visitKey{}).(*visit).welcome()
+	from, err := b.config.PeerName(conn.ConnectionState().TLS)
+	if err != nil {
+		b.count.strangers.Add(1)
+		conn.CloseWithError(codeStranger, "")
+		return
+	}
+	for {
+		stream, err := conn.AcceptStream(b.ctx)
+		if err != nil {
+			return
+		}
+		b.wg.Go(func() { b.serveStream(stream, from) })
+	}
+}
+
+func (b *Backbone) serveStream(stream *quic.Stream, from string) {
+	c := &streamConn{Stream: stream, peer: from, local: Addr(b.config.Self)}
+	c.SetReadDeadline(time.Now().Add(headerTimeout))
+	h, err := ReadHeader(c)
+	if err != nil {
+		b.count.headersMalformed.Add(1)
+		c.Abort()
+		return
+	}
+	c.SetReadDeadline(time.Time{})
+	c.remote = client(h, from)
+	b.answer(c, h, from)
+}
+
+// answer lets the service's handler say yes or no.
+func (b *Backbone) answer(c duplexConn, h Header, from string) {
+	in := &Incoming{Header: h, From: from, b: b, conn: c}
+	handler := (*b.handlers.Load())[h.Service]
+	if handler == nil {
+		in.Refuse(fmt.Sprintf("no service %q here", h.Service))
+		return
+	}
+	handler(in)
+	in.Refuse("no answer")
+}
+
+// client is where a stream comes from, for the handler.
+func client(h Header, from string) net.Addr {
+	if h.Client.IsValid() {
+		return net.TCPAddrFromAddrPort(h.Client)
+	}
+	return Addr(from)
+}
+
+type visitKey struct{}
+
+// visit is a connection from another, from its first packet on.
+type visit struct {
+	b        *Backbone
+	welcomed atomic.Bool
+}
+
+var errCrowded = errors.New("too many connections")
+
+func (b *Backbone) visit(ctx context.Context, _ *quic.ClientInfo) (context.Context, error) {
+	if b.count.connections.Add(1) > maxConnections {
+		b.count.connections.Add(-1)
+		b.count.handshakesFailed.Add(1)
+		return nil, errCrowded
+	}
+	b.count.handshaking.Add(1)
+	v := &visit{b: b}
+	context.AfterFunc(ctx, v.leave)
+	return context.WithValue(ctx, visitKey{}, v), nil
+}
+
+// welcome ends the handshake.
+func (v *visit) welcome() {
+	if !v.welcomed.Swap(true) {
+		v.b.count.handshaking.Add(-1)
+	}
+}
+
+func (v *visit) leave() {
+	if !v.welcomed.Load() {
+		v.b.count.handshakesFailed.Add(1)
+	}
+	v.welcome()
+	v.b.count.connections.Add(-1)
+}
+
+// countGarbage counts the packets that do not even look like QUIC.
+func (b *Backbone) countGarbage() {
+	var packet [1]byte
+	for {
+		if _, _, err := b.transport.ReadNonQUICPacket(b.ctx, packet[:]); err != nil {
+			return
+		}
+		b.count.packetsDropped.Add(1)
+	}
+}
+
+// garbage counts the packets that QUIC drops because they belong to no connection.
+type garbage struct{ dropped *atomic.Uint64 }
+
+func (g garbage) RecordEvent(e qlogwriter.Event) {
+	if _, ok := e.(qlog.PacketDropped); ok {
+		g.dropped.Add(1)
+	}
+}
+
+func (g garbage) Close() error { return nil }
+
+type counters struct {
+	dials, dialsFailed          atomic.Uint64
+	accepted, refused           atomic.Uint64
+	headersMalformed, strangers atomic.Uint64
+	handshakesFailed            atomic.Uint64
+	carriersLost                atomic.Uint64
+	packetsDropped              atomic.Uint64
+	connections, handshaking    atomic.Int64
+}
+
+// Counters are the backbone's counts since it was opened, and how many connections from others it has now.
+func (b *Backbone) Counters() map[string]uint64 {
+	return map[string]uint64{
+		"backbone_dials_total":             b.count.dials.Load(),
+		"backbone_dials_failed_total":      b.count.dialsFailed.Load(),
+		"backbone_streams_accepted_total":  b.count.accepted.Load(),
+		"backbone_streams_refused_total":   b.count.refused.Load(),
+		"backbone_headers_malformed_total": b.count.headersMalformed.Load(),
+		"backbone_strangers_total":         b.count.strangers.Load(),
+		"backbone_handshakes_failed_total": b.count.handshakesFailed.Load(),
+		"backbone_carriers_lost_total":     b.count.carriersLost.Load(),
+		"backbone_packets_dropped_total":   b.count.packetsDropped.Load(),
+		"backbone_connections":             uint64(b.count.connections.Load()),
+	}
+}
