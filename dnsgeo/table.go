@@ -1,0 +1,184 @@
+// Package dnsgeo is the authoritative name service: it answers for the hosted zones of the spec, by the
+// routing policies of Route 53, with what is alive and near to the client. It is no resolver, signs nothing and
+// transfers no zones.
+//
+// Answer decides, purely, by a compiled spec, a view and a query; Server is the thin part with the sockets;
+// Explain tells why. An answer needs no other node, no lock and no disk, so names go on being answered when
+// nothing else of the cluster does: by the last spec applied and by what this node still sees. If nothing is
+// healthy the answer is as if everything were; if an alias leads to nobody alive it is SERVFAIL, so that
+// resolvers ask another name server or serve what they had, instead of keeping an empty answer.
+package dnsgeo
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/dnsgeo/geo"
+	"github.com/perigee-net/perigee/dnsgeo/zone"
+)
+
+// Table is a spec compiled for answering. It is immutable and safe for use by many.
+type Table struct {
+	spec   *spec.Spec
+	zones  *zone.Table
+	places *geo.DB
+
+	last atomic.Pointer[scene] // of the view that was used last
+}
+
+// Compile makes the table of a spec, or returns all its faults. Places may be nil: then every client is nowhere.
+func Compile(s *spec.Spec, places *geo.DB) (*Table, error) {
+	zones, err := zone.Compile(s)
+	if err != nil {
+		return nil, fmt.Errorf("compile zones of revision %d: %w", s.Revision, err)
+	}
+	return &Table{spec: s, zones: zones, places: places}, nil
+}
+
+// scene is what a view means to a table: found once a view, not once a query.
+type scene struct {
+	view *view.View
+	// here is where the node of the view stands, nil if nobody knows, and self its POP.
+	here *spec.Location
+	self popKey
+
+	edges   []*group           // of each POP, the members that take viewers
+	servers map[popKey]*group  // of each POP, the members that answer names
+	origins map[popKey]*group  // of each region, the members that run its load balancers
+	checks  map[string]verdict // of health checks
+	lbs     map[string]verdict // of load balancers
+}
+
+// popKey names a POP, or with no pop a region.
+type popKey struct{ region, pop string }
+
+// group is live members at one place and their addresses.
+type group struct {
+	popKey
+	location  *spec.Location // nil if nobody knows
+	reachable bool           // this node's own backbone reaches one of them
+	addresses []netip.Addr   // of those it reaches; if it reaches none, of all
+	others    []netip.Addr   // of those it does not reach
+}
+
+// verdict is whether a thing is healthy, and how long that can be told to others.
+type verdict struct {
+	healthy bool
+	stands  time.Duration
+}
+
+// sceneOf returns the scene of a view. A View never changes, so its pointer is its name.
+func (t *Table) sceneOf(v *view.View) *scene {
+	if s := t.last.Load(); s != nil && s.view == v {
+		return s
+	}
+	s := t.survey(v)
+	t.last.Store(s)
+	return s
+}
+
+func (t *Table) survey(v *view.View) *scene {
+	s := &scene{
+		view: v, servers: map[popKey]*group{}, origins: map[popKey]*group{},
+		checks: map[string]verdict{}, lbs: map[string]verdict{},
+	}
+	if v == nil {
+		v = new(view.View)
+	}
+	if self, ok := v.Member(v.Self); ok {
+		s.self = popKey{self.Region, self.POP}
+		s.here = t.location(s.self)
+	}
+	edges := map[popKey]*group{}
+	for _, m := range v.Members {
+		t.join(edges, popKey{m.Region, m.POP}, m, view.Edge, v)
+		t.join(s.servers, popKey{m.Region, m.POP}, m, view.DNS, v)
+		t.join(s.origins, popKey{region: m.Region}, m, view.Origin, v)
+	}
+	for _, groups := range []map[popKey]*group{edges, s.servers, s.origins} {
+		for _, g := range groups {
+			g.settle()
+		}
+	}
+	s.edges = slices.SortedFunc(maps.Values(edges), func(a, b *group) int {
+		return cmp.Or(cmp.Compare(a.region, b.region), cmp.Compare(a.pop, b.pop))
+	})
+	for _, name := range t.zones.HealthChecks {
+		s.checks[name] = t.check(v, name)
+	}
+	for _, name := range t.zones.LoadBalancers {
+		s.lbs[name] = t.loadBalancer(v, name)
+	}
+	return s
+}
+
+// join puts a member into the group of a key, if it has the role and an address.
+func (t *Table) join(groups map[popKey]*group, key popKey, m view.Member, role view.Role, v *view.View) {
+	if !m.Has(role) || len(m.Public) == 0 {
+		return
+	}
+	g := groups[key]
+	if g == nil {
+		g = &group{popKey: key, location: t.location(key)}
+		groups[key] = g
+	}
+	to := &g.addresses
+	if v.Unreachable[m.Name] {
+		to = &g.others
+	} else {
+		g.reachable = true
+	}
+	for _, a := range m.Public {
+		*to = append(*to, a.Unmap())
+	}
+}
+
+func (t *Table) location(pop popKey) *spec.Location {
+	if l, ok := t.spec.Place(pop.region, pop.pop); ok {
+		return &l
+	}
+	return nil
+}
+
+// settle falls back on the members that this node cannot reach, if it reaches none: it may be the one cut off.
+func (g *group) settle() {
+	if !g.reachable {
+		g.addresses = g.others
+	}
+}
+
+// forever is how long a verdict stands that nobody measured.
+const forever = time.Duration(math.MaxInt64)
+
+func (t *Table) check(v *view.View, name string) verdict {
+	return verdict{v.CheckHealthy(t.spec, name), stands(v, health.CheckKey(name))}
+}
+
+// loadBalancer is healthy or not by what stands of each of its targets.
+func (t *Table) loadBalancer(v *view.View, name string) verdict {
+	of := verdict{v.LoadBalancerHealthy(t.spec, name), forever}
+	for _, g := range t.spec.LoadBalancers[name].TargetGroups() {
+		if group := t.spec.TargetGroups[g]; group != nil {
+			for _, target := range group.Targets {
+				of.stands = min(of.stands, stands(v, health.TargetKey(g, target.AddrPort())))
+			}
+		}
+	}
+	return of
+}
+
+func stands(v *view.View, key health.Key) time.Duration {
+	if verdict, ok := v.Health.Lookup(key); ok && verdict.Stands > 0 {
+		return verdict.Stands
+	}
+	return forever
+}
