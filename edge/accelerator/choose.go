@@ -1,0 +1,344 @@
+package accelerator
+
+import (
+	"cmp"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/trace"
+	"github.com/perigee-net/perigee/cluster/view"
+)
+
+const (
+	// closest is how many of the nearest endpoint groups failover looks into before it fails open (AWS).
+	closest = 3
+	// attemptsPerGroup bounds how often one group is tried for one flow, each time by another endpoint and node where
+	// there are others; then it is the next group's turn.
+	attemptsPerGroup = 2
+	// maxCandidates bounds how many ways are tried for one flow; then it is dropped.
+	maxCandidates = 8
+)
+
+// Flow is one TCP connection of a client.
+type Flow struct {
+	Client netip.AddrPort // where it comes from
+	Local  netip.AddrPort // the accelerator's address and port that it reached
+}
+
+// Candidate is one way for a flow to end: a node of a region, and what it is to dial.
+type Candidate struct {
+	Region string
+	// Resource is the endpoint as origin knows it: targetGroup/<name> or loadBalancer/<name>/<port>.
+	Resource string
+	Node     string
+}
+
+// Choose orders the ways for a flow, the best first; the others are for when it cannot be dialled. None: no member in
+// any of the regions can carry it.
+//
+// The nearest endpoint group is directed all flows, and takes the share its traffic dial says; the rest is directed to
+// the next, and what no dial takes goes to the last group whose dial is not 0. Where the group has no healthy endpoint
+// with weight, or no node of its region can be reached, the flow fails over to the next groups among the three closest,
+// whatever their dials; where none of them has one either, it fails open to the closest. In its group an endpoint
+// takes flows in proportion to its weight. All of it is drawn by a hash of the flow (of its addresses only, with
+// client affinity SOURCE_IP), so a flow is sent to the same endpoint from every node that sees the same, and a
+// change of weights or health moves as few flows as it can.
+func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.AcceleratorListener, f Flow, tr *trace.Trace) []Candidate {
+	if tr.On() {
+		defer tr.In("accelerator %s: a flow from %v to %v, client affinity %s", a.Name, f.Client, f.Local, l.ClientAffinity)()
+	}
+	key := keyOf(f, l.ClientAffinity)
+	groups := weigh(s, v, l, f, key, tr)
+	if len(groups) == 0 {
+		tr.Add("no region of its endpoint groups has a node with the origin role")
+		return nil
+	}
+	taken := dial(groups, key, tr)
+	groups = failover(groups, taken, tr)
+
+	candidates := make([]Candidate, 0, attemptsPerGroup*len(groups))
+	for _, g := range groups {
+		for i := range min(attemptsPerGroup, max(len(g.resources), len(g.nodes))) {
+			candidates = append(candidates, Candidate{
+				Region: g.spec.Region, Resource: g.resources[i%len(g.resources)], Node: g.nodes[i%len(g.nodes)],
+			})
+		}
+	}
+	candidates = candidates[:min(len(candidates), maxCandidates)]
+	if tr.On() {
+		defer tr.In("tried in this order:")()
+		for i, c := range candidates {
+			tr.Add("%d. %s", i+1, c)
+		}
+	}
+	return candidates
+}
+
+// String is the candidate in words.
+func (c Candidate) String() string { return c.Resource + " in " + c.Region + " by " + c.Node }
+
+// group is an endpoint group as a flow meets it.
+type group struct {
+	spec      *spec.EndpointGroup
+	rtt       time.Duration
+	measured  bool // the round trip is known
+	ready     bool // an endpoint with weight is healthy, and a node reachable
+	resources []string
+	nodes     []string
+}
+
+// weigh looks at the groups that have nodes, the nearest first.
+func weigh(s *spec.Spec, v *view.View, l *spec.AcceleratorListener, f Flow, key flowKey, tr *trace.Trace) []*group {
+	groups := make([]*group, len(l.EndpointGroups))
+	for i := range l.EndpointGroups {
+		g := &group{spec: &l.EndpointGroups[i]}
+		g.rtt, g.measured = v.RoundTrip(s, g.spec.Region, view.Origin)
+		groups[i] = g
+	}
+	slices.SortStableFunc(groups, func(a, b *group) int {
+		if a.measured != b.measured {
+			if a.measured {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(a.rtt, b.rtt), cmp.Compare(a.spec.Region, b.spec.Region))
+	})
+	if tr.On() {
+		defer tr.In("endpoint groups, nearest first:")()
+	}
+	return slices.DeleteFunc(groups, func(g *group) bool { return !g.look(s, v, f, key, tr) })
+}
+
+// look fills in the nodes and the endpoints that a flow would be offered to. It is false where there are none.
+func (g *group) look(s *spec.Spec, v *view.View, f Flow, key flowKey, tr *trace.Trace) bool {
+	if tr.On() {
+		rtt := "round trip unknown"
+		if g.measured {
+			rtt = "round trip " + g.rtt.Round(100*time.Microsecond).String()
+		}
+		defer tr.In("%s, %s, traffic dial %v %%", g.spec.Region, rtt, *g.spec.TrafficDial)()
+	}
+	canReach := g.rankNodes(v, key, tr)
+	canTake := g.rankEndpoints(s, v, f, key, tr)
+	g.ready = canReach && canTake
+	if len(g.nodes) == 0 || len(g.resources) == 0 {
+		tr.Add("no node there has the origin role, or there are no endpoints: passed over")
+		return false
+	}
+	return true
+}
+
+// ranked is a node or an endpoint as the flow draws it: the lowest class is best, and in a class the highest draw.
+type ranked struct {
+	name  string
+	class int
+	draw  float64
+}
+
+func rank(all []ranked) {
+	slices.SortFunc(all, func(a, b ranked) int {
+		return cmp.Or(cmp.Compare(a.class, b.class), cmp.Compare(b.draw, a.draw), cmp.Compare(a.name, b.name))
+	})
+}
+
+// The classes of nodes: this one costs no hop, and one that cannot be reached from here may be so again.
+const (
+	self = iota
+	reachable
+	unreachable
+)
+
+// rankNodes orders the region's nodes, and says whether any can be reached.
+func (g *group) rankNodes(v *view.View, key flowKey, tr *trace.Trace) bool {
+	members := v.In(g.spec.Region, view.Origin)
+	if len(members) == 0 {
+		return false
+	}
+	nodes := make([]ranked, len(members))
+	for i, m := range members {
+		nodes[i] = ranked{name: m.Name, class: reachable, draw: key.draw("node", m.Name)}
+		switch {
+		case m.Name == v.Self:
+			nodes[i].class = self
+		case v.Unreachable[m.Name]:
+			nodes[i].class = unreachable
+			if tr.On() {
+				tr.Add("node %s cannot be reached from here", m.Name)
+			}
+		}
+	}
+	rank(nodes)
+	g.nodes = make([]string, len(nodes))
+	for i, n := range nodes {
+		g.nodes[i] = n.name
+	}
+	return nodes[0].class != unreachable
+}
+
+// The classes of endpoints. Only the best class that a group has is offered flows: the sick ones where it is used because
+// failover fails open, and those without weight where it has no others.
+const (
+	healthy = iota
+	sick
+	weightless
+)
+
+// rankEndpoints orders the endpoints by weighted rendezvous: each draws w / −ln u, the highest draw takes the flow, which
+// is a share of w/Σw. It says whether any is healthy and has weight.
+func (g *group) rankEndpoints(s *spec.Spec, v *view.View, f Flow, key flowKey, tr *trace.Trace) bool {
+	endpoints := make([]ranked, len(g.spec.Endpoints))
+	for i, e := range g.spec.Endpoints {
+		resource, fit := judge(s, v, e, f.Local.Port())
+		class, weight := healthy, float64(*e.Weight)
+		switch {
+		case weight == 0:
+			class, weight = weightless, 1
+		case !fit:
+			class = sick
+		}
+		endpoints[i] = ranked{resource, class, -weight / math.Log(key.draw("endpoint", resource))}
+		if tr.On() {
+			condition := "healthy"
+			if !fit {
+				condition = "unhealthy"
+			}
+			tr.Add("%s, weight %d, %s", resource, *e.Weight, condition)
+		}
+	}
+	rank(endpoints)
+	g.resources = make([]string, 0, len(endpoints))
+	for _, e := range endpoints {
+		if e.class == endpoints[0].class {
+			g.resources = append(g.resources, e.name)
+		}
+	}
+	return len(endpoints) > 0 && endpoints[0].class == healthy
+}
+
+// judge names an endpoint and says whether it can take flows of a port.
+func judge(s *spec.Spec, v *view.View, e spec.Endpoint, port uint16) (resource string, healthy bool) {
+	if e.LoadBalancer == "" {
+		return "targetGroup/" + e.TargetGroup, v.TargetGroupHealthy(s, e.TargetGroup)
+	}
+	resource = "loadBalancer/" + e.LoadBalancer + "/" + strconv.Itoa(int(port))
+	lb := s.LoadBalancers[e.LoadBalancer]
+	listens := lb != nil && slices.ContainsFunc(lb.Listeners, func(l spec.Listener) bool { return l.Port == port })
+	return resource, listens && v.LoadBalancerHealthy(s, e.LoadBalancer)
+}
+
+// dial returns the index of the group that the traffic dials send the flow to. Health does not enter: a flow that a dial
+// sends on is not the group's to fail over.
+func dial(groups []*group, key flowKey, tr *trace.Trace) int {
+	last := 0
+	for i, g := range groups {
+		percent := *g.spec.TrafficDial
+		drawn := 100 * key.draw("dial", g.spec.Region)
+		if drawn < percent {
+			if tr.On() {
+				tr.Add("%s: the traffic dial takes %v %%, the flow draws %.1f: directed here", g.spec.Region, percent, drawn)
+			}
+			return i
+		}
+		if tr.On() {
+			tr.Add("%s: the traffic dial takes %v %%, the flow draws %.1f: sent on", g.spec.Region, percent, drawn)
+		}
+		if percent > 0 {
+			last = i
+		}
+	}
+	if tr.On() {
+		tr.Add("no dial takes it: directed to %s", groups[last].spec.Region)
+	}
+	return last
+}
+
+// failover returns the groups in the order in which they are tried, when a flow was directed to one of them.
+func failover(groups []*group, directed int, tr *trace.Trace) []*group {
+	order := make([]*group, 0, len(groups))
+	add := func(g *group) {
+		if !slices.Contains(order, g) {
+			order = append(order, g)
+		}
+	}
+	near, next := groups[:min(closest, len(groups))], directed+1
+	if directed >= len(near) {
+		next = 0
+	}
+	if groups[directed].ready {
+		add(groups[directed])
+	} else if tr.On() {
+		tr.Add("%s has no healthy endpoint with weight that can be reached: failing over, whatever the dials", groups[directed].spec.Region)
+	}
+	for i := range near { // those behind it first, and round
+		if g := near[(next+i)%len(near)]; g.ready {
+			add(g)
+		}
+	}
+	if tr.On() {
+		switch {
+		case len(order) == 0:
+			tr.Add("none of the %d closest groups has one: failing open to %s", len(near), groups[0].spec.Region)
+		case order[0] != groups[directed]:
+			tr.Add("%s has one", order[0].spec.Region)
+		}
+	}
+	if len(order) == 0 {
+		add(groups[0])
+	}
+	for _, g := range groups { // then whoever may be able
+		if g.ready {
+			add(g)
+		}
+	}
+	for _, g := range groups {
+		add(g)
+	}
+	return order
+}
+
+// flowKey is a hash of what makes flows the same.
+type flowKey uint64
+
+// FNV-1a (RFC 9923), which is written out because every node of every release must draw the same.
+const fnvOffset, fnvPrime = 14695981039346656037, 1099511628211
+
+func keyOf(f Flow, affinity string) flowKey {
+	key := flowKey(fnvOffset)
+	client, local := f.Client.Addr().As16(), f.Local.Addr().As16()
+	key = key.add(client[:]).add(local[:])
+	if affinity != spec.AffinitySourceIP {
+		c, l := f.Client.Port(), f.Local.Port()
+		key = key.add([]byte{byte(c >> 8), byte(c), byte(l >> 8), byte(l)})
+	}
+	return key
+}
+
+func (k flowKey) add(data []byte) flowKey {
+	for _, b := range data {
+		k = (k ^ flowKey(b)) * fnvPrime
+	}
+	return k
+}
+
+// draw is a number between 0 and 1, neither included, which is the flow's own for each thing of each kind: independent of all
+// its others.
+func (k flowKey) draw(kind, name string) float64 {
+	h := k
+	for i := range len(kind) {
+		h = (h ^ flowKey(kind[i])) * fnvPrime
+	}
+	h *= fnvPrime
+	for i := range len(name) {
+		h = (h ^ flowKey(name[i])) * fnvPrime
+	}
+	// FNV leaves the last bytes in the low bits; this spreads them (the finalizer of MurmurHash3).
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	h ^= h >> 33
+	return (float64(h>>11) + 0.5) / (1 << 53)
+}

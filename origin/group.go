@@ -1,0 +1,227 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/trace"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/origin/relay"
+	"github.com/perigee-net/perigee/origin/target"
+)
+
+// connectTimeout is how long one target has to take a connection; then it is the next one's turn. ALB gives it 10 s,
+// which is long for a client that waits while other targets stand by.
+const connectTimeout = 5 * time.Second
+
+// Bounds of the connections kept to targets between requests.
+const (
+	// idleConnections is how many are kept to one target; more are closed after their request.
+	idleConnections = 128
+	// idleConnection is how long one is kept. Servers close idle connections after 5 s and more; one that is
+	// shorter-lived here is seldom closed by the target just as a request is written to it.
+	idleConnection = 4 * time.Second
+	// responseHeaderBytes is what a target's response headers may have; ALB takes 32 K. More is a 502.
+	responseHeaderBytes = 64 << 10
+)
+
+// group is one target group of one spec.
+type group struct {
+	spec    *spec.TargetGroup
+	local   bool // of this node's region
+	traffic *traffic
+	split   atomic.Pointer[split]
+}
+
+// split is a group's pool under one view, kept so that verdicts are looked up once a view and not once a request.
+type split struct {
+	view *view.View
+	pool *target.Pool
+}
+
+func (g *group) pool(v *view.View) *target.Pool {
+	if s := g.split.Load(); s != nil && s.view == v {
+		return s.pool
+	}
+	s := &split{view: v, pool: target.Split(g.spec, v)}
+	g.split.Store(s)
+	return s.pool
+}
+
+// candidates takes the next turn.
+func (g *group) candidates(v *view.View) iter.Seq[netip.AddrPort] {
+	return g.pool(v).Candidates(g.traffic.turn.Add(1) - 1)
+}
+
+// explain records what candidates would return next, and takes no turn.
+func (g *group) explain(v *view.View, t *trace.Trace) {
+	target.Explain(g.spec, v, g.pool(v), g.traffic.turn.Load(), t)
+}
+
+// traffic is what a target group keeps from one spec to the next.
+type traffic struct {
+	plane     *Plane
+	turn      atomic.Uint64
+	transport *http.Transport
+
+	mu     sync.Mutex
+	leases map[netip.AddrPort]*lease
+}
+
+// lease is the right of connections to be: it stands while their target is in the group, and for the deregistration
+// delay after it has left.
+type lease struct {
+	context.Context
+	end     context.CancelFunc
+	leaving *time.Timer // runs once the target has left
+}
+
+func (p *Plane) newTraffic() *traffic {
+	t := &traffic{plane: p, leases: map[netip.AddrPort]*lease{}}
+	t.transport = &http.Transport{
+		DialContext:            t.dialHTTP,
+		DisableCompression:     true, // what the client did not ask for is not asked for
+		MaxIdleConnsPerHost:    idleConnections,
+		IdleConnTimeout:        idleConnection,
+		ExpectContinueTimeout:  time.Second,
+		MaxResponseHeaderBytes: responseHeaderBytes,
+		Protocols:              new(http.Protocols),
+	}
+	t.transport.Protocols.SetHTTP1(true)
+	return t
+}
+
+// keep gives the group's targets their leases, and those of targets that have left an end.
+func (t *traffic) keep(g *spec.TargetGroup) {
+	delay := 300 * time.Second // ELB's default
+	if g.DeregistrationDelay != nil {
+		delay = g.DeregistrationDelay.Std()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	staying := make(map[netip.AddrPort]bool, len(g.Targets))
+	for _, target := range g.Targets {
+		addr := target.AddrPort()
+		staying[addr] = true
+		if l := t.leases[addr]; l == nil || l.leaving != nil && !l.leaving.Stop() {
+			ctx, end := context.WithCancel(context.Background())
+			t.leases[addr] = &lease{Context: ctx, end: end}
+		} else {
+			l.leaving = nil
+		}
+	}
+	for addr, l := range t.leases {
+		if !staying[addr] && l.leaving == nil {
+			l.leaving = time.AfterFunc(delay, func() { t.expire(g.Name, addr, l) })
+		}
+	}
+}
+
+func (t *traffic) expire(group string, addr netip.AddrPort, l *lease) {
+	t.mu.Lock()
+	if t.leases[addr] == l {
+		delete(t.leases, addr)
+	}
+	t.mu.Unlock()
+	t.plane.config.Log.Info("a target that left is now without connections", "targetGroup", group, "target", addr)
+	l.end()
+}
+
+func (t *traffic) lease(addr netip.AddrPort) *lease {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.leases[addr]
+}
+
+// dialError is why a target took no connection. Nothing was sent to it.
+type dialError struct {
+	target netip.AddrPort
+	err    error
+}
+
+func (e *dialError) Error() string { return fmt.Sprintf("dial target %s: %v", e.target, e.err) }
+func (e *dialError) Unwrap() error { return e.err }
+
+var errLeft = errors.New("it has left its group")
+
+// dial connects to a target. What holds the connection must end it with the lease.
+func (t *traffic) dial(ctx context.Context, addr netip.AddrPort) (net.Conn, *lease, error) {
+	l := t.lease(addr)
+	if l == nil {
+		return nil, nil, &dialError{addr, errLeft}
+	}
+	limited, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	t.plane.counters.connects.Add(1)
+	conn, err := t.plane.config.Dial(limited, "tcp", addr.String())
+	if err != nil {
+		if ctx.Err() == nil { // or else it was given up, not refused
+			t.plane.counters.connectErrors.Add(1)
+		}
+		return nil, nil, &dialError{addr, err}
+	}
+	return conn, l, nil
+}
+
+// dialHTTP is dial for the transport, whose connections outlive requests.
+func (t *traffic) dialHTTP(ctx context.Context, _, address string) (net.Conn, error) {
+	addr, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, err
+	}
+	conn, l, err := t.dial(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	return t.leased(conn, l), nil
+}
+
+// leased ends a connection with its lease, until it is closed.
+func (t *traffic) leased(conn net.Conn, l *lease) net.Conn {
+	return &leasedConn{Conn: conn, stop: t.endWith(l, conn)}
+}
+
+// endWith closes connections when a lease ends, until stop is called.
+func (t *traffic) endWith(l *lease, conns ...net.Conn) (stop func() bool) {
+	return context.AfterFunc(l, func() {
+		t.plane.counters.deregistered.Add(1)
+		for _, c := range conns {
+			relay.Abort(c)
+		}
+	})
+}
+
+type leasedConn struct {
+	net.Conn
+	stop func() bool
+}
+
+func (c *leasedConn) Close() error {
+	c.stop()
+	return c.Conn.Close()
+}
+
+// CloseWrite ends one direction.
+func (c *leasedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+// Abort resets the connection.
+func (c *leasedConn) Abort() {
+	c.stop()
+	relay.Abort(c.Conn)
+}
+
+func closeWrite(conn any) error {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
