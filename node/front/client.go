@@ -1,0 +1,150 @@
+package front
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// writeTimeout is how long a client may take to make room for the next piece; then the connection is closed.
+	writeTimeout = 60 * time.Second
+	// writePiece is the size of such a piece: a client that reads less than about 1 KB/s is cut off.
+	writePiece = 64 << 10
+)
+
+// client is a connection to an HTTP door.
+type client struct {
+	net.Conn
+	door    *door
+	socket  net.Conn     // what was accepted
+	unheard atomic.Bool  // no handler has the next request yet, or ever
+	holds   atomic.Int64 // one for the open connection, one for each handler that runs
+	close   sync.Once
+	limit   atomic.Int64 // the write deadline that was asked for, Unix nanoseconds; 0: none
+}
+
+type connKey struct{}
+
+// client makes a connection one to an HTTP door.
+func (d *door) client(socket net.Conn) *client {
+	c := &client{Conn: socket, door: d, socket: socket}
+	if d.front.believes(socket) {
+		c.Conn = d.front.proxied(socket)
+	}
+	c.holds.Store(1)
+	return c
+}
+
+// clientOf finds the client in what net/http hands out.
+func clientOf(c net.Conn) *client {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	return c.(*client)
+}
+
+// hold keeps the connection counted while a handler runs. It fails if the connection is gone.
+func (c *client) hold() bool {
+	for {
+		n := c.holds.Load()
+		if n == 0 {
+			return false
+		}
+		if c.holds.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (c *client) release() {
+	if c.holds.Add(-1) == 0 {
+		c.door.leave(c.socket)
+	}
+}
+
+// Close gives the connection back, once.
+func (c *client) Close() error {
+	err := c.Conn.Close()
+	c.close.Do(c.release)
+	return err
+}
+
+// CloseWrite ends one direction.
+func (c *client) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// farewellBytes is more than TLS writes to end a connection, and less than net/http writes to answer a bad request.
+const farewellBytes = 64
+
+// Write fails where the client takes no piece for writeTimeout.
+func (c *client) Write(p []byte) (n int, err error) {
+	if len(p) > farewellBytes && c.unheard.Swap(false) {
+		c.door.front.counters.badRequests.Add(1)
+	}
+	for {
+		piece := p[n:min(n+writePiece, len(p))]
+		deadline := time.Now().Add(writeTimeout)
+		if limit := c.limit.Load(); limit != 0 && limit < deadline.UnixNano() {
+			deadline = time.Unix(0, limit)
+		}
+		c.Conn.SetWriteDeadline(deadline)
+		m, err := c.Conn.Write(piece)
+		n += m
+		if err != nil || n == len(p) {
+			return n, err
+		}
+	}
+}
+
+// SetWriteDeadline is kept beside writeTimeout: whichever is earlier holds.
+func (c *client) SetWriteDeadline(t time.Time) error {
+	c.limit.Store(0)
+	if !t.IsZero() {
+		c.limit.Store(t.UnixNano())
+	}
+	return c.Conn.SetWriteDeadline(t)
+}
+
+// SetDeadline sets both deadlines.
+func (c *client) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// body is a request's body, each piece of which may take bodyTimeout.
+type body struct {
+	io.ReadCloser
+	control *http.ResponseController
+	done    atomic.Bool // read to its end, or to an error
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if b.done.Load() {
+		return b.ReadCloser.Read(p)
+	}
+	b.control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		b.control.SetReadDeadline(time.Time{}) // what is read now is whether the client is still there
+	}
+	b.done.Store(err != nil)
+	return n, err
+}
+
+// leave is called when the handler has returned: net/http reads on, to find the next request behind the body.
+func (b *body) leave() {
+	if !b.done.Load() {
+		b.control.SetReadDeadline(time.Now().Add(restTimeout))
+	}
+}

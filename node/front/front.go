@@ -1,0 +1,260 @@
+// Package front is the front door: the sockets that the world connects to, and the limits that strangers meet. It
+// accepts, ends TLS, reads HTTP/1.1 and HTTP/2, believes PROXY headers of those it was told to believe, and gives each
+// request or connection to whoever serves the door.
+//
+// It knows no spec, no route and no cache: what is behind a door is a function.
+//
+// When things break: a door that cannot be opened is reported and the others serve; a handler that panics costs its own
+// request; a client that is slow, silent or too many is cut off at a named bound and counted. Doors outlive configuration:
+// connections go on while doors are changed around them.
+package front
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"sync/atomic"
+)
+
+// Config is what a Front is made of.
+type Config struct {
+	// Listen opens a socket, ListenAnycast one whose address several processes of a machine share; nil: the
+	// functions of this package.
+	Listen        func(network, address string) (net.Listener, error)
+	ListenAnycast func(network, address string) (net.Listener, error)
+	// Certificate is shown on TLS doors; nil: none opens.
+	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// ProxyHeadersFrom are the load balancers in front of this node. What they connect must begin with a PROXY
+	// header, version 1 or 2, and comes from whom the header says. From all others it is no header but a bad request.
+	ProxyHeadersFrom []netip.Prefix
+	// Connections is how many one door holds at once; more are closed as they come. 0: 16,384.
+	Connections int
+	Log         *slog.Logger
+}
+
+const defaultConnections = 16384
+
+// Door is one listening socket and who serves it: exactly one of Handler and Conn.
+type Door struct {
+	Network string // "tcp"
+	// Address is where it listens; without an IP address on all of them.
+	Address netip.AddrPort
+	// Anycast doors may share their address with those of other processes, and may open before the machine has it.
+	Anycast bool
+	TLS     bool // with Handler only
+	Handler http.Handler
+	// Conn serves one connection, on a goroutine of its own, and returns when it has ended.
+	Conn func(net.Conn)
+}
+
+// doorKey tells doors apart: what differs in it is closed and opened anew.
+type doorKey struct {
+	network            string
+	address            netip.AddrPort
+	anycast, tls, http bool
+}
+
+func (d *Door) key() doorKey {
+	return doorKey{network: d.Network, address: d.Address, anycast: d.Anycast, tls: d.TLS, http: d.Handler != nil}
+}
+
+// at is the address in the form that Listen takes.
+func (k doorKey) at() string {
+	if !k.address.Addr().IsValid() {
+		return ":" + strconv.Itoa(int(k.address.Port()))
+	}
+	return k.address.String()
+}
+
+func (k doorKey) String() string { return k.network + " " + k.at() }
+
+// Front is a set of doors. All its methods may be called at once.
+type Front struct {
+	config   Config
+	counters counters
+	ctx      context.Context // ends when connections are no longer waited for
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup // all goroutines and connections
+
+	mu     sync.Mutex
+	doors  map[doorKey]*door
+	conns  map[net.Conn]struct{}
+	closed bool
+}
+
+type counters struct {
+	connections, refused, requests, badRequests, panics  atomic.Uint64
+	handshakeErrors, serverErrors, proxyErrors, unaccept atomic.Uint64
+}
+
+// New makes a Front without doors.
+func New(c Config) *Front {
+	if c.Listen == nil {
+		c.Listen = Listen
+	}
+	if c.ListenAnycast == nil {
+		c.ListenAnycast = ListenAnycast
+	}
+	if c.Connections == 0 {
+		c.Connections = defaultConnections
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	f := &Front{config: c, doors: map[doorKey]*door{}, conns: map[net.Conn]struct{}{}}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	return f
+}
+
+// Set makes these the doors. Those that stand already stay open, with all their connections, and are served as these say
+// from the next request or connection on. Others are closed: they accept nothing more, and what is in flight finishes.
+// The error joins what is wrong with each door that does not stand afterwards; the others do.
+func (f *Front) Set(doors []Door) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return fmt.Errorf("set doors: %w", net.ErrClosed)
+	}
+
+	var faults []error
+	var wanted []*Door
+	keys := map[doorKey]bool{}
+	places := map[doorKey]bool{} // without what is served there
+	for _, d := range doors {
+		place := doorKey{network: d.Network, address: d.Address}
+		if err := f.check(&d); err != nil {
+			faults = append(faults, fmt.Errorf("open door %s: %w", d.key(), err))
+		} else if places[place] {
+			faults = append(faults, fmt.Errorf("open door %s: it is wanted twice", d.key()))
+		} else {
+			places[place], keys[d.key()] = true, true
+			wanted = append(wanted, &d)
+		}
+	}
+	for key, open := range f.doors {
+		if !keys[key] { // before others open: they may want its address
+			open.close()
+			delete(f.doors, key)
+		}
+	}
+	for _, d := range wanted {
+		if open := f.doors[d.key()]; open != nil {
+			open.behind.Store(d)
+			continue
+		}
+		open, err := f.open(d)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("open door %s: %w", d.key(), err))
+			continue
+		}
+		f.doors[d.key()] = open
+	}
+	return errors.Join(faults...)
+}
+
+func (f *Front) check(d *Door) error {
+	switch {
+	case d.Network != "tcp":
+		return fmt.Errorf("network %q is not tcp", d.Network)
+	case (d.Handler == nil) == (d.Conn == nil):
+		return errors.New("it needs one of Handler and Conn")
+	case d.TLS && d.Handler == nil:
+		return errors.New("TLS needs a Handler")
+	case d.TLS && f.config.Certificate == nil:
+		return errors.New("there is no certificate")
+	}
+	return nil
+}
+
+// Close accepts nothing more and waits for what is in flight: requests, and connections of Conn doors. What is left when
+// ctx ends is cut off, and the error says so. It returns when nothing runs any more.
+func (f *Front) Close(ctx context.Context) error {
+	f.mu.Lock()
+	f.closed = true
+	for _, d := range f.doors {
+		d.close()
+	}
+	clear(f.doors)
+	f.mu.Unlock()
+
+	done := make(chan struct{})
+	go func() {
+		f.wg.Wait()
+		close(done)
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		if n := f.cut(); n > 0 {
+			err = fmt.Errorf("close front: cut off %d connections: %w", n, ctx.Err())
+		}
+	}
+	f.cancel()
+	<-done
+	return err
+}
+
+// cut closes all connections under whoever serves them.
+func (f *Front) cut() int {
+	f.cancel()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.conns {
+		c.Close()
+	}
+	return len(f.conns)
+}
+
+// enter begins to keep track of a connection, leave ends it.
+func (f *Front) enter(c net.Conn) {
+	f.counters.connections.Add(1)
+	f.wg.Add(1) // by the goroutine that accepts, which is counted itself
+	f.mu.Lock()
+	f.conns[c] = struct{}{}
+	f.mu.Unlock()
+}
+
+func (f *Front) leave(c net.Conn) {
+	f.mu.Lock()
+	delete(f.conns, c)
+	f.mu.Unlock()
+	f.wg.Done()
+}
+
+// panicked counts a panic. It is logged when it is the first, second, fourth, eighth: a stranger who finds a way to
+// cause one must not be able to fill the disk.
+func (f *Front) panicked(value any) {
+	if n := f.counters.panics.Add(1); n&(n-1) == 0 {
+		f.config.Log.Error("a handler panicked", "panic", value, "panics", n, "stack", string(debug.Stack()))
+	}
+}
+
+// Counters are totals since New, and how many doors and connections are open.
+func (f *Front) Counters() map[string]uint64 {
+	f.mu.Lock()
+	doors, conns := len(f.doors), len(f.conns)
+	f.mu.Unlock()
+	c := &f.counters
+	return map[string]uint64{
+		"front_doors":                      uint64(doors),
+		"front_connections":                uint64(conns),
+		"front_connections_total":          c.connections.Load(),
+		"front_connections_refused_total":  c.refused.Load(),
+		"front_accept_errors_total":        c.unaccept.Load(),
+		"front_requests_total":             c.requests.Load(),
+		"front_bad_requests_total":         c.badRequests.Load(),
+		"front_panics_total":               c.panics.Load(),
+		"front_tls_handshake_errors_total": c.handshakeErrors.Load(),
+		"front_server_errors_total":        c.serverErrors.Load(),
+		"front_proxy_header_errors_total":  c.proxyErrors.Load(),
+	}
+}

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package front
+
+import "syscall"
+
+func shareAddress(string, string, syscall.RawConn) error { return nil }

@@ -1,0 +1,76 @@
+package front
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+)
+
+// proxyHeaderTimeout is how long a PROXY header may take; then the connection is closed.
+const proxyHeaderTimeout = 5 * time.Second
+
+// believes says whether the other end is a load balancer whose PROXY headers count.
+func (f *Front) believes(c net.Conn) bool {
+	peer, ok := c.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return false
+	}
+	addr := peer.AddrPort().Addr().Unmap()
+	return slices.ContainsFunc(f.config.ProxyHeadersFrom, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// proxied is a connection from a load balancer; it comes from whom its PROXY header says. The header is read by the first
+// who asks for an address or for bytes, not by who accepts.
+type proxied struct {
+	*proxyproto.Conn
+	front *Front
+	count sync.Once
+}
+
+func (f *Front) proxied(c net.Conn) *proxied {
+	return &proxied{front: f, Conn: proxyproto.NewConn(c,
+		proxyproto.WithPolicy(proxyproto.REQUIRE),
+		proxyproto.SetReadHeaderTimeout(proxyHeaderTimeout),
+		proxyproto.ValidateHeader(ofTCP),
+	)}
+}
+
+// ofTCP refuses headers of datagrams and of Unix sockets: no such thing can have come here.
+func ofTCP(h *proxyproto.Header) error {
+	if h.SourceAddr == nil {
+		return nil
+	}
+	if _, ok := h.SourceAddr.(*net.TCPAddr); !ok {
+		return proxyproto.ErrUnsupportedAddressFamilyAndProtocol
+	}
+	return nil
+}
+
+// wait reads the header, and says whether it is one.
+func (p *proxied) wait() bool {
+	if p.ProxyHeader() != nil {
+		return true
+	}
+	p.count.Do(func() { p.front.counters.proxyErrors.Add(1) })
+	return false
+}
+
+func (p *proxied) Read(b []byte) (int, error) {
+	p.wait()
+	return p.Conn.Read(b)
+}
+
+// CloseWrite ends one direction.
+func (p *proxied) CloseWrite() error { return closeWrite(p.Raw()) }
+
+// SetLinger lets the connection be reset.
+func (p *proxied) SetLinger(seconds int) error {
+	if l, ok := p.Raw().(interface{ SetLinger(int) error }); ok {
+		return l.SetLinger(seconds)
+	}
+	return nil
+}
