@@ -1,0 +1,183 @@
+package cache
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"time"
+)
+
+// How a response came about.
+type How int
+
+// The ways.
+const (
+	Filled    How = iota + 1 // the origin sent it
+	Validated                // the origin said that the kept one is still good
+	Covered                  // the origin failed, and the kept one stands in (stale-if-error)
+)
+
+// Result is the outcome of a fill, for one asker.
+type Result struct {
+	How How
+	// Object has its Body, but for How Filled: then Next reads it.
+	Object *Object
+	// Size is that of the body, −1 if it is not known yet.
+	Size int64
+	// Status is what the origin answered, 0 if nothing.
+	Status int
+	// Stored says that the response is kept, if it arrives whole; else WhyNot is the reason in one word.
+	Stored bool
+	WhyNot string
+	// Collapsed says that this asker joined another's fill.
+	Collapsed bool
+}
+
+// Ask is one request's part in a fill. Its methods are for one goroutine.
+type Ask struct {
+	fill   *fill
+	ctx    context.Context
+	stop   func() bool
+	joined bool
+	header http.Header
+	pos    int64 // how much was read; guarded by fill.mu
+	taken  int   // how much of what Next returned last is being written
+	piece  []byte
+	ended  error // of a body that is this request's alone
+}
+
+// alonePiece is how much is read at a time of a body that is not shared.
+const alonePiece = 32 << 10
+
+// Ask joins the fill of what was not found fresh, or starts it. The fill outlives ctx, which is the asker's. The
+// asker must Close what it gets.
+func (c *Cache) Ask(ctx context.Context, w Want, found Found) (*Ask, error) {
+	if c.askers.Add(1) > maxAskers {
+		c.askers.Add(-1)
+		c.counts.busy.Add(1)
+		return nil, ErrBusy
+	}
+	a := &Ask{ctx: ctx, header: w.Header}
+	if err := c.attach(a, w, found); err != nil {
+		c.askers.Add(-1)
+		return nil, err
+	}
+	a.stop = context.AfterFunc(ctx, a.fill.wake)
+	return a, nil
+}
+
+func (c *Cache) attach(a *Ask, w Want, found Found) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.Find(w.Key, w.Policy, w.Header, time.Now(), nil) != found {
+		return ErrOther // a fill ended since
+	}
+	if f := c.fills[found.slot]; f != nil && f.join(a) {
+		a.joined = true
+		c.counts.collapsed.Add(1)
+		return nil
+	}
+	if c.start(w, found, a) == nil {
+		return ErrBusy
+	}
+	return nil
+}
+
+// Wait waits for the outcome: the response's head at least, or an error: that of the fetch, ErrAlone, ErrOther, or
+// the asker's context's.
+func (a *Ask) Wait() (Result, error) {
+	f := a.fill
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for f.result.How == 0 && f.err == nil {
+		if err := a.ctx.Err(); err != nil {
+			return Result{}, err
+		}
+		f.moved.Wait()
+	}
+	r := f.result
+	if r.How == 0 {
+		return Result{}, f.err
+	}
+	if r.Collapsed = a.joined; a.joined {
+		p := f.want.Policy
+		if p.secondary(r.Object.vary, a.header) != p.secondary(r.Object.vary, f.want.Header) {
+			return Result{}, ErrOther
+		}
+		if !f.shared {
+			return Result{}, ErrAlone
+		}
+	}
+	return r, nil
+}
+
+// From makes Next begin at a position in a body that is kept.
+func (a *Ask) From(position int64) {
+	a.fill.mu.Lock()
+	defer a.fill.mu.Unlock()
+	a.pos = position
+}
+
+// Next waits for what comes next of the body, and returns it, io.EOF at its end, or why the rest does not come. What it
+// returned before is then done with.
+func (a *Ask) Next() ([]byte, error) {
+	f := a.fill
+	f.mu.Lock()
+	if f.alone != nil {
+		f.mu.Unlock()
+		return a.nextAlone()
+	}
+	defer f.mu.Unlock()
+	a.pos += int64(a.taken)
+	a.taken = 0
+	if f.full {
+		f.moved.Broadcast()
+	}
+	for {
+		if ready := f.base + int64(len(f.body)) - a.pos; ready > 0 {
+			a.taken = int(ready)
+			return f.body[a.pos-f.base:], nil
+		}
+		switch {
+		case f.err != nil:
+			return nil, f.err
+		case f.ended:
+			return nil, io.EOF
+		case a.ctx.Err() != nil:
+			return nil, a.ctx.Err()
+		}
+		f.moved.Wait()
+	}
+}
+
+func (a *Ask) nextAlone() ([]byte, error) {
+	if a.ended != nil {
+		return nil, a.ended
+	}
+	if a.piece == nil {
+		a.piece = make([]byte, alonePiece)
+	}
+	n, err := a.fill.alone.Read(a.piece)
+	if a.ended = err; n == 0 && err != nil {
+		return nil, err
+	}
+	return a.piece[:n], nil
+}
+
+// Close ends the asker's part. The fill goes on, unless the response is this asker's alone.
+func (a *Ask) Close() {
+	a.stop()
+	f := a.fill
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.asks, a)
+	if f.first == a {
+		f.first = nil
+		if f.alone != nil {
+			f.alone.Close()
+		}
+	}
+	f.release()
+	f.moved.Broadcast()
+	f.cache.askers.Add(-1)
+}

@@ -1,0 +1,101 @@
+// Package cache is a shared HTTP cache (RFC 9111) with CloudFront's TTLs: the key, what may be kept and for how
+// long, how a kept response answers a request, the memory it is kept in, and the fill that brings it from the
+// origin. It knows no distributions, opens no sockets and writes no responses: edge/cdn does.
+//
+// The rules are pure functions over headers and times; Cache acts by them. When things break: a body that ends early
+// is an error to all who read it and is never kept; an origin that fails is covered up with a stale response only
+// where the origin itself allowed that; a full cache refuses to keep, and goes on serving.
+package cache
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/maypok86/otter/v2"
+)
+
+const (
+	// leastBytes is the smallest cache: with less, nothing of use could be kept.
+	leastBytes = 1 << 20
+	// maxObject is the largest body that is kept, and no body is kept that is over an eighth of the cache. A larger
+	// one streams from the origin to whom asked for it.
+	maxObject = 32 << 20
+	// maxFills is how many fills run at a time: one more is refused (ErrBusy).
+	maxFills = 1024
+	// maxAskers is how many requests wait for, or read from, fills at a time: one more is refused (ErrBusy).
+	maxAskers = 16384
+)
+
+// Config is what a Cache is told.
+type Config struct {
+	// Bytes bounds all that is kept and all that is being filled, in bytes; at least 1 MiB.
+	Bytes int64
+}
+
+// Cache keeps responses in memory and fills itself from origins. All methods may be called at the same time.
+type Cache struct {
+	limit  int64
+	stored *otter.Cache[string, *entry]
+	bytes  atomic.Int64 // what is stored and what is reserved for fills: never above limit
+
+	mu         sync.Mutex       // orders writes of stored, and guards:
+	fills      map[string]*fill // by slot: those that may be joined
+	active     map[*fill]struct{}
+	generation uint64
+
+	askers  atomic.Int64
+	running sync.WaitGroup // the fills
+	ctx     context.Context
+	cancel  context.CancelFunc
+
+	counts struct{ fills, collapsed, stored, refused, busy, truncated, invalidated, evicted atomic.Uint64 }
+}
+
+// New makes an empty cache.
+func New(cfg Config) *Cache {
+	c := &Cache{limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.stored = otter.Must(&otter.Options[string, *entry]{
+		// The last eighth is for fills. The library evicts behind its writes, by its own count, so the bytes are
+		// counted here as well and what does not fit is refused (reserve).
+		MaximumWeight: uint64(c.limit - c.limit/8),
+		Weigher:       func(_ string, e *entry) uint32 { return e.weight },
+		OnAtomicDeletion: func(d otter.DeletionEvent[string, *entry]) {
+			c.bytes.Add(-int64(d.Value.weight))
+			if d.WasEvicted() {
+				c.counts.evicted.Add(1)
+			}
+		},
+		Executor: func(f func()) { f() }, // who writes evicts: no goroutine without an owner
+	})
+	return c
+}
+
+// Close ends the fills, and with them what is being read from them, and waits. Nothing may be asked afterwards.
+func (c *Cache) Close() {
+	c.cancel()
+	c.running.Wait()
+}
+
+// Counters are the cache's counters and gauges.
+func (c *Cache) Counters() map[string]uint64 {
+	c.mu.Lock()
+	active := len(c.active)
+	c.mu.Unlock()
+	return map[string]uint64{
+		"cache_bytes":             uint64(c.bytes.Load()),
+		"cache_objects":           uint64(c.stored.EstimatedSize()),
+		"cache_fills":             uint64(active),
+		"cache_fills_total":       c.counts.fills.Load(),
+		"cache_collapsed_total":   c.counts.collapsed.Load(),
+		"cache_stored_total":      c.counts.stored.Load(),
+		"cache_refused_total":     c.counts.refused.Load(),
+		"cache_busy_total":        c.counts.busy.Load(),
+		"cache_truncated_total":   c.counts.truncated.Load(),
+		"cache_invalidated_total": c.counts.invalidated.Load(),
+		"cache_evicted_total":     c.counts.evicted.Load(),
+	}
+}
+
+func (c *Cache) objectLimit() int64 { return min(maxObject, c.limit/8) }

@@ -1,0 +1,138 @@
+package cache
+
+import (
+	"net/http"
+	"testing"
+	"time"
+)
+
+// noon is when responses come in these tests.
+var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+func at(d time.Duration) string { return noon.Add(d).Format(http.TimeFormat) }
+
+func TestAgeOnArrival(t *testing.T) {
+	const s = time.Second
+	for _, c := range []struct {
+		name   string
+		header http.Header
+		delay  time.Duration // between request and response
+		want   time.Duration
+	}{
+		{"neither Date nor Age: the time it took", header(), 2 * s, 2 * s},
+		{"made just now", header("Date: " + at(0)), 0, 0},
+		{"Date in the past: apparent age", header("Date: " + at(-30*s)), 0, 30 * s},
+		{"Date in the future: the origin's clock is ahead", header("Date: " + at(30*s)), 0, 0},
+		{"Age and the time it took add up", header("Age: 10", "Date: "+at(0)), 3 * s, 13 * s},
+		{"the larger of the two counts: Date", header("Age: 10", "Date: "+at(-60*s)), 3 * s, 60 * s},
+		{"the larger of the two counts: Age", header("Age: 100", "Date: "+at(-60*s)), 3 * s, 103 * s},
+		{"Age that is no number", header("Age: -5", "Date: "+at(0)), s, s},
+		{"Date that is no date", header("Date: yesterday"), 0, 0},
+		{"Age beyond all bounds", header("Age: 99999999999999999999"), 0, 1 << 31 * s},
+	} {
+		if got := initialAge(c.header, noon.Add(-c.delay), noon); got != c.want {
+			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
+	}
+	// Date knows whole seconds only: a part of one is no age.
+	if got := initialAge(header("Date: "+at(0)), noon.Add(900*time.Millisecond), noon.Add(900*time.Millisecond)); got != 0 {
+		t.Errorf("0.9 s after the second of Date: got %v, want 0", got)
+	}
+}
+
+// CloudFront's corners are aws-semantics.md §1.1.2 and §1.6, rows 8 and 9.
+func TestTTL(t *testing.T) {
+	const s = time.Second
+	byDefault, bounded := policy(), policy(ttls(60, 600, 3600))
+	date := "Date: " + at(0)
+	for _, c := range []struct {
+		name   string
+		policy *Policy
+		status int
+		header http.Header
+		want   time.Duration
+	}{
+		{"max-age", byDefault, 200, header(date, "Cache-Control: max-age=100"), 100 * s},
+		{"s-maxage is stronger than max-age", byDefault, 200, header(date, "Cache-Control: max-age=100, s-maxage=7"), 7 * s},
+		{"max-age is stronger than Expires", byDefault, 200, header(date, "Cache-Control: max-age=100", "Expires: "+at(5*s)), 100 * s},
+		{"Expires counts from Date", byDefault, 200, header("Date: "+at(60*s), "Expires: "+at(90*s)), 30 * s},
+		{"Expires without Date counts from arrival", byDefault, 200, header("Expires: " + at(30*s)), 30 * s},
+		{"Expires in the past", byDefault, 200, header(date, "Expires: "+at(-30*s)), 0},
+		{"Expires: 0 is in the past", byDefault, 200, header(date, "Expires: 0"), 0},
+		{"the age on arrival is used up", byDefault, 200, header(date, "Age: 40", "Cache-Control: max-age=100"), 60 * s},
+		{"older on arrival than it may be", byDefault, 200, header(date, "Age: 200", "Cache-Control: max-age=100"), 0},
+		{"nothing said: DefaultTTL", byDefault, 200, header(date), 86400 * s},
+		{"public says nothing of time", byDefault, 200, header(date, "Cache-Control: public"), 86400 * s},
+		{"no-cache", byDefault, 200, header(date, "Cache-Control: no-cache, max-age=100"), 0},
+		{"max-age=0", byDefault, 200, header(date, "Cache-Control: max-age=0"), 0},
+		{"invalid max-age is stale", byDefault, 200, header(date, "Cache-Control: max-age=soon"), 0},
+
+		{"MinTTL lifts max-age", bounded, 200, header(date, "Cache-Control: max-age=5"), 60 * s},
+		{"MaxTTL cuts max-age", bounded, 200, header(date, "Cache-Control: max-age=99999"), 3600 * s},
+		{"MaxTTL cuts Expires", bounded, 200, header(date, "Expires: "+at(24*time.Hour)), 3600 * s},
+		{"MinTTL > 0 overrules no-store", bounded, 200, header(date, "Cache-Control: no-store"), 60 * s},
+		{"MinTTL > 0 overrules no-cache", bounded, 200, header(date, "Cache-Control: no-cache"), 60 * s},
+		{"MinTTL > 0 overrules private", bounded, 200, header(date, "Cache-Control: private, max-age=600"), 60 * s},
+		{"MinTTL counts from arrival", bounded, 200, header(date, "Age: 1000", "Cache-Control: max-age=100"), 60 * s},
+		{"DefaultTTL is ignored when a header is there", policy(ttls(0, 600, 3600)), 200, header(date, "Cache-Control: max-age=1"), 1 * s},
+		{"MaxTTL is ignored when none is there", policy(ttls(0, 600, 60)), 200, header(date), 600 * s},
+		{"MinTTL above DefaultTTL is the default", policy(ttls(900, 600, 3600)), 200, header(date), 900 * s},
+
+		{"an error without a word: ErrorTTL, not DefaultTTL", byDefault, 404, header(date), 10 * s},
+		{"an error for max-age, if that is more", byDefault, 503, header(date, "Cache-Control: max-age=60"), 60 * s},
+		{"an error for ErrorTTL, if that is more", byDefault, 503, header(date, "Cache-Control: max-age=1"), 10 * s},
+		{"ErrorTTL overrules no-store", byDefault, 500, header(date, "Cache-Control: no-store"), 10 * s},
+		{"MinTTL is not for errors", bounded, 404, header(date), 10 * s},
+		{"403 for its max-age", byDefault, 403, header(date, "Cache-Control: max-age=60"), 60 * s},
+		{"403 for ErrorTTL at least", byDefault, 403, header(date, "Cache-Control: max-age=1"), 10 * s},
+	} {
+		if got := c.policy.TTL(c.status, ParseControl(c.header), c.header, noon, noon); got != c.want {
+			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestStaleIsServedOnlyWhereTheOriginAllowsIt(t *testing.T) {
+	const s = time.Second
+	for _, c := range []struct {
+		control   string
+		after     time.Duration // since it came; it is fresh for 10 s
+		want      Reuse
+		forErrors bool
+	}{
+		{"max-age=10", 9 * s, Fresh, true},
+		{"max-age=10", 10 * s, Stale, false},
+		{"max-age=10, stale-while-revalidate=5", 14 * s, StaleWhileRevalidate, true},
+		{"max-age=10, stale-while-revalidate=5", 15 * s, Stale, false},
+		{"max-age=10, stale-if-error=5", 14 * s, Stale, true},
+		{"max-age=10, stale-if-error=5", 15 * s, Stale, false},
+		{"max-age=10, stale-if-error=0", 11 * s, Stale, false},
+		{"max-age=10, stale-while-revalidate=60, stale-if-error=60, must-revalidate", 11 * s, Stale, false},
+		{"max-age=10, stale-while-revalidate=60, stale-if-error=60, proxy-revalidate", 11 * s, Stale, false},
+		{"s-maxage=10, stale-while-revalidate=60, stale-if-error=60", 11 * s, Stale, false},
+		{"no-cache, stale-while-revalidate=60, stale-if-error=60", 1 * s, Stale, false},
+	} {
+		h := header("Date: "+at(0), "Cache-Control: "+c.control)
+		o := policy().head(200, ParseControl(h), h, noon, noon)
+		now := noon.Add(c.after)
+		if got := o.Reuse(now, nil); got != c.want {
+			t.Errorf("%s after %v: got %v, want %v", c.control, c.after, got, c.want)
+		}
+		if got := o.coversErrors(now); got != c.forErrors {
+			t.Errorf("%s after %v: may cover errors: %v, want %v", c.control, c.after, got, c.forErrors)
+		}
+	}
+}
+
+func TestAFailedOriginIsLeftAloneWhileStaleCovers(t *testing.T) {
+	h := header("Date: "+at(0), "Cache-Control: max-age=10, stale-if-error=60")
+	o := policy().head(200, ParseControl(h), h, noon, noon).holding(noon.Add(30 * time.Second))
+	for _, c := range []struct {
+		after time.Duration
+		want  Reuse
+	}{{5, Fresh}, {20, StaleIfError}, {30, Stale}, {80, Stale}} {
+		if got := o.Reuse(noon.Add(c.after*time.Second), nil); got != c.want {
+			t.Errorf("after %d s: got %v, want %v", c.after, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package cache
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// Key is what a response is kept under. It names the distribution and not its revision, so what is kept outlives
+// changes of configuration. URI is what an unsafe request and an invalidation name; Variant is what else the policy keys.
+//
+// Both are sequences of parts in canonical form: each part is written as its length in bytes, a colon and its bytes, so
+// that no two different sequences are written alike. URI is distribution, path, query, scheme, host, method; Variant is, for
+// each header field of the policy that is present, by name: its name, the number of its lines, and the lines; and
+// then the same for the cookies, as one line. It is one empty part if nothing of that is present, and empty if the policy
+// keys nothing of that.
+type Key struct {
+	URI     string
+	Variant string
+}
+
+// Target is what a request is for.
+type Target struct {
+	Distribution string
+	// Scheme and Host are empty, the distribution standing for them, unless the origin is sent the viewer's: what the
+	// origin may answer by must be in the key.
+	Scheme, Host string
+	// Path is as the viewer wrote it, escaped.
+	Path string
+	// Query is as the viewer wrote it, without the question mark.
+	Query string
+}
+
+// method is the class of GET and HEAD, which share their responses. Others are not kept.
+const method = http.MethodGet
+
+// Key is the key of a request under the policy.
+func (p *Policy) Key(t Target, h http.Header) Key {
+	var space [512]byte
+	b := appendPart(space[:0], t.Distribution)
+	b = appendPart(b, t.Path)
+	b = appendPart(b, p.Query(t.Query))
+	b = appendPart(b, t.Scheme)
+	b = appendPart(b, t.Host)
+	b = appendPart(b, method)
+	k := Key{URI: string(b)}
+
+	b = b[:0]
+	for _, name := range p.headers {
+		if lines := h[name]; len(lines) > 0 {
+			b = appendLines(b, name, lines...)
+		}
+	}
+	if cookie := p.Cookie(h); cookie != "" {
+		b = appendLines(b, "Cookie", cookie)
+	}
+	if len(b) == 0 && (len(p.headers) > 0 || p.KeysCookies()) {
+		b = appendPart(b, "")
+	}
+	k.Variant = string(b)
+	return k
+}
+
+// String is the key for people.
+func (k Key) String() string {
+	uri := parts(k.URI)
+	if len(uri) != 6 {
+		return strconv.Quote(k.URI)
+	}
+	s := uri[5] + " " + uri[0] + " "
+	if uri[3] != "" {
+		s += uri[3] + "://"
+	}
+	s += uri[4] + uri[1]
+	if uri[2] != "" {
+		s += "?" + uri[2]
+	}
+	for rest := parts(k.Variant); len(rest) > 2; {
+		n, err := strconv.Atoi(rest[1])
+		if err != nil || n < 0 || n > len(rest)-2 {
+			break
+		}
+		s += " [" + rest[0] + ": " + strings.Join(rest[2:2+n], ", ") + "]"
+		rest = rest[2+n:]
+	}
+	return s
+}
+
+func appendPart(b []byte, part string) []byte {
+	b = strconv.AppendInt(b, int64(len(part)), 10)
+	b = append(b, ':')
+	return append(b, part...)
+}
+
+func appendLines(b []byte, name string, lines ...string) []byte {
+	b = appendPart(b, name)
+	b = appendPart(b, strconv.Itoa(len(lines)))
+	for _, line := range lines {
+		b = appendPart(b, line)
+	}
+	return b
+}
+
+// parts reads a sequence of parts; nil if s is none.
+func parts(s string) []string {
+	var all []string
+	for s != "" {
+		length, rest, ok := strings.Cut(s, ":")
+		n, err := strconv.Atoi(length)
+		if !ok || err != nil || n < 0 || n > len(rest) {
+			return nil
+		}
+		all = append(all, rest[:n])
+		s = rest[n:]
+	}
+	return all
+}

@@ -1,0 +1,159 @@
+package cache
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/spec"
+)
+
+// Policy is a CloudFront cache policy made ready for use: what of a request enters the key, and is therefore sent to
+// the origin, and the bounds within which the origin's word on freshness holds.
+type Policy struct {
+	MinTTL, DefaultTTL, MaxTTL time.Duration
+	// ErrorTTL is how long an error is kept at least (ErrorCachingMinTTL of the distribution).
+	ErrorTTL time.Duration
+
+	headers []string // canonical, sorted, each once
+	cookies part
+	queries part
+}
+
+type part struct {
+	behavior string
+	items    []string
+}
+
+func (p part) has(name string) bool {
+	switch p.behavior {
+	case spec.KeyAll:
+		return true
+	case spec.KeyWhitelist:
+		return slices.Contains(p.items, name)
+	case spec.KeyAllExcept:
+		return !slices.Contains(p.items, name)
+	}
+	return false
+}
+
+// NewPolicy makes a policy ready. The defaults must be filled in (spec.Build).
+func NewPolicy(p *spec.CachePolicy, errorTTL time.Duration) *Policy {
+	q := &Policy{
+		MinTTL: p.MinTTL.Std(), DefaultTTL: p.DefaultTTL.Std(), MaxTTL: p.MaxTTL.Std(), ErrorTTL: errorTTL,
+		cookies: part{p.Cookies.Behavior, p.Cookies.Items},
+		queries: part{p.QueryStrings.Behavior, p.QueryStrings.Items},
+	}
+	if p.Headers.Behavior == spec.KeyWhitelist {
+		for _, name := range p.Headers.Items {
+			if name = http.CanonicalHeaderKey(name); name != "Cookie" { // cookies have a part of their own
+				q.headers = append(q.headers, name)
+			}
+		}
+		slices.Sort(q.headers)
+		q.headers = slices.Compact(q.headers)
+	}
+	return q
+}
+
+// Disabled says that nothing may be kept under the policy (Managed-CachingDisabled): requests need no key and are
+// not collapsed.
+func (p *Policy) Disabled() bool { return p.MaxTTL == 0 }
+
+// Headers are the header fields in the key, canonical and sorted.
+func (p *Policy) Headers() []string { return p.headers }
+
+// KeysCookies says whether cookies are in the key. Where they are not, a response's Set-Cookie is for no one: it
+// is taken off (CloudFront).
+func (p *Policy) KeysCookies() bool {
+	return p.cookies.behavior != "" && p.cookies.behavior != spec.KeyNone
+}
+
+// Query is what of a query string enters the key and is sent to the origin: the chosen parameters as given, in the order
+// given. Names compare with case, and as they are written.
+func (p *Policy) Query(raw string) string {
+	switch p.queries.behavior {
+	case spec.KeyAll:
+		return raw
+	case spec.KeyWhitelist, spec.KeyAllExcept:
+		return choose(raw, "&", "&", p.queries.has)
+	}
+	return ""
+}
+
+// Cookie is what of the viewer's cookies enters the key and is sent to the origin, as one Cookie field in the order given.
+func (p *Policy) Cookie(h http.Header) string {
+	lines := h["Cookie"]
+	if len(lines) == 0 || !p.KeysCookies() {
+		return ""
+	}
+	return choose(strings.Join(lines, "; "), ";", "; ", p.cookies.has)
+}
+
+// choose keeps those of the name=value pairs whose name is wanted.
+func choose(pairs, separator, joiner string, wanted func(name string) bool) string {
+	var b strings.Builder
+	for pair := range strings.SplitSeq(pairs, separator) {
+		pair = trim(pair)
+		name, _, _ := strings.Cut(pair, "=")
+		if pair == "" || !wanted(name) {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteString(joiner)
+		}
+		b.WriteString(pair)
+	}
+	return b.String()
+}
+
+// Field is what the origin is sent of one of the viewer's header fields, as one line. It is empty for a field that
+// is not in the key, since it is not sent, but for Accept-Encoding, which is sent normalised. So two requests with equal
+// Fields ask the origin the same, whatever else they say: this is the normalisation that RFC 9111 §4.1 allows.
+func (p *Policy) Field(h http.Header, name string) string {
+	switch {
+	case name == "Cookie":
+		return p.Cookie(h)
+	case slices.Contains(p.headers, name):
+		return strings.Join(h[name], ", ")
+	case name == "Accept-Encoding":
+		return AcceptEncoding(h)
+	}
+	return ""
+}
+
+// AcceptEncoding is the viewer's Accept-Encoding normalised to the codings that make a difference (CloudFront):
+// "br,gzip", "br", "gzip" or nothing.
+func AcceptEncoding(h http.Header) string {
+	br, gzip := false, false
+	for _, line := range h["Accept-Encoding"] {
+		for item := range strings.SplitSeq(line, ",") {
+			coding, parameters, _ := strings.Cut(item, ";")
+			if refused(parameters) {
+				continue
+			}
+			switch coding = trim(coding); {
+			case strings.EqualFold(coding, "br"):
+				br = true
+			case strings.EqualFold(coding, "gzip"), strings.EqualFold(coding, "x-gzip"):
+				gzip = true
+			}
+		}
+	}
+	switch {
+	case br && gzip:
+		return "br,gzip"
+	case br:
+		return "br"
+	case gzip:
+		return "gzip"
+	}
+	return ""
+}
+
+// refused says whether a weight is zero: q=0, q=0.000 (RFC 9110 §12.4.2).
+func refused(parameters string) bool {
+	weight, ok := strings.CutPrefix(strings.ToLower(trim(parameters)), "q=")
+	return ok && strings.Trim(weight, "0.") == ""
+}

@@ -1,0 +1,159 @@
+// Package cdn is the distributions at an edge node (CloudFront): it finds the distribution by host and the
+// behaviour by path, answers from the cache, and asks origins anywhere by URL or this network's load balancers over the
+// backbone. It opens no listener, ends no TLS and knows no caching rule: node/front and edge/cache do.
+//
+// It promises that a request is answered as Explain says, by the same functions. When things break: a load balancer
+// that cannot be reached gives way to the next at once; an origin that fails is the viewer's 502 or 504, or a stale
+// response where the origin allows that; a response that ends early ends the viewer's connection, never as if it were
+// whole.
+//
+// What the origin is sent is what is in the cache key, and little besides (Forward). Not yet: compression, functions,
+// WebSocket (answered 501), ranges as parts (a range of what is not kept is asked of the origin as it is).
+package cdn
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+
+	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/cache"
+)
+
+// Config is what a Plane is given.
+type Config struct {
+	// View is the newest view of the network.
+	View func() *view.View
+	// POP is this node's, for X-Perigee-Pop.
+	POP string
+	// Dial reaches the origins that are URLs.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Backbone reaches the nodes that run load balancers.
+	Backbone func(ctx context.Context, node string, h backbone.Header) (net.Conn, error)
+	// RootCAs verify origins with https URLs; nil is the system's.
+	RootCAs *x509.CertPool
+	// CacheBytes bounds the cache: all that is kept and all that is on its way into it.
+	CacheBytes int64
+	// Log is for the operator; nil discards.
+	Log *slog.Logger
+}
+
+// Plane serves the distributions of the newest spec. It is an http.Handler, for the front's doors.
+type Plane struct {
+	cfg    Config
+	cache  *cache.Cache
+	table  atomic.Pointer[Table]
+	apply  sync.Mutex
+	fields fields
+	pieces sync.Pool // *[]byte, for bodies that are passed on
+
+	counts struct {
+		requests, hits, misses, refreshes, covered, passes, refused, bytes atomic.Uint64
+		originErrors, failovers                                            atomic.Uint64
+	}
+}
+
+// New makes a Plane that serves nothing until a spec is applied.
+func New(cfg Config) *Plane {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Plane{cfg: cfg, cache: cache.New(cache.Config{Bytes: cfg.CacheBytes}), fields: newFields(cfg.POP)}
+	p.pieces.New = func() any { b := make([]byte, pieceSize); return &b }
+	p.table.Store(&Table{})
+	return p
+}
+
+// Close ends what is being asked of origins, and waits. Requests must have ended before.
+func (p *Plane) Close() error {
+	p.cache.Close()
+	for u := range p.table.Load().upstreams() {
+		u.transport.CloseIdleConnections()
+	}
+	return nil
+}
+
+// Apply serves the distributions of a spec from now on. What is kept stays: it is kept by the distribution's name. An
+// origin that has not changed keeps its connections.
+func (p *Plane) Apply(s *spec.Spec) error {
+	p.apply.Lock()
+	defer p.apply.Unlock()
+	old := p.table.Load()
+	known := maps.Collect(old.byKey())
+	t, err := compile(s, func(o *spec.Origin) (*upstream, error) {
+		k := keyOf(o)
+		if u := known[k]; u != nil {
+			return u, nil
+		}
+		u, err := p.upstream(o)
+		if err == nil {
+			known[k] = u
+		}
+		return u, err
+	})
+	if err != nil {
+		return err
+	}
+	p.table.Store(t)
+	for u := range t.upstreams() {
+		delete(known, u.key)
+	}
+	for _, u := range known {
+		u.transport.CloseIdleConnections()
+	}
+	p.cfg.Log.Debug("distributions are served", "revision", s.Revision, "distributions", len(t.all))
+	return nil
+}
+
+// Hosts says whether an enabled distribution answers for a host.
+func (p *Plane) Hosts(host string) bool {
+	return p.table.Load().distribution(hostname(host)) != nil
+}
+
+// Counters are the plane's and its cache's.
+func (p *Plane) Counters() map[string]uint64 {
+	all := p.cache.Counters()
+	all["cdn_requests_total"] = p.counts.requests.Load()
+	all["cdn_hits_total"] = p.counts.hits.Load()
+	all["cdn_misses_total"] = p.counts.misses.Load()
+	all["cdn_refresh_hits_total"] = p.counts.refreshes.Load()
+	all["cdn_stale_if_error_total"] = p.counts.covered.Load()
+	all["cdn_passes_total"] = p.counts.passes.Load()
+	all["cdn_refused_total"] = p.counts.refused.Load()
+	all["cdn_bytes_total"] = p.counts.bytes.Load()
+	all["cdn_origin_errors_total"] = p.counts.originErrors.Load()
+	all["cdn_origin_failovers_total"] = p.counts.failovers.Load()
+	return all
+}
+
+// ServeHTTP answers a viewer.
+func (p *Plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.counts.requests.Add(1)
+	d := p.table.Load().Route(requestOf(r), nil)
+	r = endToEnd(r)
+	switch {
+	case d.Status != 0:
+		p.refuse(w, r, d.Status, d.Reason, d.Location)
+	case d.cacheable(r.Method):
+		p.serveCached(w, r, d)
+	case d.Behavior.Policy.Disabled():
+		p.pass(w, r, d, cache.Status{Forward: "bypass"})
+	default:
+		p.pass(w, r, d, cache.Status{Forward: "method"})
+	}
+}
+
+// cacheable says whether the cache is asked: for GET and HEAD, unless nothing may be kept under the policy.
+func (d Decision) cacheable(method string) bool {
+	return (method == http.MethodGet || method == http.MethodHead) && !d.Behavior.Policy.Disabled()
+}
+
+var errUnknown = errors.New("not found")

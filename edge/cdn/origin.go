@@ -1,0 +1,224 @@
+package cdn
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/origin"
+)
+
+const (
+	// keepAlive is how long a connection to an origin is kept for the next request: CloudFront's default, and shorter
+	// than origins keep theirs, so that a request rarely meets one that is just being closed.
+	keepAlive = 5 * time.Second
+	// maxIdle is how many such connections one origin has; a further one is closed after its request.
+	maxIdle = 256
+	// maxResponseHeader bounds what an origin sends before the body (CloudFront); beyond it the viewer gets 502.
+	maxResponseHeader = 20480
+)
+
+// upstreamKey is what an origin's connections depend on: an origin that changes in nothing of it keeps them.
+type upstreamKey struct {
+	url               string // empty for load balancers, which share what is else equal
+	attempts          int
+	connect, response time.Duration
+}
+
+func keyOf(o *spec.Origin) upstreamKey {
+	return upstreamKey{o.URL, o.ConnectionAttempts, o.ConnectionTimeout.Std(), o.ResponseTimeout.Std()}
+}
+
+// upstream is how origins of one key are reached.
+type upstream struct {
+	key       upstreamKey
+	scheme    string
+	authority string // of the URL
+	transport *http.Transport
+}
+
+func (p *Plane) upstream(o *spec.Origin) (*upstream, error) {
+	u := &upstream{key: keyOf(o), scheme: "http"}
+	dial := p.dialNode
+	if o.URL != "" {
+		at, err := url.Parse(o.URL)
+		if err != nil {
+			return nil, fmt.Errorf("origin %s: %w", o.Name, err)
+		}
+		if at.Scheme != "http" && at.Scheme != "https" || at.Host == "" {
+			return nil, fmt.Errorf("origin %s: %q is no http or https URL", o.Name, o.URL)
+		}
+		u.scheme, u.authority = at.Scheme, at.Host
+		dial = p.cfg.Dial
+	}
+	attempts := 1 // of a node: the next one is tried instead
+	if o.URL != "" {
+		attempts = max(1, o.ConnectionAttempts)
+	}
+	u.transport = &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+			for range attempts {
+				if conn, err = dialWithin(ctx, u.key.connect, dial, network, address); err == nil || ctx.Err() != nil {
+					break
+				}
+			}
+			if err != nil {
+				return nil, &dialError{err}
+			}
+			return conn, nil
+		},
+		TLSClientConfig:        &tls.Config{RootCAs: p.cfg.RootCAs},
+		TLSHandshakeTimeout:    u.key.connect,
+		ResponseHeaderTimeout:  u.key.response,
+		IdleConnTimeout:        keepAlive,
+		MaxIdleConnsPerHost:    maxIdle,
+		MaxResponseHeaderBytes: maxResponseHeader,
+		DisableCompression:     true, // bodies are kept as they came
+		Protocols:              new(http.Protocols),
+	}
+	u.transport.Protocols.SetHTTP1(true)
+	return u, nil
+}
+
+func dialWithin(ctx context.Context, d time.Duration, dial func(context.Context, string, string) (net.Conn, error), network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return dial(ctx, network, address)
+}
+
+// dialNode reaches a load balancer at a node: the address is "<node>/<load balancer>:<port>", which nodeAddress writes. The
+// connection is used for one viewer after another, so it names no client: X-Forwarded-For does.
+func (p *Plane) dialNode(ctx context.Context, _, address string) (net.Conn, error) {
+	at, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	node, loadBalancer, _ := strings.Cut(at, "/")
+	return p.cfg.Backbone(ctx, node, backbone.Header{Service: "http", Resource: loadBalancer + "/" + port})
+}
+
+func nodeAddress(c Candidate) string {
+	return fmt.Sprintf("%s/%s:%d", c.Node, c.LoadBalancer, c.Port)
+}
+
+// dialError is a failure before anything was sent.
+type dialError struct{ error }
+
+func (e *dialError) Unwrap() error { return e.error }
+
+var (
+	errNowhere  = errors.New("no live node runs a load balancer of the origin")
+	errProtocol = errors.New("the origin switched protocols unasked")
+	errSilent   = errors.New("the origin stopped sending")
+)
+
+// send asks the behaviour's origin: the URL, or its load balancers in Order. The next is tried at once where a
+// dial fails, ours or the load balancer's own; where a connection fails later, only if the request is safe and has no body. One that does not answer in
+// time is the end: the viewer has waited long enough, and its health will tell. The request's URL and Host are filled in.
+func (p *Plane) send(ctx context.Context, d Decision, q *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	response, err := p.try(ctx, d, q)
+	if err == nil && response.StatusCode < 200 { // 101: nobody asked for another protocol
+		response.Body.Close()
+		err = errProtocol
+	}
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	returned(response.Header, d.Behavior.Policy)
+	response.Body = &attentive{ReadCloser: response.Body, patience: d.Behavior.upstream.key.response, ctx: ctx, cancel: cancel}
+	return response, nil
+}
+
+func (p *Plane) try(ctx context.Context, d Decision, q *http.Request) (response *http.Response, err error) {
+	b, u := d.Behavior, d.Behavior.upstream
+	q.URL.Scheme = u.scheme
+	q.Host = b.host(q.Host)
+	if u.authority != "" {
+		q.URL.Host = u.authority
+		if response, err = u.transport.RoundTrip(q.WithContext(ctx)); err != nil && ctx.Err() == nil {
+			p.counts.originErrors.Add(1)
+		}
+		return response, err
+	}
+	repeatable := safe(q.Method) && q.Body == nil
+	err = errNowhere
+	for i, c := range Order(d.table.spec, p.cfg.View(), b.Origin, nil) {
+		if i > 0 {
+			p.counts.failovers.Add(1)
+		}
+		q.URL.Host = nodeAddress(c)
+		try := q.WithContext(ctx)
+		if q.Body != nil {
+			try.Body = io.NopCloser(q.Body) // a dial that fails closes it
+		}
+		if response, err = u.transport.RoundTrip(try); err == nil {
+			if response.Header.Get(origin.Unreached) == "" || q.Body != nil {
+				return response, nil
+			}
+			response.Body.Close()
+			err = &dialError{fmt.Errorf("%s at %s reaches none of its targets", c.LoadBalancer, c.Node)}
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		p.counts.originErrors.Add(1)
+		var unsent *dialError
+		if !errors.As(err, &unsent) && (!repeatable || timedOut(err)) {
+			return nil, err
+		}
+	}
+	return nil, err
+}
+
+func timedOut(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// failure is what a viewer is answered when the origin gives no answer.
+func failure(err error) (status int, reason string) {
+	if timedOut(err) {
+		return http.StatusGatewayTimeout, "the origin does not answer in time"
+	}
+	return http.StatusBadGateway, "the origin cannot be reached"
+}
+
+// attentive is a body whose origin must not stop sending for longer than its response timeout (CloudFront: between
+// packets also). Only the time of reading counts: a viewer may be slow.
+type attentive struct {
+	io.ReadCloser
+	patience time.Duration
+	timer    *time.Timer
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+}
+
+func (a *attentive) Read(b []byte) (int, error) {
+	if a.timer == nil {
+		a.timer = time.AfterFunc(a.patience, func() { a.cancel(errSilent) })
+	} else {
+		a.timer.Reset(a.patience)
+	}
+	n, err := a.ReadCloser.Read(b)
+	a.timer.Stop()
+	if err != nil && err != io.EOF && context.Cause(a.ctx) == errSilent {
+		err = errSilent
+	}
+	return n, err
+}
+
+func (a *attentive) Close() error {
+	defer a.cancel(nil)
+	return a.ReadCloser.Close()
+}

@@ -1,0 +1,117 @@
+package cdn
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/perigee-net/perigee/edge/cache"
+)
+
+// fields are the header lines that are the same for many responses. They are shared and never changed.
+type fields struct {
+	pop                                     []string
+	hit, miss, refreshHit, failed, redirect []string // X-Cache
+}
+
+func newFields(pop string) fields {
+	return fields{
+		pop: []string{pop},
+		hit: []string{"Hit from perigee"}, miss: []string{"Miss from perigee"}, refreshHit: []string{"RefreshHit from perigee"},
+		failed: []string{"Error from perigee"}, redirect: []string{"Redirect from perigee"},
+	}
+}
+
+// notFromCache is the age of what the origin has just sent: no Age is said but the origin's own.
+const notFromCache = time.Duration(-1)
+
+// notModifiedFields are what a 304 carries (RFC 9110 §15.4.5), and Via.
+var notModifiedFields = []string{"Cache-Control", "Content-Location", "Date", "Etag", "Expires", "Vary", "Via"}
+
+// head writes the status and header of an answer of the cache. Size is that of the whole body, −1 if not known.
+func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, size int64, from []string, s cache.Status, age time.Duration, id string) {
+	h := w.Header()
+	switch a.Status {
+	case http.StatusNotModified:
+		for _, name := range notModifiedFields {
+			if lines := o.Header[name]; lines != nil {
+				h[name] = lines
+			}
+		}
+	case http.StatusPartialContent:
+		maps.Copy(h, o.Header)
+		h["Content-Range"] = []string{fmt.Sprintf("bytes %d-%d/%d", a.Start, a.Start+a.Length-1, size)}
+		h["Content-Length"] = []string{strconv.FormatInt(a.Length, 10)}
+	case http.StatusRequestedRangeNotSatisfiable:
+		h["Content-Range"] = []string{fmt.Sprintf("bytes */%d", size)}
+		h["Content-Length"] = []string{"0"}
+	default:
+		maps.Copy(h, o.Header)
+		if _, known := h["Content-Length"]; !known && size >= 0 && hasBody(a.Status) {
+			h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
+		}
+	}
+	p.say(h, a.Status, from, s, age, id)
+	w.WriteHeader(a.Status)
+}
+
+func hasBody(status int) bool {
+	return status != http.StatusNoContent && status != http.StatusNotModified
+}
+
+// say adds what Perigee says of a response. An empty id is a new one.
+func (p *Plane) say(h http.Header, status int, from []string, s cache.Status, age time.Duration, id string) {
+	// Three lines in one string and one array: this is on the path of every hit.
+	var space [192]byte
+	b := space[:0]
+	if age != notFromCache {
+		b = strconv.AppendInt(b, int64(age/time.Second), 10)
+	}
+	ageEnd := len(b)
+	b = s.Append(b)
+	statusEnd := len(b)
+	if id == "" {
+		b = appendID(b)
+	} else {
+		b = append(b, id...)
+	}
+	text := string(b)
+	lines := &[3]string{text[:ageEnd], text[ageEnd:statusEnd], text[statusEnd:]}
+	if ageEnd > 0 {
+		h["Age"] = lines[0:1:1]
+	}
+	if upstream := h["Cache-Status"]; len(upstream) > 0 {
+		h["Cache-Status"] = append(slices.Clip(upstream), lines[1])
+	} else {
+		h["Cache-Status"] = lines[1:2:2]
+	}
+	h["X-Perigee-Id"] = lines[2:3:3]
+	h["X-Perigee-Pop"] = p.fields.pop
+	if status >= 400 {
+		from = p.fields.failed
+	}
+	h["X-Cache"] = from
+}
+
+// refuse answers on Perigee's own behalf.
+func (p *Plane) refuse(w http.ResponseWriter, r *http.Request, status int, reason, location string) {
+	p.counts.refused.Add(1)
+	h := w.Header()
+	from := p.fields.failed
+	if location != "" {
+		h.Set("Location", location)
+		from = p.fields.redirect
+	}
+	text := fmt.Sprintf("%d %s: %s\n", status, http.StatusText(status), reason)
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(len(text)))
+	h["X-Cache"], h["X-Perigee-Pop"] = from, p.fields.pop
+	h.Set("X-Perigee-Id", newID())
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		w.Write([]byte(text))
+	}
+}
