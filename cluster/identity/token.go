@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"strings"
 )
 
@@ -28,7 +29,7 @@ func (t Token) String() string {
 func ParseToken(s string) (Token, error) {
 	body, ok := strings.CutPrefix(strings.TrimSpace(s), tokenPrefix)
 	if !ok {
-		return Token{}, errors.New("parse join token: it does not begin with " + tokenPrefix)
+		return Token{}, fmt.Errorf("parse join token: it does not begin with %q", tokenPrefix)
 	}
 	// Strict, and without line breaks, which the decoder would skip: one token has one spelling.
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(body)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -99,7 +100,7 @@ func inspect(data []byte) *unreadable {
 		return &unreadable{1, fmt.Sprintf("a document of %d bytes: at most %d", len(data), maxDocumentBytes)}
 	}
 	line, indicators, blank, less, text := 1, 0, 0, 0, false
-	for i, c := range data {
+	for _, c := range data {
 		if c != '<' {
 			less = 0
 		} else if less++; less > maxRow {
@@ -126,11 +127,6 @@ func inspect(data []byte) *unreadable {
 			if c < ' ' || c == 0x7f {
 				return &unreadable{line, fmt.Sprintf("the control character %#02x", c)}
 			}
-			if c >= utf8.RuneSelf && utf8.RuneStart(c) {
-				if r, size := utf8.DecodeRune(data[i:]); r == utf8.RuneError && size == 1 {
-					return &unreadable{line, "not UTF-8"}
-				}
-			}
 		}
 		text = true
 	}
@@ -138,7 +134,11 @@ func inspect(data []byte) *unreadable {
 		return &unreadable{1, fmt.Sprintf("a document of more than %d lines and marks", maxIndicators)}
 	}
 	if !utf8.Valid(data) {
-		return &unreadable{1, "not UTF-8"}
+		good := 0
+		for r, size := utf8.DecodeRune(data); r != utf8.RuneError || size > 1; r, size = utf8.DecodeRune(data[good:]) {
+			good += size
+		}
+		return &unreadable{1 + bytes.Count(data[:good], []byte("\n")), "not UTF-8"}
 	}
 	return nil
 }
@@ -482,8 +482,8 @@ func (n *node) lineOf(path string) int {
 		var name string
 		if rest, isIndex := strings.CutPrefix(path, "["); isIndex {
 			name, path, _ = strings.Cut(rest, "]")
-			i := 0
-			if _, err := fmt.Sscan(name, &i); err != nil || i >= len(n.items) {
+			i, err := strconv.Atoi(name)
+			if err != nil || i >= len(n.items) {
 				return line
 			}
 			n = &n.items[i]

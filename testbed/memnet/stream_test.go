@@ -70,7 +70,7 @@ func TestWritingToAClosedEndIsAResetARoundTripLater(t *testing.T) {
 		write(t, s, "to nobody")
 		time.Sleep(in.RoundTrip("seoul", "tokyo") - 1)
 		write(t, s, "still unaware")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if _, err := s.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) {
 			t.Fatalf("got %v", err)
