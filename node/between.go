@@ -1,0 +1,171 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"sync"
+
+	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/control"
+	"github.com/perigee-net/perigee/cluster/store"
+	"github.com/perigee-net/perigee/node/api"
+)
+
+// peerAPI is the API of another node, over the control port. name may be "", for whatever node of the cluster is there.
+func (n *Node) peerAPI(name, address string) *api.Client {
+	return api.NewClient("http://"+address, func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return n.port.Dial(ctx, address, name, control.API)
+	})
+}
+
+// forward sends a request that needs the leader to it, and copies the answer.
+func (n *Node) forward(w http.ResponseWriter, r *http.Request, body []byte, wait bool) error {
+	ctx, cancel := context.WithTimeout(r.Context(), applyTimeout)
+	defer cancel()
+	leader, err := n.leader(ctx, wait)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, r.Method, "http://"+leader.Address+r.URL.RequestURI(), bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set(api.ForwardedBy, n.cfg.Name)
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return n.port.Dial(ctx, leader.Address, leader.Name, control.API)
+	}}
+	res, err := transport.RoundTrip(req)
+	if err != nil {
+		return fmt.Errorf("%w: %s at %s: %w", api.ErrNoLeader, leader.Name, leader.Address, err)
+	}
+	defer res.Body.Close()
+	maps.Copy(w.Header(), http.Header{"Content-Type": res.Header["Content-Type"]})
+	w.WriteHeader(res.StatusCode)
+	io.Copy(w, io.LimitReader(res.Body, api.MaxBody))
+	return nil
+}
+
+// leader is the leader, if it is another node.
+func (n *Node) leader(ctx context.Context, wait bool) (store.Leader, error) {
+	leaders := n.store.Leader()
+	version := leaders.Version()
+	leader := leaders.Get()
+	for leader.Name == "" && wait {
+		var err error
+		if leader, version, err = leaders.Next(ctx, version); err != nil {
+			break
+		}
+	}
+	switch leader.Name {
+	case "":
+		err := fmt.Errorf("%w: a majority of the voters must reach each other", api.ErrNoLeader)
+		if last := n.lastLeader.Load(); last != nil {
+			err = fmt.Errorf("%w (the last leader was %s at %s)", err, last.Name, last.Address)
+		}
+		return leader, err
+	case n.cfg.Name:
+		return leader, api.ErrIsLeader
+	}
+	return leader, nil
+}
+
+// followLeader remembers who led last, until the context ends.
+func (n *Node) followLeader(ctx context.Context) {
+	for version := uint64(0); ; {
+		leader, v, err := n.store.Leader().Next(ctx, version)
+		if err != nil {
+			return
+		}
+		if version = v; leader.Name != "" {
+			n.lastLeader.Store(&leader)
+		}
+	}
+}
+
+// streams is a listener of the backbone's HTTP streams: what is pushed is accepted.
+type streams struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newStreams() *streams {
+	return &streams{conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+// push hands a stream to the server, unless it has ended.
+func (s *streams) push(c net.Conn) bool {
+	select {
+	case s.conns <- c:
+		return true
+	case <-s.done:
+		return false
+	}
+}
+
+func (s *streams) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.conns:
+		return c, nil
+	case <-s.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (s *streams) Close() error {
+	s.once.Do(func() { close(s.done) })
+	return nil
+}
+
+func (s *streams) Addr() net.Addr { return backbone.Addr("backbone") }
+
+// resourceConn is a stream for one load balancer.
+type resourceConn struct {
+	net.Conn
+	handler http.Handler
+}
+
+type handlerKey struct{}
+
+// openHTTPStreams serves the HTTP that edge nodes send to load balancers of this region over the backbone.
+func (n *Node) openHTTPStreams() {
+	list := newStreams()
+	server := &http.Server{
+		ReadHeaderTimeout: apiHeaderTime, IdleTimeout: apiIdleTime, ErrorLog: n.quiet(),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, handlerKey{}, c.(*resourceConn).handler)
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.Context().Value(handlerKey{}).(http.Handler).ServeHTTP(w, r)
+		}),
+	}
+	n.goes(func() { server.Serve(list) })
+	n.onClose("HTTP over the backbone", func(ctx context.Context) error {
+		if err := server.Shutdown(ctx); err != nil {
+			return errors.Join(server.Close(), list.Close())
+		}
+		return list.Close()
+	})
+	n.backbone.Handle(httpService, func(in *backbone.Incoming) {
+		handler, ok := n.origin.HTTP(in.Header.Resource)
+		if !ok {
+			in.Refuse("no load balancer " + in.Header.Resource + " in " + n.cfg.Region)
+			return
+		}
+		conn := in.Accept()
+		if !list.push(&resourceConn{conn, handler}) {
+			conn.Close()
+		}
+	})
+}
+
+// quiet is for servers that log what strangers do, which is counted elsewhere.
+func (n *Node) quiet() *log.Logger { return log.New(io.Discard, "", 0) }

@@ -1,0 +1,129 @@
+// Package node is one process: it makes the parts, joins them, and ends them in order. It is the only room
+// that knows the whole house; it decides nothing that a part can decide, and carries no traffic itself.
+//
+// When something breaks: a node that cannot open what it was told to open does not start, and says why in one
+// line. A running node goes on with what it has: without a Raft leader it serves the spec it knows, alone it
+// serves from its disk, and a revision it cannot run leaves it on the last good one, which it tells the others.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/node/front"
+)
+
+// Config is what a node is told: it changes at restart.
+type Config struct {
+	// Name is unique in the cluster; Region and POP say where the node stands. Lower-case letters, digits, hyphens.
+	Name, Region, POP string
+	// Roles are what it does; none means all.
+	Roles []view.Role
+	// Data is the node's own folder.
+	Data string
+
+	// Bootstrap makes a new cluster, Join (the control address of a voter) with Token joins one, when Data holds no
+	// identity yet. A restart needs neither.
+	Bootstrap bool
+	Join      string
+	Token     string
+
+	// Advertise is where the other nodes reach this one; the ports are those of Gossip and Control.
+	Advertise netip.Addr
+	Gossip    string // host:port, TCP and UDP
+	Control   string // host:port, control by TCP and backbone by UDP
+	API       string // host:port; "": only the unix socket in Data
+	HTTP      string // host:port of the world's doors; "": none
+	HTTPS     string
+	DNS       string
+	// Public are its addresses for the world, which DNS answers; none means Advertise.
+	Public []netip.Addr
+	// OwnDoors opens the accelerators' ports on the public addresses too, so that a client can choose the POP.
+	OwnDoors bool
+
+	// ProxyHeadersFrom are the balancers in front of this node, whose connections begin with a PROXY header.
+	ProxyHeadersFrom []netip.Prefix
+
+	GeoDB      string // path of a MaxMind-format file; "": the built-in countries
+	CacheBytes int64  // memory for cached objects; 0: 256 MiB
+
+	Log *slog.Logger
+
+	// The network; nil means the real one.
+	Listen        func(network, address string) (net.Listener, error)
+	ListenAnycast func(network, address string) (net.Listener, error)
+	ListenPacket  func(network, address string) (net.PacketConn, error)
+	Dial          func(ctx context.Context, network, address string) (net.Conn, error)
+	// NoSocket leaves out the unix socket, for networks that are not real.
+	NoSocket bool
+}
+
+const defaultCacheBytes = 256 << 20
+
+var names = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// complete checks what was told and fills in the rest.
+func (c *Config) complete() error {
+	for _, field := range []struct{ flag, value string }{{"name", c.Name}, {"region", c.Region}, {"pop", c.POP}} {
+		if field.value == "" {
+			return fmt.Errorf("--%s is missing", field.flag)
+		}
+		if !names.MatchString(field.value) {
+			return fmt.Errorf("--%s %q: want lower-case letters, digits and hyphens, at most 63", field.flag, field.value)
+		}
+	}
+	if c.Data == "" {
+		return errors.New("--data is missing")
+	}
+	if c.Bootstrap && c.Join != "" {
+		return errors.New("--bootstrap makes a new cluster, --join joins one: not both")
+	}
+	all := []view.Role{view.Edge, view.DNS, view.Origin, view.Voter}
+	if len(c.Roles) == 0 {
+		c.Roles = all
+	}
+	for _, r := range c.Roles {
+		if !slices.Contains(all, r) {
+			return fmt.Errorf("--roles: no role %q (edge, dns, origin, voter)", r)
+		}
+	}
+	if len(c.Public) == 0 {
+		c.Public = []netip.Addr{c.Advertise}
+	}
+	if c.CacheBytes == 0 {
+		c.CacheBytes = defaultCacheBytes
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.Log = c.Log.With("node", c.Name)
+	if c.Listen == nil {
+		c.Listen = front.Listen
+	}
+	if c.ListenAnycast == nil {
+		c.ListenAnycast = front.ListenAnycast
+	}
+	if c.ListenPacket == nil {
+		c.ListenPacket = net.ListenPacket
+	}
+	if c.Dial == nil {
+		c.Dial = new(net.Dialer).DialContext
+	}
+	return nil
+}
+
+// at is the address of one of this node's ports for the other nodes.
+func (c *Config) at(listen string) (netip.AddrPort, error) {
+	_, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	return netip.ParseAddrPort(net.JoinHostPort(c.Advertise.String(), port))
+}

@@ -1,0 +1,81 @@
+package node
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"github.com/perigee-net/perigee/cluster/trace"
+	"github.com/perigee-net/perigee/node/api"
+)
+
+// explain calls the functions that serve, with a trace.
+func (n *Node) explain(req api.ExplainRequest) (api.ExplainResponse, error) {
+	var from netip.Addr
+	if req.From != "" {
+		var err error
+		if from, err = netip.ParseAddr(req.From); err != nil {
+			return api.ExplainResponse{}, badRequest("from: %v", err)
+		}
+	}
+	tr := new(trace.Trace)
+	var answer string
+	var err error
+	switch req.What {
+	case "dns":
+		answer, err = n.explainDNS(req.Target, cmp.Or(req.Type, "A"), from, tr)
+	case "http":
+		answer, err = n.explainHTTP(req, from, tr)
+	case "tcp":
+		var address netip.AddrPort
+		if address, err = netip.ParseAddrPort(req.Target); err == nil {
+			answer, err = n.accelerator.Explain(address, from, tr)
+		}
+	default:
+		err = fmt.Errorf("what is explained is dns, http or tcp, not %q", req.What)
+	}
+	if err != nil {
+		return api.ExplainResponse{}, badRequest("%v", err)
+	}
+	return api.ExplainResponse{Node: n.cfg.Name, Lines: tr.Lines(), Answer: answer}, nil
+}
+
+func (n *Node) explainDNS(name, kind string, from netip.Addr, tr *trace.Trace) (string, error) {
+	e, err := n.names.Explain(name, kind, from)
+	tr.Take(e.Lines)
+	return e.String(), err
+}
+
+// explainHTTP first says which POP the client's name service would lead to, then what this node would do.
+func (n *Node) explainHTTP(req api.ExplainRequest, from netip.Addr, tr *trace.Trace) (string, error) {
+	u, err := url.Parse(req.Target)
+	if err != nil {
+		return "", err
+	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return "", fmt.Errorf("%q is no http or https URL", req.Target)
+	}
+	if from.IsValid() {
+		out := tr.In("which POP does the name lead %v to?", from)
+		lead, err := n.explainDNS(u.Hostname(), "A", from, tr)
+		if err != nil {
+			tr.Add("%v", err)
+		} else {
+			tr.Add("%s", lead)
+		}
+		out()
+	}
+	method := strings.ToUpper(req.Method)
+	if method == "" {
+		method = http.MethodGet
+	}
+	defer tr.In("what does %s do with it?", n.cfg.Name)()
+	return n.cdn.Explain(method, u, tr)
+}
+
+func badRequest(format string, args ...any) error {
+	return &api.Error{Status: http.StatusBadRequest, Message: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,518 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/control"
+	"github.com/perigee-net/perigee/cluster/gossip"
+	"github.com/perigee-net/perigee/cluster/identity"
+	"github.com/perigee-net/perigee/cluster/latest"
+	"github.com/perigee-net/perigee/cluster/probe"
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/store"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/dnsgeo"
+	"github.com/perigee-net/perigee/dnsgeo/geo"
+	"github.com/perigee-net/perigee/edge/accelerator"
+	"github.com/perigee-net/perigee/edge/cdn"
+	"github.com/perigee-net/perigee/node/api"
+	"github.com/perigee-net/perigee/node/front"
+	"github.com/perigee-net/perigee/origin"
+)
+
+// Services of the backbone.
+const (
+	httpService = "http"
+	flowService = "flow"
+)
+
+// Node is one running node.
+type Node struct {
+	cfg     Config
+	control netip.AddrPort // where others reach its control port and backbone
+
+	identity  *identity.Node
+	authority *identity.Authority // nil on a node that cannot admit others
+	new       bool                // it had no identity before
+	peers     *peers
+
+	port     *control.Port
+	backbone *backbone.Backbone
+	store    *store.Store
+	gossip   *gossip.Gossip
+	prober   *probe.Prober
+
+	front       *front.Front
+	ownDoors    []front.Door // those that it was told to open
+	api         *api.Server
+	origin      *origin.Plane
+	cdn         *cdn.Plane
+	accelerator *accelerator.Plane
+	names       *dnsgeo.Server
+	geo         *geo.DB
+	planes      []plane
+
+	probed struct { // what the probes follow from; observe's own
+		spec    *spec.Spec
+		members []view.Member
+	}
+
+	running   latest.Value[running]
+	view      latest.Value[*view.View]
+	malformed atomic.Uint64
+
+	lastLeader atomic.Pointer[store.Leader]
+	counted    []interface{ Counters() map[string]uint64 }
+
+	stop    context.CancelFunc // ends the loops
+	loops   sync.WaitGroup
+	closers []closer // ended last first
+	done    chan struct{}
+}
+
+type closer struct {
+	name  string
+	close func(context.Context) error
+}
+
+// Start starts a node and returns when it serves what it knows: its doors are open and it is a member of
+// its cluster, or, when it restarts and nobody answers, it serves alone. The context bounds the start only.
+func Start(ctx context.Context, cfg Config) (*Node, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, done: make(chan struct{})}
+	n.running.Set(running{spec: n.empty()})
+	n.view.Set(&view.View{Self: cfg.Name})
+	if err := n.open(ctx); err != nil {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		return nil, errors.Join(err, n.Close(stop))
+	}
+	return n, nil
+}
+
+func (n *Node) empty() *spec.Spec {
+	s, err := spec.Build(0, nil)
+	if err != nil {
+		panic(err) // the empty spec has no faults
+	}
+	return s
+}
+
+func (n *Node) has(r view.Role) bool { return slices.Contains(n.cfg.Roles, r) }
+
+// onClose has a part ended when the node ends, after those opened later.
+func (n *Node) onClose(name string, f func(context.Context) error) {
+	n.closers = append(n.closers, closer{name, f})
+}
+
+// goes runs a loop that the node waits for at its end.
+func (n *Node) goes(f func()) { n.loops.Go(f) }
+
+// open makes the parts in the order in which they need each other.
+func (n *Node) open(ctx context.Context) error {
+	loops, stop := context.WithCancel(context.WithoutCancel(ctx))
+	n.stop = stop
+	var err error
+	if n.control, err = n.cfg.at(n.cfg.Control); err != nil {
+		return fmt.Errorf("--control: %w", err)
+	}
+	if err := openFolder(n.cfg.Data); err != nil {
+		return err
+	}
+	last, err := store.LoadLast(n.cfg.Data)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := n.identify(ctx); err != nil {
+		return err
+	}
+	if n.peers, err = loadPeers(n.cfg.Data, n.cfg.Name); err != nil {
+		return err
+	}
+	if err := n.openNodeToNode(); err != nil {
+		return err
+	}
+	if err := n.openPlanes(); err != nil {
+		return err
+	}
+	if last != nil {
+		n.runState(last) // static stability: what is known is served before anyone answers
+	}
+	if err := n.openAPI(); err != nil {
+		return err
+	}
+	n.goes(func() { n.followAgreed(loops) })
+	n.goes(func() { n.followLeader(loops) })
+	n.goes(func() { n.followObserved(loops) })
+	n.publishRunning()
+	return n.meet(ctx, loops)
+}
+
+// openFolder makes the data folder, and finds out now whether it can be written.
+func openFolder(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("open the data folder: %w", err)
+	}
+	probe := filepath.Join(dir, ".writable")
+	if err := os.WriteFile(probe, nil, 0o600); err != nil {
+		return fmt.Errorf("open the data folder: %w", err)
+	}
+	return os.Remove(probe)
+}
+
+// identify loads the identity, or makes a cluster, or joins one.
+func (n *Node) identify(ctx context.Context) error {
+	var err error
+	if n.identity, err = identity.LoadNode(n.cfg.Data); err == nil {
+		if name := n.identity.Name(); name != n.cfg.Name {
+			return fmt.Errorf("%s is the data folder of node %s, not of %s", n.cfg.Data, name, n.cfg.Name)
+		}
+		n.authority, err = identity.LoadAuthority(n.cfg.Data)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	n.new = true
+	claim := identity.Claim{Name: n.cfg.Name, Region: n.cfg.Region, POP: n.cfg.POP}
+	for _, r := range n.cfg.Roles {
+		claim.Roles = append(claim.Roles, string(r))
+	}
+	switch {
+	case n.cfg.Bootstrap:
+		if !n.has(view.Voter) {
+			return errors.New("--bootstrap: the first node must have the role voter")
+		}
+		if n.authority, err = identity.New(time.Now()); err != nil {
+			return err
+		}
+		n.identity, err = n.authority.Node(claim)
+	case n.cfg.Join != "" && n.cfg.Token == "":
+		return errors.New("--token is missing: perigee token prints it on a voter")
+	case n.cfg.Join != "":
+		n.identity, n.authority, err = identity.Join(ctx, n.cfg.Dial, n.cfg.Join, n.cfg.Token, claim)
+		if err != nil {
+			err = fmt.Errorf("join at %s: %w", n.cfg.Join, err)
+		}
+	default:
+		return fmt.Errorf("%s holds no identity: say --bootstrap, to make a new cluster, or --join and --token", n.cfg.Data)
+	}
+	if err != nil {
+		return err
+	}
+	if n.authority != nil {
+		if err := n.authority.Save(n.cfg.Data); err != nil {
+			return err
+		}
+	}
+	return n.identity.Save(n.cfg.Data)
+}
+
+// openNodeToNode opens the control port, the backbone, Raft and gossip.
+func (n *Node) openNodeToNode() error {
+	log := n.cfg.Log
+	listener, err := n.cfg.Listen("tcp", n.cfg.Control)
+	if err != nil {
+		return fmt.Errorf("open the control port: %w", err)
+	}
+	me := func() *identity.Node { return n.identity }
+	n.port = control.Open(control.Config{Listener: listener, Identity: me, Dial: n.cfg.Dial, Log: log})
+	n.counted = append(n.counted, n.port)
+	n.onClose("control port", func(context.Context) error { return n.port.Close() })
+	if n.authority != nil {
+		gate := identity.NewGate(n.authority, n.mayJoin)
+		n.counted = append(n.counted, gate)
+		joins := n.port.Service(control.Join)
+		n.onClose("joins", func(context.Context) error { return joins.Close() })
+		n.goes(func() { n.admit(joins, gate) })
+	}
+
+	packets, err := n.cfg.ListenPacket("udp", n.cfg.Control)
+	if err != nil {
+		return fmt.Errorf("open the backbone: %w", err)
+	}
+	n.backbone, err = backbone.Open(backbone.Config{
+		Self: n.cfg.Name, PacketConn: packets, ServerTLS: n.identity.ServerTLS(backbone.ALPN),
+		ClientTLS: func(node string) *tls.Config { return n.identity.ClientTLS(node, backbone.ALPN) },
+		PeerName:  identity.PeerName, Log: log,
+	})
+	if err != nil {
+		return fmt.Errorf("open the backbone: %w", err)
+	}
+	n.counted = append(n.counted, n.backbone)
+	n.onClose("backbone", func(context.Context) error { return n.backbone.Close() })
+
+	n.store, err = store.Open(store.Config{
+		Name: n.cfg.Name, Dir: n.cfg.Data, Advertise: n.control.String(), Bootstrap: n.cfg.Bootstrap,
+		Listener: n.port.Service(control.Raft),
+		Dial: func(ctx context.Context, name, address string) (net.Conn, error) {
+			return n.port.Dial(ctx, address, name, control.Raft)
+		},
+		Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	n.counted = append(n.counted, n.store)
+	n.onClose("store", func(context.Context) error { return n.store.Close() })
+
+	self := view.Member{
+		Name: n.cfg.Name, Region: n.cfg.Region, POP: n.cfg.POP, Roles: n.cfg.Roles, Public: n.cfg.Public, Control: n.control,
+	}
+	if n.cfg.API != "" {
+		if self.API, err = netip.ParseAddrPort(n.cfg.API); err != nil {
+			return fmt.Errorf("--api: %w", err)
+		}
+	}
+	meta, err := encodeMember(self)
+	if err != nil {
+		return err
+	}
+	at, err := n.cfg.at(n.cfg.Gossip)
+	if err != nil {
+		return fmt.Errorf("--gossip: %w", err)
+	}
+	n.gossip, err = gossip.Open(gossip.Config{
+		Name: n.cfg.Name, Meta: meta, Bind: n.cfg.Gossip, Advertise: at, Key: n.identity.GossipKey(), Label: n.identity.ClusterID(),
+		Listen: n.cfg.Listen, ListenPacket: n.cfg.ListenPacket, Dial: n.cfg.Dial, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	n.counted = append(n.counted, n.gossip)
+	n.onClose("gossip", func(ctx context.Context) error {
+		left := time.Second
+		if deadline, ok := ctx.Deadline(); ok {
+			left = min(left, max(time.Until(deadline), time.Millisecond))
+		}
+		return errors.Join(n.gossip.Leave(left), n.gossip.Close())
+	})
+	return nil
+}
+
+// mayJoin refuses a name that is taken by a live node.
+func (n *Node) mayJoin(c identity.Claim) error {
+	if _, taken := n.view.Get().Member(c.Name); taken {
+		return fmt.Errorf("the name %s is taken by a live node", c.Name)
+	}
+	return nil
+}
+
+// admit serves those who ask to join. The port bounds how many they are.
+func (n *Node) admit(joins net.Listener, gate *identity.Gate) {
+	var guests sync.WaitGroup
+	defer guests.Wait()
+	for {
+		conn, err := joins.Accept()
+		if err != nil {
+			return
+		}
+		guests.Go(func() {
+			if claim, err := gate.Admit(conn); err == nil {
+				n.cfg.Log.Info("admitted", "name", claim.Name, "region", claim.Region, "pop", claim.POP)
+			}
+		})
+	}
+}
+
+// openPlanes makes the planes and opens the world's doors.
+func (n *Node) openPlanes() error {
+	log, now := n.cfg.Log, n.view.Get
+	n.prober = probe.New(probe.Config{Node: n.cfg.Name, Dial: n.cfg.Dial, Report: n.report, Log: log})
+	n.counted = append(n.counted, n.prober)
+	n.onClose("prober", func(context.Context) error { n.prober.Close(); return nil })
+
+	n.geo = geo.Default()
+	if n.cfg.GeoDB != "" {
+		var err error
+		if n.geo, err = geo.Open(n.cfg.GeoDB); err != nil {
+			return err
+		}
+	}
+
+	n.origin = origin.New(origin.Config{Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, Log: log})
+	n.onClose("origin", func(context.Context) error { n.origin.Close(); return nil })
+	n.cdn = cdn.New(cdn.Config{
+		View: now, POP: n.cfg.POP, Dial: n.cfg.Dial, Backbone: n.backbone.Dial, CacheBytes: n.cfg.CacheBytes, Log: log,
+	})
+	n.onClose("cdn", func(context.Context) error { return n.cdn.Close() })
+	n.accelerator = accelerator.New(accelerator.Config{View: now, Dial: n.backbone.Dial, Log: log})
+	n.names = dnsgeo.New(dnsgeo.Config{View: now, Geo: n.geo, Log: log, Name: n.cfg.Name})
+	n.onClose("names", func(context.Context) error { return n.names.Close() })
+	n.planes = []plane{n.origin, n.cdn, n.accelerator, n.names}
+
+	n.openHTTPStreams()
+	n.backbone.Handle(flowService, n.origin.ServeFlow)
+
+	n.front = front.New(front.Config{
+		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, Certificate: front.Certificates(n.cfg.Name, n.cdn.Hosts),
+		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Log: log,
+	})
+	n.onClose("doors", n.front.Close)
+	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, n.front)
+	return n.openDoors()
+}
+
+// openDoors opens what this node was told to open: one that cannot be opened is an error of the start.
+func (n *Node) openDoors() error {
+	if n.has(view.Edge) {
+		for _, d := range []struct {
+			flag, address string
+			tls           bool
+		}{{"http", n.cfg.HTTP, false}, {"https", n.cfg.HTTPS, true}} {
+			if d.address == "" {
+				continue
+			}
+			at, err := doorAddress(d.address)
+			if err != nil {
+				return fmt.Errorf("--%s: %w", d.flag, err)
+			}
+			n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: d.tls, Handler: n.cdn})
+		}
+	}
+	n.api = api.NewServer(n.backend())
+	n.counted = append(n.counted, n.api)
+	if n.cfg.API != "" {
+		at, err := doorAddress(n.cfg.API)
+		if err != nil {
+			return fmt.Errorf("--api: %w", err)
+		}
+		n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, Handler: n.api})
+	}
+	if err := n.front.Set(n.ownDoors); err != nil {
+		return err
+	}
+	if n.cfg.DNS == "" || !n.has(view.DNS) {
+		return nil
+	}
+	packets, err := n.cfg.ListenPacket("udp", n.cfg.DNS)
+	if err != nil {
+		return fmt.Errorf("open DNS: %w", err)
+	}
+	n.goes(func() { n.names.ServePacket(packets) })
+	streams, err := n.cfg.Listen("tcp", n.cfg.DNS)
+	if err != nil {
+		packets.Close()
+		return fmt.Errorf("open DNS: %w", err)
+	}
+	n.goes(func() { n.names.ServeStream(streams) })
+	return nil
+}
+
+// doorAddress is a host:port whose host may be empty, for all addresses.
+func doorAddress(address string) (netip.AddrPort, error) {
+	if port, all := strings.CutPrefix(address, ":"); all {
+		n, err := strconv.ParseUint(port, 10, 16)
+		return netip.AddrPortFrom(netip.Addr{}, uint16(n)), err
+	}
+	return netip.ParseAddrPort(address)
+}
+
+// openAPI serves the API to other nodes, at the control port, and to whoever may open the socket in the data folder.
+func (n *Node) openAPI() error {
+	between := n.backend()
+	between.Enlist = n.enlist
+	n.serveAPI(api.NewServer(between), n.port.Service(control.API))
+	if n.cfg.NoSocket {
+		return nil
+	}
+	path := filepath.Join(n.cfg.Data, api.Socket)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("open the API's socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("open the API's socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return fmt.Errorf("open the API's socket: %w", err)
+	}
+	n.serveAPI(n.api, l)
+	return nil
+}
+
+// backend is what the API asks of this node.
+func (n *Node) backend() api.Backend {
+	return api.Backend{
+		Apply: n.apply, Diff: n.diff, Resources: n.resources, Status: n.status, Health: n.health,
+		Explain: n.explain, Counters: n.counters, Schema: spec.Schema, Forward: n.forward,
+	}
+}
+
+// Timeouts of the API: a slow client is ended.
+const (
+	apiHeaderTime = 10 * time.Second
+	apiReadTime   = time.Minute
+	apiIdleTime   = 2 * time.Minute
+)
+
+func (n *Node) serveAPI(handler http.Handler, l net.Listener) {
+	server := &http.Server{
+		Handler: handler, ReadHeaderTimeout: apiHeaderTime, ReadTimeout: apiReadTime, IdleTimeout: apiIdleTime,
+		ErrorLog: n.quiet(),
+	}
+	n.goes(func() { server.Serve(l) })
+	n.onClose("API", func(ctx context.Context) error {
+		if server.Shutdown(ctx) != nil {
+			return server.Close()
+		}
+		return nil
+	})
+}
+
+// meet finds the others and waits, if this node is new, until it has met one; being made a member of Raft may
+// take longer and goes on meanwhile.
+func (n *Node) meet(ctx, loops context.Context) error {
+	if n.new && !n.cfg.Bootstrap {
+		if err := n.firstMeeting(ctx); err != nil {
+			return err
+		}
+	}
+	n.goes(func() { n.keepJoined(loops) })
+	n.goes(func() { n.enlistSelf(loops) })
+	return nil
+}
+
+// Done is closed when the node has ended.
+func (n *Node) Done() <-chan struct{} { return n.done }
+
+// Close ends the node in order: it tells the others to choose it no more, its doors close and what is in flight
+// finishes, it leaves gossip, Raft and the links close. The context bounds the wait for what is in flight. It returns
+// when nothing of the node runs any more.
+func (n *Node) Close(ctx context.Context) error {
+	if n.gossip != nil {
+		n.publish(leavingKey, []byte{1})
+	}
+	n.stop()
+	var errs []error
+	for _, c := range slices.Backward(n.closers) {
+		if err := c.close(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("close the %s: %w", c.name, err))
+		}
+	}
+	n.loops.Wait()
+	close(n.done)
+	return errors.Join(errs...)
+}

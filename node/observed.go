@@ -1,0 +1,267 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/gossip"
+	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/probe"
+	"github.com/perigee-net/perigee/cluster/store"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/node/api"
+)
+
+// followObserved assembles a new view whenever members, what they say, the links or the spec change, and
+// has probed what is this node's to probe. It ends with the context.
+func (n *Node) followObserved(ctx context.Context) {
+	changed := make(chan struct{}, 1)
+	wake := func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	n.goes(func() { follow(ctx, n.gossip.Members().Next, wake) })
+	n.goes(func() { follow(ctx, n.gossip.Entries().Next, wake) })
+	n.goes(func() { follow(ctx, n.backbone.Links().Next, wake) })
+	n.goes(func() { follow(ctx, n.running.Next, wake) })
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+		n.observe()
+	}
+}
+
+// follow wakes at every new snapshot.
+func follow[T any](ctx context.Context, next func(context.Context, uint64) (T, uint64, error), wake func()) {
+	for version := uint64(0); ; {
+		var err error
+		if _, version, err = next(ctx, version); err != nil {
+			return
+		}
+		wake()
+	}
+}
+
+// observe publishes the view of this moment and sets the probes and links that follow from it.
+func (n *Node) observe() {
+	s := n.running.Get().spec
+	v := &view.View{Self: n.cfg.Name, RTT: map[string]time.Duration{}, Unreachable: map[string]bool{}}
+	entries := n.gossip.Entries().Get()
+	for _, m := range n.gossip.Members().Get() {
+		member, err := decodeMember(m)
+		if err != nil {
+			n.malformed.Add(1)
+			continue
+		}
+		if entries[m.Name][leavingKey] != nil {
+			member.Roles = nil // still there, for what is in flight; chosen for nothing
+		}
+		v.Members = append(v.Members, member)
+	}
+	links := n.backbone.Links().Get()
+	peers := map[string]netip.AddrPort{}
+	for _, m := range v.Members {
+		if m.Name == n.cfg.Name {
+			continue
+		}
+		peers[m.Name] = m.Control
+		link, ok := links[m.Name]
+		switch {
+		case ok && link.Up:
+			v.RTT[m.Name] = link.RTT
+		case ok && !link.Since.IsZero():
+			v.Unreachable[m.Name] = true
+		}
+	}
+	if err := n.peers.seen(v.Members, time.Now()); err != nil {
+		n.cfg.Log.Error("remember the other nodes: a restart may not find them", "error", err)
+	}
+	v.Health = health.Merge(n.verdicts(entries), health.DefaultQuorum)
+	n.view.Set(v)
+	n.backbone.Keep(peers)
+	if s != n.probed.spec || !reflect.DeepEqual(v.Members, n.probed.members) {
+		n.probed.spec, n.probed.members = s, v.Members
+		n.prober.Set(probe.Checks(s, v))
+	}
+}
+
+// verdicts are what every live node says of what it probes.
+func (n *Node) verdicts(entries map[string]map[string][]byte) map[string]map[health.Key]health.Verdict {
+	all := map[string]map[health.Key]health.Verdict{}
+	for node, values := range entries {
+		for key, value := range values {
+			name, isVerdict := strings.CutPrefix(key, verdictKey)
+			if !isVerdict {
+				continue
+			}
+			verdict, err := health.DecodeVerdict(value)
+			if err != nil {
+				n.malformed.Add(1)
+				continue
+			}
+			if all[node] == nil {
+				all[node] = map[health.Key]health.Verdict{}
+			}
+			all[node][health.Key(name)] = verdict
+		}
+	}
+	return all
+}
+
+// report publishes what this node's own probes say; nil: it no longer probes that key.
+func (n *Node) report(key health.Key, verdict *health.Verdict) {
+	var value []byte
+	if verdict != nil {
+		value = health.EncodeVerdict(*verdict)
+	}
+	n.publish(verdictKey+string(key), value)
+}
+
+// encodeMember is what gossip carries of a member: short names, for gossip has 512 bytes.
+func encodeMember(m view.Member) ([]byte, error) {
+	return json.Marshal(memberMeta{Region: m.Region, POP: m.POP, Roles: m.Roles, Public: m.Public, Control: m.Control, API: m.API})
+}
+
+type memberMeta struct {
+	Region  string         `json:"r"`
+	POP     string         `json:"p"`
+	Roles   []view.Role    `json:"o"`
+	Public  []netip.Addr   `json:"a"`
+	Control netip.AddrPort `json:"c"`
+	API     netip.AddrPort `json:"i,omitzero"`
+}
+
+func decodeMember(m gossip.Member) (view.Member, error) {
+	var meta memberMeta
+	if err := json.Unmarshal(m.Meta, &meta); err != nil {
+		return view.Member{}, fmt.Errorf("decode the description of %s: %w", m.Name, err)
+	}
+	return view.Member{Name: m.Name, Region: meta.Region, POP: meta.POP, Roles: meta.Roles, Public: meta.Public, Control: meta.Control, Gossip: m.Addr, API: meta.API}, nil
+}
+
+// status is the network as this node sees it.
+func (n *Node) status() api.Status {
+	run, v := n.running.Get(), n.view.Get()
+	st := api.Status{
+		Node: n.cfg.Name, Cluster: n.identity.ClusterID(), Leader: n.store.Leader().Get().Name,
+		Running: run.spec.Revision, Revision: run.spec.Revision, Refused: run.refused, Members: []api.MemberStatus{},
+	}
+	if state := n.store.State().Get(); state != nil {
+		st.Revision = max(st.Revision, state.Revision)
+	}
+	votes := map[string]bool{}
+	for _, s := range n.store.Servers() {
+		votes[s.Name] = s.Voter
+	}
+	entries := n.gossip.Entries().Get()
+	for _, m := range v.Members {
+		said := entries[m.Name]
+		revision, _ := strconv.ParseUint(string(said[runningKey]), 10, 64)
+		rtt, up := v.RTT[m.Name]
+		st.Members = append(st.Members, api.MemberStatus{
+			Member: m, Running: revision, Refused: string(said[refusedKey]), Vote: votes[m.Name], RTT: rtt, Up: up || m.Name == n.cfg.Name,
+		})
+	}
+	return st
+}
+
+// health is the verdicts as this node sees them, and who says what.
+func (n *Node) health() []api.HealthEntry {
+	table := n.view.Get().Health
+	list := []api.HealthEntry{}
+	for _, row := range table.All() {
+		e := api.HealthEntry{
+			Key: string(row.Key), Healthy: row.Verdict.Healthy, Reason: row.Verdict.Reason, Since: row.Verdict.Since, Views: map[string]string{},
+		}
+		for _, one := range table.Views(row.Key) {
+			if e.Views[one.Node] = "healthy"; !one.Verdict.Healthy {
+				e.Views[one.Node] = one.Verdict.Reason
+			}
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+// counters are those of all parts.
+func (n *Node) counters() map[string]uint64 {
+	all := map[string]uint64{"node_malformed_total": n.malformed.Load()}
+	for _, part := range n.counted {
+		maps.Copy(all, part.Counters())
+	}
+	return all
+}
+
+// maxVoters is how many nodes vote in Raft; those that join later follow without a vote.
+const maxVoters = 5
+
+// enlist makes a node that has joined a member of Raft, on the leader.
+func (n *Node) enlist(ctx context.Context, req api.EnlistRequest) error {
+	if n.store.Leader().Get().Name != n.cfg.Name {
+		return api.ErrNotLeader
+	}
+	voters := 0
+	for _, s := range n.store.Servers() {
+		if s.Name == req.Name && s.Address == req.Control {
+			return nil
+		}
+		if s.Voter && s.Name != req.Name {
+			voters++
+		}
+	}
+	add := n.store.AddNonvoter
+	if req.Voter && voters < maxVoters {
+		add = n.store.AddVoter
+	}
+	return add(ctx, req.Name, req.Control)
+}
+
+// enlistSelf asks the leader, wherever it is, to make this node a member of Raft, until it is one.
+func (n *Node) enlistSelf(ctx context.Context) {
+	self := api.EnlistRequest{Name: n.cfg.Name, Control: n.control.String(), Voter: n.has(view.Voter)}
+	for {
+		if slices.ContainsFunc(n.store.Servers(), func(s store.Server) bool { return s.Name == self.Name && s.Address == self.Control }) {
+			return
+		}
+		if err := n.askToEnlist(ctx, self); err != nil {
+			n.cfg.Log.Debug("ask to enlist", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryTime):
+		}
+	}
+}
+
+// retryTime is the pause between attempts to reach the cluster.
+const retryTime = 500 * time.Millisecond
+
+func (n *Node) askToEnlist(ctx context.Context, self api.EnlistRequest) error {
+	var err error
+	for _, m := range n.view.Get().Members {
+		if m.Name == n.cfg.Name || !m.Has(view.Voter) {
+			continue
+		}
+		attempt, cancel := context.WithTimeout(ctx, applyTimeout)
+		err = n.peerAPI(m.Name, m.Control.String()).Enlist(attempt, self)
+		cancel()
+		if err == nil {
+			return nil
+		}
+	}
+	return err
+}
