@@ -1,0 +1,166 @@
+// Package perigee has no code: this test holds the plan of the house, which ARCHITECTURE.md draws.
+package perigee
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/perigee-net/perigee/"
+
+// doors says which rooms a room may import, itself and the rooms inside it apart. "a/..." is a and
+// all rooms inside it. The first entry that fits a room holds.
+var doors = []struct {
+	room string
+	may  []string
+}{
+	{"cluster/latest", nil},
+	{"cluster/trace", nil},
+	{"cluster/spec", nil},
+	{"cluster/health", nil},
+	{"cluster/view", []string{"cluster/spec", "cluster/health"}},
+	{"cluster/identity", nil},
+	{"cluster/control", []string{"cluster/identity"}},
+	{"cluster/store", []string{"cluster/latest"}},
+	{"cluster/gossip", []string{"cluster/latest"}},
+	{"cluster/backbone", []string{"cluster/latest"}},
+	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view"}},
+	{"origin/relay", nil},
+	{"origin/...", []string{"origin/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/trace", "cluster/backbone"}},
+	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/trace"}},
+	{"edge/...", []string{"edge/...", "origin/...", "dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/trace", "cluster/backbone"}},
+	{"node/front", nil},
+	{"node/api", []string{"cluster/view", "cluster/trace"}},
+	{"node/...", []string{"node/...", "edge/...", "origin/...", "dnsgeo/...", "cluster/..."}},
+	{"testbed/memnet", []string{"cluster/spec"}},
+	{"testbed/demo", nil},
+	{"testbed/...", []string{"testbed/...", "node/...", "cluster/...", "dnsgeo/..."}},
+	{"cmd/perigee", []string{"node/...", "testbed/...", "cluster/spec", "cluster/view", "cluster/trace", "cluster/identity", "dnsgeo/geo"}},
+}
+
+// behind says which room is the only one to import a library. Tests may import it anywhere; a library that is not
+// listed may be imported by nobody else.
+var behind = map[string][]string{
+	"github.com/hashicorp/raft":            {"cluster/store"},
+	"github.com/hashicorp/go-hclog":        {"cluster/store"},
+	"go.etcd.io/bbolt":                     {"cluster/store"},
+	"github.com/hashicorp/memberlist":      {"cluster/gossip"},
+	"github.com/quic-go/quic-go":           {"cluster/backbone"},
+	"github.com/goccy/go-yaml":             {"cluster/spec"},
+	"github.com/miekg/dns":                 {"dnsgeo/...", "testbed"}, // testbed asks as a resolver does
+	"github.com/phuslu/iploc":              {"dnsgeo/geo"},
+	"github.com/oschwald/maxminddb-golang": {"dnsgeo/geo"},
+	"github.com/gaissmai/bart":             {"dnsgeo/geo"},
+	"github.com/maypok86/otter":            {"edge/cache"},
+	"github.com/pires/go-proxyproto":       {"node/front"},
+	"github.com/spf13/cobra":               {"cmd/perigee"},
+	"golang.org/x":                         {"..."},
+}
+
+var forbidden = []string{"util", "utils", "common", "pkg", "internal", "manager", "config", "helpers", "misc"}
+
+func TestTheHouseStandsAsPlanned(t *testing.T) {
+	comments := map[string]bool{}
+	for _, file := range sources(t) {
+		room := path.Dir(filepath.ToSlash(file))
+		test := strings.HasSuffix(file, "_test.go")
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+			continue
+		}
+		comments[room] = comments[room] || parsed.Doc != nil
+		if slices.Contains(forbidden, path.Base(room)) {
+			t.Errorf("%s: a room is a place or a thing, not %q", file, path.Base(room))
+		}
+		if test {
+			continue
+		}
+		for _, d := range parsed.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.Name == "init" {
+				t.Errorf("%s: init runs behind everyone's back", file)
+			}
+		}
+		for _, i := range parsed.Imports {
+			imported := strings.Trim(i.Path.Value, `"`)
+			if inside, ours := strings.CutPrefix(imported, module); ours {
+				if !mayImport(t, room, inside) {
+					t.Errorf("%s: there is no door from %s to %s", file, room, inside)
+				}
+				continue
+			}
+			if first, _, _ := strings.Cut(imported, "/"); !strings.Contains(first, ".") {
+				continue // the standard library
+			}
+			known := false
+			for library, rooms := range behind {
+				if !fits(library+"/...", imported) {
+					continue
+				}
+				known = true
+				if !slices.ContainsFunc(rooms, func(r string) bool { return fits(r, room) }) {
+					t.Errorf("%s: %s is behind the door of %s", file, library, rooms)
+				}
+			}
+			if !known {
+				t.Errorf("%s: %s has no door", file, imported)
+			}
+		}
+	}
+	for room, has := range comments {
+		if !has {
+			t.Errorf("%s: no package comment", room)
+		}
+	}
+}
+
+func mayImport(t *testing.T, room, imported string) bool {
+	if imported == room || strings.HasPrefix(imported, room+"/") {
+		return true
+	}
+	for _, d := range doors {
+		if fits(d.room, room) {
+			return slices.ContainsFunc(d.may, func(m string) bool { return fits(m, imported) })
+		}
+	}
+	t.Errorf("%s: a room that is not on the plan", room)
+	return true
+}
+
+// fits says whether a room is the one of the pattern, or inside it where it ends in "/...".
+func fits(pattern, room string) bool {
+	if pattern == "..." {
+		return true
+	}
+	if outer, all := strings.CutSuffix(pattern, "/..."); all {
+		return room == outer || strings.HasPrefix(room, outer+"/")
+	}
+	return pattern == room
+}
+
+// sources are the Go files of this module.
+func sources(t *testing.T) []string {
+	var files []string
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && file != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "tools" || d.Name() == "bin"):
+			return filepath.SkipDir
+		case strings.HasSuffix(file, ".go"):
+			files = append(files, file)
+		}
+		return nil
+	})
+	if err != nil || len(files) == 0 {
+		t.Fatalf("found %d files: %v", len(files), err)
+	}
+	return files
+}

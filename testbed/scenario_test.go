@@ -1,0 +1,86 @@
+package testbed
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestAScenarioIsReadAsWritten(t *testing.T) {
+	s, err := ParseScenario("a.txt", `
+# a comment
+get seoul http://www.test/  => 200 Miss "from icn1" # another
+within 10s dig seoul www.test A => fra1 !icn1
+kill icn1
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got string
+	for _, step := range s.Steps {
+		got += fmt.Sprintf("%q %q %q\n", step.Verb, step.Args, step.Want)
+	}
+	for _, want := range []string{`"get" ["seoul" "http://www.test/"] ["200" "Miss" "from icn1"]`, `"dig" ["seoul" "www.test" "A"] ["fra1" "!icn1"]`, `"kill" ["icn1"] []`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s\nlacks %s", got, want)
+		}
+	}
+	if s.Steps[1].Within != 10*time.Second || s.Steps[1].Line != 4 {
+		t.Errorf("within %v at line %d, want 10s at 4", s.Steps[1].Within, s.Steps[1].Line)
+	}
+}
+
+func TestFaultsOfAScenarioAreNamedByLine(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"get a =>", "x:1: nothing is wanted after =>"},
+		{"\n=> 200", "x:2: a step begins with a verb"},
+		{"within 10s kill a", "x:1: within wants a duration, a step, and what must come true after =>"},
+		{"within soon get a => 200", "x:1: within soon: not a duration above zero"},
+		{`get "a => 200`, "x:1: a quote is not closed"},
+	} {
+		if _, err := ParseScenario("x", c.text); err == nil || err.Error() != c.want {
+			t.Errorf("%q: got %v, want %s", c.text, err, c.want)
+		}
+	}
+}
+
+// ticking is a ground whose one verb says how many seconds have passed.
+type ticking struct{ began time.Time }
+
+func (g ticking) Do(_ context.Context, verb string, _ []string) (string, error) {
+	if verb != "tick" {
+		return "", fmt.Errorf("no verb %q", verb)
+	}
+	return fmt.Sprintf("%ds", int(time.Since(g.began).Seconds())), nil
+}
+
+func (g ticking) Sleep(d time.Duration) { time.Sleep(d) }
+
+func TestWithinWaitsUntilAStepComesTrueAndNoLonger(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"tick => 0s\nafter 2s\ntick => 2s", ""},
+		{"within 5s tick => 4s", ""},
+		{"within 3s tick => 4s", `x:1: within 3s tick => 4s
+	got: 3s
+	but "4s" is not there`},
+		{"tick => !0s", `x:1: tick => !0s
+	got: 0s
+	but "0s" must not be there`},
+		{"tock => 1", `x:1: tock => 1
+	no verb "tock"`},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, err := ParseScenario("x", c.text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = s.Run(t.Context(), ticking{time.Now()}, nil)
+			if got := fmt.Sprint(err); (err == nil) != (c.want == "") || err != nil && got != c.want {
+				t.Errorf("%q: got\n%v\nwant\n%s", c.text, err, c.want)
+			}
+		})
+	}
+}

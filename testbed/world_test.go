@@ -1,0 +1,47 @@
+package testbed
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+)
+
+// Every file of labs is a claim about the network; this runs each of them in a world of its own.
+func TestTheScenariosComeTrue(t *testing.T) {
+	files, err := filepath.Glob("labs/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("found %d scenarios: %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := ParseScenario(filepath.Base(file), string(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				cfg := WorldConfig{Dir: dir, Files: os.DirFS("labs"), Seed: 1}
+				if testing.Verbose() {
+					cfg.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+				}
+				w, err := NewWorld(t.Context(), cfg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer w.Close()
+				err = s.Run(t.Context(), w, func(o Outcome) {
+					t.Logf("%-60s %s (%v)", o.Step.Text, o.Result, o.Took)
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
