@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/identity"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/node"
+	"github.com/perigee-net/perigee/testbed/demo"
+	"github.com/spf13/cobra"
+)
+
+// stopTime bounds an orderly end: what is still in flight then is cut off.
+const stopTime = 10 * time.Second
+
+func newNode() *cobra.Command {
+	var cfg node.Config
+	var bind, advertise, roles string
+	var public, proxies []string
+	var withParent, verbose bool
+	c := &cobra.Command{
+		Use:   "node --data DIR --region R --pop P (--bootstrap | --join HOST:PORT --token T)",
+		Short: "Run a node",
+		Example: "  perigee node --data /var/lib/perigee --region eu-central-1 --pop fra1 --bind 10.0.0.1 --bootstrap\n" +
+			"  perigee token --data /var/lib/perigee\n" +
+			"  perigee node --data /var/lib/perigee --region us-east-1 --pop iad1 --bind 10.1.0.1 --join 10.0.0.1:7947 --token pgt1.…",
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			ip, err := netip.ParseAddr(bind)
+			if err != nil {
+				return usageError{fmt.Errorf("--bind: %w", err)}
+			}
+			self := ip
+			if advertise != "" {
+				if self, err = netip.ParseAddr(advertise); err != nil {
+					return usageError{fmt.Errorf("--advertise: %w", err)}
+				}
+			}
+			if self.IsUnspecified() {
+				return usagef("--bind %s: say with --advertise at which address the other nodes reach this one", bind)
+			}
+			cfg.Advertise = self
+			for _, a := range []*string{&cfg.Gossip, &cfg.Control, &cfg.API} {
+				if strings.HasPrefix(*a, ":") {
+					*a = net.JoinHostPort(bind, (*a)[1:])
+				}
+			}
+			for _, r := range strings.Split(roles, ",") {
+				cfg.Roles = append(cfg.Roles, view.Role(r))
+			}
+			for _, p := range public {
+				a, err := netip.ParseAddr(p)
+				if err != nil {
+					return usageError{fmt.Errorf("--public: %w", err)}
+				}
+				cfg.Public = append(cfg.Public, a)
+			}
+			for _, p := range proxies {
+				prefix, err := netip.ParsePrefix(p)
+				if err != nil {
+					return usageError{fmt.Errorf("--proxy-headers-from: %w", err)}
+				}
+				cfg.ProxyHeadersFrom = append(cfg.ProxyHeadersFrom, prefix)
+			}
+			if cfg.Name == "" {
+				cfg.Name = cfg.POP
+			}
+			level := slog.LevelInfo
+			if verbose {
+				level = slog.LevelDebug
+			}
+			cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			ctx := c.Context()
+			if withParent {
+				ctx = endWith(ctx, c.InOrStdin())
+			}
+			return runNode(ctx, cfg)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&cfg.Data, "data", "", "the folder of this node: its identity, Raft's log, the last spec")
+	f.StringVar(&cfg.Name, "name", "", "its name, unique in the cluster (default: the POP's)")
+	f.StringVar(&cfg.Region, "region", "", "the region it stands in")
+	f.StringVar(&cfg.POP, "pop", "", "the POP it belongs to")
+	f.StringVar(&roles, "roles", "edge,dns,origin,voter", "what it does")
+	f.BoolVar(&cfg.Bootstrap, "bootstrap", false, "make a new cluster, if the folder has no identity yet")
+	f.StringVar(&cfg.Join, "join", "", "control address of any voter, if the folder has no identity yet")
+	f.StringVar(&cfg.Token, "token", "", "what perigee token prints on a voter; @FILE reads it from a file")
+	f.StringVar(&bind, "bind", "127.0.0.1", "the address for node to node")
+	f.StringVar(&advertise, "advertise", "", "where the other nodes reach it (default: --bind)")
+	f.StringVar(&cfg.Gossip, "gossip", ":7946", "gossip, TCP and UDP")
+	f.StringVar(&cfg.Control, "control", ":7947", "control (TCP) and backbone (UDP)")
+	f.StringVar(&cfg.API, "api", "127.0.0.1:7948", "the API, which has no authentication yet; empty: only the unix socket")
+	f.StringVar(&cfg.HTTP, "http", ":80", "the world's door, HTTP; empty: none")
+	f.StringVar(&cfg.HTTPS, "https", ":443", "the world's door, HTTPS; empty: none")
+	f.StringVar(&cfg.DNS, "dns", ":53", "the world's door, DNS over UDP and TCP; empty: none")
+	f.StringSliceVar(&public, "public", nil, "its addresses for the world, which DNS answers (default: where the others reach it)")
+	f.BoolVar(&cfg.OwnDoors, "own-doors", false, "open the accelerators' ports on --public too, so that a client can choose the POP")
+	f.StringSliceVar(&proxies, "proxy-headers-from", nil, "CIDRs of balancers in front, whose connections begin with a PROXY header")
+	f.StringVar(&cfg.GeoDB, "geo-db", "", "a MaxMind-format file to use instead of the built-in country table")
+	f.Int64Var(&cfg.CacheBytes, "cache-bytes", 256<<20, "memory for cached objects")
+	f.BoolVar(&withParent, "with-parent", false, "end when standard input does")
+	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
+	f.MarkHidden("with-parent")
+	return c
+}
+
+func runNode(ctx context.Context, cfg node.Config) error {
+	if path, fromFile := strings.CutPrefix(cfg.Token, "@"); fromFile {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		cfg.Token = strings.TrimSpace(string(data))
+	}
+	n, err := node.Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case <-n.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer cancel()
+	return n.Close(stop)
+}
+
+// endWith returns a context that ends when the reader does: a child whose parent is gone, in
+// whatever way, must not stay behind.
+func endWith(ctx context.Context, r io.Reader) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		io.Copy(io.Discard, r)
+		cancel()
+	}()
+	return ctx
+}
+
+func newToken() *cobra.Command {
+	var data string
+	c := &cobra.Command{
+		Use:   "token --data DIR",
+		Short: "Print the token by which nodes join, from the data folder of a voter",
+		Args:  noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if data == "" {
+				return usagef("--data is missing")
+			}
+			authority, err := identity.LoadAuthority(data)
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s is not the data folder of a voter: it has no cluster CA", data)
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(c.OutOrStdout(), authority.Token())
+			return nil
+		},
+	}
+	c.Flags().StringVar(&data, "data", "", "the data folder of a voter")
+	return c
+}
+
+// newTarget is the server that perigee dev puts behind its load balancers.
+func newTarget() *cobra.Command {
+	var t demo.Target
+	var web, tcp, dir string
+	c := &cobra.Command{
+		Use:    "target",
+		Short:  "Run a demo target: a web server and a TCP service that says where it runs, then echoes",
+		Hidden: true,
+		Args:   noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			t.Site = demo.Site()
+			if dir != "" {
+				root, err := os.OpenRoot(dir)
+				if err != nil {
+					return err
+				}
+				defer root.Close()
+				t.Site = root.FS()
+			}
+			webListener, err := net.Listen("tcp", web)
+			if err != nil {
+				return err
+			}
+			tcpListener, err := net.Listen("tcp", tcp)
+			if err != nil {
+				webListener.Close()
+				return err
+			}
+			return t.Serve(endWith(c.Context(), c.InOrStdin()), webListener, tcpListener)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&t.Name, "name", "", "its name")
+	f.StringVar(&t.Region, "region", "", "its region")
+	f.StringVar(&web, "http", "", "HOST:PORT of the web server")
+	f.StringVar(&tcp, "tcp", "", "HOST:PORT of the TCP service")
+	f.StringVar(&dir, "site", "", "the folder to serve (default: a small site)")
+	return c
+}

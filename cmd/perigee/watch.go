@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/node/api"
+	"github.com/spf13/cobra"
+)
+
+func newStatus() *cobra.Command {
+	var a addressed
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "The network as one node sees it: leader, revision, members",
+		Args:  noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			st, err := status(c.Context(), a)
+			if err != nil {
+				return err
+			}
+			w := c.OutOrStdout()
+			if asJSON {
+				return printJSON(w, st)
+			}
+			leader := st.Leader
+			if leader == "" {
+				leader = "none: changes are refused, the data plane goes on"
+			}
+			fmt.Fprintf(w, "cluster   %s\nleader    %s\nrevision  %d\n", st.Cluster, leader, st.Revision)
+			if st.Refused != "" {
+				fmt.Fprintf(w, "refused   %s\n", st.Refused)
+			}
+			fmt.Fprintln(w)
+			t := newTable("NODE", "REGION", "POP", "ROLES", "REVISION")
+			for _, m := range st.Members {
+				t.row(m.Name, m.Region, m.POP, roles(m), running(m))
+			}
+			return t.print(w)
+		},
+	}
+	a.flags(c)
+	outputFlag(c, &asJSON)
+	return c
+}
+
+func newMembers() *cobra.Command {
+	var a addressed
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "members",
+		Short: "The live nodes, their addresses, and how far they are from the node that is asked",
+		Args:  noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			st, err := status(c.Context(), a)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(c.OutOrStdout(), st.Members)
+			}
+			t := newTable("NODE", "REGION", "POP", "PUBLIC", "CONTROL", "API", "LINK FROM "+st.Node)
+			for _, m := range st.Members {
+				link := "down"
+				switch {
+				case m.Name == st.Node:
+					link = "itself"
+				case m.Up:
+					link = m.RTT.Round(10 * time.Microsecond).String()
+				}
+				t.row(m.Name, m.Region, m.POP, addresses(m.Public), m.Control.String(), validAddr(m.API), link)
+			}
+			return t.print(c.OutOrStdout())
+		},
+	}
+	a.flags(c)
+	outputFlag(c, &asJSON)
+	return c
+}
+
+func newHealth() *cobra.Command {
+	var a addressed
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "health [PREFIX]",
+		Short: "The verdicts on targets and health checks, and who says what",
+		Args:  maxArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			ctx, cancel := context.WithTimeout(c.Context(), answerTime)
+			defer cancel()
+			all, err := a.client().Health(ctx)
+			if err != nil {
+				return err
+			}
+			if len(args) > 0 {
+				all = slices.DeleteFunc(all, func(e api.HealthEntry) bool {
+					return !strings.HasPrefix(e.Key, args[0]) && !strings.Contains(e.Key, "/"+args[0])
+				})
+			}
+			if asJSON {
+				return printJSON(c.OutOrStdout(), all)
+			}
+			t := newTable("KEY", "STATE", "SINCE", "SEEN BY", "REASON")
+			for _, e := range all {
+				state := "healthy"
+				if !e.Healthy {
+					state = "unhealthy"
+				}
+				t.row(e.Key, state, e.Since.Format(time.TimeOnly), seenBy(e), e.Reason)
+			}
+			return t.print(c.OutOrStdout())
+		},
+	}
+	a.flags(c)
+	outputFlag(c, &asJSON)
+	return c
+}
+
+func seenBy(e api.HealthEntry) string {
+	var by []string
+	for _, node := range slices.Sorted(maps.Keys(e.Views)) {
+		mark := "+"
+		if e.Views[node] != "healthy" {
+			mark = "−"
+		}
+		by = append(by, mark+node)
+	}
+	return strings.Join(by, " ")
+}
+
+func newExplain() *cobra.Command {
+	explain := &cobra.Command{
+		Use:   "explain",
+		Short: "Say why a client is served as it is, by the same functions that serve it",
+		Args:  noArgs,
+		RunE:  func(*cobra.Command, []string) error { return usagef("explain what? dns, http or tcp") },
+	}
+	for _, e := range []struct{ what, use, short, example string }{
+		{"dns", "dns NAME [TYPE]", "Why a name has the answer it has", "perigee explain dns www.demo.perigee.test --from 1.208.0.1"},
+		{"http", "http URL", "Where a request goes and whether it is in the cache", "perigee explain http http://www.demo.perigee.test/"},
+		{"tcp", "tcp ADDRESS:PORT", "Where a flow to an accelerator ends", "perigee explain tcp 127.77.0.1:7777"},
+	} {
+		var a addressed
+		var from string
+		var asJSON bool
+		c := &cobra.Command{
+			Use: e.use, Short: e.short, Example: "  " + e.example,
+			Args: func(c *cobra.Command, args []string) error {
+				if len(args) < 1 || len(args) > 2 || len(args) == 2 && e.what != "dns" {
+					return usagef("usage: %s", c.UseLine())
+				}
+				return nil
+			},
+			RunE: func(c *cobra.Command, args []string) error {
+				req := api.ExplainRequest{What: e.what, Target: args[0], From: from}
+				if len(args) == 2 {
+					req.Type = args[1]
+				}
+				if from != "" {
+					if _, err := netip.ParseAddr(from); err != nil {
+						return usageError{fmt.Errorf("--from: %w", err)}
+					}
+				}
+				ctx, cancel := context.WithTimeout(c.Context(), answerTime)
+				defer cancel()
+				res, err := a.client().Explain(ctx, req)
+				if err != nil {
+					return err
+				}
+				w := c.OutOrStdout()
+				if asJSON {
+					return printJSON(w, res)
+				}
+				fmt.Fprintf(w, "as %s sees it:\n", res.Node)
+				for _, l := range res.Lines {
+					fmt.Fprintf(w, "%s%s\n", strings.Repeat("  ", l.Depth+1), l.Text)
+				}
+				fmt.Fprintf(w, "→ %s\n", res.Answer)
+				return nil
+			},
+		}
+		a.flags(c)
+		c.Flags().StringVar(&from, "from", "", "the client's address")
+		outputFlag(c, &asJSON)
+		explain.AddCommand(c)
+	}
+	return explain
+}
+
+func status(ctx context.Context, a addressed) (api.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	return a.client().Status(ctx)
+}
+
+func roles(m api.MemberStatus) string {
+	var names []string
+	for _, r := range m.Roles {
+		name := string(r)
+		if r == view.Voter && m.Vote {
+			name += "*"
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, ",")
+}
+
+func running(m api.MemberStatus) string {
+	if m.Refused != "" {
+		return fmt.Sprintf("%d (refuses newer: %s)", m.Running, m.Refused)
+	}
+	return fmt.Sprint(m.Running)
+}
+
+func addresses(list []netip.Addr) string {
+	var text []string
+	for _, a := range list {
+		text = append(text, a.String())
+	}
+	return strings.Join(text, ",")
+}
+
+func validAddr(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
