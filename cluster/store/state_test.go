@@ -196,9 +196,7 @@ func TestStatesFollowAModel(t *testing.T) {
 		past := []map[Ref]string{maps.Clone(model)} // by revision
 		for range rapid.IntRange(0, 30).Draw(t, "changes") {
 			c := Change{Time: then, ID: rapid.SampledFrom([]string{"", "x", "y", "z"}).Draw(t, "id")}
-			for _, r := range rapid.SliceOfN(refs, 0, 3).Draw(t, "delete") {
-				c.Delete = append(c.Delete, r)
-			}
+			c.Delete = rapid.SliceOfN(refs, 0, 3).Draw(t, "delete")
 			for _, r := range rapid.SliceOfN(refs, 0, 3).Draw(t, "put") {
 				c.Put = append(c.Put, put(r.Kind, r.Name, contents.Draw(t, "content")))
 			}
