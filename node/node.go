@@ -212,9 +212,6 @@ func (n *Node) identify(ctx context.Context) error {
 		return errors.New("--token is missing: perigee token prints it on a voter")
 	case n.cfg.Join != "":
 		n.identity, n.authority, err = identity.Join(ctx, n.cfg.Dial, n.cfg.Join, n.cfg.Token, claim)
-		if err != nil {
-			err = fmt.Errorf("join at %s: %w", n.cfg.Join, err)
-		}
 	default:
 		return fmt.Errorf("%s holds no identity: say --bootstrap, to make a new cluster, or --join and --token", n.cfg.Data)
 	}
@@ -228,6 +225,9 @@ func (n *Node) identify(ctx context.Context) error {
 	}
 	return n.identity.Save(n.cfg.Data)
 }
+
+// handOverTime bounds how long a leader that ends looks for a successor.
+const handOverTime = 2 * time.Second
 
 // openNodeToNode opens the control port, the backbone, Raft and gossip.
 func (n *Node) openNodeToNode() error {
@@ -275,7 +275,16 @@ func (n *Node) openNodeToNode() error {
 		return err
 	}
 	n.counted = append(n.counted, n.store)
-	n.onClose("store", func(context.Context) error { return n.store.Close() })
+	n.onClose("store", func(ctx context.Context) error {
+		if len(n.store.Servers()) > 1 && n.store.Leader().Get().Name == n.cfg.Name {
+			handOver, cancel := context.WithTimeout(ctx, handOverTime)
+			defer cancel()
+			if err := n.store.TransferLeadership(handOver); err != nil {
+				n.cfg.Log.Info("the lead is not handed over, the others will elect", "error", err)
+			}
+		}
+		return n.store.Close()
+	})
 
 	self := view.Member{
 		Name: n.cfg.Name, Region: n.cfg.Region, POP: n.cfg.POP, Roles: n.cfg.Roles, Public: n.cfg.Public, Control: n.control,
