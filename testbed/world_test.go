@@ -4,9 +4,28 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"testing/synctest"
 )
+
+// seed is that of a world's chance. PERIGEE_SEED sets another; a test that fails says which it had.
+func seed(t *testing.T) uint64 {
+	t.Helper()
+	n := uint64(1)
+	if text := os.Getenv("PERIGEE_SEED"); text != "" {
+		var err error
+		if n, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("PERIGEE_SEED: %v", err)
+		}
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("PERIGEE_SEED=%d", n)
+		}
+	})
+	return n
+}
 
 // Every file of labs is a claim about the network; this runs each of them in a world of its own.
 func TestTheScenariosComeTrue(t *testing.T) {
@@ -26,7 +45,7 @@ func TestTheScenariosComeTrue(t *testing.T) {
 			}
 			dir := t.TempDir()
 			synctest.Test(t, func(t *testing.T) {
-				cfg := WorldConfig{Dir: dir, Files: os.DirFS("labs"), Seed: 1}
+				cfg := WorldConfig{Dir: dir, Files: os.DirFS("labs"), Seed: seed(t)}
 				if testing.Verbose() {
 					cfg.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 				}

@@ -213,7 +213,7 @@ func (l *link) up(carrier *quic.Conn) {
 	l.judge()
 	l.b.changed()
 	if first {
-		l.b.log.Info("link up", "node", l.node, "address", l.addr)
+		l.b.log.Info("link up", "peer", l.node, "address", l.addr)
 	}
 }
 
@@ -230,7 +230,7 @@ func (l *link) down(carrier *quic.Conn, why error) {
 	}
 	l.b.count.carriersLost.Add(1)
 	if last {
-		l.b.log.Warn("link down", "node", l.node, "address", l.addr, "reason", why)
+		l.b.log.Warn("link down", "peer", l.node, "address", l.addr, "reason", why)
 	}
 }
 

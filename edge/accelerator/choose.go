@@ -49,7 +49,11 @@ type Candidate struct {
 // change of weights or health moves as few flows as it can.
 func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.AcceleratorListener, f Flow, tr *trace.Trace) []Candidate {
 	if tr.On() {
-		defer tr.In("accelerator %s: a flow from %v to %v, client affinity %s", a.Name, f.Client, f.Local, l.ClientAffinity)()
+		from := "anywhere"
+		if f.Client.IsValid() {
+			from = f.Client.String()
+		}
+		defer tr.In("accelerator %s: a flow from %s to %v, client affinity %s", a.Name, from, f.Local, l.ClientAffinity)()
 	}
 	key := keyOf(f, l.ClientAffinity)
 	groups := weigh(s, v, l, f, key, tr)
