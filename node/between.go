@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/control"
@@ -25,17 +26,43 @@ func (n *Node) peerAPI(name, address string) *api.Client {
 	})
 }
 
-// forward sends a request that needs the leader to it, and copies the answer.
+// forward sends a request that needs the leader to it, and copies the answer. Told to wait, it asks again while the
+// leader it knows does not answer, for its successor is not long in coming; requests have an ID that makes that harmless.
 func (n *Node) forward(w http.ResponseWriter, r *http.Request, body []byte, wait bool) error {
 	ctx, cancel := context.WithTimeout(r.Context(), applyTimeout)
 	defer cancel()
-	leader, err := n.leader(ctx, wait)
-	if err != nil {
-		return err
+	for {
+		leader, err := n.leader(ctx, wait)
+		if err != nil {
+			return err
+		}
+		res, err := n.askLeader(ctx, leader, r, body)
+		if err == nil {
+			defer res.Body.Close()
+			maps.Copy(w.Header(), http.Header{"Content-Type": res.Header["Content-Type"]})
+			w.WriteHeader(res.StatusCode)
+			io.Copy(w, io.LimitReader(res.Body, api.MaxBody))
+			return nil
+		}
+		err = fmt.Errorf("%w: %s at %s: %w", api.ErrNoLeader, leader.Name, leader.Address, err)
+		if !wait {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(retryTime):
+		}
 	}
+}
+
+// errSteppedDown is the answer of a node that leads no more.
+var errSteppedDown = errors.New("it leads no more")
+
+func (n *Node) askLeader(ctx context.Context, leader store.Leader, r *http.Request, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, r.Method, "http://"+leader.Address+r.URL.RequestURI(), bytes.NewReader(body))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set(api.ForwardedBy, n.cfg.Name)
@@ -43,14 +70,11 @@ func (n *Node) forward(w http.ResponseWriter, r *http.Request, body []byte, wait
 		return n.port.Dial(ctx, leader.Address, leader.Name, control.API)
 	}}
 	res, err := transport.RoundTrip(req)
-	if err != nil {
-		return fmt.Errorf("%w: %s at %s: %w", api.ErrNoLeader, leader.Name, leader.Address, err)
+	if err == nil && res.StatusCode == http.StatusServiceUnavailable {
+		res.Body.Close()
+		return nil, errSteppedDown
 	}
-	defer res.Body.Close()
-	maps.Copy(w.Header(), http.Header{"Content-Type": res.Header["Content-Type"]})
-	w.WriteHeader(res.StatusCode)
-	io.Copy(w, io.LimitReader(res.Body, api.MaxBody))
-	return nil
+	return res, err
 }
 
 // leader is the leader, if it is another node.

@@ -162,6 +162,9 @@ func (n *Node) status() api.Status {
 	if state := n.store.State().Get(); state != nil {
 		st.Revision = max(st.Revision, state.Revision)
 	}
+	if err := n.store.Fault(); err != nil {
+		st.Refused = err.Error()
+	}
 	votes := map[string]bool{}
 	for _, s := range n.store.Servers() {
 		votes[s.Name] = s.Voter
