@@ -26,9 +26,10 @@ var doors = []struct {
 	{"cluster/spec", nil},
 	{"cluster/health", nil},
 	{"cluster/view", []string{"cluster/spec", "cluster/health"}},
-	{"cluster/identity", nil},
+	{"cluster/file", nil},
+	{"cluster/identity", []string{"cluster/file"}},
 	{"cluster/control", []string{"cluster/identity"}},
-	{"cluster/store", []string{"cluster/latest"}},
+	{"cluster/store", []string{"cluster/latest", "cluster/file"}},
 	{"cluster/gossip", []string{"cluster/latest"}},
 	{"cluster/backbone", []string{"cluster/latest"}},
 	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view"}},
@@ -42,7 +43,7 @@ var doors = []struct {
 	{"testbed/memnet", []string{"cluster/spec"}},
 	{"testbed/demo", nil},
 	{"testbed/...", []string{"testbed/...", "node/...", "cluster/...", "dnsgeo/..."}},
-	{"cmd/perigee", []string{"node/...", "testbed/...", "cluster/spec", "cluster/view", "cluster/trace", "cluster/identity", "dnsgeo/geo"}},
+	{"cmd/perigee", []string{"node/...", "testbed/...", "cluster/spec", "cluster/view", "cluster/trace", "cluster/identity", "cluster/file", "dnsgeo/geo"}},
 }
 
 // behind says which room is the only one to import a library. Tests may import it anywhere; a library that is not

@@ -450,6 +450,8 @@ func (a *asker) locate() geo.Place {
 	a.place, a.located = a.table.places.Lookup(addr), true
 	if a.trace.On() {
 		switch {
+		case !addr.IsValid():
+			a.trace.Add("no client is named")
 		case a.place.Country != "":
 			a.trace.Add("%s %s is in %s (%s)", whose, addr, a.place.Country, a.place.Continent)
 		case a.place.OK:

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -109,38 +110,47 @@ func documents(objects []store.Object) []spec.Document {
 // and tried again with the next revision; the others serve.
 func (n *Node) setDoors(s *spec.Spec) {
 	doors := slices.Clone(n.ownDoors)
+	var closed []string
 	own := map[netip.AddrPort]bool{}
 	for _, d := range doors {
 		own[d.Address] = true
 	}
-	add := func(d front.Door) {
-		if !own[d.Address] {
-			own[d.Address] = true
-			doors = append(doors, d)
+	add := func(whose string, d front.Door) {
+		if own[d.Address] {
+			closed = append(closed, fmt.Sprintf("%s: %s is another door of this node", whose, d.Address))
+			return
 		}
+		own[d.Address] = true
+		doors = append(doors, d)
 	}
 	if n.has(view.Origin) {
 		for _, l := range n.origin.Listeners() {
-			door := front.Door{Network: "tcp", Address: netip.AddrPortFrom(n.cfg.Public[0], l.Port)}
+			door := front.Door{Network: "tcp", Address: netip.AddrPortFrom(n.doorHost, l.Port)}
 			if l.Protocol == spec.HTTP {
 				door.Handler = n.origin.Handler(l.LoadBalancer, l.Port)
 			} else {
 				door.Conn = func(c net.Conn) { n.origin.ServeConn(l.LoadBalancer, l.Port, c) }
 			}
-			add(door)
+			add("LoadBalancer "+l.LoadBalancer, door)
 		}
 	}
 	if n.has(view.Edge) {
 		for _, l := range n.accelerator.Listeners() {
-			add(front.Door{Network: "tcp", Address: l.Address, Anycast: true, Conn: n.accelerator.ConnHandler(l)})
+			add("Accelerator "+l.Accelerator, front.Door{Network: "tcp", Address: l.Address, Anycast: true, Conn: n.accelerator.ConnHandler(l)})
 			if n.cfg.OwnDoors {
-				add(front.Door{Network: "tcp", Address: netip.AddrPortFrom(n.cfg.Public[0], l.Address.Port()), Conn: n.accelerator.ConnHandler(l)})
+				add("Accelerator "+l.Accelerator, front.Door{Network: "tcp", Address: netip.AddrPortFrom(n.doorHost, l.Address.Port()), Conn: n.accelerator.ConnHandler(l)})
 			}
 		}
 	}
-	if err := n.front.Set(doors); err != nil {
-		n.cfg.Log.Error("doors stay closed", "error", err)
+	if err := n.front.Set(doors); err != nil && !errors.Is(err, net.ErrClosed) { // closed: this node ends
+		closed = append(closed, strings.Split(err.Error(), "\n")...)
 	}
+	text := strings.Join(closed, "; ")
+	if text != "" && text != n.closed {
+		n.cfg.Log.Error("doors stay closed", "why", text)
+	}
+	n.closed = text
+	n.publish(doorsKey, []byte(text[:min(len(text), maxRefused)]))
 }
 
 // applyTimeout bounds how long a change waits for a leader.
@@ -253,8 +263,19 @@ func planOver(state *store.State, req api.ApplyRequest) (plan, error) {
 		}
 		faults = append(faults, some...)
 	}
+	bytesInAll := 0
+	for _, d := range put {
+		if bytesInAll += len(d.Bytes); len(d.Bytes) > store.MaxObject {
+			faults = append(faults, spec.Fault{File: d.File, Line: d.Line, Kind: d.Kind, Name: d.Name,
+				Message: fmt.Sprintf("has %d bytes as it is written: at most %d are kept", len(d.Bytes), store.MaxObject)})
+		}
+	}
 	if len(faults) > 0 {
 		return plan{}, refusal(faults)
+	}
+	if bytesInAll > store.MaxChange {
+		return plan{}, &api.Error{Status: http.StatusUnprocessableEntity,
+			Message: fmt.Sprintf("the change has %d bytes: at most %d at once, so apply it in parts", bytesInAll, store.MaxChange)}
 	}
 	res := api.ApplyResponse{Revision: state.Revision}
 	for _, c := range spec.Diff(before, all) {
@@ -321,6 +342,7 @@ func (n *Node) resources(kind, name string) (api.ResourceList, error) {
 const (
 	runningKey = "running"
 	refusedKey = "refused"
+	doorsKey   = "doors"   // which stay closed, and why
 	leavingKey = "leaving" // it ends: nothing new is sent there
 	verdictKey = "h/"      // and the health key
 )

@@ -38,7 +38,7 @@ func stateOf(t *testing.T, docs ...string) *store.State {
 	return state
 }
 
-func file(name string, docs ...string) api.File {
+func fileOf(name string, docs ...string) api.File {
 	return api.File{Name: name, Data: strings.Join(docs, "---\n")}
 }
 
@@ -52,23 +52,23 @@ func TestAChangeIsAllOfItOrNothing(t *testing.T) {
 		refuse string
 		status int
 	}{
-		{"a new resource is created", api.ApplyRequest{Files: []api.File{file("f", group("b"))}}, []string{"created TargetGroup b"}, "", 0},
-		{"the same again changes nothing", api.ApplyRequest{Files: []api.File{file("f", group("a"))}}, nil, "", 0},
-		{"a comment is kept", api.ApplyRequest{Files: []api.File{file("f", "# why\n"+group("a"))}}, []string{"updated TargetGroup a"}, "", 0},
-		{"what files need they may bring", api.ApplyRequest{Files: []api.File{file("f", balancer("b")), file("g", group("b"))}},
+		{"a new resource is created", api.ApplyRequest{Files: []api.File{fileOf("f", group("b"))}}, []string{"created TargetGroup b"}, "", 0},
+		{"the same again changes nothing", api.ApplyRequest{Files: []api.File{fileOf("f", group("a"))}}, nil, "", 0},
+		{"a comment is kept", api.ApplyRequest{Files: []api.File{fileOf("f", "# why\n"+group("a"))}}, []string{"updated TargetGroup a"}, "", 0},
+		{"what files need they may bring", api.ApplyRequest{Files: []api.File{fileOf("f", balancer("b")), fileOf("g", group("b"))}},
 			[]string{"created TargetGroup b", "updated LoadBalancer lb"}, "", 0},
-		{"one fault refuses all", api.ApplyRequest{Files: []api.File{file("f.yaml", group("b"), balancer("c"))}}, nil,
+		{"one fault refuses all", api.ApplyRequest{Files: []api.File{fileOf("f.yaml", group("b"), balancer("c"))}}, nil,
 			`f.yaml:13: LoadBalancer lb: listeners[0].default.forward: no target group "c"`, http.StatusUnprocessableEntity},
-		{"faults of all files are told", api.ApplyRequest{Files: []api.File{file("f.yaml", "kind: Zoo\nname: x\n"), file("g.yaml", "name: y\n")}}, nil,
+		{"faults of all files are told", api.ApplyRequest{Files: []api.File{fileOf("f.yaml", "kind: Zoo\nname: x\n"), fileOf("g.yaml", "name: y\n")}}, nil,
 			"g.yaml:1", http.StatusUnprocessableEntity},
 		{"what is used cannot be deleted", api.ApplyRequest{Delete: []api.Ref{{Kind: "targetgroup", Name: "a"}}}, nil,
 			`LoadBalancer lb: listeners[0].default.forward: no target group "a"`, http.StatusUnprocessableEntity},
 		{"what is not used can", api.ApplyRequest{Delete: []api.Ref{{Kind: "loadbalancers", Name: "lb"}}}, []string{"deleted LoadBalancer lb"}, "", 0},
 		{"what is not there cannot", api.ApplyRequest{Delete: []api.Ref{{Kind: "LoadBalancer", Name: "other"}}}, nil, `no LoadBalancer "other"`, http.StatusNotFound},
-		{"two files must not say one thing twice", api.ApplyRequest{Files: []api.File{file("f.yaml", group("b")), file("g.yaml", group("b"))}}, nil,
+		{"two files must not say one thing twice", api.ApplyRequest{Files: []api.File{fileOf("f.yaml", group("b")), fileOf("g.yaml", group("b"))}}, nil,
 			"g.yaml:1: TargetGroup b: name: also at f.yaml:1", http.StatusUnprocessableEntity},
-		{"an expected revision that is the one", api.ApplyRequest{Expect: &three, Files: []api.File{file("f", group("b"))}}, []string{"created TargetGroup b"}, "", 0},
-		{"and one that is not", api.ApplyRequest{Expect: &two, Files: []api.File{file("f", group("b"))}}, nil, "expects revision 2, the network is at 3", http.StatusConflict},
+		{"an expected revision that is the one", api.ApplyRequest{Expect: &three, Files: []api.File{fileOf("f", group("b"))}}, []string{"created TargetGroup b"}, "", 0},
+		{"and one that is not", api.ApplyRequest{Expect: &two, Files: []api.File{fileOf("f", group("b"))}}, nil, "expects revision 2, the network is at 3", http.StatusConflict},
 	} {
 		p, err := planOver(state, c.req)
 		var refusal *api.Error

@@ -135,6 +135,15 @@ func (s *streams) push(c net.Conn) bool {
 	}
 }
 
+func (s *streams) closed() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
 func (s *streams) Accept() (net.Conn, error) {
 	select {
 	case c := <-s.conns:
@@ -172,7 +181,7 @@ func (n *Node) openHTTPStreams() {
 		}),
 	}
 	n.goes(func() { server.Serve(list) })
-	n.onClose("HTTP over the backbone", func(ctx context.Context) error {
+	n.onDrain("HTTP over the backbone", func(ctx context.Context) error {
 		if err := server.Shutdown(ctx); err != nil {
 			return errors.Join(server.Close(), list.Close())
 		}
@@ -184,10 +193,78 @@ func (n *Node) openHTTPStreams() {
 			in.Refuse("no load balancer " + in.Header.Resource + " in " + n.cfg.Region)
 			return
 		}
+		if list.closed() {
+			in.Refuse(leavingReason) // and the one who dials takes the next node
+			return
+		}
 		conn := in.Accept()
 		if !list.push(&resourceConn{conn, handler}) {
 			conn.Close()
 		}
+	})
+}
+
+// leavingReason is why a node that ends takes nothing more.
+const leavingReason = "this node ends"
+
+// flows are those that other nodes have sent here.
+type flows struct {
+	mu     sync.Mutex
+	open   int
+	closed bool
+	ended  chan struct{} // closed when they are closed and none is open
+}
+
+// enter takes one more, unless they are closed.
+func (f *flows) enter() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return false
+	}
+	f.open++
+	return true
+}
+
+func (f *flows) leave() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.open--; f.closed && f.open == 0 {
+		close(f.ended)
+	}
+}
+
+// close takes no more and waits for those that are open; what is left when the context ends breaks with the backbone.
+func (f *flows) close(ctx context.Context) error {
+	f.mu.Lock()
+	if f.closed = true; f.open == 0 {
+		close(f.ended)
+	}
+	f.mu.Unlock()
+	select {
+	case <-f.ended:
+		return nil
+	case <-ctx.Done():
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.open == 0 {
+			return nil
+		}
+		return fmt.Errorf("cut off %d: %w", f.open, ctx.Err())
+	}
+}
+
+// openFlowStreams carries the flows that edge nodes send to endpoints of this region over the backbone.
+func (n *Node) openFlowStreams() {
+	all := &flows{ended: make(chan struct{})}
+	n.onDrain("flows over the backbone", all.close)
+	n.backbone.Handle(flowService, func(in *backbone.Incoming) {
+		if !all.enter() {
+			in.Refuse(leavingReason)
+			return
+		}
+		defer all.leave()
+		n.origin.ServeFlow(in)
 	})
 }
 

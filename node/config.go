@@ -40,12 +40,12 @@ type Config struct {
 	Gossip    string // host:port, TCP and UDP
 	Control   string // host:port, control by TCP and backbone by UDP
 	API       string // host:port; "": only the unix socket in Data
-	HTTP      string // host:port of the world's doors; "": none
+	HTTP      string // host:port of the world's doors, and the host of load balancers' listeners; "": none
 	HTTPS     string
 	DNS       string
 	// Public are its addresses for the world, which DNS answers; none means Advertise.
 	Public []netip.Addr
-	// OwnDoors opens the accelerators' ports on the public addresses too, so that a client can choose the POP.
+	// OwnDoors opens the accelerators' ports on the address of HTTP too, so that a client can choose the POP.
 	OwnDoors bool
 
 	// ProxyHeadersFrom are the balancers in front of this node, whose connections begin with a PROXY header.

@@ -21,6 +21,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/control"
 	"github.com/perigee-net/perigee/cluster/gossip"
+	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/latest"
 	"github.com/perigee-net/perigee/cluster/probe"
@@ -60,6 +61,8 @@ type Node struct {
 
 	front       *front.Front
 	ownDoors    []front.Door // those that it was told to open
+	doorHost    netip.Addr   // where it opens those that the spec asks for; invalid: on all addresses
+	closed      string       // which of them stay closed, and why
 	api         *api.Server
 	origin      *origin.Plane
 	cdn         *cdn.Plane
@@ -68,7 +71,14 @@ type Node struct {
 	geo         *geo.DB
 	planes      []plane
 
-	probed struct { // what the probes follow from; observe's own
+	// observe's own
+	gossiped struct { // what followed from gossip, by the versions of its parts
+		members, entries uint64
+		list             []view.Member
+		health           *health.Table
+	}
+	kept   map[string]netip.AddrPort // the links that are held
+	probed struct {                  // what the probes follow from
 		spec    *spec.Spec
 		members []view.Member
 	}
@@ -82,6 +92,7 @@ type Node struct {
 
 	stop    context.CancelFunc // ends the loops
 	loops   sync.WaitGroup
+	drains  []closer // ended at once, before all others
 	closers []closer // ended last first
 	done    chan struct{}
 }
@@ -123,6 +134,11 @@ func (n *Node) onClose(name string, f func(context.Context) error) {
 	n.closers = append(n.closers, closer{name, f})
 }
 
+// onDrain has something that others may be using end in its own time, before any part that it rests on.
+func (n *Node) onDrain(name string, f func(context.Context) error) {
+	n.drains = append(n.drains, closer{name, f})
+}
+
 // goes runs a loop that the node waits for at its end.
 func (n *Node) goes(f func()) { n.loops.Go(f) }
 
@@ -144,7 +160,7 @@ func (n *Node) open(ctx context.Context) error {
 	if err := n.identify(ctx); err != nil {
 		return err
 	}
-	if n.peers, err = loadPeers(n.cfg.Data, n.cfg.Name); err != nil {
+	if n.peers, err = loadPeers(n.cfg.Data, n.cfg.Name, time.Now()); err != nil {
 		return err
 	}
 	if err := n.openNodeToNode(); err != nil {
@@ -226,9 +242,6 @@ func (n *Node) identify(ctx context.Context) error {
 	return n.identity.Save(n.cfg.Data)
 }
 
-// handOverTime bounds how long a leader that ends looks for a successor.
-const handOverTime = 2 * time.Second
-
 // openNodeToNode opens the control port, the backbone, Raft and gossip.
 func (n *Node) openNodeToNode() error {
 	log := n.cfg.Log
@@ -275,16 +288,8 @@ func (n *Node) openNodeToNode() error {
 		return err
 	}
 	n.counted = append(n.counted, n.store)
-	n.onClose("store", func(ctx context.Context) error {
-		if len(n.store.Servers()) > 1 && n.store.Leader().Get().Name == n.cfg.Name {
-			handOver, cancel := context.WithTimeout(ctx, handOverTime)
-			defer cancel()
-			if err := n.store.TransferLeadership(handOver); err != nil {
-				n.cfg.Log.Info("the lead is not handed over, the others will elect", "error", err)
-			}
-		}
-		return n.store.Close()
-	})
+	n.onDrain("lead", n.handOver)
+	n.onClose("store", func(context.Context) error { return n.store.Close() })
 
 	self := view.Member{
 		Name: n.cfg.Name, Region: n.cfg.Region, POP: n.cfg.POP, Roles: n.cfg.Roles, Public: n.cfg.Public, Control: n.control,
@@ -320,6 +325,22 @@ func (n *Node) openNodeToNode() error {
 	return nil
 }
 
+// handOverTime bounds how long a leader that ends looks for a successor.
+const handOverTime = 2 * time.Second
+
+// handOver gives the lead to another node, so that changes need not wait for an election.
+func (n *Node) handOver(ctx context.Context) error {
+	if len(n.store.Servers()) < 2 || n.store.Leader().Get().Name != n.cfg.Name {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handOverTime)
+	defer cancel()
+	if err := n.store.TransferLeadership(ctx); err != nil {
+		n.cfg.Log.Info("the lead is not handed over, the others will elect", "error", err)
+	}
+	return nil
+}
+
 // mayJoin refuses a name that is taken by a live node.
 func (n *Node) mayJoin(c identity.Claim) error {
 	if _, taken := n.view.Get().Member(c.Name); taken {
@@ -348,6 +369,8 @@ func (n *Node) admit(joins net.Listener, gate *identity.Gate) {
 // openPlanes makes the planes and opens the world's doors.
 func (n *Node) openPlanes() error {
 	log, now := n.cfg.Log, n.view.Get
+	// Until the planes have ended they go by what is observed: that this node leaves, too.
+	n.onClose("loops", func(context.Context) error { n.stop(); return nil })
 	n.prober = probe.New(probe.Config{Node: n.cfg.Name, Dial: n.cfg.Dial, Report: n.report, Log: log})
 	n.counted = append(n.counted, n.prober)
 	n.onClose("prober", func(context.Context) error { n.prober.Close(); return nil })
@@ -363,7 +386,8 @@ func (n *Node) openPlanes() error {
 	n.origin = origin.New(origin.Config{Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, Log: log})
 	n.onClose("origin", func(context.Context) error { n.origin.Close(); return nil })
 	n.cdn = cdn.New(cdn.Config{
-		View: now, POP: n.cfg.POP, Dial: n.cfg.Dial, Backbone: n.backbone.Dial, CacheBytes: n.cfg.CacheBytes, Log: log,
+		View: now, POP: n.cfg.POP, Dial: n.cfg.Dial, Backbone: n.backbone.Dial, HTTPSPort: httpsPort(n.cfg.HTTPS),
+		CacheBytes: n.cfg.CacheBytes, Log: log,
 	})
 	n.onClose("cdn", func(context.Context) error { return n.cdn.Close() })
 	n.accelerator = accelerator.New(accelerator.Config{View: now, Dial: n.backbone.Dial, Log: log})
@@ -372,19 +396,27 @@ func (n *Node) openPlanes() error {
 	n.planes = []plane{n.origin, n.cdn, n.accelerator, n.names}
 
 	n.openHTTPStreams()
-	n.backbone.Handle(flowService, n.origin.ServeFlow)
+	n.openFlowStreams()
 
 	n.front = front.New(front.Config{
 		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, Certificate: front.Certificates(n.cfg.Name, n.cdn.Hosts),
 		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Log: log,
 	})
-	n.onClose("doors", n.front.Close)
+	n.onDrain("doors", n.front.Close)
 	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, n.front)
 	return n.openDoors()
 }
 
 // openDoors opens what this node was told to open: one that cannot be opened is an error of the start.
 func (n *Node) openDoors() error {
+	n.doorHost = n.cfg.Advertise
+	if n.cfg.HTTP != "" {
+		at, err := doorAddress(n.cfg.HTTP)
+		if err != nil {
+			return fmt.Errorf("--http: %w", err)
+		}
+		n.doorHost = at.Addr()
+	}
 	if n.has(view.Edge) {
 		for _, d := range []struct {
 			flag, address string
@@ -427,6 +459,15 @@ func (n *Node) openDoors() error {
 	}
 	n.goes(func() { n.names.ServeStream(streams) })
 	return nil
+}
+
+// httpsPort is the port of the door for HTTPS; 0 if there is none, or one that openDoors will refuse.
+func httpsPort(address string) uint16 {
+	at, err := doorAddress(address)
+	if err != nil {
+		return 0
+	}
+	return at.Port()
 }
 
 // doorAddress is a host:port whose host may be empty, for all addresses.
@@ -483,7 +524,7 @@ func (n *Node) serveAPI(handler http.Handler, l net.Listener) {
 		ErrorLog: n.quiet(),
 	}
 	n.goes(func() { server.Serve(l) })
-	n.onClose("API", func(ctx context.Context) error {
+	n.onDrain("API", func(ctx context.Context) error {
 		if server.Shutdown(ctx) != nil {
 			return server.Close()
 		}
@@ -507,20 +548,46 @@ func (n *Node) meet(ctx, loops context.Context) error {
 // Done is closed when the node has ended.
 func (n *Node) Done() <-chan struct{} { return n.done }
 
+// leaveTime is how long a node that ends serves on after it has said so: until all others have heard it, and what
+// they had sent has come.
+const leaveTime = time.Second
+
+// leave tells the others to choose this node no more.
+func (n *Node) leave(ctx context.Context) {
+	if n.gossip == nil {
+		return
+	}
+	n.publish(leavingKey, []byte{1})
+	if len(n.view.Get().Members) < 2 {
+		return // nobody hears it
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(leaveTime):
+	}
+}
+
 // Close ends the node in order: it tells the others to choose it no more, its doors close and what is in flight
 // finishes, it leaves gossip, Raft and the links close. The context bounds the wait for what is in flight. It returns
 // when nothing of the node runs any more.
 func (n *Node) Close(ctx context.Context) error {
-	if n.gossip != nil {
-		n.publish(leavingKey, []byte{1})
+	n.leave(ctx)
+	errs := make([]error, len(n.drains))
+	end := func(c closer) error {
+		if err := c.close(ctx); err != nil {
+			return fmt.Errorf("close the %s: %w", c.name, err)
+		}
+		return nil
+	}
+	var drained sync.WaitGroup
+	for i, d := range n.drains {
+		drained.Go(func() { errs[i] = end(d) })
+	}
+	drained.Wait()
+	for _, c := range slices.Backward(n.closers) {
+		errs = append(errs, end(c))
 	}
 	n.stop()
-	var errs []error
-	for _, c := range slices.Backward(n.closers) {
-		if err := c.close(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("close the %s: %w", c.name, err))
-		}
-	}
 	n.loops.Wait()
 	close(n.done)
 	return errors.Join(errs...)

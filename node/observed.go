@@ -55,22 +55,21 @@ func follow[T any](ctx context.Context, next func(context.Context, uint64) (T, u
 	}
 }
 
-// observe publishes the view of this moment and sets the probes and links that follow from it.
+// observe publishes the view of this moment and sets the probes and links that follow from it. Round trips change
+// every second, members and verdicts seldom: what follows from those is made again only when they do.
 func (n *Node) observe() {
-	s := n.running.Get().spec
-	v := &view.View{Self: n.cfg.Name, RTT: map[string]time.Duration{}, Unreachable: map[string]bool{}}
-	entries := n.gossip.Entries().Get()
-	for _, m := range n.gossip.Members().Get() {
-		member, err := decodeMember(m)
-		if err != nil {
-			n.malformed.Add(1)
-			continue
-		}
-		if entries[m.Name][leavingKey] != nil {
-			member.Roles = nil // still there, for what is in flight; chosen for nothing
-		}
-		v.Members = append(v.Members, member)
+	g := &n.gossiped
+	members, entries := n.gossip.Members().Version(), n.gossip.Entries().Version()
+	if members != g.members || entries != g.entries {
+		g.members, g.entries = members, entries
+		said := n.gossip.Entries().Get()
+		g.list = n.describe(n.gossip.Members().Get(), said)
+		g.health = health.Merge(n.verdicts(said), health.DefaultQuorum)
 	}
+	if err := n.peers.seen(g.list, time.Now()); err != nil {
+		n.cfg.Log.Error("remember the other nodes: a restart may not find them", "error", err)
+	}
+	v := &view.View{Self: n.cfg.Name, Members: g.list, Health: g.health, RTT: map[string]time.Duration{}, Unreachable: map[string]bool{}}
 	links := n.backbone.Links().Get()
 	peers := map[string]netip.AddrPort{}
 	for _, m := range v.Members {
@@ -86,16 +85,32 @@ func (n *Node) observe() {
 			v.Unreachable[m.Name] = true
 		}
 	}
-	if err := n.peers.seen(v.Members, time.Now()); err != nil {
-		n.cfg.Log.Error("remember the other nodes: a restart may not find them", "error", err)
-	}
-	v.Health = health.Merge(n.verdicts(entries), health.DefaultQuorum)
 	n.view.Set(v)
-	n.backbone.Keep(peers)
-	if s != n.probed.spec || !reflect.DeepEqual(v.Members, n.probed.members) {
+	if !maps.Equal(peers, n.kept) {
+		n.kept = peers
+		n.backbone.Keep(peers)
+	}
+	if s := n.running.Get().spec; s != n.probed.spec || !reflect.DeepEqual(v.Members, n.probed.members) {
 		n.probed.spec, n.probed.members = s, v.Members
 		n.prober.Set(probe.Checks(s, v))
 	}
+}
+
+// describe reads the members as they describe themselves, and what they say of it since.
+func (n *Node) describe(members []gossip.Member, said gossip.Entries) []view.Member {
+	var list []view.Member
+	for _, m := range members {
+		member, err := decodeMember(m)
+		if err != nil {
+			n.malformed.Add(1)
+			continue
+		}
+		if said[m.Name][leavingKey] != nil {
+			member.Roles = nil // still there, for what is in flight; chosen for nothing
+		}
+		list = append(list, member)
+	}
+	return list
 }
 
 // verdicts are what every live node says of what it probes.
@@ -175,7 +190,7 @@ func (n *Node) status() api.Status {
 		revision, _ := strconv.ParseUint(string(said[runningKey]), 10, 64)
 		rtt, up := v.RTT[m.Name]
 		st.Members = append(st.Members, api.MemberStatus{
-			Member: m, Running: revision, Refused: string(said[refusedKey]), Vote: votes[m.Name], RTT: rtt, Up: up || m.Name == n.cfg.Name,
+			Member: m, Running: revision, Refused: string(said[refusedKey]), Doors: string(said[doorsKey]), Vote: votes[m.Name], RTT: rtt, Up: up || m.Name == n.cfg.Name,
 		})
 	}
 	return st

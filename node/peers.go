@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/file"
 	"github.com/perigee-net/perigee/cluster/view"
 )
 
@@ -33,7 +34,7 @@ type peer struct {
 
 const (
 	peersFile = "peers.json"
-	// forgetAfter is when a node that was not seen since is no longer looked for.
+	// forgetAfter is when a node that was not seen since, nor since the start, is no longer looked for.
 	forgetAfter = 72 * time.Hour
 	// maxPeers bounds the nodes that are remembered; those met beyond it are found by gossip alone.
 	maxPeers = 4096
@@ -41,7 +42,7 @@ const (
 	rejoinTime = 5 * time.Second
 )
 
-func loadPeers(dir, self string) (*peers, error) {
+func loadPeers(dir, self string, now time.Time) (*peers, error) {
 	p := &peers{self: self, path: filepath.Join(dir, peersFile), known: map[string]peer{}}
 	data, err := os.ReadFile(p.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -52,6 +53,10 @@ func loadPeers(dir, self string) (*peers, error) {
 	}
 	if err := json.Unmarshal(data, &p.known); err != nil {
 		return nil, fmt.Errorf("read %s: %w (it may be deleted: the node then needs --join to find the others)", p.path, err)
+	}
+	// Their times count from now: the file is of the last change, and the whole cluster may have been down since.
+	for name, old := range p.known {
+		p.known[name] = peer{Gossip: old.Gossip, Seen: now}
 	}
 	return p, nil
 }
@@ -88,11 +93,7 @@ func (p *peers) save() error {
 	if err != nil {
 		return err
 	}
-	temp := p.path + ".new"
-	if err := os.WriteFile(temp, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temp, p.path)
+	return file.ReplaceBytes(p.path, data)
 }
 
 // missing are the addresses of the nodes that were met and are not live now.

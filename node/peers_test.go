@@ -18,7 +18,7 @@ func TestPeersOutliveTheProcessAndAreForgottenAfterDays(t *testing.T) {
 		return view.Member{Name: name, Gossip: netip.MustParseAddrPort(at)}
 	}
 	self, b, c := member("a", "192.0.2.1:7946"), member("b", "192.0.2.2:7946"), member("c", "192.0.2.3:7946")
-	p, err := loadPeers(dir, "a")
+	p, err := loadPeers(dir, "a", now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +28,7 @@ func TestPeersOutliveTheProcessAndAreForgottenAfterDays(t *testing.T) {
 	if got := p.missing(); len(got) != 0 {
 		t.Errorf("all are live, and %v are missing", got)
 	}
-	if p, err = loadPeers(dir, "a"); err != nil {
+	if p, err = loadPeers(dir, "a", now); err != nil {
 		t.Fatal(err)
 	}
 	got := p.missing()
@@ -46,10 +46,31 @@ func TestPeersOutliveTheProcessAndAreForgottenAfterDays(t *testing.T) {
 	}
 }
 
+func TestAClusterThatChangedNothingForDaysIsStillFoundAfterARestart(t *testing.T) {
+	dir, now := t.TempDir(), time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	self := view.Member{Name: "a", Gossip: netip.MustParseAddrPort("192.0.2.1:7946")}
+	other := view.Member{Name: "b", Gossip: netip.MustParseAddrPort("192.0.2.2:7946")}
+	p, err := loadPeers(dir, "a", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 { // hours
+		p.seen([]view.Member{self, other}, now)
+		now = now.Add(time.Hour)
+	}
+	if p, err = loadPeers(dir, "a", now); err != nil {
+		t.Fatal(err)
+	}
+	p.seen([]view.Member{self}, now.Add(time.Second))
+	if got := p.missing(); !slices.Equal(got, []string{"192.0.2.2:7946"}) {
+		t.Errorf("after a restart %v are missing", got)
+	}
+}
+
 func TestADamagedPeersFileIsNamed(t *testing.T) {
 	dir := t.TempDir()
 	os.WriteFile(filepath.Join(dir, peersFile), []byte(`{"b":`), 0o600)
-	if _, err := loadPeers(dir, "a"); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, peersFile)) {
+	if _, err := loadPeers(dir, "a", time.Now()); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, peersFile)) {
 		t.Errorf("got %v", err)
 	}
 }

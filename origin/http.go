@@ -61,9 +61,11 @@ func (p *Plane) serve(w http.ResponseWriter, r *http.Request, k listenerKey, ins
 	case g != nil:
 		p.forward(w, r, l, g, inside)
 	case action.Redirect != nil:
+		p.counters.redirected.Add(1)
 		w.Header().Set("Location", rule.Location(action.Redirect, req))
 		p.respond(w, rule.Status(action.Redirect), "")
 	default:
+		p.counters.fixed.Add(1)
 		f := action.FixedResponse
 		if f.MessageBody != "" {
 			w.Header().Set("Content-Type", cmp.Or(f.ContentType, "text/plain"))

@@ -122,7 +122,7 @@ kind: LoadBalancer
 name: network
 region: ap-northeast-2
 type: network
-listeners: [{protocol: TCP, port: 80, default: {forward: tcp}}]
+listeners: [{protocol: TCP, port: 9000, default: {forward: tcp}}]
 ---
 kind: CachePolicy
 name: policy

@@ -15,7 +15,7 @@ type Region struct {
 	POPs     []POP     `json:"pops,omitempty" rule:"..256"`
 }
 
-// POP is a named place with one or more nodes that share a cache. Its location is its region's
+// POP is a named place with one or more nodes. Its location is its region's
 // unless it says its own.
 type POP struct {
 	Name     string    `json:"name" rule:"required"`

@@ -15,7 +15,7 @@ import (
 
 // validate judges what the rules on the types cannot: fields that depend on each other, and on other resources.
 func (b *builder) validate() {
-	shared := claims{pops: map[string]Ref{}, hosts: map[string]Ref{}, ports: map[netip.Addr][]portClaim{}}
+	shared := claims{pops: map[string]Ref{}, hosts: map[string]Ref{}, ports: map[netip.Addr][]portClaim{}, doors: map[regionPort]Ref{}}
 	for i, resource := range b.resources {
 		c := check{b, i}
 		if resource == nil {
@@ -29,7 +29,7 @@ func (b *builder) validate() {
 		case *TargetGroup:
 			c.targetGroup(r)
 		case *LoadBalancer:
-			c.loadBalancer(r)
+			c.loadBalancer(r, &shared)
 		case *CachePolicy:
 			c.cachePolicy(r)
 		case *Distribution:
@@ -48,6 +48,12 @@ type claims struct {
 	pops  map[string]Ref
 	hosts map[string]Ref
 	ports map[netip.Addr][]portClaim
+	doors map[regionPort]Ref // of load balancers
+}
+
+type regionPort struct {
+	region string
+	port   uint16
 }
 
 type portClaim struct {
@@ -284,7 +290,7 @@ func (c check) matcher(field, matcher string) {
 	}
 }
 
-func (c check) loadBalancer(lb *LoadBalancer) {
+func (c check) loadBalancer(lb *LoadBalancer, shared *claims) {
 	c.name(lb.Name)
 	c.inRegion("region", lb.Region)
 	application := lb.Type == ApplicationLoadBalancer
@@ -303,6 +309,12 @@ func (c check) loadBalancer(lb *LoadBalancer) {
 		}
 		if l.Port != 0 && ports[l.Port] {
 			c.fault(field+".port", "port %d has a listener already", l.Port)
+		}
+		door := regionPort{lb.Region, l.Port}
+		if first, taken := shared.doors[door]; taken && l.Port != 0 && !ports[l.Port] {
+			c.fault(field+".port", "port %d of %s is %s's already", l.Port, lb.Region, first)
+		} else {
+			shared.doors[door] = Ref{"LoadBalancer", lb.Name}
 		}
 		ports[l.Port] = true
 		if !application && len(l.Rules) > 0 {
@@ -568,6 +580,9 @@ func (c check) behavior(field string, b *CacheBehavior, origins map[string]bool)
 	find(c, field+".cachePolicy", "CachePolicy", c.spec.CachePolicies, b.CachePolicy)
 }
 
+// MaxAcceleratorPorts bounds the ports of one accelerator: each is a socket on every edge node.
+const MaxAcceleratorPorts = 1024
+
 func (c check) accelerator(a *Accelerator, shared *claims) {
 	const mostGroups = 42
 	c.name(a.Name)
@@ -579,7 +594,7 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 		}
 		seen[address] = true
 	}
-	groups := 0
+	groups, ports := 0, 0
 	for i := range a.Listeners {
 		l, field := &a.Listeners[i], at("listeners", i)
 		for j, r := range l.PortRanges {
@@ -588,6 +603,7 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 				c.fault(item, "toPort %d is below fromPort %d", r.ToPort, r.FromPort)
 				continue
 			}
+			ports += int(r.ToPort) - int(r.FromPort) + 1
 			for address := range seen {
 				shared.ports[address] = append(shared.ports[address], portClaim{r, c.document, len(shared.ports[address]), item})
 			}
@@ -602,6 +618,9 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 			c.endpointGroup(item, g)
 		}
 		groups += len(l.EndpointGroups)
+	}
+	if ports > MaxAcceleratorPorts {
+		c.fault("listeners", "have %d ports: at most %d in an accelerator", ports, MaxAcceleratorPorts)
 	}
 	if groups > mostGroups {
 		c.fault("listeners", "have %d endpoint groups: at most %d in an accelerator", groups, mostGroups)

@@ -166,6 +166,9 @@ func (c *zoneCheck) record(field string, r *Record) {
 	case len(policies) == 0 && r.HealthCheck != "":
 		c.fault(field+".healthCheck", "needs a routing policy: a simple record is answered in any health")
 	}
+	if r.Type == "NS" && len(policies) > 0 {
+		c.fault(field, "NS records have no routing policy")
+	}
 	if r.MultiValueAnswer && (r.Alias != nil || r.Type == "CNAME" || r.Type == "NS") {
 		c.fault(field+".multiValueAnswer", "is neither for aliases nor for CNAME and NS")
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/perigee-net/perigee/cluster/file"
 )
 
 // ErrInUse says that another process has the data folder open.
@@ -97,16 +99,7 @@ func makeDisk(path string, noSync bool) error {
 	if err := os.Rename(aside, path); err != nil || noSync {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return file.SyncDir(filepath.Dir(path))
 }
 
 // close closes the file.

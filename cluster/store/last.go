@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/perigee-net/perigee/cluster/file"
 )
 
 // lastFile is the name of the last state's file in a data folder.
@@ -17,36 +19,13 @@ const lastFile = "last.state"
 // reaches nobody. It is on disk when SaveLast returns.
 func SaveLast(dir string, s *State) error {
 	path := filepath.Join(dir, lastFile)
-	if err := saveLast(path, s); err != nil {
+	if err := file.Replace(path, func(f *os.File) error { return writeLast(f, s) }); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }
 
-// saveLast writes the file as SHA-256 of the content and content: aside, flushed, renamed, and the rename flushed.
-func saveLast(path string, s *State) error {
-	aside := path + ".new"
-	f, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	err = writeLast(f, s)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	if err == nil {
-		err = os.Rename(aside, path)
-	}
-	if err != nil {
-		os.Remove(aside)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
+// writeLast writes SHA-256 of the content, and the content.
 func writeLast(f *os.File, s *State) error {
 	sum := sha256.New()
 	b := bufio.NewWriter(f)

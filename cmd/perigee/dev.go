@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/file"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/testbed/demo"
 	"github.com/spf13/cobra"
@@ -598,9 +599,5 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	temp := path + ".new"
-	if err := os.WriteFile(temp, append(data, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temp, path)
+	return file.ReplaceBytes(path, append(data, '\n'))
 }

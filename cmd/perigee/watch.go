@@ -43,7 +43,18 @@ func newStatus() *cobra.Command {
 			for _, m := range st.Members {
 				t.row(m.Name, m.Region, m.POP, roles(m), running(m))
 			}
-			return t.print(w)
+			if err := t.print(w); err != nil {
+				return err
+			}
+			for _, m := range st.Members {
+				if m.Refused != "" {
+					fmt.Fprintf(w, "\n%s refuses newer revisions: %s\n", m.Name, m.Refused)
+				}
+				if m.Doors != "" {
+					fmt.Fprintf(w, "\n%s keeps doors closed: %s\n", m.Name, m.Doors)
+				}
+			}
+			return nil
 		},
 	}
 	a.flags(c)
@@ -214,7 +225,7 @@ func roles(m api.MemberStatus) string {
 
 func running(m api.MemberStatus) string {
 	if m.Refused != "" {
-		return fmt.Sprintf("%d (refuses newer: %s)", m.Running, m.Refused)
+		return fmt.Sprintf("%d (refuses newer)", m.Running)
 	}
 	return fmt.Sprint(m.Running)
 }

@@ -15,6 +15,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -40,6 +41,8 @@ type Config struct {
 	Backbone func(ctx context.Context, node string, h backbone.Header) (net.Conn, error)
 	// RootCAs verify origins with https URLs; nil is the system's.
 	RootCAs *x509.CertPool
+	// HTTPSPort is where this node serves HTTPS, for redirects; 0 is 443.
+	HTTPSPort uint16
 	// CacheBytes bounds the cache: all that is kept and all that is on its way into it.
 	CacheBytes int64
 	// Log is for the operator; nil discards.
@@ -101,6 +104,9 @@ func (p *Plane) Apply(s *spec.Spec) error {
 	})
 	if err != nil {
 		return err
+	}
+	if port := p.cfg.HTTPSPort; port != 0 && port != 443 {
+		t.httpsPort = fmt.Sprintf(":%d", port)
 	}
 	p.table.Store(t)
 	for u := range t.upstreams() {

@@ -27,6 +27,7 @@ type Table struct {
 	exact     map[string]*Distribution // by host
 	wildcards map[string]*Distribution // by what follows the asterisk: .example.com
 	all       []*Distribution
+	httpsPort string // of redirects: ":8443", or "" for the usual one
 }
 
 // Distribution is one distribution, made ready.
@@ -179,7 +180,7 @@ func (t *Table) Route(q Request, tr *trace.Trace) Decision {
 	case !q.TLS && b.ViewerProtocol == spec.HTTPSOnly:
 		return no(http.StatusForbidden, "only https is answered")
 	case !q.TLS && b.ViewerProtocol == spec.RedirectToHTTPS:
-		d.Location = "https://" + host + q.Path
+		d.Location = "https://" + host + t.httpsPort + q.Path
 		if q.Query != "" {
 			d.Location += "?" + q.Query
 		}
@@ -219,7 +220,7 @@ func (t *Table) distribution(host string) *Distribution {
 func (d *Distribution) behavior(path string, tr *trace.Trace) *Behavior {
 	at := normal(path)
 	for _, b := range d.behaviors[:len(d.behaviors)-1] {
-		if match(b.Pattern, at) {
+		if spec.Glob(b.Pattern, at) {
 			if tr.On() {
 				tr.Add("behaviour %s matches %s", b.Pattern, at)
 			}
@@ -239,28 +240,6 @@ func hostname(host string) string {
 		host = host[:i]
 	}
 	return strings.ToLower(strings.TrimSuffix(host, "."))
-}
-
-// match says whether a pattern matches: * is any run of characters, also none, and ? exactly one; with case (CloudFront).
-func match(pattern, s string) bool {
-	star, from := -1, 0 // the last asterisk, and where what it stands for ends
-	p, i := 0, 0
-	for i < len(s) {
-		switch {
-		case p < len(pattern) && pattern[p] == '*':
-			star, from = p, i
-			p++
-		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
-			p++
-			i++
-		case star >= 0:
-			from++
-			p, i = star+1, from
-		default:
-			return false
-		}
-	}
-	return strings.Trim(pattern[p:], "*") == ""
 }
 
 // normal is the path that patterns are matched against (RFC 3986 §6.2.2, as CloudFront does): unreserved characters

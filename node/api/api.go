@@ -83,6 +83,7 @@ type MemberStatus struct {
 	view.Member
 	Running uint64        `json:"running"`           // the revision its data plane runs
 	Refused string        `json:"refused,omitempty"` // why it does not run a newer one
+	Doors   string        `json:"doors,omitempty"`   // which of its doors stay closed, and why
 	Vote    bool          `json:"vote"`              // it votes in Raft
 	RTT     time.Duration `json:"rtt,omitempty"`     // measured from the node that was asked
 	Up      bool          `json:"up"`                // the backbone of the node that was asked reaches it

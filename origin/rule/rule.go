@@ -142,7 +142,7 @@ func (c *compiled) holds(host string, req *Request, t *trace.Trace) bool {
 		case httpRequestMethod:
 			value = req.Method
 		}
-		if !slices.ContainsFunc(cond.patterns, func(p string) bool { return glob(p, value) }) {
+		if !slices.ContainsFunc(cond.patterns, func(p string) bool { return spec.Glob(p, value) }) {
 			if t.On() {
 				t.Add("rule %d does not match: %s %q is not %s", c.priority, cond.field, value, strings.Join(cond.patterns, " or "))
 			}
@@ -174,29 +174,6 @@ func hostname(host string) string {
 		host = host[:i]
 	}
 	return strings.ToLower(host)
-}
-
-// glob says whether a pattern matches the whole of s: * is any run of bytes, also none, ? is exactly one.
-// It goes back at most to the last star, so its time is at most len(pattern) × len(s).
-func glob(pattern, s string) bool {
-	p, i := 0, 0
-	star, from := -1, 0
-	for i < len(s) {
-		switch {
-		case p < len(pattern) && pattern[p] == '*':
-			star, from = p, i
-			p++
-		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
-			p++
-			i++
-		case star >= 0:
-			from++
-			p, i = star+1, from
-		default:
-			return false
-		}
-	}
-	return strings.Trim(pattern[p:], "*") == ""
 }
 
 // Location is where a redirect sends the client. Its port is always written, as ALB does.

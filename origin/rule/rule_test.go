@@ -2,11 +2,7 @@ package rule
 
 import (
 	"fmt"
-	"regexp"
-	"strings"
 	"testing"
-
-	"pgregory.net/rapid"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
@@ -126,19 +122,6 @@ func TestRedirectsAre301Or302(t *testing.T) {
 	if got := Status(&spec.Redirect{StatusCode: "HTTP_302"}); got != 302 {
 		t.Error(got)
 	}
-}
-
-// A second opinion on patterns: the standard library's regular expressions.
-func TestPatternsMatchAsTheirRegularExpressionsDo(t *testing.T) {
-	letters := rapid.StringOfN(rapid.SampledFrom([]rune("ab/")), 0, 12, -1)
-	patterns := rapid.StringOfN(rapid.SampledFrom([]rune("ab/*?")), 0, 8, -1)
-	rapid.Check(t, func(t *rapid.T) {
-		pattern, s := patterns.Draw(t, "pattern"), letters.Draw(t, "s")
-		expr := strings.NewReplacer(`\*`, ".*", `\?`, ".").Replace(regexp.QuoteMeta(pattern))
-		if want := regexp.MustCompile("^" + expr + "$").MatchString(s); glob(pattern, s) != want {
-			t.Fatalf("%q matches %q: got %v, want %v", pattern, s, !want, want)
-		}
-	})
 }
 
 // The worst listener: a hundred rules, as many as ALB takes, of which the last matches.
