@@ -20,7 +20,13 @@ import (
 //
 // A step is a verb, its arguments, and after => what its result must contain: each word on its own, or, after
 // an exclamation mark, must not. Double quotes keep words together. "within D" takes the step again and again
-// until it comes true, at most for that long.
+// until it comes true, at most for that long; "for D" takes it again and again for that long, and each time it must
+// come true. "begin NAME" before a step lets the next ones be taken meanwhile, until "end NAME", whose result is that
+// of the step:
+//
+//	begin pages for 20s get london http://www.demo.perigee.test/ => 200
+//	kill icn1
+//	end pages                                    => fra1
 type Scenario struct {
 	Name  string
 	Steps []Step
@@ -34,9 +40,12 @@ type Step struct {
 	Args   []string
 	Want   []string // "!word" must not be there
 	Within time.Duration
+	For    time.Duration
+	Begin  string // its name, if the next ones do not wait for it
 }
 
-// Ground is what a scenario runs on: a World, or a laboratory on a real kernel.
+// Ground is what a scenario runs on: a World, or a laboratory on a real kernel. Steps that were begun are taken at once
+// with others.
 type Ground interface {
 	// Do takes one step and says in words what came of it: "200 Hit icn1 age=3". An error is a step that
 	// could not be taken at all, such as an unknown verb; a refused connection is a result.
@@ -81,12 +90,25 @@ func parseStep(line string) (Step, error) {
 			return Step{}, fmt.Errorf("nothing is wanted after =>")
 		}
 	}
-	if len(words) > 0 && words[0] == "within" {
-		if len(words) < 3 || len(step.Want) == 0 {
-			return Step{}, fmt.Errorf("within wants a duration, a step, and what must come true after =>")
+	if len(words) > 0 && words[0] == "begin" {
+		if len(words) < 3 {
+			return Step{}, fmt.Errorf("begin wants a name and a step")
 		}
-		if step.Within, err = time.ParseDuration(words[1]); err != nil || step.Within <= 0 {
-			return Step{}, fmt.Errorf("within %s: not a duration above zero", words[1])
+		step.Begin, words = words[1], words[2:]
+	}
+	if len(words) > 0 && (words[0] == "within" || words[0] == "for") {
+		how := words[0]
+		if len(words) < 3 || len(step.Want) == 0 {
+			return Step{}, fmt.Errorf("%s wants a duration, a step, and what must come true after =>", how)
+		}
+		d, err := time.ParseDuration(words[1])
+		if err != nil || d <= 0 {
+			return Step{}, fmt.Errorf("%s %s: not a duration above zero", how, words[1])
+		}
+		if how == "within" {
+			step.Within = d
+		} else {
+			step.For = d
 		}
 		words = words[2:]
 	}
@@ -94,6 +116,9 @@ func parseStep(line string) (Step, error) {
 		return Step{}, fmt.Errorf("a step begins with a verb")
 	}
 	step.Verb, step.Args = words[0], words[1:]
+	if step.Verb == "end" && (len(step.Args) != 1 || step.Begin != "" || step.Within+step.For != 0) {
+		return Step{}, fmt.Errorf("end wants the name of a step that was begun, and nothing before it")
+	}
 	return step, nil
 }
 
@@ -132,57 +157,124 @@ func split(line string) ([]string, error) {
 	return words, nil
 }
 
-// again is how often a step under "within" is taken.
+// again is how often a step under "within" or "for" is taken.
 const again = 100 * time.Millisecond
 
 // Outcome is what came of one step.
 type Outcome struct {
 	Step   Step
-	Result string
-	Took   time.Duration // until it came true, for a step under "within"
+	Result string        // the last, of a step that was taken often
+	Took   time.Duration // until it came true, for a step under "within"; all of it, for one under "for" or one that was begun
+	Times  int           // it was taken
 }
 
-// Run takes the steps in order and stops at the first that does not come true. It tells after each step what came of it.
+// begun is a step that is taken while others are.
+type begun struct {
+	outcome Outcome
+	err     error
+	done    chan struct{}
+}
+
+// Run takes the steps in order and stops at the first that does not come true. It tells after each step what came of it,
+// and returns when every step that was begun has ended.
 func (s Scenario) Run(ctx context.Context, g Ground, tell func(Outcome)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	open := map[string]*begun{}
+	defer func() {
+		cancel()
+		for _, b := range open {
+			<-b.done
+		}
+	}()
 	for _, step := range s.Steps {
-		result, took, err := step.take(ctx, g)
+		o, err := step.run(ctx, g, open)
 		if err != nil {
 			return fmt.Errorf("%s:%d: %s\n\t%w", s.Name, step.Line, step.Text, err)
 		}
 		if tell != nil {
-			tell(Outcome{Step: step, Result: result, Took: took})
+			tell(o)
 		}
+	}
+	for name := range open {
+		return fmt.Errorf("%s: %q was begun and never ended", s.Name, name)
 	}
 	return nil
 }
 
-func (s Step) take(ctx context.Context, g Ground) (result string, took time.Duration, err error) {
+// run takes a step, or begins it, or ends one that was begun.
+func (s Step) run(ctx context.Context, g Ground, open map[string]*begun) (Outcome, error) {
+	switch {
+	case s.Begin != "":
+		if open[s.Begin] != nil {
+			return Outcome{}, fmt.Errorf("%q has not ended", s.Begin)
+		}
+		b := &begun{done: make(chan struct{})}
+		open[s.Begin] = b
+		go func() {
+			defer close(b.done)
+			b.outcome, b.err = s.take(ctx, g)
+		}()
+		return Outcome{Step: s}, nil
+	case s.Verb == "end":
+		b := open[s.Args[0]]
+		if b == nil {
+			return Outcome{}, fmt.Errorf("nothing was begun as %q", s.Args[0])
+		}
+		<-b.done
+		delete(open, s.Args[0])
+		if b.err != nil {
+			return Outcome{}, fmt.Errorf("of line %d: %w", b.outcome.Step.Line, b.err)
+		}
+		if miss := missing(b.outcome.Result, s.Want); miss != "" {
+			return Outcome{}, fmt.Errorf("got: %s\n\tbut %s", b.outcome.Result, miss)
+		}
+		b.outcome.Step = s
+		return b.outcome, nil
+	}
+	return s.take(ctx, g)
+}
+
+func (s Step) take(ctx context.Context, g Ground) (Outcome, error) {
+	o := Outcome{Step: s}
 	if s.Verb == "after" {
 		if len(s.Args) != 1 {
-			return "", 0, fmt.Errorf("after wants one duration")
+			return o, fmt.Errorf("after wants one duration")
 		}
 		d, err := time.ParseDuration(s.Args[0])
 		if err != nil || d <= 0 {
-			return "", 0, fmt.Errorf("after %s: not a duration above zero", s.Args[0])
+			return o, fmt.Errorf("after %s: not a duration above zero", s.Args[0])
 		}
 		g.Sleep(d)
-		return "", d, nil
+		o.Took = d
+		return o, nil
 	}
 	began := time.Now()
 	for {
-		if result, err = g.Do(ctx, s.Verb, s.Args); err != nil {
-			return "", 0, err
+		var err error
+		if o.Result, err = g.Do(ctx, s.Verb, s.Args); err != nil {
+			return o, err
 		}
-		took = time.Since(began)
-		miss := missing(result, s.Want)
+		o.Times++
+		o.Took = time.Since(began)
+		miss := missing(o.Result, s.Want)
 		switch {
-		case miss == "":
-			return result, took, nil
-		case took >= s.Within:
-			return "", 0, fmt.Errorf("got: %s\n\tbut %s", result, miss)
+		case miss == "" && o.Took >= s.For:
+			return o, nil
+		case miss != "" && o.Took >= s.Within:
+			return o, fmt.Errorf("got: %s\n\tbut %s%s", o.Result, miss, s.when(o))
+		case ctx.Err() != nil:
+			return o, ctx.Err()
 		}
 		g.Sleep(again)
 	}
+}
+
+// when says at which time of many a step did not come true.
+func (s Step) when(o Outcome) string {
+	if s.For == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", at time %d, after %v", o.Times, o.Took.Round(time.Millisecond))
 }
 
 // missing says which wanted word the result lacks, or has though it must not; "" if it is as wanted.

@@ -40,6 +40,10 @@ func TestFaultsOfAScenarioAreNamedByLine(t *testing.T) {
 		{"within 10s kill a", "x:1: within wants a duration, a step, and what must come true after =>"},
 		{"within soon get a => 200", "x:1: within soon: not a duration above zero"},
 		{`get "a => 200`, "x:1: a quote is not closed"},
+		{"for 10s kill a", "x:1: for wants a duration, a step, and what must come true after =>"},
+		{"for -1s get a => 200", "x:1: for -1s: not a duration above zero"},
+		{"begin a", "x:1: begin wants a name and a step"},
+		{"within 1s end a => 200", "x:1: end wants the name of a step that was begun, and nothing before it"},
 	} {
 		if _, err := ParseScenario("x", c.text); err == nil || err.Error() != c.want {
 			t.Errorf("%q: got %v, want %s", c.text, err, c.want)
@@ -71,6 +75,40 @@ func TestWithinWaitsUntilAStepComesTrueAndNoLonger(t *testing.T) {
 	but "0s" must not be there`},
 		{"tock => 1", `x:1: tock => 1
 	no verb "tock"`},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, err := ParseScenario("x", c.text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = s.Run(t.Context(), ticking{time.Now()}, nil)
+			if got := fmt.Sprint(err); (err == nil) != (c.want == "") || err != nil && got != c.want {
+				t.Errorf("%q: got\n%v\nwant\n%s", c.text, err, c.want)
+			}
+		})
+	}
+}
+
+func TestForHoldsAStepToItAllTheTimeAndBeginLetsOthersGoOnMeanwhile(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"for 3s tick => !4s\ntick => 3s", ""},
+		{"for 5s tick => !2s", `x:1: for 5s tick => !2s
+	got: 2s
+	but "2s" must not be there, at time 21, after 2s`},
+		{"begin a for 5s tick => s\nafter 2s\ntick => 2s\nend a => 5s\ntick => 5s", ""},
+		{"begin a for 5s tick => !2s\nafter 9s\nend a", `x:3: end a
+	of line 1: got: 2s
+	but "2s" must not be there, at time 21, after 2s`},
+		{"begin a for 5s tick => s\nend a => 4s", `x:2: end a => 4s
+	got: 5s
+	but "4s" is not there`},
+		{"begin a tick\nbegin a tick", `x:2: begin a tick
+	"a" has not ended`},
+		{"end a", `x:1: end a
+	nothing was begun as "a"`},
+		{"begin a for 99h tick => s\ntock", `x:2: tock
+	no verb "tock"`},
+		{"begin a for 99h tick => s", `x: "a" was begun and never ended`},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s, err := ParseScenario("x", c.text)

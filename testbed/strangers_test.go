@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -35,14 +34,8 @@ func (w *World) metric(ctx context.Context, t *testing.T, node, name string) uin
 }
 
 func TestGarbageOnEveryPortIsCountedAndHarmsNobody(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *World) {
 		ctx := t.Context()
-		w, err := NewWorld(ctx, WorldConfig{Dir: dir, Seed: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer w.Close()
 		stranger, victim := w.clients["tokyo"], w.nodes["icn1"].cfg.Advertise
 		chance := rand.New(rand.NewPCG(1, 2))
 		garbage := func(n int) []byte {

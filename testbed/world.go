@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"testing/fstest"
 	"time"
 
 	"github.com/miekg/dns"
@@ -33,7 +34,7 @@ import (
 )
 
 // World is the demo's network on an in-memory internet, in virtual time. It must be made, used and closed inside
-// one testing/synctest bubble. It is driven by one goroutine.
+// one testing/synctest bubble. Steps may be taken at once, but not two that start or end the same machine.
 type World struct {
 	dir   string // of the nodes' data
 	files fs.FS  // where apply finds its files
@@ -43,6 +44,7 @@ type World struct {
 	nodes   map[string]*worldNode
 	targets map[string]*worldTarget
 	clients map[string]*memnet.Host
+	site    fs.FS // of all targets
 	layout  demo.Layout
 	token   string
 }
@@ -50,16 +52,18 @@ type World struct {
 type worldNode struct {
 	cfg  node.Config
 	host *memnet.Host
-	node *node.Node // nil while it is dead
 	api  string
 	gone sync.WaitGroup // what is left of processes that died
+
+	mu   sync.Mutex
+	node *node.Node // nil while it is dead, or ends
 }
 
 type worldTarget struct {
 	demo.Target
 	host   *memnet.Host
 	region string
-	stop   context.CancelFunc
+	stop   context.CancelFunc // nil while it is dead
 	done   chan struct{}
 }
 
@@ -97,6 +101,15 @@ const (
 	tcpPort     = 9101
 )
 
+// jitter is the most by which chance delays each packet between two hosts.
+const jitter = 2 * time.Millisecond
+
+// film is the path of a page that the demo's site has not, of filmBytes: long enough for a download to be in flight.
+const (
+	film      = "film"
+	filmBytes = 2 << 20
+)
+
 // accelerated is the anycast address and port of the demo's accelerator.
 var accelerated = netip.MustParseAddrPort("198.51.100.1:7777")
 
@@ -121,6 +134,10 @@ func (w *World) build(ctx context.Context) error {
 	for _, c := range clients {
 		w.clients[c.name] = w.in.Host(c.name, c.at, netip.MustParseAddr(c.addr))
 	}
+	var err error
+	if w.site, err = siteWithFilm(); err != nil {
+		return err
+	}
 	w.layout = demo.Layout{Port: lbPort, Accelerator: accelerated}
 	for i, r := range demo.Regions() {
 		place, err := placeOf(r.Name)
@@ -132,7 +149,7 @@ func (w *World) build(ctx context.Context) error {
 			e := demo.Endpoint{Name: r.Short + "-" + letter, HTTP: netip.AddrPortFrom(ip, webPort), TCP: netip.AddrPortFrom(ip, tcpPort)}
 			r.Targets = append(r.Targets, e)
 			t := &worldTarget{host: w.in.Host(e.Name, place, ip), region: r.Name}
-			t.Name, t.Region, t.Site = e.Name, r.Name, demo.Site()
+			t.Name, t.Region, t.Site = e.Name, r.Name, w.site
 			w.targets[e.Name] = t
 			if err := w.startTarget(t); err != nil {
 				return err
@@ -152,8 +169,12 @@ func (w *World) build(ctx context.Context) error {
 				if err != nil {
 					return nil, err
 				}
+				l, err := host.Listen(network, address)
+				if err != nil {
+					return nil, err
+				}
 				host.Announce(ap.Addr())
-				return host.Listen(network, address)
+				return &announced{Listener: l, host: host, addr: ap.Addr()}, nil
 			},
 		}}
 		if i == 0 {
@@ -173,7 +194,43 @@ func (w *World) build(ctx context.Context) error {
 			w.token = authority.Token()
 		}
 	}
+	w.tremble()
 	return w.settle(ctx)
+}
+
+// tremble gives every path between two hosts its jitter.
+func (w *World) tremble() {
+	names := slices.Concat(slices.Collect(maps.Keys(w.clients)), slices.Collect(maps.Keys(w.nodes)), slices.Collect(maps.Keys(w.targets)))
+	for i, a := range names {
+		for _, b := range names[:i] {
+			w.in.Link(a, b, memnet.Path{Jitter: jitter})
+		}
+	}
+}
+
+// announced is a listener whose address is announced for as long as it is open, as a routing daemon does that watches it.
+type announced struct {
+	net.Listener
+	host *memnet.Host
+	addr netip.Addr
+}
+
+func (a *announced) Close() error {
+	a.host.Withdraw(a.addr)
+	return a.Listener.Close()
+}
+
+// siteWithFilm is the demo's site, and the film.
+func siteWithFilm() (fs.FS, error) {
+	site := fstest.MapFS{film: {Data: bytes.Repeat([]byte("frame\n"), filmBytes/6)}}
+	return site, fs.WalkDir(demo.Site(), ".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			var data []byte
+			data, err = fs.ReadFile(demo.Site(), path)
+			site[path] = &fstest.MapFile{Data: data}
+		}
+		return err
+	})
 }
 
 // placeOf is where the spec takes a region of AWS's name to be.
@@ -245,13 +302,33 @@ func (w *World) unsettled(ctx context.Context) error {
 
 func (w *World) apiOf(n *worldNode) *api.Client { return api.NewClient(n.api, n.host.Dial) }
 
-func (w *World) startNode(ctx context.Context, n *worldNode) (err error) {
+// startNode brings a machine back, once nothing is left of the process before, and starts its node.
+func (w *World) startNode(ctx context.Context, n *worldNode) error {
 	n.gone.Wait()
-	n.node, err = node.Start(ctx, n.cfg)
+	n.host.Restart()
+	started, err := node.Start(ctx, n.cfg)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", n.cfg.Name, err)
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.node = started
 	return nil
+}
+
+func (n *worldNode) lives() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.node != nil
+}
+
+// take takes the node of the machine, whose end is now the caller's; nil: it has none.
+func (n *worldNode) take() *node.Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	taken := n.node
+	n.node = nil
+	return taken
 }
 
 func (w *World) startTarget(t *worldTarget) error {
@@ -276,7 +353,11 @@ func (w *World) startTarget(t *worldTarget) error {
 // Close ends all of it.
 func (w *World) Close() {
 	for _, n := range w.nodes {
-		n.end(patience)
+		if live := n.take(); live != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			live.Close(ctx)
+			cancel()
+		}
 		n.gone.Wait()
 	}
 	for _, t := range w.targets {
@@ -285,18 +366,38 @@ func (w *World) Close() {
 	w.in.Close()
 }
 
-// end ends a node's goroutines, in a goroutine of its own: a process that dies takes no time.
-func (n *worldNode) end(within time.Duration) {
-	if n.node == nil {
-		return
+// end ends what is left of a node whose network is gone, in a goroutine of its own: a process that dies takes no time.
+func (n *worldNode) end() {
+	if dead := n.take(); dead != nil {
+		n.gone.Go(func() {
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			dead.Close(ctx)
+		})
 	}
-	dead := n.node
-	n.node = nil
-	n.gone.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), within)
-		defer cancel()
-		dead.Close(ctx)
-	})
+}
+
+// drainTime is what stop gives a node for what is in flight.
+const drainTime = 60 * time.Second
+
+// stopNode ends a node in order.
+func (w *World) stopNode(args []string) (string, error) {
+	if len(args) != 1 || w.nodes[args[0]] == nil {
+		return "", errors.New("stop wants the name of a node")
+	}
+	live := w.nodes[args[0]].take()
+	if live == nil {
+		return "", fmt.Errorf("%s does not live", args[0])
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	began := time.Now()
+	err := live.Close(ctx)
+	took := time.Since(began).Round(time.Second)
+	if err != nil {
+		return fmt.Sprintf("after %v: %v", took, err), nil
+	}
+	return fmt.Sprintf("stopped after %v", took), nil
 }
 
 func (t *worldTarget) end() {
@@ -312,28 +413,38 @@ func (w *World) Sleep(d time.Duration) { time.Sleep(d) }
 
 // Do takes one step of a scenario. The verbs:
 //
-//	get [COUNT] CLIENT URL     200 Miss icn1 age=0; COUNT at once are counted: 99x 200 Hit icn1
+//	get [COUNT] CLIENT[@NODE] URL     200 Miss icn1 age=0; COUNT at once are counted: 99x 200 Hit icn1
+//	download CLIENT[@NODE] URL TIME   reads the body as slowly as that: 200 whole
 //	dig CLIENT[@NODE] NAME [TYPE] [tcp]    NOERROR aa www… 30 A 192.0.2.1(icn1)
-//	dial CLIENT ADDRESS:PORT   opens a flow, reads its greeting, sends, half-closes: eu-central-1 fra-a echoed closed
+//	dial CLIENT ADDRESS:PORT [TIME]   opens a flow, reads its greeting, sends now and then for TIME, half-closes: eu-central-1 fra-a echoed closed
+//	explain CLIENT@NODE dns|tcp|http TARGET [TYPE]   what the node says would become of it, and why
 //	requests PATH              how often the targets were asked: requests=1
 //	kill | crash | start NAME  a process dies (its machine refuses), a machine dies (silence), it comes back
 //	kill targets REGION        all of a region's targets
+//	stop NODE                  it ends in order, with a minute for what is in flight: stopped after 2s
 //	cut A B | cut A | heal A B | heal A | slow A B DELAY    what is between two hosts, or a host and all others
+//	lossy A B PERCENT          how many packets are lost there
 //	apply FILE [NODE]          revision=2, or why not
-//	status NODE|all            members, leader, revision; of all: whether they agree
+//	status NODE|all            members, leader, revision, and who is behind; of all: whether they agree
 func (w *World) Do(ctx context.Context, verb string, args []string) (string, error) {
 	switch verb {
 	case "get":
 		return w.get(ctx, args)
+	case "download":
+		return w.download(ctx, args)
 	case "dig":
 		return w.dig(ctx, args)
 	case "dial":
 		return w.dial(ctx, args)
+	case "explain":
+		return w.explain(ctx, args)
 	case "requests":
 		return w.requests(args)
 	case "kill", "crash", "start":
 		return "", w.process(ctx, verb, args)
-	case "cut", "heal", "slow":
+	case "stop":
+		return w.stopNode(args)
+	case "cut", "heal", "slow", "lossy":
 		return "", w.path(verb, args)
 	case "apply":
 		return w.apply(ctx, args)
@@ -343,7 +454,7 @@ func (w *World) Do(ctx context.Context, verb string, args []string) (string, err
 	return "", fmt.Errorf("no verb %q", verb)
 }
 
-// patience bounds how long a client waits for anything.
+// patience bounds how long a client waits for anything that it does not itself make longer.
 const patience = 20 * time.Second
 
 func (w *World) client(name string) (*memnet.Host, error) {
@@ -351,6 +462,18 @@ func (w *World) client(name string) (*memnet.Host, error) {
 		return h, nil
 	}
 	return nil, fmt.Errorf("no client %q (%s)", name, strings.Join(slices.Sorted(maps.Keys(w.clients)), ", "))
+}
+
+// clientAt reads CLIENT[@NODE]; the node is nil where none is named.
+func (w *World) clientAt(text string) (from *memnet.Host, at *worldNode, err error) {
+	name, node, chosen := strings.Cut(text, "@")
+	if from, err = w.client(name); err != nil || !chosen {
+		return from, nil, err
+	}
+	if at = w.nodes[node]; at == nil {
+		return nil, nil, fmt.Errorf("no node %q", node)
+	}
+	return from, at, nil
 }
 
 func (w *World) get(ctx context.Context, args []string) (string, error) {
@@ -365,7 +488,7 @@ func (w *World) get(ctx context.Context, args []string) (string, error) {
 	if len(args) != 2 {
 		return "", errors.New("get wants a client and a URL")
 	}
-	from, err := w.client(args[0])
+	from, at, err := w.clientAt(args[0])
 	if err != nil {
 		return "", err
 	}
@@ -376,7 +499,7 @@ func (w *World) get(ctx context.Context, args []string) (string, error) {
 	results := make([]string, count)
 	var all sync.WaitGroup
 	for i := range results {
-		all.Go(func() { results[i] = w.getOne(ctx, from, u) })
+		all.Go(func() { results[i] = w.getOne(ctx, from, at, u) })
 	}
 	all.Wait()
 	if count == 1 {
@@ -393,13 +516,15 @@ func (w *World) get(ctx context.Context, args []string) (string, error) {
 	return strings.Join(text, ", "), nil
 }
 
-func (w *World) getOne(ctx context.Context, from *memnet.Host, u *url.URL) string {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
+// request asks for a URL, at the POP of a node or where its name leads. The response's body is to be closed.
+func (w *World) request(ctx context.Context, from *memnet.Host, pop *worldNode, u *url.URL) (*http.Response, error) {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		host, port, err := net.SplitHostPort(address)
 		if err != nil {
 			return nil, err
+		}
+		if pop != nil {
+			return from.Dial(ctx, network, net.JoinHostPort(pop.cfg.Advertise.String(), port))
 		}
 		ip, err := w.resolve(ctx, from, host)
 		if err != nil {
@@ -409,9 +534,15 @@ func (w *World) getOne(ctx context.Context, from *memnet.Host, u *url.URL) strin
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return "error: " + err.Error()
+		return nil, err
 	}
-	res, err := transport.RoundTrip(req)
+	return transport.RoundTrip(req)
+}
+
+func (w *World) getOne(ctx context.Context, from *memnet.Host, pop *worldNode, u *url.URL) string {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	res, err := w.request(ctx, from, pop, u)
 	if err != nil {
 		return "error: " + plain(err)
 	}
@@ -420,16 +551,63 @@ func (w *World) getOne(ctx context.Context, from *memnet.Host, u *url.URL) strin
 	if err != nil {
 		return fmt.Sprintf("%d cut off: %s", res.StatusCode, plain(err))
 	}
-	cache, _, _ := strings.Cut(res.Header.Get("X-Cache"), " ")
-	text := fmt.Sprintf("%d %s %s", res.StatusCode, cache, res.Header.Get("X-Perigee-Pop"))
-	if age := res.Header.Get("Age"); age != "" {
-		text += " age=" + age
-	}
+	text := said(res)
 	if target := res.Header.Get("X-Target"); target != "" {
 		text += " target=" + target
 	}
 	line, _, _ := bytes.Cut(body, []byte("\n"))
 	return fmt.Sprintf("%s %q", text, line)
+}
+
+// said is a response's head in few words: 200 Hit icn1 age=3.
+func said(res *http.Response) string {
+	cache, _, _ := strings.Cut(res.Header.Get("X-Cache"), " ")
+	text := fmt.Sprintf("%d %s %s", res.StatusCode, cache, res.Header.Get("X-Perigee-Pop"))
+	if age := res.Header.Get("Age"); age != "" {
+		text += " age=" + age
+	}
+	return text
+}
+
+// pieces is in how many a slow client reads or sends.
+const pieces = 20
+
+// download reads a body evenly over a time.
+func (w *World) download(ctx context.Context, args []string) (string, error) {
+	if len(args) != 3 {
+		return "", errors.New("download wants a client, a URL and a duration")
+	}
+	from, at, err := w.clientAt(args[0])
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(args[1])
+	if err != nil {
+		return "", err
+	}
+	d, err := time.ParseDuration(args[2])
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, d+patience)
+	defer cancel()
+	res, err := w.request(ctx, from, at, u)
+	if err != nil {
+		return "error: " + plain(err), nil
+	}
+	defer res.Body.Close()
+	want := max(1, res.ContentLength)
+	got := int64(0)
+	for err == nil {
+		var n int64
+		n, err = io.CopyN(io.Discard, res.Body, (want+pieces-1)/pieces)
+		got += n
+		time.Sleep(d / pieces)
+	}
+	if err != io.EOF {
+		return fmt.Sprintf("%s cut off after %d of %d bytes: %s", said(res), got, want, plain(err)), nil
+	}
+	return fmt.Sprintf("%s whole, %d bytes", said(res), got), nil
 }
 
 // servers are the name servers that a resolver at a host would ask, nearest first: it has learned that from their delays.
@@ -507,18 +685,13 @@ func (w *World) dig(ctx context.Context, args []string) (string, error) {
 	if len(args) < 2 || len(args) > 3 {
 		return "", errors.New("dig wants a client, a name, and perhaps a type")
 	}
-	name, at, chosen := strings.Cut(args[0], "@")
-	from, err := w.client(name)
+	from, at, err := w.clientAt(args[0])
 	if err != nil {
 		return "", err
 	}
 	servers := w.servers(from)
-	if chosen {
-		n, ok := w.nodes[at]
-		if !ok {
-			return "", fmt.Errorf("no node %q", at)
-		}
-		servers = []netip.AddrPort{netip.AddrPortFrom(n.cfg.Advertise, dnsPort)}
+	if at != nil {
+		servers = []netip.AddrPort{netip.AddrPortFrom(at.cfg.Advertise, dnsPort)}
 	}
 	kind := dns.TypeA
 	if len(args) == 3 {
@@ -562,8 +735,8 @@ func (w *World) nameOf(address string) string {
 }
 
 func (w *World) dial(ctx context.Context, args []string) (string, error) {
-	if len(args) != 2 {
-		return "", errors.New("dial wants a client and an address with a port")
+	if len(args) < 2 || len(args) > 3 {
+		return "", errors.New("dial wants a client, an address with a port, and perhaps a duration")
 	}
 	from, err := w.client(args[0])
 	if err != nil {
@@ -573,7 +746,13 @@ func (w *World) dial(ctx context.Context, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	var long time.Duration
+	if len(args) == 3 {
+		if long, err = time.ParseDuration(args[2]); err != nil {
+			return "", err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, long+patience)
 	defer cancel()
 	ip, err := w.resolve(ctx, from, host)
 	if err != nil {
@@ -586,11 +765,18 @@ func (w *World) dial(ctx context.Context, args []string) (string, error) {
 	defer conn.Close()
 	deadline, _ := ctx.Deadline()
 	conn.SetDeadline(deadline)
-	const sent = "echo this\n"
-	if _, err := io.WriteString(conn, sent); err != nil {
-		return "error: " + plain(err), nil
+	const line = "echo this\n"
+	sent := line
+	_, err = io.WriteString(conn, line)
+	for i := 0; i < pieces && long > 0 && err == nil; i++ {
+		time.Sleep(long / pieces)
+		sent += line
+		_, err = io.WriteString(conn, line)
 	}
-	if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+	if err == nil {
+		err = conn.(interface{ CloseWrite() error }).CloseWrite()
+	}
+	if err != nil {
 		return "error: " + plain(err), nil
 	}
 	all, err := io.ReadAll(conn)
@@ -602,6 +788,34 @@ func (w *World) dial(ctx context.Context, args []string) (string, error) {
 		return fmt.Sprintf("%s echoed %q, closed", greeting, echo), nil
 	}
 	return greeting + " echoed, closed", nil
+}
+
+func (w *World) explain(ctx context.Context, args []string) (string, error) {
+	if len(args) < 3 || len(args) > 4 {
+		return "", errors.New("explain wants a client at a node, dns, tcp or http, a target, and perhaps a type")
+	}
+	from, at, err := w.clientAt(args[0])
+	if err != nil {
+		return "", err
+	}
+	if at == nil {
+		return "", fmt.Errorf("explain %s: which node is asked?", args[0])
+	}
+	req := api.ExplainRequest{What: args[1], Target: args[2], From: from.Addr().String()}
+	if len(args) == 4 {
+		req.Type = args[3]
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	res, err := w.apiOf(at).Explain(ctx, req)
+	if err != nil {
+		return "error: " + plain(err), nil
+	}
+	text := res.Answer
+	for _, l := range res.Lines {
+		text += "\n\t" + strings.Repeat("  ", l.Depth) + l.Text
+	}
+	return text, nil
 }
 
 func (w *World) requests(args []string) (string, error) {
@@ -641,10 +855,16 @@ func (w *World) process(ctx context.Context, verb string, args []string) error {
 	host := n.hostOr(t)
 	switch verb {
 	case "start":
-		host.Restart()
 		if isNode {
+			if n.lives() {
+				return fmt.Errorf("%s lives", args[0])
+			}
 			return w.startNode(ctx, n)
 		}
+		if t.stop != nil {
+			return fmt.Errorf("%s lives", args[0])
+		}
+		host.Restart()
 		return w.startTarget(t)
 	case "kill":
 		host.Kill()
@@ -653,7 +873,7 @@ func (w *World) process(ctx context.Context, verb string, args []string) error {
 	}
 	// What is left of the process ends without reaching anyone: its network is gone.
 	if isNode {
-		n.end(time.Nanosecond)
+		n.end()
 	} else {
 		t.end()
 	}
@@ -683,6 +903,12 @@ func (w *World) path(verb string, args []string) error {
 			return err
 		}
 		w.in.Slow(args[0], args[1], d)
+	case verb == "lossy" && len(args) == 3:
+		percent, err := strconv.ParseFloat(strings.TrimSuffix(args[2], "%"), 64)
+		if err != nil || percent < 0 || percent >= 100 {
+			return fmt.Errorf("lossy: %q is no share below 100%%", args[2])
+		}
+		w.in.Link(args[0], args[1], memnet.Path{Jitter: jitter, Loss: percent / 100})
 	case verb == "cut" && len(args) == 2:
 		w.in.Cut(args[0], args[1])
 	case verb == "cut" && len(args) == 1:
@@ -743,7 +969,7 @@ func (w *World) status(ctx context.Context, args []string) (string, error) {
 	}
 	said := map[string][]string{}
 	for name, n := range w.nodes {
-		if n.node != nil {
+		if n.lives() {
 			st := w.statusOf(ctx, n)
 			said[st] = append(said[st], name)
 		}
@@ -764,6 +990,9 @@ func (w *World) statusOf(ctx context.Context, n *worldNode) string {
 	text := fmt.Sprintf("leader=%s revision=%d", st.Leader, st.Revision)
 	for _, m := range st.Members {
 		text += fmt.Sprintf(" %s/%s/%v@%d", m.Name, m.Region, m.Roles, m.Running)
+		if m.Running != st.Revision {
+			text += "(behind)"
+		}
 	}
 	return text
 }

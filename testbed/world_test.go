@@ -27,6 +27,24 @@ func seed(t *testing.T) uint64 {
 	return n
 }
 
+// inWorld runs a test in a world of its own.
+func inWorld(t *testing.T, f func(t *testing.T, w *World)) {
+	t.Helper()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := WorldConfig{Dir: dir, Files: os.DirFS("labs"), Seed: seed(t)}
+		if testing.Verbose() {
+			cfg.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+		}
+		w, err := NewWorld(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		f(t, w)
+	})
+}
+
 // Every file of labs is a claim about the network; this runs each of them in a world of its own.
 func TestTheScenariosComeTrue(t *testing.T) {
 	files, err := filepath.Glob("labs/*.txt")
@@ -43,18 +61,8 @@ func TestTheScenariosComeTrue(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			dir := t.TempDir()
-			synctest.Test(t, func(t *testing.T) {
-				cfg := WorldConfig{Dir: dir, Files: os.DirFS("labs"), Seed: seed(t)}
-				if testing.Verbose() {
-					cfg.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-				}
-				w, err := NewWorld(t.Context(), cfg)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer w.Close()
-				err = s.Run(t.Context(), w, func(o Outcome) {
+			inWorld(t, func(t *testing.T, w *World) {
+				err := s.Run(t.Context(), w, func(o Outcome) {
 					t.Logf("%-60s %s (%v)", o.Step.Text, o.Result, o.Took)
 				})
 				if err != nil {

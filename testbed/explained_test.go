@@ -1,0 +1,187 @@
+package testbed
+
+import (
+	"context"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/perigee-net/perigee/testbed/demo"
+)
+
+// do takes a step that can be taken.
+func (w *World) do(t *testing.T, verb string, args ...string) string {
+	t.Helper()
+	result, err := w.Do(t.Context(), verb, args)
+	if err != nil {
+		t.Fatalf("%s %v: %v", verb, args, err)
+	}
+	return result
+}
+
+// explained is the answer of explain, without the reasons.
+func (w *World) explained(t *testing.T, args ...string) string {
+	t.Helper()
+	answer, _, _ := strings.Cut(w.do(t, "explain", args...), "\n\t")
+	return answer
+}
+
+// entry is the node that a client's flows enter at: the nearest that announces the accelerator.
+func (w *World) entry(client string) string {
+	var nearest string
+	for name, n := range w.nodes {
+		if n.lives() && (nearest == "" || w.in.RoundTrip(client, name) < w.in.RoundTrip(client, nearest)) {
+			nearest = name
+		}
+	}
+	return nearest
+}
+
+func TestWhatIsExplainedIsWhatIsServed(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *World) {
+		w.agree(t, "all is well")
+		w.do(t, "kill", "targets", "us-east-1")
+		time.Sleep(10 * time.Second)
+		w.agree(t, "Virginia's targets are dead")
+		w.do(t, "slow", "iad1", "fra1", "400ms")
+		time.Sleep(30 * time.Second)
+		w.agree(t, "and the Atlantic is slow")
+		w.do(t, "crash", "icn1")
+		time.Sleep(10 * time.Second)
+		w.agree(t, "and Seoul is lost")
+		w.do(t, "kill", "targets", "eu-central-1")
+		time.Sleep(10 * time.Second)
+		w.agree(t, "and nobody has a target")
+	})
+}
+
+// agree compares, for every client and every live node, what is explained with what is served.
+func (w *World) agree(t *testing.T, when string) {
+	t.Helper()
+	var live []string
+	for _, name := range slices.Sorted(maps.Keys(w.nodes)) {
+		if w.nodes[name].lives() {
+			live = append(live, name)
+		}
+	}
+	for _, client := range slices.Sorted(maps.Keys(w.clients)) {
+		for _, node := range live {
+			at := client + "@" + node
+			for _, q := range [][2]string{
+				{demo.Distribution, "A"}, {demo.Distribution, "AAAA"}, {demo.Accelerated, "A"}, {demo.Zone, "TXT"}, {demo.Zone, "NS"},
+				{"nothing." + demo.Zone, "A"}, {"example.org", "A"},
+			} {
+				w.agreeOnName(t, when, at, q[0], q[1])
+			}
+			for _, path := range []string{"/", "/logo.svg", demo.RegionPath, "/nothing-here"} {
+				w.agreeOnPage(t, when, at, "http://"+demo.Distribution+path)
+			}
+			w.agreeOnPage(t, when, at, "http://example.org/")
+		}
+		w.agreeOnFlow(t, when, client)
+	}
+}
+
+func (w *World) agreeOnName(t *testing.T, when, at, name, kind string) {
+	t.Helper()
+	explained, served := w.explained(t, at, "dns", name, kind), w.do(t, "dig", at, name, kind)
+	records := strings.Split(explained, "\n")
+	if !strings.Contains(records[0], " ") { // a code: there is no answer
+		if !strings.HasPrefix(served, records[0]) || strings.Contains(served, "answer:") {
+			t.Errorf("%s: %s %s %s: explained %q, served %q", when, at, name, kind, explained, served)
+		}
+		records = records[1:]
+	} else if n := strings.Count(served, "answer:"); n != len(records) {
+		t.Errorf("%s: %s %s %s: explained %q, served %q", when, at, name, kind, explained, served)
+	}
+	for _, r := range records { // in whatever order
+		if !strings.Contains(served, strings.Join(strings.Fields(r), " ")) {
+			t.Errorf("%s: %s %s %s: explained %q, served %q", when, at, name, kind, r, served)
+		}
+	}
+}
+
+// agreeOnPage holds the outcome, the cache's part in it, and the region that is asked.
+func (w *World) agreeOnPage(t *testing.T, when, at, url string) {
+	t.Helper()
+	explained := w.explained(t, at, "http", url)
+	for _, soon := range []string{" 0s", " 1s"} { // or it ends between the question and the request
+		if strings.HasSuffix(explained, "fresh for another"+soon) {
+			time.Sleep(2 * time.Second)
+			explained = w.explained(t, at, "http", url)
+		}
+	}
+	served := w.do(t, "get", at, url)
+	outcome, asks, _ := strings.Cut(explained, ": ")
+	none := w.healthyTargets(t, at) == 0
+	var as bool
+	switch outcome {
+	case "hit":
+		as = strings.Contains(served, " age=")
+	case "miss", "stale", "pass":
+		as = !strings.Contains(served, " age=") && strings.HasPrefix(served, "50") == none
+	default:
+		as = strings.HasPrefix(served, strings.Fields(outcome)[0]+" ")
+	}
+	if !as {
+		t.Errorf("%s: %s %s: explained %q, served %q", when, at, url, explained, served)
+	}
+	if _, region, ok := strings.Cut(asks, " in "); ok && !none {
+		region, _, _ = strings.Cut(region, " ")
+		if _, target, _ := strings.Cut(served, " target="); !strings.HasPrefix(target, w.shortOf(region)) {
+			t.Errorf("%s: %s %s: explained %q, served %q", when, at, url, explained, served)
+		}
+	}
+}
+
+func (w *World) agreeOnFlow(t *testing.T, when, client string) {
+	t.Helper()
+	explained := w.explained(t, client+"@"+w.entry(client), "tcp", accelerated.String())
+	served := w.do(t, "dial", client, net.JoinHostPort(demo.Accelerated, "7777"))
+	_, region, _ := strings.Cut(explained, " in ")
+	region, _, _ = strings.Cut(region, " ")
+	if w.healthyTargets(t, client+"@"+w.entry(client)) == 0 {
+		if !strings.Contains(served, "reset") {
+			t.Errorf("%s: a flow of %s is served %q by nobody", when, client, served)
+		}
+		return
+	}
+	if region == "" || !strings.HasPrefix(served, region+" ") || !strings.Contains(served, "echoed") {
+		t.Errorf("%s: a flow of %s: explained %q, served %q", when, client, explained, served)
+	}
+}
+
+// healthyTargets is how many a node holds healthy.
+func (w *World) healthyTargets(t *testing.T, at string) int {
+	t.Helper()
+	_, node, err := w.clientAt(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	entries, err := w.apiOf(node).Health(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, e := range entries {
+		if e.Healthy {
+			n++
+		}
+	}
+	return n
+}
+
+// shortOf is how the names of a region's targets begin.
+func (w *World) shortOf(region string) string {
+	for _, r := range w.layout.Regions {
+		if r.Name == region {
+			return r.Short
+		}
+	}
+	return "?"
+}
