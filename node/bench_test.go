@@ -21,7 +21,7 @@ func BenchmarkApply10000(b *testing.B) {
 	yaml.WriteString(region)
 	for i := range 3333 {
 		fmt.Fprintf(&yaml, "---\nkind: TargetGroup\nname: g%d\nregion: eu-central-1\nprotocol: HTTP\nport: 80\ntargets: [{address: 10.%d.%d.1}]\n", i, i/250, i%250)
-		fmt.Fprintf(&yaml, "---\nkind: LoadBalancer\nname: l%d\nregion: eu-central-1\nlisteners:\n  - {protocol: HTTP, port: 8080, default: {forward: g%d}}\n", i, i)
+		fmt.Fprintf(&yaml, "---\nkind: LoadBalancer\nname: l%d\nregion: eu-central-1\nlisteners:\n  - {protocol: HTTP, port: %d, default: {forward: g%d}}\n", i, 1024+i, i)
 		fmt.Fprintf(&yaml, "---\nkind: Distribution\nname: d%d\naliases: [d%d.example.com]\norigins: [{name: o, loadBalancers: [l%d]}]\ndefaultCacheBehavior: {targetOrigin: o}\n", i, i, i)
 	}
 	p, err := planOver(new(store.State), api.ApplyRequest{Files: []api.File{{Name: "big.yaml", Data: yaml.String()}}})

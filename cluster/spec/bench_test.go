@@ -32,7 +32,7 @@ name: lb-%[1]d
 region: r%[2]d
 listeners:
   - protocol: HTTP
-    port: 80
+    port: %[3]d
     rules:
       - priority: 10
         conditions:
@@ -51,7 +51,7 @@ defaultCacheBehavior:
   targetOrigin: web
   viewerProtocolPolicy: redirect-to-https
 ---
-`, i, i%10)
+`, i, i%10, 1024+i)
 	}
 	return b.String()
 }
