@@ -255,7 +255,18 @@ func planOver(state *store.State, req api.ApplyRequest) (plan, error) {
 		delete(after, ref)
 		change.Delete = append(change.Delete, store.Ref{Kind: kind.Name, Name: r.Name})
 	}
-	all := slices.SortedFunc(maps.Values(after), func(a, b spec.Document) int { return a.Ref().Compare(b.Ref()) })
+	// What is asked for comes last: where it and what stands exclude each other, the fault is its own.
+	all := slices.SortedFunc(maps.Values(after), func(a, b spec.Document) int {
+		_, aNew := first[a.Ref()]
+		_, bNew := first[b.Ref()]
+		if aNew != bNew {
+			if aNew {
+				return 1
+			}
+			return -1
+		}
+		return a.Ref().Compare(b.Ref())
+	})
 	if _, err := spec.Build(state.Revision+1, all); err != nil {
 		var some spec.Faults
 		if !errors.As(err, &some) {
@@ -307,7 +318,11 @@ func refusal(faults spec.Faults) *api.Error {
 
 // diff says what a change would do, on any node.
 func (n *Node) diff(_ context.Context, req api.ApplyRequest) (api.ApplyResponse, error) {
-	p, err := planOver(n.store.State().Get(), req)
+	state := n.store.State().Get()
+	if run := n.running.Get(); run.spec.Revision > state.Revision { // Raft has not told yet what the disk knows
+		state = &store.State{Revision: run.spec.Revision, Objects: run.objects}
+	}
+	p, err := planOver(state, req)
 	return p.response, err
 }
 

@@ -67,6 +67,8 @@ func TestAChangeIsAllOfItOrNothing(t *testing.T) {
 		{"what is not there cannot", api.ApplyRequest{Delete: []api.Ref{{Kind: "LoadBalancer", Name: "other"}}}, nil, `no LoadBalancer "other"`, http.StatusNotFound},
 		{"two files must not say one thing twice", api.ApplyRequest{Files: []api.File{fileOf("f.yaml", group("b")), fileOf("g.yaml", group("b"))}}, nil,
 			"g.yaml:1: TargetGroup b: name: also at f.yaml:1", http.StatusUnprocessableEntity},
+		{"what is asked for is at fault, not what stands", api.ApplyRequest{Files: []api.File{fileOf("f.yaml", strings.Replace(balancer("a"), "name: lb", "name: aa", 1))}}, nil,
+			"f.yaml:6: LoadBalancer aa: listeners[0].port: port 90 of eu-central-1 is LoadBalancer/lb's already", http.StatusUnprocessableEntity},
 		{"an expected revision that is the one", api.ApplyRequest{Expect: &three, Files: []api.File{fileOf("f", group("b"))}}, []string{"created TargetGroup b"}, "", 0},
 		{"and one that is not", api.ApplyRequest{Expect: &two, Files: []api.File{fileOf("f", group("b"))}}, nil, "expects revision 2, the network is at 3", http.StatusConflict},
 	} {

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
 
@@ -96,6 +97,22 @@ func (c *Config) complete() error {
 	}
 	if len(c.Public) == 0 {
 		c.Public = []netip.Addr{c.Advertise}
+	}
+	for _, a := range []struct{ flag, address string }{{"http", c.HTTP}, {"https", c.HTTPS}, {"dns", c.DNS}, {"api", c.API}} {
+		if a.address == "" {
+			continue
+		}
+		if _, err := doorAddress(a.address); err != nil {
+			return fmt.Errorf("--%s %q: want HOST:PORT with an IP address, or :PORT", a.flag, a.address)
+		}
+	}
+	if c.GeoDB != "" {
+		if _, err := os.Stat(c.GeoDB); err != nil {
+			return fmt.Errorf("--geo-db: %w", err)
+		}
+	}
+	if c.CacheBytes < 0 {
+		return fmt.Errorf("--cache-bytes %d: want 0 or more", c.CacheBytes)
 	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = defaultCacheBytes

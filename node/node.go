@@ -479,6 +479,9 @@ func doorAddress(address string) (netip.AddrPort, error) {
 	return netip.ParseAddrPort(address)
 }
 
+// maxSocketPath bounds the path of a unix socket, in bytes: Linux takes 107, others 103.
+const maxSocketPath = 103
+
 // openAPI serves the API to other nodes, at the control port, and to whoever may open the socket in the data folder.
 func (n *Node) openAPI() error {
 	between := n.backend()
@@ -488,6 +491,10 @@ func (n *Node) openAPI() error {
 		return nil
 	}
 	path := filepath.Join(n.cfg.Data, api.Socket)
+	if len(path) > maxSocketPath {
+		n.cfg.Log.Warn("the path is too long for a unix socket: the API is at its address only", "path", path, "most", maxSocketPath)
+		return nil
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("open the API's socket: %w", err)
 	}

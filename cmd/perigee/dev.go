@@ -166,25 +166,30 @@ func (d *dev) run(ctx context.Context) (err error) {
 		if again, err = d.remembered(); err != nil {
 			return err
 		}
-		defer os.Remove(filepath.Join(d.dir, devFileName))
 	}
 	if err := d.place(again); err != nil {
 		return err
 	}
+	// The addresses are ours, so no other run is in this folder; what it left says nothing true any more.
+	ready := filepath.Join(d.dir, devFileName)
+	if err := os.Remove(ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	defer os.Remove(ready)
 	defer d.stop()
 	started := time.Now()
 	if err := d.start(ctx); err != nil {
 		return d.blame(err)
 	}
-	ready, cancel := context.WithTimeout(ctx, devReady)
+	bounded, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	if err := d.awaitReady(ready); err != nil {
+	if err := d.awaitReady(bounded); err != nil {
 		if ctx.Err() != nil {
 			return nil // Ctrl-C while it came up
 		}
 		return d.blame(err)
 	}
-	if err := writeJSON(filepath.Join(d.dir, devFileName), d.file); err != nil {
+	if err := writeJSON(ready, d.file); err != nil {
 		return err
 	}
 	d.tell(time.Since(started))
@@ -582,15 +587,15 @@ the same through Virginia's door; then kill Virginia's targets and try again: th
   nc %[6]s %[7]d
   kill -9 %[14]s
 the network, and why
-  perigee status --api %[8]s
-  perigee explain dns %[1]s --from 1.208.0.1 --api %[8]s
-  perigee explain tcp %[9]s --api %[10]s
+  %[15]s status --api %[8]s
+  %[15]s explain dns %[1]s --from 1.208.0.1 --api %[8]s
+  %[15]s explain tcp %[9]s --api %[10]s
 kill Seoul, and ask the others again: who is nearest to Korea now?
   kill -9 %[11]d; sleep 10; %[12]s +subnet=1.208.0.0/16
 
 network.yaml, the logs and the data are in %[13]s; Ctrl-C ends all of it
 `, d.file.Distribution, port, host(icn), dig(fra), strings.Replace(d.file.Accelerator, ":", " ", 1), host(iad), devAccelerator,
-		fra.API, d.file.Accelerator, iad.API, icn.PID, dig(fra), d.dir, strings.Join(killable, " "))
+		fra.API, d.file.Accelerator, iad.API, icn.PID, dig(fra), d.dir, strings.Join(killable, " "), os.Args[0])
 }
 
 // writeJSON writes the file whole or not at all.

@@ -483,8 +483,9 @@ func TestWhatANodeCannotDoItSaysInOneLine(t *testing.T) {
 		{"a taken control port", base("--data", t.TempDir(), "--bootstrap", "--control", taken.Addr().String()), exitFailed, "address already in use"},
 		{"a data folder that is a file", base("--data", file, "--bootstrap"), exitFailed, file},
 		{"a name that is none", base("--data", t.TempDir(), "--bootstrap", "--name", "Über"), exitFailed, "--name"},
+		{"an address that is none", base("--data", filepath.Join(t.TempDir(), "new"), "--bootstrap", "--http", "foo"), exitFailed, "--http"},
 		{"an unknown flag", []string{"node", "--sideways"}, exitUsage, "--sideways"},
-		{"an unknown command", []string{"fly"}, exitFailed, "fly"},
+		{"an unknown command", []string{"fly"}, exitUsage, "fly"},
 	} {
 		out, err := perigee(t.Context(), c.args...).CombinedOutput()
 		var lines []string

@@ -72,6 +72,9 @@ func newNode() *cobra.Command {
 				}
 				cfg.ProxyHeadersFrom = append(cfg.ProxyHeadersFrom, prefix)
 			}
+			if cfg.POP == "" {
+				return usagef("--pop is missing")
+			}
 			if cfg.Name == "" {
 				cfg.Name = cfg.POP
 			}

@@ -118,6 +118,9 @@ func newHealth() *cobra.Command {
 			if asJSON {
 				return printJSON(c.OutOrStdout(), all)
 			}
+			if len(all) == 0 && len(args) > 0 {
+				return fmt.Errorf("nothing is checked whose key begins with %q, or its name: perigee health lists all", args[0])
+			}
 			t := newTable("KEY", "STATE", "SINCE", "SEEN BY", "REASON")
 			for _, e := range all {
 				state := "healthy"
