@@ -32,12 +32,24 @@ type running struct {
 // plane is a part that runs a spec: it takes all of it, or returns why not and goes on with what it had.
 type plane interface{ Apply(*spec.Spec) error }
 
+// doorTime is how often doors that stay closed are tried again.
+const doorTime = 5 * time.Second
+
 // followAgreed runs every revision that is agreed, until the context ends.
 func (n *Node) followAgreed(ctx context.Context) {
 	for version := uint64(0); ; {
-		state, v, err := n.store.State().Next(ctx, version)
-		if err != nil {
+		wait, cancel := context.WithCancel(ctx)
+		if n.closed != "" {
+			wait, cancel = context.WithTimeout(ctx, doorTime)
+		}
+		state, v, err := n.store.State().Next(wait, version)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
 			return
+		case err != nil:
+			n.setDoors(n.running.Get().spec)
+			continue
 		}
 		version = v
 		if state == nil || state.Revision <= n.running.Get().spec.Revision {
@@ -107,7 +119,7 @@ func documents(objects []store.Object) []spec.Document {
 }
 
 // setDoors opens what the spec wants open on this node. A door that cannot be opened is said aloud
-// and tried again with the next revision; the others serve.
+// and tried again later; the others serve.
 func (n *Node) setDoors(s *spec.Spec) {
 	doors := slices.Clone(n.ownDoors)
 	var closed []string
@@ -311,6 +323,10 @@ func planOver(state *store.State, req api.ApplyRequest) (plan, error) {
 func refusal(faults spec.Faults) *api.Error {
 	e := &api.Error{Status: http.StatusUnprocessableEntity, Message: "the spec is refused, nothing has changed:"}
 	for _, f := range faults {
+		if f.File == "" { // it stands already, and what is asked for would break it: its lines are in nobody's hands
+			f.Line = 0
+			f.Message, _, _ = strings.Cut(f.Message, " (did you mean")
+		}
 		e.Faults = append(e.Faults, f.String())
 	}
 	return e

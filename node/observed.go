@@ -183,6 +183,12 @@ func (n *Node) status() api.Status {
 	votes := map[string]bool{}
 	for _, s := range n.store.Servers() {
 		votes[s.Name] = s.Voter
+		if s.Voter {
+			st.Voters++
+			if _, live := v.Member(s.Name); !live {
+				st.Missing = append(st.Missing, s.Name)
+			}
+		}
 	}
 	entries := n.gossip.Entries().Get()
 	for _, m := range v.Members {

@@ -35,6 +35,11 @@ func newStatus() *cobra.Command {
 				leader = "none: changes are refused, the data plane goes on"
 			}
 			fmt.Fprintf(w, "cluster   %s\nleader    %s\nrevision  %d\n", st.Cluster, leader, st.Revision)
+			fmt.Fprintf(w, "voters    %d", st.Voters)
+			if len(st.Missing) > 0 {
+				fmt.Fprintf(w, ", missing %s: %d more may go before changes stop", strings.Join(st.Missing, ", "), max(0, (st.Voters-1)/2-len(st.Missing)))
+			}
+			fmt.Fprintln(w)
 			if st.Refused != "" {
 				fmt.Fprintf(w, "refused   %s\n", st.Refused)
 			}

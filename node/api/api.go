@@ -69,13 +69,16 @@ type ResourceList struct {
 
 // Status is the network as one node sees it.
 type Status struct {
-	Node     string         `json:"node"`
-	Cluster  string         `json:"cluster"`
-	Leader   string         `json:"leader"`   // "" while there is none
-	Revision uint64         `json:"revision"` // the newest this node has
-	Running  uint64         `json:"running"`  // the revision its data plane runs
-	Refused  string         `json:"refused,omitempty"`
-	Members  []MemberStatus `json:"members"`
+	Node     string `json:"node"`
+	Cluster  string `json:"cluster"`
+	Leader   string `json:"leader"`   // "" while there is none
+	Revision uint64 `json:"revision"` // the newest this node has
+	Running  uint64 `json:"running"`  // the revision its data plane runs
+	Refused  string `json:"refused,omitempty"`
+	// Voters is how many vote in Raft, Missing those of them that are not live: a majority must be.
+	Voters  int            `json:"voters"`
+	Missing []string       `json:"missing,omitempty"`
+	Members []MemberStatus `json:"members"`
 }
 
 // MemberStatus is one live node.
