@@ -114,7 +114,7 @@ func runs(file, data string) error {
 	if err != nil {
 		return err
 	}
-	s, err := spec.Build(1, docs)
+	s, err := spec.Build(1, docs, spec.Options{})
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ var doors = []struct {
 	may  []string
 }{
 	{"cluster/latest", nil},
+	{"cluster/kept", nil},
 	{"cluster/trace", nil},
 	{"cluster/spec", nil},
 	{"cluster/health", nil},
@@ -30,20 +31,22 @@ var doors = []struct {
 	{"cluster/identity", []string{"cluster/file"}},
 	{"cluster/control", []string{"cluster/identity"}},
 	{"cluster/store", []string{"cluster/latest", "cluster/file"}},
+	{"cluster/roster", []string{"cluster/identity", "cluster/store"}},
+	{"cluster/watch", []string{"cluster/store", "cluster/latest"}},
 	{"cluster/gossip", []string{"cluster/latest"}},
 	{"cluster/backbone", []string{"cluster/latest"}},
-	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view"}},
+	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view", "cluster/kept"}},
 	{"origin/relay", nil},
-	{"origin/...", []string{"origin/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/trace", "cluster/backbone"}},
-	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/trace"}},
-	{"edge/...", []string{"edge/...", "origin/...", "dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/trace", "cluster/backbone"}},
+	{"origin/...", []string{"origin/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone"}},
+	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace"}},
+	{"edge/...", []string{"edge/...", "origin/...", "dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone"}},
 	{"node/front", nil},
-	{"node/api", []string{"cluster/view", "cluster/trace"}},
+	{"node/api", []string{"cluster/view", "cluster/trace", "cluster/identity", "cluster/roster"}},
 	{"node/...", []string{"node/...", "edge/...", "origin/...", "dnsgeo/...", "cluster/..."}},
 	{"testbed/memnet", []string{"cluster/spec"}},
 	{"testbed/demo", nil},
 	{"testbed/...", []string{"testbed/...", "node/...", "cluster/...", "dnsgeo/..."}},
-	{"cmd/perigee", []string{"node/...", "testbed/...", "cluster/spec", "cluster/view", "cluster/trace", "cluster/identity", "cluster/file", "dnsgeo/geo"}},
+	{"cmd/perigee", []string{"node/...", "testbed/...", "cluster/spec", "cluster/view", "cluster/trace", "cluster/identity", "cluster/store", "cluster/file", "dnsgeo/geo"}},
 }
 
 // behind says which room is the only one to import a library. Tests may import it anywhere; a library that is not

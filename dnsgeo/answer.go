@@ -83,7 +83,7 @@ func (t *Table) Answer(v *view.View, q Query, tr *trace.Trace) Answer {
 	name := dns.CanonicalName(q.Name)
 	z := t.zones.Find(name)
 	if q.Type == dns.TypeDS && z != nil && z.Name == name {
-		if above := t.zones.Above(z); above != nil && above.Node(name) != nil {
+		if above := t.zones.Above(z); above != nil && t.zones.Node(above, name) != nil {
 			z = above // DS stands on the parent's side of a cut
 		}
 	}
@@ -116,7 +116,7 @@ func refused(t uint16) bool { return t == dns.TypeAXFR || t == dns.TypeIXFR }
 // ask follows the name to what stands there (RFC 1034 §4.3.2).
 func (a *asker) ask(z *zone.Zone, name string) {
 	for range maxChain {
-		at := z.Match(name)
+		at := a.table.zones.Match(z, name)
 		if at.Cut != nil && (a.query.Type != dns.TypeDS || at.Cut.Name != name) {
 			a.refer(z, at.Cut)
 			return
@@ -152,10 +152,10 @@ func (a *asker) ask(z *zone.Zone, name string) {
 
 // take answers with what stands at the node for the type.
 func (a *asker) take(z *zone.Zone, name string, n *zone.Node) {
-	choice := n.Choice(a.query.Type)
+	choice := a.table.zones.Choice(z, n, a.query.Type)
 	if a.query.Type == dns.TypeANY {
 		choice = n.Choice(dns.TypeCNAME)
-		if choice == nil && len(n.Choices) > 0 {
+		if choice == nil && !a.table.zones.Empty(z, n) {
 			a.trace.Add("not everything is told (RFC 8482)")
 			a.answer.Answer = append(a.answer.Answer, &dns.HINFO{Hdr: header(name, dns.TypeHINFO, anyTTL), Cpu: "RFC8482"})
 			return
@@ -218,7 +218,7 @@ func (a *asker) refer(z *zone.Zone, cut *zone.Node) {
 func (a *asker) addresses(z *zone.Zone, ns []dns.RR) {
 	for _, rr := range ns {
 		server := dns.CanonicalName(rr.(*dns.NS).Ns)
-		n := z.Node(server)
+		n := a.table.zones.Node(z, server)
 		if n == nil {
 			continue
 		}
@@ -234,8 +234,8 @@ func (a *asker) addresses(z *zone.Zone, ns []dns.RR) {
 
 // nothing adds the SOA by which resolvers know how long to hold that there is nothing (RFC 2308 §3).
 func (a *asker) nothing(z *zone.Zone) {
-	ttl := min(z.SOA.Hdr.Ttl, z.SOA.Minttl)
-	a.answer.Authority = a.stamp([]dns.RR{z.SOA}, z.Name, ttl)
+	soa := a.table.zones.SOA(z)
+	a.answer.Authority = a.stamp([]dns.RR{soa}, z.Name, min(soa.Hdr.Ttl, soa.Minttl))
 }
 
 // resolve returns what a choice answers with at a name. Not alive: it leads to nodes, and none is.
@@ -251,7 +251,7 @@ func (a *asker) resolve(name string, c *zone.Choice) (rrs []dns.RR, alive bool) 
 			client = a.client()
 		}
 		chosen = policy.Choose(room[:0], c.Policy, c.Candidates, client, a.draw(), func(i int) bool {
-			return a.healthy(&c.Candidates[i], &c.Records[i])
+			return a.healthy(c, i)
 		}, a.trace)
 	}
 	alive = true
@@ -290,15 +290,19 @@ func (a *asker) stamp(rrs []dns.RR, owner string, ttl uint32) []dns.RR {
 
 // healthy says whether a record set may be chosen: it has no health check or one that passes, and if it
 // is an alias, its target has somebody alive and, if that is to be evaluated, is healthy.
-func (a *asker) healthy(c *policy.Candidate, r *zone.Record) bool {
-	if r.HealthCheck != "" && !a.holds(a.scene.checks[r.HealthCheck]) {
-		a.trace.Add("%s: health check %s fails", c.ID, r.HealthCheck)
+func (a *asker) healthy(c *zone.Choice, i int) bool {
+	r, id := &c.Records[i], ""
+	if c.Policy != policy.Simple {
+		id = c.Candidates[i].ID
+	}
+	if r.HealthCheck != "" && !a.holds(a.table.check(a.scene.view, r.HealthCheck)) {
+		a.trace.Add("%s: health check %s fails", id, r.HealthCheck)
 		return false
 	}
 	if r.Alias == nil || a.able(r.Alias) {
 		return true
 	}
-	a.trace.Add("%s: %s %s is not healthy", c.ID, r.Alias.To, r.Alias.Name)
+	a.trace.Add("%s: %s %s is not healthy", id, r.Alias.To, r.Alias.Name)
 	return false
 }
 
@@ -315,13 +319,13 @@ func (a *asker) able(alias *zone.Alias) bool {
 	case zone.ToDistribution:
 		return len(a.scene.edges) > 0
 	case zone.ToLoadBalancer:
-		return a.scene.origins[popKey{region: alias.Region}] != nil && (!alias.EvaluateTargetHealth || a.holds(a.scene.lbs[alias.Name]))
+		return a.table.runsIn(a.scene, alias.Name) != nil && (!alias.EvaluateTargetHealth || a.holds(a.table.loadBalancer(a.scene, alias)))
 	case zone.ToRecord:
 		if !alias.EvaluateTargetHealth {
 			return true
 		}
 		for i := range alias.Choice.Records {
-			if a.healthy(&alias.Choice.Candidates[i], &alias.Choice.Records[i]) {
+			if a.healthy(alias.Choice, i) {
 				return true
 			}
 		}
@@ -344,14 +348,17 @@ func (a *asker) follow(name string, t uint16, alias *zone.Alias) (rrs []dns.RR, 
 	case zone.ToDistribution:
 		g = a.nearest(t)
 	case zone.ToLoadBalancer:
-		g = a.scene.origins[popKey{region: alias.Region}]
+		g = a.table.runsIn(a.scene, alias.Name)
 	case zone.ToNameServer:
 		g = a.scene.servers[popKey{alias.Region, alias.Name}]
 		if g == nil {
 			return nil, true // others answer for the zone
 		}
 	case zone.ToAccelerator:
-		return a.records(name, t, alias.Addresses), true
+		if to := a.table.spec.Accelerators[alias.Name]; to != nil {
+			return a.records(name, t, to.IPAddresses), true
+		}
+		return nil, false
 	case zone.ToRecord:
 		return a.resolve(name, alias.Choice)
 	}

@@ -640,7 +640,7 @@ func TestWithoutASpecOrAViewNothingBreaks(t *testing.T) {
 	if got := shown(none.Answer(worldView(), from(t, "example.com. A", ""), nil)); got != "REFUSED\n" {
 		t.Errorf("without a spec: %s", got)
 	}
-	table, err := Compile(worldSpec(t, site), nil)
+	table, err := Compile(worldSpec(t, site), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,6 +60,7 @@ type Config struct {
 type Server struct {
 	config Config
 	table  atomic.Pointer[Table]
+	apply  sync.Mutex // held by Apply
 	counts counters
 
 	mu      sync.Mutex
@@ -83,7 +84,9 @@ func New(config Config) *Server {
 
 // Apply answers by a spec from now on, or returns its faults and goes on as before.
 func (s *Server) Apply(to *spec.Spec) error {
-	t, err := Compile(to, s.config.Geo)
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	t, err := Compile(to, s.config.Geo, s.table.Load())
 	if err != nil {
 		return err
 	}

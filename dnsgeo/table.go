@@ -16,6 +16,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,9 +36,14 @@ type Table struct {
 	last atomic.Pointer[scene] // of the view that was used last
 }
 
-// Compile makes the table of a spec, or returns all its faults. Places may be nil: then every client is nowhere.
-func Compile(s *spec.Spec, places *geo.DB) (*Table, error) {
-	zones, err := zone.Compile(s)
+// Compile makes the table of a spec, or returns all its faults. Places may be nil: then every client is nowhere. Before may
+// be the table of the spec before, which what did not change is taken from, or nil.
+func Compile(s *spec.Spec, places *geo.DB, before *Table) (*Table, error) {
+	var had *zone.Table
+	if before != nil {
+		had = before.zones
+	}
+	zones, err := zone.Compile(s, had)
 	if err != nil {
 		return nil, fmt.Errorf("compile zones of revision %d: %w", s.Revision, err)
 	}
@@ -51,11 +57,10 @@ type scene struct {
 	here *spec.Location
 	self popKey
 
-	edges   []*group           // of each POP, the members that take viewers
-	servers map[popKey]*group  // of each POP, the members that answer names
-	origins map[popKey]*group  // of each region, the members that run its load balancers
-	checks  map[string]verdict // of health checks
-	lbs     map[string]verdict // of load balancers
+	edges   []*group          // of each POP, the members that take viewers
+	servers map[popKey]*group // of each POP, the members that answer names
+	origins map[popKey]*group // of each region, the members that run its load balancers
+	lbs     sync.Map          // *zone.Alias → verdict, of the load balancers that were asked for
 }
 
 // popKey names a POP, or with no pop a region.
@@ -76,6 +81,14 @@ type verdict struct {
 	stands  time.Duration
 }
 
+// runsIn are the members that run a load balancer; nil: none does.
+func (t *Table) runsIn(s *scene, name string) *group {
+	if lb := t.spec.LoadBalancers[name]; lb != nil {
+		return s.origins[popKey{region: lb.Region}]
+	}
+	return nil
+}
+
 // sceneOf returns the scene of a view. A View never changes, so its pointer is its name.
 func (t *Table) sceneOf(v *view.View) *scene {
 	if s := t.last.Load(); s != nil && s.view == v {
@@ -87,10 +100,7 @@ func (t *Table) sceneOf(v *view.View) *scene {
 }
 
 func (t *Table) survey(v *view.View) *scene {
-	s := &scene{
-		view: v, servers: map[popKey]*group{}, origins: map[popKey]*group{},
-		checks: map[string]verdict{}, lbs: map[string]verdict{},
-	}
+	s := &scene{view: v, servers: map[popKey]*group{}, origins: map[popKey]*group{}}
 	if v == nil {
 		v = new(view.View)
 	}
@@ -112,12 +122,6 @@ func (t *Table) survey(v *view.View) *scene {
 	s.edges = slices.SortedFunc(maps.Values(edges), func(a, b *group) int {
 		return cmp.Or(cmp.Compare(a.region, b.region), cmp.Compare(a.pop, b.pop))
 	})
-	for _, name := range t.zones.HealthChecks {
-		s.checks[name] = t.check(v, name)
-	}
-	for _, name := range t.zones.LoadBalancers {
-		s.lbs[name] = t.loadBalancer(v, name)
-	}
 	return s
 }
 
@@ -163,10 +167,24 @@ func (t *Table) check(v *view.View, name string) verdict {
 	return verdict{v.CheckHealthy(t.spec, name), stands(v, health.CheckKey(name))}
 }
 
-// loadBalancer is healthy or not by what stands of each of its targets.
-func (t *Table) loadBalancer(v *view.View, name string) verdict {
+// loadBalancer is the verdict on the one that an alias leads to. It takes as many steps as that has targets, so it is found once a view.
+func (t *Table) loadBalancer(s *scene, alias *zone.Alias) verdict {
+	if found, ok := s.lbs.Load(alias); ok {
+		return found.(verdict)
+	}
+	found := t.judge(s.view, alias.Name)
+	s.lbs.Store(alias, found)
+	return found
+}
+
+// judge says whether a load balancer is healthy or not, by what stands of each of its targets.
+func (t *Table) judge(v *view.View, name string) verdict {
+	lb := t.spec.LoadBalancers[name]
+	if lb == nil {
+		return verdict{false, forever}
+	}
 	of := verdict{v.LoadBalancerHealthy(t.spec, name), forever}
-	for _, g := range t.spec.LoadBalancers[name].TargetGroups() {
+	for _, g := range lb.TargetGroups() {
 		if group := t.spec.TargetGroups[g]; group != nil {
 			for _, target := range group.Targets {
 				of.stands = min(of.stands, stands(v, health.TargetKey(g, target.AddrPort())))
@@ -177,6 +195,9 @@ func (t *Table) loadBalancer(v *view.View, name string) verdict {
 }
 
 func stands(v *view.View, key health.Key) time.Duration {
+	if v == nil {
+		return forever
+	}
 	if verdict, ok := v.Health.Lookup(key); ok && verdict.Stands > 0 {
 		return verdict.Stands
 	}

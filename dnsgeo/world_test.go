@@ -191,7 +191,7 @@ func worldView(down ...string) *view.View {
 
 func compile(t testing.TB, s *spec.Spec) *Table {
 	t.Helper()
-	table, err := Compile(s, places(t))
+	table, err := Compile(s, places(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

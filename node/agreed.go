@@ -1,13 +1,10 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
-	"net/http"
 	"net/netip"
 	"runtime/debug"
 	"slices"
@@ -18,14 +15,13 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/store"
 	"github.com/perigee-net/perigee/cluster/view"
-	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/node/front"
 )
 
 // running is which revision the data plane runs, and why not a newer one.
 type running struct {
 	spec    *spec.Spec
-	objects []store.Object
+	table   *store.Table // the newest that is agreed, though the spec may be of an older one
 	refused string
 }
 
@@ -35,6 +31,45 @@ type plane interface{ Apply(*spec.Spec) error }
 // doorTime is how often doors that stay closed are tried again.
 const doorTime = 5 * time.Second
 
+// learn takes a state that is newer than what this node has: of Raft, of a watch stream, or of its disk.
+func (n *Node) learn(s *store.State) {
+	if s == nil {
+		return
+	}
+	n.learning.Lock()
+	defer n.learning.Unlock()
+	if have := n.agreed.Get(); have == nil || newer(s, have) {
+		n.agreed.Set(s)
+	}
+}
+
+// newer says whether a state is to take the place of another. At one position two states differ only where this node
+// followed a log that the cluster has given up: what is told now counts.
+func newer(s, have *store.State) bool {
+	if at := s.Position(); at != have.Position() {
+		return at.AtLeast(have.Position())
+	}
+	return s.Sum() != have.Sum() || s.Own.Sum() != have.Own.Sum()
+}
+
+// known is the newest state that this node has: whoever is told that a change is agreed finds it here at once.
+func (n *Node) known() *store.State {
+	n.learn(n.store.State().Get())
+	return n.agreed.Get()
+}
+
+// followRaft learns what Raft agrees on, until the context ends.
+func (n *Node) followRaft(ctx context.Context) {
+	for version := uint64(0); ; {
+		state, v, err := n.store.State().Next(ctx, version)
+		if err != nil {
+			return
+		}
+		version = v
+		n.learn(state)
+	}
+}
+
 // followAgreed runs every revision that is agreed, until the context ends.
 func (n *Node) followAgreed(ctx context.Context) {
 	for version := uint64(0); ; {
@@ -42,7 +77,7 @@ func (n *Node) followAgreed(ctx context.Context) {
 		if n.closed != "" {
 			wait, cancel = context.WithTimeout(ctx, doorTime)
 		}
-		state, v, err := n.store.State().Next(wait, version)
+		state, v, err := n.agreed.Next(wait, version)
 		cancel()
 		switch {
 		case ctx.Err() != nil:
@@ -52,12 +87,44 @@ func (n *Node) followAgreed(ctx context.Context) {
 			continue
 		}
 		version = v
-		if state == nil || state.Revision <= n.running.Get().spec.Revision {
-			continue
-		}
+		n.take(state)
+	}
+}
+
+// take makes a state so on this node.
+func (n *Node) take(state *store.State) {
+	n.takeRoster(state)
+	if tried := n.tried; tried == nil || tried.Revision != state.Revision || tried.Sum() != state.Sum() {
+		n.tried = &state.Table
 		n.runState(state)
-		if err := store.SaveLast(n.cfg.Data, state); err != nil {
-			n.cfg.Log.Error("the last spec is not on disk: a restart without the cluster would serve an older one", "error", err)
+	}
+}
+
+// saveTime is how long changes gather until they are written together: a flush for each, on every node, would cost more
+// than the change.
+const saveTime = time.Second
+
+// keepOnDisk saves what this node knows, until the context ends. What is lost with the power is what others still have, and
+// on those that vote Raft's log.
+func (n *Node) keepOnDisk(ctx context.Context) {
+	for version, failed := uint64(0), false; ; {
+		state, v, err := n.agreed.Next(ctx, version)
+		if err != nil {
+			return
+		}
+		version = v
+		switch err := n.journal.Save(state); {
+		case err != nil && !failed:
+			failed = true
+			n.cfg.Log.Error("what is agreed is not on disk: a restart without the cluster would serve an older state", "error", err)
+		case err == nil && failed:
+			failed = false
+			n.cfg.Log.Info("what is agreed is on disk again")
+		}
+		select {
+		case <-ctx.Done():
+			return // Close saves the rest
+		case <-time.After(saveTime):
 		}
 	}
 }
@@ -65,8 +132,8 @@ func (n *Node) followAgreed(ctx context.Context) {
 // runState runs a revision, or keeps the one before and says so to all.
 func (n *Node) runState(state *store.State) {
 	before := n.running.Get()
-	now := running{objects: state.Objects}
-	built, err := spec.Build(state.Revision, documents(state.Objects))
+	now := running{table: &state.Table}
+	built, err := n.specs.at(&state.Table)
 	if err == nil {
 		err = n.applyAll(before.spec, built)
 	}
@@ -107,15 +174,6 @@ func applyOne(p plane, s *spec.Spec) (err error) {
 		}
 	}()
 	return p.Apply(s)
-}
-
-// documents are the objects as the spec reads them. Their lines are those of the object, which begins at 1.
-func documents(objects []store.Object) []spec.Document {
-	docs := make([]spec.Document, len(objects))
-	for i, o := range objects {
-		docs[i] = spec.Document{Kind: o.Kind, Name: o.Name, Line: 1, Bytes: o.Bytes}
-	}
-	return docs
 }
 
 // setDoors opens what the spec wants open on this node. A door that cannot be opened is said aloud
@@ -165,213 +223,9 @@ func (n *Node) setDoors(s *spec.Spec) {
 	n.publish(doorsKey, []byte(text[:min(len(text), maxRefused)]))
 }
 
-// applyTimeout bounds how long a change waits for a leader.
-const applyTimeout = 10 * time.Second
-
-// maxConflicts is how often a change is validated anew because another came first.
-const maxConflicts = 8
-
-// apply makes one change on the leader: validated whole against what is agreed, before the log.
-func (n *Node) apply(ctx context.Context, req api.ApplyRequest) (api.ApplyResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
-	defer cancel()
-	for conflicts := 0; ; conflicts++ {
-		plan, err := n.plan(ctx, req)
-		if err != nil {
-			return api.ApplyResponse{}, err
-		}
-		if req.DryRun || len(plan.response.Changes) == 0 {
-			return plan.response, nil
-		}
-		revision, err := n.store.Apply(ctx, plan.change)
-		var conflict *store.ConflictError
-		var elsewhere *store.NotLeaderError
-		switch {
-		case err == nil:
-			plan.response.Revision = revision
-			return plan.response, nil
-		case errors.As(err, &elsewhere):
-			return api.ApplyResponse{}, api.ErrNotLeader
-		case errors.As(err, &conflict) && req.Expect == nil && conflicts < maxConflicts:
-			continue // another change came between; this one may still stand after it
-		case errors.As(err, &conflict):
-			return api.ApplyResponse{}, &api.Error{Status: http.StatusConflict, Message: err.Error()}
-		default:
-			return api.ApplyResponse{}, &api.Error{Status: http.StatusServiceUnavailable, Message: "apply: " + err.Error()}
-		}
-	}
-}
-
-// plan is a change that has been validated.
-type plan struct {
-	change   store.Change
-	response api.ApplyResponse
-}
-
-// plan validates a change on the leader, against all that is agreed so far.
-func (n *Node) plan(ctx context.Context, req api.ApplyRequest) (plan, error) {
-	if leader := n.store.Leader().Get(); leader.Name != n.cfg.Name {
-		return plan{}, api.ErrNotLeader
-	}
-	if err := n.store.Verify(ctx); err != nil {
-		return plan{}, api.ErrNotLeader
-	}
-	return planOver(n.store.State().Get(), req)
-}
-
-// planOver validates a change against a state: pure.
-func planOver(state *store.State, req api.ApplyRequest) (plan, error) {
-	if state == nil {
-		state = &store.State{}
-	}
-	if req.Expect != nil && *req.Expect != state.Revision {
-		return plan{}, &api.Error{Status: http.StatusConflict,
-			Message: fmt.Sprintf("the change expects revision %d, the network is at %d", *req.Expect, state.Revision)}
-	}
-	before := documents(state.Objects)
-	after := map[spec.Ref]spec.Document{}
-	for _, d := range before {
-		after[d.Ref()] = d
-	}
-	var faults spec.Faults
-	var put []spec.Document
-	for _, f := range req.Files {
-		docs, err := spec.Split(f.Name, []byte(f.Data))
-		var some spec.Faults
-		if errors.As(err, &some) {
-			faults = append(faults, some...)
-		} else if err != nil {
-			return plan{}, &api.Error{Status: http.StatusUnprocessableEntity, Message: err.Error()}
-		}
-		put = append(put, docs...)
-	}
-	if len(faults) > 0 {
-		return plan{}, refusal(faults)
-	}
-	first := map[spec.Ref]spec.Document{}
-	for _, d := range put {
-		if other, twice := first[d.Ref()]; twice {
-			faults = append(faults, spec.Fault{File: d.File, Line: d.Line, Kind: d.Kind, Name: d.Name, Field: "name",
-				Message: fmt.Sprintf("also at %s:%d", other.File, other.Line)})
-		}
-		first[d.Ref()] = d
-		after[d.Ref()] = d
-	}
-	change := store.Change{ID: req.ID, Expect: &state.Revision, Author: req.Author, Time: time.Now().UTC()}
-	for _, r := range req.Delete {
-		kind, ok := spec.LookupKind(r.Kind)
-		ref := spec.Ref{Kind: kind.Name, Name: r.Name}
-		if _, there := after[ref]; !ok || !there {
-			return plan{}, &api.Error{Status: http.StatusNotFound, Message: fmt.Sprintf("no %s %q", r.Kind, r.Name)}
-		}
-		delete(after, ref)
-		change.Delete = append(change.Delete, store.Ref{Kind: kind.Name, Name: r.Name})
-	}
-	// What is asked for comes last: where it and what stands exclude each other, the fault is its own.
-	all := slices.SortedFunc(maps.Values(after), func(a, b spec.Document) int {
-		_, aNew := first[a.Ref()]
-		_, bNew := first[b.Ref()]
-		if aNew != bNew {
-			if aNew {
-				return 1
-			}
-			return -1
-		}
-		return a.Ref().Compare(b.Ref())
-	})
-	if _, err := spec.Build(state.Revision+1, all); err != nil {
-		var some spec.Faults
-		if !errors.As(err, &some) {
-			return plan{}, &api.Error{Status: http.StatusUnprocessableEntity, Message: err.Error()}
-		}
-		faults = append(faults, some...)
-	}
-	bytesInAll := 0
-	for _, d := range put {
-		if bytesInAll += len(d.Bytes); len(d.Bytes) > store.MaxObject {
-			faults = append(faults, spec.Fault{File: d.File, Line: d.Line, Kind: d.Kind, Name: d.Name,
-				Message: fmt.Sprintf("has %d bytes as it is written: at most %d are kept", len(d.Bytes), store.MaxObject)})
-		}
-	}
-	if len(faults) > 0 {
-		return plan{}, refusal(faults)
-	}
-	if bytesInAll > store.MaxChange {
-		return plan{}, &api.Error{Status: http.StatusUnprocessableEntity,
-			Message: fmt.Sprintf("the change has %d bytes: at most %d at once, so apply it in parts", bytesInAll, store.MaxChange)}
-	}
-	res := api.ApplyResponse{Revision: state.Revision}
-	for _, c := range spec.Diff(before, all) {
-		res.Changes = append(res.Changes, api.Change{Op: string(c.Op), Kind: c.Kind, Name: c.Name, Fields: c.Fields})
-		if d, ok := first[c.Ref]; ok {
-			change.Put = append(change.Put, store.Object{Kind: d.Kind, Name: d.Name, Bytes: d.Bytes})
-			delete(first, c.Ref)
-		}
-	}
-	for _, d := range before { // what is left may still be written otherwise
-		if now, ok := first[d.Ref()]; ok && !bytes.Equal(d.Bytes, now.Bytes) {
-			res.Changes = append(res.Changes, api.Change{Op: string(spec.Updated), Kind: d.Kind, Name: d.Name, Fields: []string{"how it is written, not what it means"}})
-			change.Put = append(change.Put, store.Object{Kind: d.Kind, Name: d.Name, Bytes: now.Bytes})
-		}
-	}
-	if len(res.Changes) > 0 {
-		res.Revision++
-	}
-	return plan{change: change, response: res}, nil
-}
-
-func refusal(faults spec.Faults) *api.Error {
-	e := &api.Error{Status: http.StatusUnprocessableEntity, Message: "the spec is refused, nothing has changed:"}
-	for _, f := range faults {
-		if f.File == "" { // it stands already, and what is asked for would break it: its lines are in nobody's hands
-			f.Line = 0
-			f.Message, _, _ = strings.Cut(f.Message, " (did you mean")
-		}
-		e.Faults = append(e.Faults, f.String())
-	}
-	return e
-}
-
-// diff says what a change would do, on any node.
-func (n *Node) diff(_ context.Context, req api.ApplyRequest) (api.ApplyResponse, error) {
-	state := n.store.State().Get()
-	if run := n.running.Get(); run.spec.Revision > state.Revision { // Raft has not told yet what the disk knows
-		state = &store.State{Revision: run.spec.Revision, Objects: run.objects}
-	}
-	p, err := planOver(state, req)
-	return p.response, err
-}
-
-// resources lists what is agreed.
-func (n *Node) resources(kind, name string) (api.ResourceList, error) {
-	if kind != "" {
-		known, ok := spec.LookupKind(kind)
-		if !ok {
-			return api.ResourceList{}, &api.Error{Status: http.StatusNotFound, Message: fmt.Sprintf("no kind %q", kind)}
-		}
-		kind = known.Name
-	}
-	run := n.running.Get()
-	list := api.ResourceList{Revision: run.spec.Revision, Resources: []api.Resource{}}
-	for _, o := range run.objects {
-		if kind != "" && o.Kind != kind || name != "" && o.Name != name {
-			continue
-		}
-		r := api.Resource{Kind: o.Kind, Name: o.Name, Revision: o.Revision, YAML: string(o.Bytes)}
-		if understood, ok := run.spec.Resource(o.Kind, o.Name); ok {
-			r.Spec = understood
-		}
-		list.Resources = append(list.Resources, r)
-	}
-	if name != "" && len(list.Resources) == 0 {
-		return list, &api.Error{Status: http.StatusNotFound, Message: fmt.Sprintf("no %s %q", kind, name)}
-	}
-	return list, nil
-}
-
 // Keys of what a node publishes by gossip, besides its verdicts.
 const (
-	runningKey = "running"
+	runningKey = "running" // the revision, and the newest that was tried
 	refusedKey = "refused"
 	doorsKey   = "doors"   // which stay closed, and why
 	leavingKey = "leaving" // it ends: nothing new is sent there
@@ -384,7 +238,11 @@ const maxRefused = 400
 // publishRunning tells the others which revision runs here.
 func (n *Node) publishRunning() {
 	run := n.running.Get()
-	n.publish(runningKey, []byte(strconv.FormatUint(run.spec.Revision, 10)))
+	tried := run.spec.Revision
+	if run.table != nil {
+		tried = run.table.Revision
+	}
+	n.publish(runningKey, fmt.Appendf(nil, "%d %d", run.spec.Revision, tried))
 	var refused []byte
 	if run.refused != "" {
 		refused = []byte(run.refused[:min(len(run.refused), maxRefused)])
@@ -392,7 +250,18 @@ func (n *Node) publishRunning() {
 	n.publish(refusedKey, refused)
 }
 
+// readRunning reads which revision a node runs, and which it has tried to.
+func readRunning(value []byte) (runs, tried uint64) {
+	a, b, _ := strings.Cut(string(value), " ")
+	runs, _ = strconv.ParseUint(a, 10, 64)
+	tried, _ = strconv.ParseUint(b, 10, 64)
+	return runs, tried
+}
+
 func (n *Node) publish(key string, value []byte) {
+	if n.gossip == nil {
+		return // it starts; what it runs is said as soon as it can be
+	}
 	if err := n.gossip.Publish(key, value); err != nil {
 		n.cfg.Log.Error("publish", "key", key, "error", err)
 	}

@@ -1,15 +1,14 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log"
-	"maps"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -21,9 +20,7 @@ import (
 
 // peerAPI is the API of another node, over the control port. name may be "", for whatever node of the cluster is there.
 func (n *Node) peerAPI(name, address string) *api.Client {
-	return api.NewClient("http://"+address, func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return n.port.Dial(ctx, address, name, control.API)
-	})
+	return api.NewNodeClient(func(ctx context.Context) (net.Conn, error) { return n.port.Dial(ctx, address, name, control.API) })
 }
 
 // forward sends a request that needs the leader to it, and copies the answer. Told to wait, it asks again while the
@@ -39,20 +36,60 @@ func (n *Node) forward(w http.ResponseWriter, r *http.Request, body []byte, wait
 		res, err := n.askLeader(ctx, leader, r, body)
 		if err == nil {
 			defer res.Body.Close()
-			maps.Copy(w.Header(), http.Header{"Content-Type": res.Header["Content-Type"]})
-			w.WriteHeader(res.StatusCode)
-			io.Copy(w, io.LimitReader(res.Body, api.MaxBody))
+			if own, err := strconv.ParseUint(res.Header.Get(ownHeader), 10, 64); err == nil {
+				n.holdOwn(ctx, own)
+			}
+			api.CopyAnswer(w, res)
 			return nil
 		}
 		err = fmt.Errorf("%w: %s at %s: %w", api.ErrNoLeader, leader.Name, leader.Address, err)
-		if !wait {
+		if !wait || body == nil || !pause(ctx) {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(retryTime):
+	}
+}
+
+// ownHeader is the revision of the cluster's own records that the leader has when it answers another node.
+const ownHeader = "Perigee-Own"
+
+// telling is the answer to another node, with ownHeader.
+type telling struct {
+	http.ResponseWriter
+	node *Node
+	told bool
+}
+
+func (t *telling) WriteHeader(status int) {
+	if state := t.node.store.State().Get(); !t.told && state != nil {
+		t.told = true
+		t.Header().Set(ownHeader, strconv.FormatUint(state.Own.Revision, 10))
+	}
+	t.ResponseWriter.WriteHeader(status)
+}
+
+func (t *telling) Write(data []byte) (int, error) {
+	if !t.told {
+		t.WriteHeader(http.StatusOK)
+	}
+	return t.ResponseWriter.Write(data)
+}
+
+// Unwrap lets http.ResponseController through.
+func (t *telling) Unwrap() http.ResponseWriter { return t.ResponseWriter }
+
+// holdTime bounds how long the answer to a change of the cluster's own records waits for this node to know of it.
+const holdTime = time.Second
+
+// holdOwn waits until this node goes by a revision of the cluster's own records: a token that it prints must be good here.
+func (n *Node) holdOwn(ctx context.Context, revision uint64) {
+	ctx, cancel := context.WithTimeout(ctx, holdTime)
+	defer cancel()
+	for version := uint64(0); ; {
+		r, v, err := n.roster.Next(ctx, version)
+		if err != nil || r != nil && r.Revision >= revision {
+			return
 		}
+		version = v
 	}
 }
 
@@ -60,12 +97,10 @@ func (n *Node) forward(w http.ResponseWriter, r *http.Request, body []byte, wait
 var errSteppedDown = errors.New("it leads no more")
 
 func (n *Node) askLeader(ctx context.Context, leader store.Leader, r *http.Request, body []byte) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, r.Method, "http://"+leader.Address+r.URL.RequestURI(), bytes.NewReader(body))
+	req, err := api.ForwardRequest(ctx, n.cfg.Name, leader.Address, r, body)
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set(api.ForwardedBy, n.cfg.Name)
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return n.port.Dial(ctx, leader.Address, leader.Name, control.API)
 	}}
@@ -75,30 +110,6 @@ func (n *Node) askLeader(ctx context.Context, leader store.Leader, r *http.Reque
 		return nil, errSteppedDown
 	}
 	return res, err
-}
-
-// leader is the leader, if it is another node.
-func (n *Node) leader(ctx context.Context, wait bool) (store.Leader, error) {
-	leaders := n.store.Leader()
-	version := leaders.Version()
-	leader := leaders.Get()
-	for leader.Name == "" && wait {
-		var err error
-		if leader, version, err = leaders.Next(ctx, version); err != nil {
-			break
-		}
-	}
-	switch leader.Name {
-	case "":
-		err := fmt.Errorf("%w: a majority of the voters must reach each other", api.ErrNoLeader)
-		if last := n.lastLeader.Load(); last != nil {
-			err = fmt.Errorf("%w (the last leader was %s at %s)", err, last.Name, last.Address)
-		}
-		return leader, err
-	case n.cfg.Name:
-		return leader, api.ErrIsLeader
-	}
-	return leader, nil
 }
 
 // followLeader remembers who led last, until the context ends.

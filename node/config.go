@@ -16,8 +16,10 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/dnsgeo"
 	"github.com/perigee-net/perigee/node/front"
 )
 
@@ -30,7 +32,7 @@ type Config struct {
 	// Data is the node's own folder.
 	Data string
 
-	// Bootstrap makes a new cluster, Join (the control address of a voter) with Token joins one, when Data holds no
+	// Bootstrap makes a new cluster, Join (the control address of any node) with Token joins one, when Data holds no
 	// identity yet. A restart needs neither.
 	Bootstrap bool
 	Join      string
@@ -52,6 +54,10 @@ type Config struct {
 	// ProxyHeadersFrom are the balancers in front of this node, whose connections begin with a PROXY header.
 	ProxyHeadersFrom []netip.Prefix
 
+	// Drain is how long a node that ends serves on after the others have heard that it does: DrainTime, for clients that
+	// were led here by DNS and may come for as long as they hold that answer. 0: not at all.
+	Drain time.Duration
+
 	GeoDB      string // path of a MaxMind-format file; "": the built-in countries
 	CacheBytes int64  // memory for cached objects; 0: 256 MiB
 
@@ -62,13 +68,22 @@ type Config struct {
 	ListenAnycast func(network, address string) (net.Listener, error)
 	ListenPacket  func(network, address string) (net.PacketConn, error)
 	Dial          func(ctx context.Context, network, address string) (net.Conn, error)
+	// Now is the wall clock, by which certificates and tokens are judged; nil means the machine's.
+	Now func() time.Time
 	// NoSocket leaves out the unix socket, for networks that are not real.
 	NoSocket bool
+	// NoSync does not flush Raft's log to disk: a loss of power then loses what the cluster was promised. For tests.
+	NoSync bool
 }
 
 const defaultCacheBytes = 256 << 20
 
+// DrainTime is how long clients may come to a node that DNS answers no more, and a little.
+const DrainTime = dnsgeo.AliasTTL + 5*time.Second
+
 var names = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+func allRoles() []view.Role { return []view.Role{view.Edge, view.DNS, view.Origin, view.Voter} }
 
 // complete checks what was told and fills in the rest.
 func (c *Config) complete() error {
@@ -86,7 +101,7 @@ func (c *Config) complete() error {
 	if c.Bootstrap && c.Join != "" {
 		return errors.New("--bootstrap makes a new cluster, --join joins one: not both")
 	}
-	all := []view.Role{view.Edge, view.DNS, view.Origin, view.Voter}
+	all := allRoles()
 	if len(c.Roles) == 0 {
 		c.Roles = all
 	}
@@ -111,6 +126,9 @@ func (c *Config) complete() error {
 			return fmt.Errorf("--geo-db: %w", err)
 		}
 	}
+	if c.Drain < 0 {
+		return fmt.Errorf("--drain %v: want 0s or more", c.Drain)
+	}
 	if c.CacheBytes < 0 {
 		return fmt.Errorf("--cache-bytes %d: want 0 or more", c.CacheBytes)
 	}
@@ -121,6 +139,9 @@ func (c *Config) complete() error {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	c.Log = c.Log.With("node", c.Name)
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	if c.Listen == nil {
 		c.Listen = front.Listen
 	}

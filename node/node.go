@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
@@ -25,9 +28,11 @@ import (
 	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/latest"
 	"github.com/perigee-net/perigee/cluster/probe"
+	"github.com/perigee-net/perigee/cluster/roster"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/store"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/cluster/watch"
 	"github.com/perigee-net/perigee/dnsgeo"
 	"github.com/perigee-net/perigee/dnsgeo/geo"
 	"github.com/perigee-net/perigee/edge/accelerator"
@@ -48,22 +53,39 @@ type Node struct {
 	cfg     Config
 	control netip.AddrPort // where others reach its control port and backbone
 
-	identity  *identity.Node
-	authority *identity.Authority // nil on a node that cannot admit others
-	new       bool                // it had no identity before
-	peers     *peers
+	guard *identity.Guard
+	new   bool // it had no identity before
+	peers *peers
 
-	port     *control.Port
-	backbone *backbone.Backbone
-	store    *store.Store
-	gossip   *gossip.Gossip
-	prober   *probe.Prober
+	port       *control.Port
+	backbone   *backbone.Backbone
+	store      *store.Store
+	raftIsOpen atomic.Bool // store is there: those who follow this node may ask before
+	watched    *watch.Server
+	follower   *watch.Follower
+	gossip     *gossip.Gossip
+	prober     *probe.Prober
+
+	// What is agreed, as far as this node knows: by Raft, by a watch stream, or by its disk.
+	learning sync.Mutex
+	agreed   latest.Value[*store.State]
+	journal  *store.Journal
+	roster   latest.Value[*roster.Roster]
+	rosters  rosters
+	specs    specs
+	tried    *store.Table  // followAgreed's: the newest that was run, or tried
+	changes  changes       // those that the leader judges
+	deciding chan struct{} // holds one while a decision over the roster is made; not a mutex, for it is waited for no longer than a context
+	taking   sync.Mutex    // what is said of the roster that was taken is said in the order in which it is so
+	full     atomic.Bool   // this leader had no room on its disk for a change
+	said     string        // keepHouse's: what it has said of the lead
 
 	front       *front.Front
 	ownDoors    []front.Door // those that it was told to open
 	doorHost    netip.Addr   // where it opens those that the spec asks for; invalid: on all addresses
 	closed      string       // which of them stay closed, and why
-	api         *api.Server
+	apis        struct{ public, between, socket, within *api.Server }
+	inside      *streams // the API's callers within the process
 	origin      *origin.Plane
 	cdn         *cdn.Plane
 	accelerator *accelerator.Plane
@@ -77,11 +99,8 @@ type Node struct {
 		list             []view.Member
 		health           *health.Table
 	}
-	kept   map[string]netip.AddrPort // the links that are held
-	probed struct {                  // what the probes follow from
-		spec    *spec.Spec
-		members []view.Member
-	}
+	kept    map[string]netip.AddrPort // the links that are held
+	chooser probe.Chooser             // what is this node's to probe
 
 	running   latest.Value[running]
 	view      latest.Value[*view.View]
@@ -108,7 +127,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, done: make(chan struct{})}
+	n := &Node{cfg: cfg, done: make(chan struct{}), deciding: make(chan struct{}, 1)}
 	n.running.Set(running{spec: n.empty()})
 	n.view.Set(&view.View{Self: cfg.Name})
 	if err := n.open(ctx); err != nil {
@@ -120,7 +139,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 }
 
 func (n *Node) empty() *spec.Spec {
-	s, err := spec.Build(0, nil)
+	s, err := spec.Build(0, nil, spec.Options{})
 	if err != nil {
 		panic(err) // the empty spec has no faults
 	}
@@ -153,32 +172,47 @@ func (n *Node) open(ctx context.Context) error {
 	if err := openFolder(n.cfg.Data); err != nil {
 		return err
 	}
-	last, err := store.LoadLast(n.cfg.Data)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	journal, last, err := store.OpenJournal(n.cfg.Data)
+	if err != nil {
 		return err
 	}
+	n.journal = journal
+	n.counted = append(n.counted, journal)
+	n.learn(last)
 	if err := n.identify(ctx); err != nil {
 		return err
 	}
 	if n.peers, err = loadPeers(n.cfg.Data, n.cfg.Name, time.Now()); err != nil {
 		return err
 	}
+	if err := n.openControl(); err != nil {
+		return err
+	}
+	n.catchUp(ctx)
+	state := n.agreed.Get()
+	if state == nil || state.Own.Revision == 0 {
+		return errors.New("nobody tells the records of the cluster, without which a new node cannot take part")
+	}
+	n.takeRoster(state)
 	if err := n.openNodeToNode(); err != nil {
 		return err
 	}
 	if err := n.openPlanes(); err != nil {
 		return err
 	}
-	if last != nil {
-		n.runState(last) // static stability: what is known is served before anyone answers
-	}
+	n.take(n.agreed.Get()) // static stability: what is known is served before anyone answers
 	if err := n.openAPI(); err != nil {
 		return err
 	}
+	n.goes(func() { n.followRaft(loops) })
+	n.goes(func() { n.followOthers(loops) })
+	n.goes(func() { n.tellSource(loops) })
 	n.goes(func() { n.followAgreed(loops) })
+	n.goes(func() { n.keepOnDisk(loops) })
 	n.goes(func() { n.followLeader(loops) })
 	n.goes(func() { n.followObserved(loops) })
 	n.publishRunning()
+	n.publishTaken()
 	return n.meet(ctx, loops)
 }
 
@@ -188,7 +222,9 @@ func openFolder(dir string) error {
 		return fmt.Errorf("open the data folder: %w", err)
 	}
 	probe := filepath.Join(dir, ".writable")
-	if err := os.WriteFile(probe, nil, 0o600); err != nil {
+	if err := os.WriteFile(probe, nil, 0o600); errors.Is(err, syscall.ENOSPC) {
+		return nil // a full disk does not keep a node from serving what it knows
+	} else if err != nil {
 		return fmt.Errorf("open the data folder: %w", err)
 	}
 	return os.Remove(probe)
@@ -196,79 +232,152 @@ func openFolder(dir string) error {
 
 // identify loads the identity, or makes a cluster, or joins one.
 func (n *Node) identify(ctx context.Context) error {
-	var err error
-	if n.identity, err = identity.LoadNode(n.cfg.Data); err == nil {
-		if name := n.identity.Name(); name != n.cfg.Name {
-			return fmt.Errorf("%s is the data folder of node %s, not of %s", n.cfg.Data, name, n.cfg.Name)
-		}
-		n.authority, err = identity.LoadAuthority(n.cfg.Data)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	n.new = true
-	claim := identity.Claim{Name: n.cfg.Name, Region: n.cfg.Region, POP: n.cfg.POP}
-	for _, r := range n.cfg.Roles {
-		claim.Roles = append(claim.Roles, string(r))
-	}
+	me, err := identity.LoadNode(n.cfg.Data)
 	switch {
-	case n.cfg.Bootstrap:
-		if !n.has(view.Voter) {
-			return errors.New("--bootstrap: the first node must have the role voter")
-		}
-		if n.authority, err = identity.New(time.Now()); err != nil {
+	case errors.Is(err, fs.ErrNotExist):
+		n.new = true
+		if me, err = n.identifyNew(ctx); err != nil {
 			return err
 		}
-		n.identity, err = n.authority.Node(claim)
-	case n.cfg.Join != "" && n.cfg.Token == "":
-		return errors.New("--token is missing: perigee token prints it on a voter")
-	case n.cfg.Join != "":
-		n.identity, n.authority, err = identity.Join(ctx, n.cfg.Dial, n.cfg.Join, n.cfg.Token, claim)
-	default:
-		return fmt.Errorf("%s holds no identity: say --bootstrap, to make a new cluster, or --join and --token", n.cfg.Data)
-	}
-	if err != nil {
+		if err := me.Save(n.cfg.Data); err != nil {
+			return err
+		}
+	case err != nil:
 		return err
+	case me.Name() != n.cfg.Name:
+		return fmt.Errorf("%s is the data folder of node %s, not of %s", n.cfg.Data, me.Name(), n.cfg.Name)
 	}
-	if n.authority != nil {
-		if err := n.authority.Save(n.cfg.Data); err != nil {
-			return err
-		}
+	if err := me.Valid(n.cfg.Now()); err != nil {
+		n.cfg.Log.Error("no other node takes this one's certificate", "error", err)
 	}
-	return n.identity.Save(n.cfg.Data)
+	n.guard = identity.NewGuard(me, identity.Trust{}, n.cfg.Now)
+	n.specs.open = n.openSecret
+	return nil
 }
 
-// openNodeToNode opens the control port, the backbone, Raft and gossip.
-func (n *Node) openNodeToNode() error {
-	log := n.cfg.Log
+// identifyNew makes the identity of a node that has none.
+func (n *Node) identifyNew(ctx context.Context) (*identity.Node, error) {
+	switch {
+	case n.cfg.Bootstrap:
+		return n.found()
+	case n.cfg.Join != "" && n.cfg.Token == "":
+		return nil, errors.New("--token is missing: perigee token create prints one, on any node")
+	case n.cfg.Join != "":
+		return n.join(ctx)
+	}
+	return nil, fmt.Errorf("%s holds no identity: say --bootstrap, to make a new cluster, or --join and --token", n.cfg.Data)
+}
+
+// joinTime bounds how long a node tries to join where the one it asks takes nobody at the moment, or cannot decide.
+const joinTime = 30 * time.Second
+
+// join joins a cluster. A node that many join at once closes the connections beyond a bound: then it is asked again a little
+// later. A refusal is final, and so is an address where nobody is.
+func (n *Node) join(ctx context.Context) (*identity.Node, error) {
+	for deadline := time.Now().Add(joinTime); ; {
+		me, err := identity.Join(ctx, n.cfg.Dial, n.cfg.Join, n.cfg.Token, n.claim(), n.cfg.Now)
+		busy := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, identity.ErrUndecided)
+		if !busy || time.Now().After(deadline) {
+			return me, err
+		}
+		n.cfg.Log.Debug("it is asked again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(retryTime + rand.N(retryTime)):
+		}
+	}
+}
+
+// found makes a new cluster: its authority, its keys, and the records in which this node is the first. They are on disk
+// before the identity is: a node that is stopped in between founds anew.
+func (n *Node) found() (*identity.Node, error) {
+	if !n.has(view.Voter) {
+		return nil, errors.New("--bootstrap: the first node must have the role voter")
+	}
+	now, cluster := n.cfg.Now(), identity.NewClusterID()
+	authority, err := identity.NewAuthority(cluster, now)
+	if err != nil {
+		return nil, err
+	}
+	authorityKey := identity.NewKey()
+	keys := identity.Keys{Cluster: identity.NewKey(), Authority: &authorityKey}
+	claim := n.claim()
+	first := roster.Node{Name: claim.Name, Region: claim.Region, POP: claim.POP, Roles: claim.Roles, Joined: now}
+	founding, err := roster.Found(cluster, authority, keys, first, now)
+	if err != nil {
+		return nil, err
+	}
+	state, revision, err := new(store.State).With(founding)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.journal.Save(state); err != nil {
+		return nil, err
+	}
+	n.learn(state)
+	request, err := identity.NewRequest()
+	if err != nil {
+		return nil, err
+	}
+	certificate, err := authority.Issue(request.CSR(), claim, revision, now)
+	if err != nil {
+		return nil, err
+	}
+	return request.Accept(certificate, [][]byte{authority.Certificate()}, keys)
+}
+
+// openSecret opens a sealed secret of the spec.
+func (n *Node) openSecret(ref spec.Ref, field, sealed string) ([]byte, error) {
+	return openSealed(n.guard.Node().Keys().Cluster, ref, field, sealed)
+}
+
+// maxAddresses bounds the addresses in this node's certificate; a client at another one needs the access token's pin.
+const maxAddresses = 6
+
+// addresses are those by which clients may call this node's API, as its certificate names them.
+func (n *Node) addresses() []netip.Addr {
+	var all []netip.Addr
+	add := func(a netip.Addr) {
+		if always := a == netip.AddrFrom4([4]byte{127, 0, 0, 1}) || a == netip.IPv6Loopback(); a.IsValid() && !a.IsUnspecified() && !always && !slices.Contains(all, a) && len(all) < maxAddresses {
+			all = append(all, a)
+		}
+	}
+	add(n.cfg.Advertise)
+	if at, err := doorAddress(n.cfg.API); err == nil {
+		add(at.Addr())
+	}
+	for _, a := range n.cfg.Public {
+		add(a)
+	}
+	return all
+}
+
+// openControl opens the control port, with the services that a node needs before it can take part: others join by it,
+// and follow it.
+func (n *Node) openControl() error {
 	listener, err := n.cfg.Listen("tcp", n.cfg.Control)
 	if err != nil {
 		return fmt.Errorf("open the control port: %w", err)
 	}
-	me := func() *identity.Node { return n.identity }
-	n.port = control.Open(control.Config{Listener: listener, Identity: me, Dial: n.cfg.Dial, Log: log})
+	n.port = control.Open(control.Config{Listener: listener, Guard: n.guard, Dial: n.cfg.Dial, Log: n.cfg.Log})
 	n.counted = append(n.counted, n.port)
 	n.onClose("control port", func(context.Context) error { return n.port.Close() })
-	if n.authority != nil {
-		gate := identity.NewGate(n.authority, n.mayJoin)
-		n.counted = append(n.counted, gate)
-		joins := n.port.Service(control.Join)
-		n.onClose("joins", func(context.Context) error { return joins.Close() })
-		n.goes(func() { n.admit(joins, gate) })
-	}
+	n.openWatch()
+	return nil
+}
 
+// openNodeToNode opens the backbone, Raft and gossip, and lets others join by this node.
+func (n *Node) openNodeToNode() error {
+	log := n.cfg.Log
 	packets, err := n.cfg.ListenPacket("udp", n.cfg.Control)
 	if err != nil {
 		return fmt.Errorf("open the backbone: %w", err)
 	}
 	n.backbone, err = backbone.Open(backbone.Config{
-		Self: n.cfg.Name, PacketConn: packets, ServerTLS: n.identity.ServerTLS(backbone.ALPN),
-		ClientTLS: func(node string) *tls.Config { return n.identity.ClientTLS(node, backbone.ALPN) },
-		PeerName:  identity.PeerName, Log: log,
+		Self: n.cfg.Name, PacketConn: packets, ServerTLS: func() *tls.Config { return n.guard.ServerTLS(backbone.ALPN) },
+		ClientTLS: func(node string) *tls.Config { return n.guard.ClientTLS(node, backbone.ALPN) },
+		PeerName:  identity.PeerName, Refused: n.refused, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("open the backbone: %w", err)
@@ -282,11 +391,12 @@ func (n *Node) openNodeToNode() error {
 		Dial: func(ctx context.Context, name, address string) (net.Conn, error) {
 			return n.port.Dial(ctx, address, name, control.Raft)
 		},
-		Log: log,
+		Log: log, NoSync: n.cfg.NoSync,
 	})
 	if err != nil {
 		return err
 	}
+	n.raftIsOpen.Store(true)
 	n.counted = append(n.counted, n.store)
 	n.onDrain("lead", n.handOver)
 	n.onClose("store", func(context.Context) error { return n.store.Close() })
@@ -307,9 +417,14 @@ func (n *Node) openNodeToNode() error {
 	if err != nil {
 		return fmt.Errorf("--gossip: %w", err)
 	}
+	me := n.guard.Node()
+	primary, others, err := n.roster.Get().Gossip(me.Keys().Cluster)
+	if err != nil {
+		return fmt.Errorf("open the gossip keys: %w", err)
+	}
 	n.gossip, err = gossip.Open(gossip.Config{
-		Name: n.cfg.Name, Meta: meta, Bind: n.cfg.Gossip, Advertise: at, Key: n.identity.GossipKey(), Label: n.identity.ClusterID(),
-		Listen: n.cfg.Listen, ListenPacket: n.cfg.ListenPacket, Dial: n.cfg.Dial, Log: log,
+		Name: n.cfg.Name, Meta: meta, Bind: n.cfg.Gossip, Advertise: at, Key: primary, OtherKeys: others, Label: me.ClusterID(),
+		Refuse: n.isRevoked, Listen: n.cfg.Listen, ListenPacket: n.cfg.ListenPacket, Dial: n.cfg.Dial, Log: log,
 	})
 	if err != nil {
 		return err
@@ -322,7 +437,23 @@ func (n *Node) openNodeToNode() error {
 		}
 		return errors.Join(n.gossip.Leave(left), n.gossip.Close())
 	})
+
+	gate := identity.NewGate(n.judgeJoin)
+	n.counted = append(n.counted, gate)
+	joins := n.port.Service(control.Join)
+	n.onClose("joins", func(context.Context) error { return joins.Close() })
+	n.goes(func() { n.admitAll(joins, gate) })
 	return nil
+}
+
+// refused is what there is against the peer of an open connection of the backbone. Where only its authority is retired, the
+// flows on it go on.
+func (n *Node) refused(state tls.ConnectionState) error {
+	err := n.guard.Refused(state)
+	if errors.Is(err, identity.ErrRetired) {
+		return fmt.Errorf("%w: %w", backbone.ErrOutdated, err)
+	}
+	return err
 }
 
 // handOverTime bounds how long a leader that ends looks for a successor.
@@ -341,28 +472,18 @@ func (n *Node) handOver(ctx context.Context) error {
 	return nil
 }
 
-// mayJoin refuses a name that is taken by a live node.
-func (n *Node) mayJoin(c identity.Claim) error {
-	if _, taken := n.view.Get().Member(c.Name); taken {
-		return fmt.Errorf("the name %s is taken by a live node", c.Name)
-	}
-	return nil
-}
-
-// admit serves those who ask to join. The port bounds how many they are.
-func (n *Node) admit(joins net.Listener, gate *identity.Gate) {
+// admitAll serves those who ask to join. The port bounds how many they are.
+func (n *Node) admitAll(joins net.Listener, gate *identity.Gate) {
+	ctx, cancel := context.WithCancel(context.Background())
 	var guests sync.WaitGroup
 	defer guests.Wait()
+	defer cancel()
 	for {
 		conn, err := joins.Accept()
 		if err != nil {
 			return
 		}
-		guests.Go(func() {
-			if claim, err := gate.Admit(conn); err == nil {
-				n.cfg.Log.Info("admitted", "name", claim.Name, "region", claim.Region, "pop", claim.POP)
-			}
-		})
+		guests.Go(func() { gate.Admit(ctx, conn) })
 	}
 }
 
@@ -398,12 +519,15 @@ func (n *Node) openPlanes() error {
 	n.openHTTPStreams()
 	n.openFlowStreams()
 
+	certificates := front.NewCertificates(n.cfg.Name, n.cdn.Hosts)
+	n.planes = append(n.planes, &certified{to: certificates})
 	n.front = front.New(front.Config{
-		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, Certificate: front.Certificates(n.cfg.Name, n.cdn.Hosts),
+		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, Certificate: certificates.Get,
 		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Log: log,
 	})
 	n.onDrain("doors", n.front.Close)
-	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, n.front)
+	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, n.front, n.guard)
+	n.makeAPIs()
 	return n.openDoors()
 }
 
@@ -432,14 +556,12 @@ func (n *Node) openDoors() error {
 			n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: d.tls, Handler: n.cdn})
 		}
 	}
-	n.api = api.NewServer(n.backend())
-	n.counted = append(n.counted, n.api)
 	if n.cfg.API != "" {
 		at, err := doorAddress(n.cfg.API)
 		if err != nil {
 			return fmt.Errorf("--api: %w", err)
 		}
-		n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, Handler: n.api})
+		n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: true, TLSConfig: n.guard.PublicTLS(), Handler: n.apis.public})
 	}
 	if err := n.front.Set(n.ownDoors); err != nil {
 		return err
@@ -482,11 +604,29 @@ func doorAddress(address string) (netip.AddrPort, error) {
 // maxSocketPath bounds the path of a unix socket, in bytes: Linux takes 107, others 103.
 const maxSocketPath = 103
 
+// makeAPIs makes the servers of the API, one for each kind of caller.
+func (n *Node) makeAPIs() {
+	b := n.backend()
+	n.apis.public = api.NewServer(b, api.ByToken(b))
+	n.apis.socket = api.NewServer(b, api.BySocket(n.localRole()))
+	n.apis.between = api.NewNodeServer(b, func(r *http.Request) string {
+		if conn, ok := api.ConnOf(r).(*control.Conn); ok {
+			return conn.Peer()
+		}
+		return ""
+	})
+	n.apis.within = api.NewServer(b, func(*http.Request) (roster.Principal, error) {
+		return roster.Principal{Name: n.cfg.Name, Roles: []roster.Role{roster.RoleAdmin}}, nil
+	})
+}
+
 // openAPI serves the API to other nodes, at the control port, and to whoever may open the socket in the data folder.
 func (n *Node) openAPI() error {
-	between := n.backend()
-	between.Enlist = n.enlist
-	n.serveAPI(api.NewServer(between), n.port.Service(control.API))
+	n.serveAPI(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.apis.between.ServeHTTP(&telling{ResponseWriter: w, node: n}, r)
+	}), n.port.Service(control.API))
+	n.inside = newStreams()
+	n.serveAPI(n.apis.within, n.inside)
 	if n.cfg.NoSocket {
 		return nil
 	}
@@ -506,16 +646,8 @@ func (n *Node) openAPI() error {
 		l.Close()
 		return fmt.Errorf("open the API's socket: %w", err)
 	}
-	n.serveAPI(n.api, l)
+	n.serveAPI(n.apis.socket, l)
 	return nil
-}
-
-// backend is what the API asks of this node.
-func (n *Node) backend() api.Backend {
-	return api.Backend{
-		Apply: n.apply, Diff: n.diff, Resources: n.resources, Status: n.status, Health: n.health,
-		Explain: n.explain, Counters: n.counters, Schema: spec.Schema, Forward: n.forward,
-	}
 }
 
 // Timeouts of the API: a slow client is ended.
@@ -528,7 +660,7 @@ const (
 func (n *Node) serveAPI(handler http.Handler, l net.Listener) {
 	server := &http.Server{
 		Handler: handler, ReadHeaderTimeout: apiHeaderTime, ReadTimeout: apiReadTime, IdleTimeout: apiIdleTime,
-		ErrorLog: n.quiet(),
+		ConnContext: api.ConnContext, ErrorLog: n.quiet(),
 	}
 	n.goes(func() { server.Serve(l) })
 	n.onDrain("API", func(ctx context.Context) error {
@@ -548,7 +680,12 @@ func (n *Node) meet(ctx, loops context.Context) error {
 		}
 	}
 	n.goes(func() { n.keepJoined(loops) })
-	n.goes(func() { n.enlistSelf(loops) })
+	n.goes(func() { n.keepLevel(loops) })
+	n.goes(func() { n.keepHouse(loops) })
+	n.goes(func() { n.keepRenewed(loops) })
+	if n.cfg.Bootstrap {
+		n.goes(func() { n.agreeOnFounding(loops) })
+	}
 	return nil
 }
 
@@ -559,7 +696,7 @@ func (n *Node) Done() <-chan struct{} { return n.done }
 // they had sent has come.
 const leaveTime = time.Second
 
-// leave tells the others to choose this node no more.
+// leave tells the others to choose this node no more, and serves on for those who were sent here before.
 func (n *Node) leave(ctx context.Context) {
 	if n.gossip == nil {
 		return
@@ -571,6 +708,14 @@ func (n *Node) leave(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(leaveTime):
+	}
+	if n.front == nil || n.cfg.Drain == 0 {
+		return
+	}
+	n.front.Retire()
+	select {
+	case <-ctx.Done():
+	case <-time.After(n.cfg.Drain):
 	}
 }
 
@@ -596,6 +741,23 @@ func (n *Node) Close(ctx context.Context) error {
 	}
 	n.stop()
 	n.loops.Wait()
+	if n.journal != nil {
+		if state := n.agreed.Get(); state != nil {
+			errs = append(errs, n.journal.Save(state))
+		}
+		errs = append(errs, n.journal.Close())
+	}
 	close(n.done)
 	return errors.Join(errs...)
+}
+
+// Client is a client of this node's API within the process, with all rights: for programs that hold a node.
+func (n *Node) Client() *api.Client {
+	return api.NewNodeClient(func(ctx context.Context) (net.Conn, error) {
+		near, far := net.Pipe()
+		if !n.inside.push(far) {
+			return nil, net.ErrClosed
+		}
+		return near, nil
+	})
 }

@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/gossip"
 	"github.com/perigee-net/perigee/cluster/health"
-	"github.com/perigee-net/perigee/cluster/probe"
 	"github.com/perigee-net/perigee/cluster/store"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/node/api"
@@ -34,6 +31,7 @@ func (n *Node) followObserved(ctx context.Context) {
 	n.goes(func() { follow(ctx, n.gossip.Entries().Next, wake) })
 	n.goes(func() { follow(ctx, n.backbone.Links().Next, wake) })
 	n.goes(func() { follow(ctx, n.running.Next, wake) })
+	n.goes(func() { follow(ctx, n.roster.Next, wake) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -86,13 +84,15 @@ func (n *Node) observe() {
 		}
 	}
 	n.view.Set(v)
+	if l := n.leads(); l.Name != "" { // a node outside Raft is to name the last one too when it is cut off
+		n.lastLeader.Store(&store.Leader{Name: l.Name, Address: l.Address, Term: l.Term})
+	}
 	if !maps.Equal(peers, n.kept) {
 		n.kept = peers
 		n.backbone.Keep(peers)
 	}
-	if s := n.running.Get().spec; s != n.probed.spec || !reflect.DeepEqual(v.Members, n.probed.members) {
-		n.probed.spec, n.probed.members = s, v.Members
-		n.prober.Set(probe.Checks(s, v))
+	if checks, changed := n.chooser.Checks(n.running.Get().spec, v); changed {
+		n.prober.Set(checks)
 	}
 }
 
@@ -103,6 +103,9 @@ func (n *Node) describe(members []gossip.Member, said gossip.Entries) []view.Mem
 		member, err := decodeMember(m)
 		if err != nil {
 			n.malformed.Add(1)
+			continue
+		}
+		if n.isRevoked(m.Name) {
 			continue
 		}
 		if said[m.Name][leavingKey] != nil {
@@ -169,34 +172,41 @@ func decodeMember(m gossip.Member) (view.Member, error) {
 
 // status is the network as this node sees it.
 func (n *Node) status() api.Status {
-	run, v := n.running.Get(), n.view.Get()
+	run, v, lead, state := n.running.Get(), n.view.Get(), n.leads(), n.known()
 	st := api.Status{
-		Node: n.cfg.Name, Cluster: n.identity.ClusterID(), Leader: n.store.Leader().Get().Name,
-		Running: run.spec.Revision, Revision: run.spec.Revision, Refused: run.refused, Members: []api.MemberStatus{},
+		Node: n.cfg.Name, Cluster: n.guard.Node().ClusterID(), Leader: lead.Name, Running: run.spec.Revision, Refused: run.refused,
+		Revision: state.Revision, Own: state.Own.Revision, Expires: n.guard.Node().Expires(), Members: []api.MemberStatus{},
 	}
-	if state := n.store.State().Get(); state != nil {
-		st.Revision = max(st.Revision, state.Revision)
+	if !n.inRaft() {
+		if st.Source = n.follower.Source(); st.Source != "" {
+			st.Depth = n.follower.Depth()
+		}
 	}
 	if err := n.store.Fault(); err != nil {
 		st.Refused = err.Error()
 	}
-	votes := map[string]bool{}
-	for _, s := range n.store.Servers() {
-		votes[s.Name] = s.Voter
-		if s.Voter {
-			st.Voters++
-			if _, live := v.Member(s.Name); !live {
-				st.Missing = append(st.Missing, s.Name)
+	voters := lead.Voters
+	if len(voters) == 0 { // nobody leads; but who would vote is known to those in Raft
+		for _, s := range n.store.Servers() {
+			if s.Voter {
+				voters = append(voters, s.Name)
 			}
+		}
+	}
+	st.Voters = len(voters)
+	for _, name := range voters {
+		if _, live := v.Member(name); !live {
+			st.Missing = append(st.Missing, name)
 		}
 	}
 	entries := n.gossip.Entries().Get()
 	for _, m := range v.Members {
 		said := entries[m.Name]
-		revision, _ := strconv.ParseUint(string(said[runningKey]), 10, 64)
+		runs, _ := readRunning(said[runningKey])
 		rtt, up := v.RTT[m.Name]
 		st.Members = append(st.Members, api.MemberStatus{
-			Member: m, Running: revision, Refused: string(said[refusedKey]), Doors: string(said[doorsKey]), Vote: votes[m.Name], RTT: rtt, Up: up || m.Name == n.cfg.Name,
+			Member: m, Running: runs, Refused: string(said[refusedKey]), Doors: string(said[doorsKey]), Follows: string(said[followsKey]), Vote: slices.Contains(voters, m.Name),
+			RTT: rtt, Up: up || m.Name == n.cfg.Name,
 		})
 	}
 	return st
@@ -222,70 +232,17 @@ func (n *Node) health() []api.HealthEntry {
 
 // counters are those of all parts.
 func (n *Node) counters() map[string]uint64 {
-	all := map[string]uint64{"node_malformed_total": n.malformed.Load()}
+	all := map[string]uint64{"node_malformed_total": n.malformed.Load(), "node_changes_busy_total": n.changes.busy.Load()}
 	for _, part := range n.counted {
 		maps.Copy(all, part.Counters())
+	}
+	for _, server := range []*api.Server{n.apis.public, n.apis.between, n.apis.socket, n.apis.within} {
+		for name, count := range server.Counters() {
+			all[name] += count
+		}
 	}
 	return all
 }
 
-// maxVoters is how many nodes vote in Raft; those that join later follow without a vote.
-const maxVoters = 5
-
-// enlist makes a node that has joined a member of Raft, on the leader.
-func (n *Node) enlist(ctx context.Context, req api.EnlistRequest) error {
-	if n.store.Leader().Get().Name != n.cfg.Name {
-		return api.ErrNotLeader
-	}
-	voters := 0
-	for _, s := range n.store.Servers() {
-		if s.Name == req.Name && s.Address == req.Control {
-			return nil
-		}
-		if s.Voter && s.Name != req.Name {
-			voters++
-		}
-	}
-	add := n.store.AddNonvoter
-	if req.Voter && voters < maxVoters {
-		add = n.store.AddVoter
-	}
-	return add(ctx, req.Name, req.Control)
-}
-
-// enlistSelf asks the leader, wherever it is, to make this node a member of Raft, until it is one.
-func (n *Node) enlistSelf(ctx context.Context) {
-	self := api.EnlistRequest{Name: n.cfg.Name, Control: n.control.String(), Voter: n.has(view.Voter)}
-	for {
-		if slices.ContainsFunc(n.store.Servers(), func(s store.Server) bool { return s.Name == self.Name && s.Address == self.Control }) {
-			return
-		}
-		if err := n.askToEnlist(ctx, self); err != nil {
-			n.cfg.Log.Debug("ask to enlist", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(retryTime):
-		}
-	}
-}
-
 // retryTime is the pause between attempts to reach the cluster.
 const retryTime = 500 * time.Millisecond
-
-func (n *Node) askToEnlist(ctx context.Context, self api.EnlistRequest) error {
-	var err error
-	for _, m := range n.view.Get().Members {
-		if m.Name == n.cfg.Name || !m.Has(view.Voter) {
-			continue
-		}
-		attempt, cancel := context.WithTimeout(ctx, applyTimeout)
-		err = n.peerAPI(m.Name, m.Control.String()).Enlist(attempt, self)
-		cancel()
-		if err == nil {
-			return nil
-		}
-	}
-	return err
-}

@@ -6,14 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/file"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/cluster/watch"
 )
 
 // peers are the nodes that this one has met, on disk: where it looks for the cluster after a restart, and whom it
@@ -28,8 +31,9 @@ type peers struct {
 }
 
 type peer struct {
-	Gossip netip.AddrPort `json:"gossip"`
-	Seen   time.Time      `json:"seen"`
+	Gossip  netip.AddrPort `json:"gossip"`
+	Control netip.AddrPort `json:"control"`
+	Seen    time.Time      `json:"seen"`
 }
 
 const (
@@ -56,7 +60,7 @@ func loadPeers(dir, self string, now time.Time) (*peers, error) {
 	}
 	// Their times count from now: the file is of the last change, and the whole cluster may have been down since.
 	for name, old := range p.known {
-		p.known[name] = peer{Gossip: old.Gossip, Seen: now}
+		p.known[name] = peer{Gossip: old.Gossip, Control: old.Control, Seen: now}
 	}
 	return p, nil
 }
@@ -73,8 +77,8 @@ func (p *peers) seen(live []view.Member, now time.Time) error {
 		if m.Name == p.self || !known && len(p.known) >= maxPeers {
 			continue
 		}
-		changed = changed || before.Gossip != m.Gossip
-		p.known[m.Name] = peer{Gossip: m.Gossip, Seen: now}
+		changed = changed || before.Gossip != m.Gossip || before.Control != m.Control
+		p.known[m.Name] = peer{Gossip: m.Gossip, Control: m.Control, Seen: now}
 	}
 	for name, old := range p.known {
 		if now.Sub(old.Seen) > forgetAfter {
@@ -111,6 +115,19 @@ func (p *peers) missing() []string {
 		}
 	}
 	return at
+}
+
+// controls are the control ports of the nodes that were met, in the order of their names.
+func (p *peers) controls() []watch.Source {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []watch.Source
+	for _, name := range slices.Sorted(maps.Keys(p.known)) {
+		if at := p.known[name].Control; at.IsValid() {
+			all = append(all, watch.Source{Name: name, Address: at.String()})
+		}
+	}
+	return all
 }
 
 // firstMeeting asks the node that admitted this one where the others gossip.

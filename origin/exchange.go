@@ -148,7 +148,7 @@ func (x *exchange) try(r *http.Request, addr netip.AddrPort) (*http.Response, er
 		a.upload = &upload{from: r.Body, touch: x.touch, reading: make(chan struct{}, 1)}
 		out.Body = a.upload
 	}
-	return x.group.traffic.transport.RoundTrip(out)
+	return x.group.traffic.transport().RoundTrip(out)
 }
 
 // mayTryAgain says whether the last attempt, which ended in err, may be followed by one at the next target. That is so

@@ -97,12 +97,12 @@ func (t *table) flow(resource string) (*group, time.Duration, error) {
 	kind, name, _ := strings.Cut(resource, "/")
 	switch kind {
 	case "targetGroup":
-		if g := t.groups[name]; g != nil && g.local {
+		if g := t.groups.Get(name); g != nil && g.local {
 			return g, networkIdle, nil
 		}
 	case "loadBalancer":
 		k, ok := parseListener(name)
-		if l := t.listeners[k]; ok && l != nil && l.local && l.protocol == spec.TCP {
+		if l := t.listener(k); ok && l != nil && l.local && l.protocol == spec.TCP {
 			_, g := t.decide(l, rule.Request{}, nil)
 			return g, l.idle, nil
 		}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,13 +68,16 @@ func (g *group) explain(v *view.View, t *trace.Trace) {
 	target.Explain(g.spec, v, g.pool(v), g.traffic.turn.Load(), t)
 }
 
-// traffic is what a target group keeps from one spec to the next.
+// traffic is what a target group keeps from one spec to the next. What most groups of a large spec never need on a node
+// (they are of other regions, or nobody asks for them) is made when it is first needed.
 type traffic struct {
-	plane     *Plane
-	turn      atomic.Uint64
-	transport *http.Transport
+	plane *Plane
+	users int // how often load balancers of the table forward here; the plane's mu guards it
+	turn  atomic.Uint64
+	made  atomic.Pointer[http.Transport]
 
 	mu     sync.Mutex
+	group  *spec.TargetGroup // as it is now
 	leases map[netip.AddrPort]*lease
 }
 
@@ -85,9 +89,12 @@ type lease struct {
 	leaving *time.Timer // runs once the target has left
 }
 
-func (p *Plane) newTraffic() *traffic {
-	t := &traffic{plane: p, leases: map[netip.AddrPort]*lease{}}
-	t.transport = &http.Transport{
+// transport keeps the connections to the targets between requests.
+func (t *traffic) transport() *http.Transport {
+	if made := t.made.Load(); made != nil {
+		return made
+	}
+	made := &http.Transport{
 		DialContext:            t.dialHTTP,
 		DisableCompression:     true, // what the client did not ask for is not asked for
 		MaxIdleConnsPerHost:    idleConnections,
@@ -96,11 +103,18 @@ func (p *Plane) newTraffic() *traffic {
 		MaxResponseHeaderBytes: responseHeaderBytes,
 		Protocols:              new(http.Protocols),
 	}
-	t.transport.Protocols.SetHTTP1(true)
-	return t
+	made.Protocols.SetHTTP1(true)
+	t.made.CompareAndSwap(nil, made)
+	return t.made.Load()
 }
 
-// keep gives the group's targets their leases, and those of targets that have left an end.
+func (t *traffic) closeIdle() {
+	if made := t.made.Load(); made != nil {
+		made.CloseIdleConnections()
+	}
+}
+
+// keep takes over the group as it is now: the leases of its targets stand, and those of targets that have left end.
 func (t *traffic) keep(g *spec.TargetGroup) {
 	delay := 300 * time.Second // ELB's default
 	if g.DeregistrationDelay != nil {
@@ -108,20 +122,22 @@ func (t *traffic) keep(g *spec.TargetGroup) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.group = g
+	if len(t.leases) == 0 {
+		return
+	}
 	staying := make(map[netip.AddrPort]bool, len(g.Targets))
 	for _, target := range g.Targets {
-		addr := target.AddrPort()
-		staying[addr] = true
-		if l := t.leases[addr]; l == nil || l.leaving != nil && !l.leaving.Stop() {
-			ctx, end := context.WithCancel(context.Background())
-			t.leases[addr] = &lease{Context: ctx, end: end}
-		} else {
-			l.leaving = nil
-		}
+		staying[target.AddrPort()] = true
 	}
 	for addr, l := range t.leases {
-		if !staying[addr] && l.leaving == nil {
+		switch {
+		case !staying[addr] && l.leaving == nil:
 			l.leaving = time.AfterFunc(delay, func() { t.expire(g.Name, addr, l) })
+		case staying[addr] && l.leaving != nil && !l.leaving.Stop():
+			delete(t.leases, addr) // its time was up
+		case staying[addr]:
+			l.leaving = nil
 		}
 	}
 }
@@ -136,10 +152,20 @@ func (t *traffic) expire(group string, addr netip.AddrPort, l *lease) {
 	l.end()
 }
 
+// lease is the lease of a target; nil: it has left the group.
 func (t *traffic) lease(addr netip.AddrPort) *lease {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.leases[addr]
+	l := t.leases[addr]
+	if l == nil && slices.ContainsFunc(t.group.Targets, func(target spec.Target) bool { return target.AddrPort() == addr }) {
+		ctx, end := context.WithCancel(context.Background())
+		l = &lease{Context: ctx, end: end}
+		if t.leases == nil {
+			t.leases = map[netip.AddrPort]*lease{}
+		}
+		t.leases[addr] = l
+	}
+	return l
 }
 
 // dialError is why a target took no connection. Nothing was sent to it.

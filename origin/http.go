@@ -26,7 +26,7 @@ func (p *Plane) Handler(loadBalancer string, port uint16) http.Handler {
 // X-Forwarded headers and the Host it sends are passed on as they are, and filled in where it sends none.
 func (p *Plane) HTTP(resource string) (h http.Handler, ok bool) {
 	k, ok := parseListener(resource)
-	if l := p.table.Load().listeners[k]; !ok || l == nil || !l.local || l.protocol == spec.TCP {
+	if l := p.table.Load().listener(k); !ok || l == nil || !l.local || l.protocol == spec.TCP {
 		return nil, false
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(w, r, k, true) }), true
@@ -43,7 +43,7 @@ func parseListener(s string) (listenerKey, bool) {
 func (p *Plane) serve(w http.ResponseWriter, r *http.Request, k listenerKey, inside bool) {
 	p.counters.requests.Add(1)
 	table := p.table.Load()
-	l := table.listeners[k]
+	l := table.listener(k)
 	switch {
 	case l == nil || !l.local || l.protocol == spec.TCP:
 		p.answer(w, http.StatusServiceUnavailable)

@@ -14,15 +14,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/kept"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
@@ -50,10 +51,13 @@ type Plane struct {
 	mu    sync.Mutex // orders Apply and Close
 }
 
-// table is one spec, compiled. It is immutable but for what its groups share with the tables before it.
+// table is one spec, compiled. It is immutable but for what its groups share with the tables before it. What did not
+// change in a spec is shared with the table of the one before.
 type table struct {
-	listeners map[listenerKey]*listener
-	groups    map[string]*group
+	spec      *spec.Spec
+	balancers *kept.Map[string, *balancer]
+	groups    *kept.Map[string, *group]
+	open      []Listener // of balancers, sorted
 }
 
 type listenerKey struct {
@@ -65,13 +69,41 @@ func (k listenerKey) String() string {
 	return "load balancer " + k.loadBalancer + ", port " + strconv.Itoa(int(k.port))
 }
 
+// balancer is one load balancer, compiled.
+type balancer struct {
+	spec      *spec.LoadBalancer
+	listeners []listener
+}
+
 // listener is one listener, compiled.
 type listener struct {
-	listenerKey
-	protocol string
+	port     uint16
 	local    bool // of this node's region
+	protocol string
 	idle     time.Duration
 	rules    *rule.Rules
+}
+
+// open are the ports that this node opens for it.
+func (b *balancer) open() (open []Listener) {
+	for i := range b.listeners {
+		if l := &b.listeners[i]; l.local {
+			open = append(open, Listener{LoadBalancer: b.spec.Name, Protocol: l.protocol, Port: l.port})
+		}
+	}
+	return open
+}
+
+// listener finds a listener; nil: there is none.
+func (t *table) listener(k listenerKey) *listener {
+	if b := t.balancers.Get(k.loadBalancer); b != nil {
+		for i := range b.listeners {
+			if b.listeners[i].port == k.port {
+				return &b.listeners[i]
+			}
+		}
+	}
+	return nil
 }
 
 // Listener is a port that the nodes of a region open for a load balancer.
@@ -93,7 +125,7 @@ func New(c Config) *Plane {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Plane{config: c}
-	p.table.Store(new(table))
+	p.table.Store(&table{spec: new(spec.Spec)})
 	return p
 }
 
@@ -104,68 +136,128 @@ func (p *Plane) Apply(s *spec.Spec) error {
 	defer p.mu.Unlock()
 
 	old := p.table.Load()
-	next := &table{listeners: map[listenerKey]*listener{}, groups: map[string]*group{}}
-	for name, g := range s.TargetGroups {
-		next.groups[name] = &group{spec: g, local: g.Region == p.config.Region}
+	changed := kept.Changes(old.spec.TargetGroups, s.TargetGroups)
+	users := map[string]int{}
+	next, err := p.compile(s, old, changed, users)
+	if err != nil {
+		return fmt.Errorf("apply revision %d: %w", s.Revision, err)
 	}
-	var faults []error
-	for _, lb := range s.LoadBalancers {
-		for i := range lb.Listeners {
-			l, err := compile(lb, &lb.Listeners[i], next.groups)
-			if err != nil {
-				faults = append(faults, err)
-				continue
-			}
-			l.local = lb.Region == p.config.Region
-			next.listeners[l.listenerKey] = l
+	for _, c := range changed {
+		if c.New != nil {
+			next.groups.Get(c.Name).traffic.keep(c.New)
 		}
 	}
-	if len(faults) > 0 {
-		return fmt.Errorf("apply revision %d: %w", s.Revision, errors.Join(faults...))
-	}
-
-	for name, g := range next.groups {
-		if before := old.groups[name]; before != nil {
-			g.traffic = before.traffic
-		} else {
-			g.traffic = p.newTraffic()
+	for name, more := range users {
+		if g := next.groups.Get(name); g != nil {
+			g.traffic.users += more
 		}
-		g.traffic.keep(g.spec)
 	}
 	p.table.Store(next)
-	for name, g := range old.groups {
-		if next.groups[name] == nil {
-			emptied := *g.spec
+	for _, c := range changed {
+		if c.New == nil {
+			emptied := *c.Old
 			emptied.Targets = nil
-			g.traffic.keep(&emptied)
+			old.groups.Get(c.Name).traffic.keep(&emptied)
 		}
 	}
 	return nil
 }
 
-func compile(lb *spec.LoadBalancer, sl *spec.Listener, groups map[string]*group) (*listener, error) {
-	l := &listener{
-		listenerKey: listenerKey{lb.Name, sl.Port},
-		protocol:    sl.Protocol,
-		idle:        idleTimeout(lb),
+// compile makes the table of a spec of the one before and what changed. It leaves that one as it is. To users it adds how
+// much more often each group is forwarded to.
+func (p *Plane) compile(s *spec.Spec, old *table, changed []kept.Change[spec.TargetGroup], users map[string]int) (*table, error) {
+	groups := old.groups.Edit()
+	for _, c := range changed {
+		if c.New == nil {
+			groups.Delete(c.Name)
+			continue
+		}
+		g := &group{spec: c.New, local: c.New.Region == p.config.Region}
+		if before, had := groups.Lookup(c.Name); had {
+			g.traffic = before.traffic
+		} else {
+			g.traffic = &traffic{plane: p}
+		}
+		groups.Set(c.Name, g)
 	}
-	var err error
-	if l.rules, err = rule.Compile(sl); err != nil {
-		return nil, fmt.Errorf("%s: %w", l.listenerKey, err)
+	next := &table{spec: s, groups: groups.Map()}
+
+	var faults []error
+	balancers := old.balancers.Edit()
+	var closed, open []Listener
+	for _, c := range kept.Changes(old.spec.LoadBalancers, s.LoadBalancers) {
+		if c.Old != nil {
+			closed = append(closed, old.balancers.Get(c.Name).open()...)
+			for name := range forwards(c.Old) {
+				users[name]--
+			}
+		}
+		if c.New == nil {
+			balancers.Delete(c.Name)
+			continue
+		}
+		b, err := p.balancer(c.New, next.groups)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		balancers.Set(c.Name, b)
+		for name := range forwards(c.New) {
+			users[name]++
+		}
+		open = append(open, b.open()...)
 	}
-	if sl.Protocol == spec.TCP && (sl.Default.Forward == "" || len(sl.Rules) > 0) {
-		return nil, fmt.Errorf("%s: a TCP listener only forwards", l.listenerKey)
-	}
-	actions := []spec.Action{sl.Default}
-	for _, r := range sl.Rules {
-		actions = append(actions, r.Action)
-	}
-	for _, a := range actions {
-		if a.Forward != "" && groups[a.Forward] == nil {
-			return nil, fmt.Errorf("%s: there is no target group %q", l.listenerKey, a.Forward)
+	next.balancers = balancers.Map()
+	for _, c := range changed {
+		if c.New == nil && old.groups.Get(c.Name).traffic.users+users[c.Name] > 0 {
+			faults = append(faults, fmt.Errorf("target group %s is gone, but load balancers forward to it", c.Name))
 		}
 	}
-	return l, nil
+	if err := errors.Join(faults...); err != nil {
+		return nil, err
+	}
+	next.open = kept.List(old.open, closed, open, func(a, b Listener) int {
+		return cmp.Or(strings.Compare(a.LoadBalancer, b.LoadBalancer), cmp.Compare(a.Port, b.Port))
+	})
+	return next, nil
+}
+
+func (p *Plane) balancer(lb *spec.LoadBalancer, groups *kept.Map[string, *group]) (*balancer, error) {
+	b := &balancer{spec: lb, listeners: make([]listener, len(lb.Listeners))}
+	for i := range lb.Listeners {
+		sl := &lb.Listeners[i]
+		rules, err := rule.Compile(sl)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", listenerKey{lb.Name, sl.Port}, err)
+		}
+		if sl.Protocol == spec.TCP && (sl.Default.Forward == "" || len(sl.Rules) > 0) {
+			return nil, fmt.Errorf("%s: a TCP listener only forwards", listenerKey{lb.Name, sl.Port})
+		}
+		b.listeners[i] = listener{port: sl.Port, local: lb.Region == p.config.Region, protocol: sl.Protocol, idle: idleTimeout(lb), rules: rules}
+	}
+	for name, l := range forwards(lb) {
+		if groups.Get(name) == nil {
+			return nil, fmt.Errorf("%s: there is no target group %q", listenerKey{lb.Name, l.Port}, name)
+		}
+	}
+	return b, nil
+}
+
+// forwards yields the target groups that a load balancer forwards to, as often as it does, and the listener.
+func forwards(lb *spec.LoadBalancer) iter.Seq2[string, *spec.Listener] {
+	return func(yield func(string, *spec.Listener) bool) {
+		for i := range lb.Listeners {
+			l := &lb.Listeners[i]
+			if l.Default.Forward != "" && !yield(l.Default.Forward, l) {
+				return
+			}
+			for _, r := range l.Rules {
+				if r.Action.Forward != "" && !yield(r.Action.Forward, l) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // The idle timeouts that ELB has where a load balancer names none.
@@ -184,32 +276,22 @@ func idleTimeout(lb *spec.LoadBalancer) time.Duration {
 	return applicationIdle
 }
 
-// Listeners are the ports to open for the load balancers of this node's region, in the order of their names.
-func (p *Plane) Listeners() []Listener {
-	var open []Listener
-	for k, l := range p.table.Load().listeners {
-		if l.local {
-			open = append(open, Listener{LoadBalancer: k.loadBalancer, Protocol: l.protocol, Port: k.port})
-		}
-	}
-	slices.SortFunc(open, func(a, b Listener) int {
-		return cmp.Or(strings.Compare(a.LoadBalancer, b.LoadBalancer), cmp.Compare(a.Port, b.Port))
-	})
-	return open
-}
+// Listeners are the ports to open for the load balancers of this node's region, in the order of their names. The
+// slice is shared and must not be changed.
+func (p *Plane) Listeners() []Listener { return p.table.Load().open }
 
 // decide is the choice for one request at a listener: the action, and the group it forwards to if it does.
 // Serving and explaining both ask it.
 func (t *table) decide(l *listener, req rule.Request, tr *trace.Trace) (spec.Action, *group) {
 	action := rule.Match(l.rules, req, tr)
-	return action, t.groups[action.Forward]
+	return action, t.groups.Get(action.Forward)
 }
 
 // Explain records how a request, or for a TCP listener a flow, would be treated now. It takes no turn. Any
 // load balancer of the spec can be explained, also those of other regions.
 func (p *Plane) Explain(loadBalancer string, port uint16, req rule.Request, t *trace.Trace) {
 	table := p.table.Load()
-	l := table.listeners[listenerKey{loadBalancer, port}]
+	l := table.listener(listenerKey{loadBalancer, port})
 	if l == nil {
 		t.Add("load balancer %s has no listener on port %d", loadBalancer, port)
 		return
@@ -226,7 +308,7 @@ func (p *Plane) Explain(loadBalancer string, port uint16, req rule.Request, t *t
 
 // ExplainTargetGroup records which target of a group would take a flow now. It takes no turn.
 func (p *Plane) ExplainTargetGroup(name string, t *trace.Trace) {
-	g := p.table.Load().groups[name]
+	g := p.table.Load().groups.Get(name)
 	if g == nil {
 		t.Add("there is no target group %s", name)
 		return
@@ -239,8 +321,8 @@ func (p *Plane) ExplainTargetGroup(name string, t *trace.Trace) {
 func (p *Plane) Close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, g := range p.table.Swap(new(table)).groups {
-		g.traffic.transport.CloseIdleConnections()
+	for _, g := range p.table.Swap(&table{spec: new(spec.Spec)}).groups.All() {
+		g.traffic.closeIdle()
 	}
 }
 

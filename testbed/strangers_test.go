@@ -70,7 +70,7 @@ func TestGarbageOnEveryPortIsCountedAndHarmsNobody(t *testing.T) {
 		}{
 			{"tcp", httpPort, "front_bad_requests_total"},
 			{"tcp", lbPort, "front_bad_requests_total"},
-			{"tcp", apiPort, "front_bad_requests_total"},
+			{"tcp", apiPort, "front_tls_handshake_errors_total"},
 			{"udp", dnsPort, "dns_queries_total"},
 			{"tcp", dnsPort, "dns_connections_total"},
 			{"tcp", controlPort, "control_handshake_failed_total"},

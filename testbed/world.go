@@ -25,7 +25,6 @@ import (
 
 	"github.com/miekg/dns"
 
-	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/node"
 	"github.com/perigee-net/perigee/node/api"
@@ -46,7 +45,8 @@ type World struct {
 	clients map[string]*memnet.Host
 	site    fs.FS // of all targets
 	layout  demo.Layout
-	token   string
+	token   string // by which nodes join
+	access  string // to the API
 }
 
 type worldNode struct {
@@ -187,15 +187,29 @@ func (w *World) build(ctx context.Context) error {
 			return err
 		}
 		if i == 0 {
-			authority, err := identity.LoadAuthority(n.cfg.Data)
-			if err != nil {
+			if err := w.openCluster(ctx, n.node.Client()); err != nil {
 				return err
 			}
-			w.token = authority.Token()
 		}
 	}
 	w.tremble()
 	return w.settle(ctx)
+}
+
+// openCluster makes the tokens by which the others join, and by which the scenario's steps use the API.
+func (w *World) openCluster(ctx context.Context, first *api.Client) error {
+	for deadline := time.Now().Add(settled); ; time.Sleep(again) {
+		join, err := first.CreateToken(ctx, api.TokenRequest{Uses: 100, TTL: api.Duration(720 * time.Hour)})
+		if err == nil {
+			w.token = join.Token
+			access, err := first.CreateAccess(ctx, api.AccessRequest{Name: "world", Roles: []string{"admin"}})
+			w.access = access.Token
+			return err
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // tremble gives every path between two hosts its jitter.
@@ -239,7 +253,7 @@ func placeOf(region string) (spec.Location, error) {
 	if err != nil {
 		return spec.Location{}, err
 	}
-	s, err := spec.Build(0, docs)
+	s, err := spec.Build(0, docs, spec.Options{})
 	if err != nil {
 		return spec.Location{}, err
 	}
@@ -300,7 +314,14 @@ func (w *World) unsettled(ctx context.Context) error {
 	return nil
 }
 
-func (w *World) apiOf(n *worldNode) *api.Client { return api.NewClient(n.api, n.host.Dial) }
+// apiOf is a client of a node's API, as somebody on that machine has it.
+func (w *World) apiOf(n *worldNode) *api.Client {
+	c, err := api.NewClient(n.api, api.Options{Token: w.access, Dial: n.host.Dial})
+	if err != nil {
+		panic(err) // the address is ours
+	}
+	return c
+}
 
 // startNode brings a machine back, once nothing is left of the process before, and starts its node.
 func (w *World) startNode(ctx context.Context, n *worldNode) error {

@@ -5,6 +5,10 @@
 // dials tries the next. It carries no control traffic (Raft, joins): a broken backbone must not take away the
 // means of repairing it.
 //
+// Whom it may speak to is asked at each handshake, and Check ends at once what is open to those refused since. When the
+// identity of either end is renewed, its connections are replaced by new ones while the streams on the old ones go on,
+// for an hour at most: what is dialled meanwhile finds a way, and none of it shows in Links.
+//
 // When things break: a stream whose link or far end is lost reads an error, never io.EOF, so what is cut short
 // does not look complete; streams are not resumed. A dial to a peer whose link is down fails without waiting.
 // Links are redialled for as long as they are kept. What strangers send costs a bounded amount and is counted.
@@ -42,6 +46,9 @@ var (
 	ErrDown = errors.New("link is down")
 	// ErrReset says that the far end broke the stream off.
 	ErrReset = errors.New("reset by the far end")
+	// ErrOutdated is for Config.Refused, to say of an open connection that it is to be replaced: the peer is let in by a
+	// handshake of now, but not by the one that was.
+	ErrOutdated = errors.New("connection is outdated")
 )
 
 // RefusedError is the far handler's no.
@@ -56,12 +63,17 @@ type Config struct {
 	// PacketConn is where it listens and dials from. The Backbone takes it over and closes it. A *net.UDPConn
 	// is used best unwrapped: with segmentation offload, ECN and path MTU discovery.
 	PacketConn net.PacketConn
-	// ServerTLS is shown to peers who dial; it should ask for their certificate. The ALPN is set here.
-	ServerTLS *tls.Config
-	// ClientTLS is used to dial the node. The ALPN is set here.
+	// ServerTLS is for a peer who dials, asked for at each handshake; it should ask for the peer's certificate. The ALPN
+	// is set here.
+	ServerTLS func() *tls.Config
+	// ClientTLS is for dialling the node, asked for at each dial. The ALPN is set here.
 	ClientTLS func(node string) *tls.Config
 	// PeerName is the name of the node at the other end of a handshake, or an error if it is not to be spoken to.
 	PeerName func(tls.ConnectionState) (string, error)
+	// Refused says what there is against the peer of a connection that is open, if anything; nil: never anything. The streams
+	// are cut, but where it is ErrOutdated they go on and no new ones are opened. It is asked when a connection has come up,
+	// and by Check, with locks held: it must be quick.
+	Refused func(tls.ConnectionState) error
 	// Carriers is how many QUIC connections a link stripes its streams over, at least 1 (the default). Each has
 	// its own congestion window, so more carry more where packets are lost, and cost about 80 KiB each.
 	Carriers int
@@ -98,6 +110,13 @@ type Backbone struct {
 	mu     sync.Mutex // orders Handle, Keep, publishing and Close
 	closed bool
 	wg     sync.WaitGroup
+
+	generation atomic.Uint64 // of this node's identity
+	changes    atomic.Uint64 // of what handshakes go by
+	replacing  chan struct{} // one token for each carrier that is
+
+	visiting sync.Mutex // guards visitors
+	visitors map[*visit]bool
 }
 
 // Open listens for peers on the packet connection. It fails only if the configuration is unusable.
@@ -106,9 +125,9 @@ func Open(c Config) (*Backbone, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	c.Carriers = max(c.Carriers, 1)
-	b := &Backbone{config: c, log: c.Log}
+	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, replacing: make(chan struct{}, maxReplacing)}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.handlers.Store(&map[string]func(*Incoming){helloService: sayHello})
+	b.handlers.Store(&map[string]func(*Incoming){})
 	b.links.Store(&map[string]*link{})
 	b.transport = &quic.Transport{
 		Conn:                c.PacketConn,
@@ -118,7 +137,11 @@ func Open(c Config) (*Backbone, error) {
 	}
 	config := quicConfig()
 	config.MaxIncomingStreams = maxStreams
-	listener, err := b.transport.Listen(withALPN(c.ServerTLS), config)
+	tlsConfig := &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return withALPN(c.ServerTLS()), nil },
+	}
+	listener, err := b.transport.Listen(withALPN(tlsConfig), config)
 	if err != nil {
 		b.cancel()
 		b.transport.Close()
@@ -165,16 +188,25 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header) (net.Conn, e
 	if l == nil {
 		return nil, fmt.Errorf("%w: not a peer", ErrDown)
 	}
-	stream, err := l.stream(ctx)
-	if err != nil {
-		return nil, err
+	for moves := 0; ; moves++ {
+		stream, carrier, err := l.stream(ctx)
+		if err != nil {
+			return nil, err
+		}
+		c, err := b.ask(ctx, stream, node, header, func() { l.release(carrier) })
+		if !errors.Is(err, errMoved) {
+			return c, err
+		}
+		l.moved(carrier)
+		if moves == maxMoves {
+			return nil, fmt.Errorf("%w: %w", ErrDown, err)
+		}
 	}
-	return b.ask(ctx, stream, node, header)
 }
 
-// ask sends the header on a new stream and awaits the answer.
-func (b *Backbone) ask(ctx context.Context, stream *quic.Stream, node string, header []byte) (net.Conn, error) {
-	c := &streamConn{Stream: stream, peer: node, local: Addr(b.config.Self), remote: Addr(node)}
+// ask sends the header on a new stream and awaits the answer. left is called once the stream is closed at this end.
+func (b *Backbone) ask(ctx context.Context, stream *quic.Stream, node string, header []byte, left func()) (net.Conn, error) {
+	c := &streamConn{Stream: stream, peer: node, local: Addr(b.config.Self), remote: Addr(node), left: left}
 	if _, err := c.Write(header); err != nil {
 		c.Abort()
 		return nil, err
@@ -246,6 +278,59 @@ func (b *Backbone) Keep(peers map[string]netip.AddrPort) {
 	}
 	b.links.Store(&links)
 	b.publish()
+}
+
+// Check looks at every connection, of either end's dialling. Those whose peer is refused now are closed, with the streams on
+// them. Those that are outdated take and open no new streams and are replaced. It is to be called when what Config.Refused
+// goes by has changed.
+func (b *Backbone) Check() {
+	b.changes.Add(1)
+	for _, l := range *b.links.Load() {
+		l.check()
+	}
+	b.visiting.Lock()
+	defer b.visiting.Unlock()
+	for v := range b.visitors {
+		if !b.outdated(v.conn) {
+			b.screen(v.conn)
+		} else if v.outdate() {
+			b.count.outdated.Add(1)
+		}
+	}
+}
+
+// Renew replaces every connection, of either end's dialling, by one that shows the identity of now. It is to be called when
+// what Config.ServerTLS and Config.ClientTLS give out has changed. It does not wait.
+func (b *Backbone) Renew() {
+	b.changes.Add(1)
+	b.generation.Add(1) // first: what is dialled from here on knows by it
+	for _, l := range *b.links.Load() {
+		l.renew()
+	}
+	b.visiting.Lock()
+	defer b.visiting.Unlock()
+	for v := range b.visitors {
+		v.askAnew()
+	}
+}
+
+// screen closes a connection if its peer is refused.
+func (b *Backbone) screen(conn *quic.Conn) error {
+	err := b.refuses(conn)
+	if err != nil && conn.Context().Err() == nil {
+		b.count.peersRefused.Add(1)
+		conn.CloseWithError(codeStranger, "refused")
+	}
+	return err
+}
+
+func (b *Backbone) outdated(conn *quic.Conn) bool { return errors.Is(b.refuses(conn), ErrOutdated) }
+
+func (b *Backbone) refuses(conn *quic.Conn) error {
+	if b.config.Refused == nil {
+		return nil
+	}
+	return b.config.Refused(conn.ConnectionState().TLS)
 }
 
 // Links is the state of each link that is kept, by node: published on change, and the round trips about once a second.

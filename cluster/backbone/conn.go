@@ -20,11 +20,15 @@ func (Addr) Network() string { return "backbone" }
 
 func (a Addr) String() string { return string(a) }
 
-// The codes with which a stream is cancelled. They are for packet captures; nothing decides by them.
+// The codes with which a stream is cancelled.
 const (
 	streamClosed  quic.StreamErrorCode = 1 // by Close, without an end of the writing
 	streamAborted quic.StreamErrorCode = 2
+	streamMoved   quic.StreamErrorCode = 3 // nothing was done: it is to be opened on another connection
 )
+
+// errMoved says that the peer takes no new streams on this connection.
+var errMoved = errors.New("moved to another connection")
 
 // duplexConn is what both a stream to another node and a connection within this one can do.
 type duplexConn interface {
@@ -39,6 +43,7 @@ type streamConn struct {
 	*quic.Stream  // its deadlines
 	peer          string
 	local, remote net.Addr
+	left          func() // called once it is closed at this end; may be nil
 
 	mu     sync.Mutex
 	ended  bool // CloseWrite was called
@@ -95,22 +100,42 @@ func (c *streamConn) Close() error {
 	if c.closed {
 		return nil
 	}
-	c.closed = true
 	if !c.ended {
 		c.Stream.SetReliableBoundary()
 		c.Stream.CancelWrite(streamClosed)
 	}
 	c.Stream.CancelRead(streamClosed)
+	c.leave()
 	return nil
 }
 
 // Abort ends both directions at once and drops what has not arrived.
-func (c *streamConn) Abort() {
+func (c *streamConn) Abort() { c.abort(streamAborted) }
+
+func (c *streamConn) abort(code quic.StreamErrorCode) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.Stream.CancelWrite(code)
+	c.Stream.CancelRead(code)
+	c.leave()
+}
+
+// leave takes note that this end is done with the stream. c.mu is held.
+func (c *streamConn) leave() {
+	if !c.closed && c.left != nil {
+		c.left()
+	}
 	c.closed = true
-	c.Stream.CancelWrite(streamAborted)
-	c.Stream.CancelRead(streamAborted)
+}
+
+// unlist has the stream no longer count as in use.
+func (c *streamConn) unlist() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed && c.left != nil {
+		c.left()
+	}
+	c.left = nil
 }
 
 // explain gives a QUIC error its meaning here. A lost link must not pass for a deadline, though QUIC's idle
@@ -120,6 +145,9 @@ func (c *streamConn) explain(act string, err error) error {
 		return err
 	}
 	if cancelled, ok := errors.AsType[*quic.StreamError](err); ok {
+		if cancelled.Remote && cancelled.ErrorCode == streamMoved {
+			return fmt.Errorf("%s stream to %s: %w", act, c.peer, errMoved)
+		}
 		if cancelled.Remote {
 			return fmt.Errorf("%s stream to %s: %w", act, c.peer, ErrReset)
 		}

@@ -2,7 +2,9 @@ package backbone
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -39,6 +41,24 @@ const (
 	connectionWindow = 128 << 20
 )
 
+const (
+	// drainTime bounds how long the streams on a carrier go on that takes no new ones: what lasts longer is cut.
+	drainTime = time.Hour
+
+	// maxLeaving bounds such carriers of one link; beyond it the oldest is cut, with the streams on it. Each change of
+	// authority makes three at most for each carrier of the link.
+	maxLeaving = 16
+
+	// maxReplacing bounds the carriers, of all links, that have a successor dialled at one time.
+	maxReplacing = 32
+
+	// replaceSpread is the time over which the peers of a node that was renewed dial it anew, each at a moment of chance.
+	replaceSpread = time.Second
+
+	// maxMoves bounds how often one dial is sent on to the next carrier by its peer.
+	maxMoves = 3
+)
+
 // quicConfig is what both ends of a carrier have in common.
 func quicConfig() *quic.Config {
 	return &quic.Config{
@@ -56,10 +76,14 @@ func quicConfig() *quic.Config {
 const (
 	codeClosing  quic.ApplicationErrorCode = 1 // this node stops, or keeps the link no longer
 	codeStranger quic.ApplicationErrorCode = 2 // the other end is not who it should be
+	codeReplaced quic.ApplicationErrorCode = 3 // another has taken its place
 )
 
 // link is what is held to one peer: a set of carriers, QUIC connections dialled by us. The peer dials its own, so
 // each end judges the path by its own probes, and no two dials need to agree on which of them stands.
+//
+// A carrier is replaced without a gap: it takes streams until its successor is up, and leaves when the last of them has
+// ended. Only where it may take no more before that (Check) do dials wait for the successor, or for its failure.
 type link struct {
 	b      *Backbone
 	node   string
@@ -70,41 +94,100 @@ type link struct {
 	judge  context.CancelFunc
 
 	mu       sync.Mutex
-	carriers []*quic.Conn // those that are up
-	next     int          // whose turn it is
+	carriers []*carrier // those that are up
+	leaving  []*carrier // those that were replaced, the oldest first
+	next     int        // whose turn it is
+	changed  chan struct{}
 	rtt      time.Duration
 	since    time.Time
 	reason   string
 }
 
+// carrier is one connection of a link. Its channels are closed with the link's mutex held.
+type carrier struct {
+	conn       *quic.Conn
+	hello      net.Conn // on which the peer asks for a successor
+	since      time.Time
+	generation uint64 // of the identity that this node showed
+	streams    int    // those open here, by the link's mutex
+
+	due   chan struct{} // it is to be replaced
+	shut  chan struct{} // it takes no more streams
+	idle  chan struct{} // it leaves, and none of its streams is open here
+	ended chan struct{} // it is gone, and the link knows
+}
+
+// isShut says whether it takes no more streams. There may be none: that is not shut.
+func (c *carrier) isShut() bool { return c != nil && isClosed(c.shut) }
+
 func newLink(b *Backbone, node string, addr netip.AddrPort) *link {
-	l := &link{b: b, node: node, addr: addr, reason: "not dialled yet"}
+	l := &link{b: b, node: node, addr: addr, reason: "not dialled yet", changed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancel(b.ctx)
 	l.judged, l.judge = context.WithCancel(l.ctx)
 	return l
 }
 
 // stream opens a stream on the carrier whose turn it is, or on another where that one cannot. It waits for the outcome
-// of the link's first attempt, and for nothing else: from then on it is known whether the link is up, and where
-// too many streams are open the next node can be asked sooner than one ends.
-func (l *link) stream(ctx context.Context) (*quic.Stream, error) {
+// of the link's first attempt, and for a successor where all carriers are shut, and for nothing else: it is known whether
+// the link is up, and where too many streams are open the next node can be asked sooner than one ends.
+func (l *link) stream(ctx context.Context) (*quic.Stream, *carrier, error) {
 	select {
 	case <-l.judged.Done():
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, nil, ctx.Err()
 	}
+	for {
+		stream, c, changed, err := l.open()
+		if changed == nil {
+			return stream, c, err
+		}
+		select {
+		case <-changed:
+		case <-l.ctx.Done():
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+}
+
+// open opens a stream now, or says what to wait for.
+func (l *link) open() (*quic.Stream, *carrier, <-chan struct{}, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	why := l.reason
+	why, coming := l.reason, false
 	for range l.carriers {
 		l.next++
-		stream, err := l.carriers[l.next%len(l.carriers)].OpenStream()
+		c := l.carriers[l.next%len(l.carriers)]
+		if c.isShut() {
+			coming = coming || c.conn.Context().Err() == nil
+			continue
+		}
+		stream, err := c.conn.OpenStream()
 		if err == nil {
-			return stream, nil
+			c.streams++
+			return stream, c, nil, nil
 		}
 		why = err.Error()
 	}
-	return nil, fmt.Errorf("%w: %s", ErrDown, why)
+	if coming && l.ctx.Err() == nil {
+		return nil, nil, l.changed, nil
+	}
+	return nil, nil, nil, fmt.Errorf("%w: %s", ErrDown, why)
+}
+
+// release takes note that a stream is closed at this end.
+func (l *link) release(c *carrier) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.streams--
+	l.settle(c)
+}
+
+// settle closes c.idle when it is due. l.mu is held.
+func (l *link) settle(c *carrier) {
+	if c.streams == 0 && slices.Contains(l.leaving, c) {
+		closeOnce(c.idle)
+	}
 }
 
 func (l *link) state() Link {
@@ -120,7 +203,7 @@ func (l *link) measure() {
 	defer l.mu.Unlock()
 	l.rtt = 0
 	for _, c := range l.carriers {
-		if rtt := c.ConnectionStats().SmoothedRTT; l.rtt == 0 || rtt < l.rtt {
+		if rtt := c.conn.ConnectionStats().SmoothedRTT; l.rtt == 0 || rtt < l.rtt {
 			l.rtt = rtt
 		}
 	}
@@ -129,23 +212,29 @@ func (l *link) measure() {
 // carry keeps one carrier up for as long as the link is kept.
 func (l *link) carry() {
 	backoff := firstBackoff
+	var old *carrier // the one to be replaced; nil: there is none
 	for l.ctx.Err() == nil {
-		carrier, err := l.dial()
+		done := l.turn(old)
+		shut, changes := old.isShut(), l.b.changes.Load()
+		fresh, err := l.dial()
+		if err == nil {
+			err = l.up(fresh, old)
+		}
+		done()
 		if err == nil {
 			backoff = firstBackoff
-			l.up(carrier)
 			select {
-			case <-carrier.Context().Done():
-				err = context.Cause(carrier.Context())
-			case <-l.ctx.Done():
-				err = net.ErrClosed
+			case <-fresh.due:
+				old = fresh
+			case <-fresh.ended:
+				old = nil
 			}
-			l.down(carrier, err)
-			carrier.CloseWithError(codeClosing, "")
-			l.b.changed()
 			continue
 		}
-		l.failed(err)
+		if old.isShut() && (!shut || changes != l.b.changes.Load()) {
+			continue // what the attempt began with holds no more
+		}
+		l.failed(old, err)
 		l.b.changed()
 		pause := time.NewTimer(backoff/2 + rand.N(backoff/2))
 		select {
@@ -157,91 +246,273 @@ func (l *link) carry() {
 	}
 }
 
+// turn waits until a carrier may have a successor dialled; one that is of no use meanwhile waits only if it is very young.
+func (l *link) turn(old *carrier) (done func()) {
+	if old == nil {
+		return func() {}
+	}
+	young := time.NewTimer(time.Until(old.since.Add(firstBackoff)))
+	defer young.Stop()
+	select {
+	case <-young.C:
+	case <-l.ctx.Done():
+	}
+	select {
+	case l.b.replacing <- struct{}{}:
+		return func() { <-l.b.replacing }
+	case <-old.shut:
+	case <-old.ended:
+	case <-l.ctx.Done():
+	}
+	return func() {}
+}
+
 // dial makes one attempt. It ends well only when the peer has answered a stream: a TLS client believes its
 // handshake done before the server has looked at its certificate.
-func (l *link) dial() (*quic.Conn, error) {
+func (l *link) dial() (*carrier, error) {
 	ctx, cancel := context.WithTimeout(l.ctx, attemptTimeout)
 	defer cancel()
 	config := quicConfig()
 	config.KeepAlivePeriod = keepAlive
 	config.MaxIncomingStreams = -1 // the peer opens its streams on its own carriers
+	generation := l.b.generation.Load()
 	tlsConfig := withALPN(l.b.config.ClientTLS(l.node))
-	carrier, err := l.b.transport.Dial(ctx, net.UDPAddrFromAddrPort(l.addr), tlsConfig, config)
+	conn, err := l.b.transport.Dial(ctx, net.UDPAddrFromAddrPort(l.addr), tlsConfig, config)
 	if err != nil {
 		return nil, err
 	}
-	name, err := l.b.config.PeerName(carrier.ConnectionState().TLS)
+	name, err := l.b.config.PeerName(conn.ConnectionState().TLS)
 	if err == nil && name != l.node {
 		err = fmt.Errorf("%s answers there", name)
 	}
 	if err != nil {
-		carrier.CloseWithError(codeStranger, "")
+		conn.CloseWithError(codeStranger, "")
 		return nil, err
 	}
-	if err := l.hello(ctx, carrier); err != nil {
-		carrier.CloseWithError(codeClosing, "")
+	hello, err := l.ask(ctx, conn, helloService)
+	if err != nil {
+		conn.CloseWithError(codeClosing, "")
 		return nil, err
 	}
-	return carrier, nil
+	return &carrier{
+		conn: conn, hello: hello, since: time.Now(), generation: generation,
+		due: make(chan struct{}), shut: make(chan struct{}), idle: make(chan struct{}), ended: make(chan struct{}),
+	}, nil
 }
 
-func (l *link) hello(ctx context.Context, carrier *quic.Conn) error {
-	header, err := AppendHeader(nil, Header{Service: helloService})
+// ask opens a stream for one of the backbone's own services.
+func (l *link) ask(ctx context.Context, conn *quic.Conn, service string) (net.Conn, error) {
+	header, err := AppendHeader(nil, Header{Service: service})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	stream, err := carrier.OpenStream()
+	stream, err := conn.OpenStreamSync(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c, err := l.b.ask(ctx, stream, l.node, header)
-	if err != nil {
-		return err
-	}
-	return c.Close()
+	return l.b.ask(ctx, stream, l.node, header, nil)
 }
 
-func (l *link) up(carrier *quic.Conn) {
+// up takes a carrier into use, in place of the old one if there is one, unless its peer has been refused since the handshake
+// judged it; one that is outdated since makes way for the next. From then on Check looks at it.
+func (l *link) up(c, old *carrier) error {
 	l.mu.Lock()
+	outdated := l.b.outdated(c.conn)
+	if !outdated {
+		if err := l.b.screen(c.conn); err != nil {
+			l.mu.Unlock()
+			return err
+		}
+	}
 	first := len(l.carriers) == 0
-	l.carriers = append(l.carriers, carrier)
+	l.carriers = append(l.carriers, c)
 	if first {
 		l.since, l.reason = time.Now(), ""
 	}
+	replaced := l.leave(old)
+	if outdated {
+		l.shut(c)
+	}
+	if c.generation != l.b.generation.Load() {
+		closeOnce(c.due) // this node was renewed meanwhile
+	}
+	l.signal()
 	l.mu.Unlock()
+	l.b.wg.Go(func() { l.tend(c) })
 	l.measure()
 	l.judge()
 	l.b.changed()
-	if first {
+	switch {
+	case replaced:
+		l.b.count.carriersReplaced.Add(1)
+		l.b.log.Debug("link replaced", "peer", l.node, "address", l.addr)
+	case first:
 		l.b.log.Info("link up", "peer", l.node, "address", l.addr)
+	}
+	return nil
+}
+
+// tend stays with a carrier until it ends.
+func (l *link) tend(c *carrier) {
+	stop := context.AfterFunc(l.ctx, func() { c.conn.CloseWithError(codeClosing, "") })
+	defer stop()
+	var said [1]byte
+	if _, err := io.ReadFull(c.hello, said[:]); err == nil && said[0] == dialAnew {
+		pause := time.NewTimer(rand.N(replaceSpread))
+		select {
+		case <-pause.C:
+		case <-c.conn.Context().Done():
+			pause.Stop()
+		}
+		l.mu.Lock()
+		closeOnce(c.due)
+		l.mu.Unlock()
+	}
+	<-c.conn.Context().Done()
+	l.lost(c, context.Cause(c.conn.Context()))
+}
+
+// renew has every carrier replaced.
+func (l *link) renew() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.carriers {
+		closeOnce(c.due)
 	}
 }
 
-func (l *link) down(carrier *quic.Conn, why error) {
+// moved takes note that the peer takes no new streams on a carrier.
+func (l *link) moved(c *carrier) {
 	l.mu.Lock()
-	l.carriers = slices.DeleteFunc(l.carriers, func(c *quic.Conn) bool { return c == carrier })
-	last := len(l.carriers) == 0
-	if last {
-		l.rtt, l.since, l.reason = 0, time.Now(), why.Error()
+	defer l.mu.Unlock()
+	l.shut(c)
+}
+
+// shut has a carrier take no more streams, and replaced. l.mu is held.
+func (l *link) shut(c *carrier) {
+	closeOnce(c.shut)
+	closeOnce(c.due)
+}
+
+// check closes the carriers if the peer is refused now, and shuts those that are outdated.
+func (l *link) check() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range slices.Concat(l.carriers, l.leaving) {
+		if !l.b.outdated(c.conn) {
+			l.b.screen(c.conn)
+		} else if !c.isShut() {
+			l.b.count.outdated.Add(1)
+			l.shut(c)
+		}
 	}
+}
+
+// leave takes a carrier out of use and has it end with its streams; false if it is not in use. l.mu is held.
+func (l *link) leave(c *carrier) bool {
+	i := slices.Index(l.carriers, c)
+	if i < 0 {
+		return false
+	}
+	l.carriers = slices.Delete(l.carriers, i, i+1)
+	closeOnce(c.shut)
+	l.leaving = append(l.leaving, c)
+	l.b.count.leaving.Add(1)
+	l.settle(c)
+	if len(l.leaving) > maxLeaving {
+		oldest := l.leaving[0]
+		l.b.count.overdue.Add(1)
+		l.b.wg.Go(func() { oldest.conn.CloseWithError(codeReplaced, "too many before it") })
+	}
+	l.b.wg.Go(func() { l.drain(c) })
+	return true
+}
+
+// drain closes a carrier that leaves when no stream on it is open at either end, or at the bound.
+func (l *link) drain(c *carrier) {
+	ctx, cancel := context.WithTimeout(c.conn.Context(), drainTime)
+	defer cancel()
+	select {
+	case <-c.idle:
+		// What this end has closed it reads no more; what the other end still reads or writes, it alone knows.
+		l.ask(ctx, c.conn, byeService)
+	case <-ctx.Done():
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		l.b.count.overdue.Add(1)
+	}
+	c.conn.CloseWithError(codeReplaced, "")
+}
+
+// lost takes note that a carrier is gone.
+func (l *link) lost(c *carrier, why error) {
+	l.mu.Lock()
+	i := slices.Index(l.carriers, c)
+	if i >= 0 {
+		l.carriers = slices.Delete(l.carriers, i, i+1)
+	} else {
+		l.leaving = slices.DeleteFunc(l.leaving, func(one *carrier) bool { return one == c })
+		l.b.count.leaving.Add(-1)
+	}
+	last := i >= 0 && len(l.carriers) == 0
+	if last {
+		l.fell(why)
+	}
+	closeOnce(c.ended)
+	l.signal()
 	l.mu.Unlock()
 	if l.ctx.Err() != nil {
 		return
 	}
-	l.b.count.carriersLost.Add(1)
+	if end, ok := errors.AsType[*quic.ApplicationError](why); !ok || end.ErrorCode != codeReplaced {
+		l.b.count.carriersLost.Add(1)
+	}
+	l.b.changed()
 	if last {
 		l.b.log.Warn("link down", "peer", l.node, "address", l.addr, "reason", why)
 	}
 }
 
-func (l *link) failed(why error) {
+// failed takes note of an attempt that failed. A carrier that is shut was kept only for what was to come of it.
+func (l *link) failed(old *carrier, why error) {
 	l.mu.Lock()
-	if len(l.carriers) == 0 {
+	last := old.isShut() && l.leave(old) && len(l.carriers) == 0
+	if last {
+		l.fell(why)
+	} else if len(l.carriers) == 0 {
 		l.reason = why.Error()
 		if l.since.IsZero() {
 			l.since = time.Now()
 		}
 	}
+	l.signal()
 	l.mu.Unlock()
 	l.judge()
+	if last && l.ctx.Err() == nil {
+		l.b.log.Warn("link down", "peer", l.node, "address", l.addr, "reason", why)
+	}
+}
+
+// fell says that the last carrier in use is gone. l.mu is held.
+func (l *link) fell(why error) { l.rtt, l.since, l.reason = 0, time.Now(), why.Error() }
+
+// signal wakes those who wait for a carrier. l.mu is held.
+func (l *link) signal() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+func closeOnce(c chan struct{}) {
+	if !isClosed(c) {
+		close(c)
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,10 +26,18 @@ const (
 	freeHandshakes = 64
 )
 
-// helloService answers every stream with yes: so a node that dials learns that it was let in.
-const helloService = "hello"
+// The backbone's own services, between the two ends of one connection. Streams for them do not count as in use.
+const (
+	// helloService answers every stream with yes: so a node that dials learns that it was let in. On the stream dialAnew
+	// follows, if at all, when the dialler is to replace the connection.
+	helloService = "hello"
+	// byeService answers when no stream of the connection is open at this end any more: then the dialler can close it, and
+	// nothing is lost.
+	byeService = "bye"
+)
 
-func sayHello(in *Incoming) { in.Accept().Close() }
+// dialAnew is the byte that asks for another connection.
+const dialAnew = 1
 
 // Incoming is a stream that another node (or this one) wants to open. Exactly one of Accept and Refuse is due;
 // what comes after the first changes nothing.
@@ -84,11 +93,17 @@ func (b *Backbone) acceptLinks() {
 // serve answers the streams of one connection until it ends.
 func (b *Backbone) serve(conn *quic.Conn) {
 	defer conn.CloseWithError(codeClosing, "")
-	conn.Context().Value(visitKey{}).(*visit).welcome()
+	v := conn.Context().Value(visitKey{}).(*visit)
+	v.conn = conn
+	v.welcome()
 	from, err := b.config.PeerName(conn.ConnectionState().TLS)
 	if err != nil {
 		b.count.strangers.Add(1)
 		conn.CloseWithError(codeStranger, "")
+		return
+	}
+	defer b.gone(v)
+	if b.come(v) != nil {
 		return
 	}
 	for {
@@ -96,12 +111,38 @@ func (b *Backbone) serve(conn *quic.Conn) {
 		if err != nil {
 			return
 		}
-		b.wg.Go(func() { b.serveStream(stream, from) })
+		v.enter() // here, in the order in which they were opened: a bye is the last of them
+		b.wg.Go(func() { b.serveStream(v, stream, from) })
 	}
 }
 
-func (b *Backbone) serveStream(stream *quic.Stream, from string) {
-	c := &streamConn{Stream: stream, peer: from, local: Addr(b.config.Self)}
+// come has Check and Renew look at a connection from now on, and looks at it itself: the peer may have been refused since the
+// handshake judged it, or outdated, and this node renewed.
+func (b *Backbone) come(v *visit) error {
+	b.visiting.Lock()
+	defer b.visiting.Unlock()
+	b.visitors[v] = true
+	if v.generation != b.generation.Load() {
+		v.askAnew()
+	}
+	if b.outdated(v.conn) {
+		v.outdate()
+		return nil
+	}
+	return b.screen(v.conn)
+}
+
+func (b *Backbone) gone(v *visit) {
+	b.visiting.Lock()
+	defer b.visiting.Unlock()
+	delete(b.visitors, v)
+	if v.end != nil {
+		v.end.Stop()
+	}
+}
+
+func (b *Backbone) serveStream(v *visit, stream *quic.Stream, from string) {
+	c := &streamConn{Stream: stream, peer: from, local: Addr(b.config.Self), left: v.exit}
 	c.SetReadDeadline(time.Now().Add(headerTimeout))
 	h, err := ReadHeader(c)
 	if err != nil {
@@ -111,7 +152,45 @@ func (b *Backbone) serveStream(stream *quic.Stream, from string) {
 	}
 	c.SetReadDeadline(time.Time{})
 	c.remote = client(h, from)
-	b.answer(c, h, from)
+	switch {
+	case h.Service == helloService:
+		c.unlist()
+		b.sayHello(v, c)
+	case h.Service == byeService:
+		c.unlist()
+		b.sayBye(v, c)
+	case v.isOutdated():
+		b.count.moved.Add(1)
+		c.abort(streamMoved)
+	default:
+		b.answer(c, h, from)
+	}
+}
+
+// sayHello lets a peer know that it was let in and, if need be, that it is to dial anew.
+func (b *Backbone) sayHello(v *visit, c *streamConn) {
+	defer c.Close()
+	b.count.accepted.Add(1)
+	c.Write(appendAnswer(nil, true, ""))
+	select {
+	case <-v.anew:
+		c.Write([]byte{dialAnew})
+		c.CloseWrite()
+	case <-c.Gone().Done():
+	case <-b.ctx.Done():
+	}
+}
+
+// sayBye answers once no stream of the connection is open here.
+func (b *Backbone) sayBye(v *visit, c *streamConn) {
+	defer c.Close()
+	select {
+	case <-v.empty():
+		b.count.accepted.Add(1)
+		c.Write(appendAnswer(nil, true, ""))
+	case <-c.Gone().Done():
+	case <-b.ctx.Done():
+	}
 }
 
 // answer lets the service's handler say yes or no.
@@ -138,8 +217,17 @@ type visitKey struct{}
 
 // visit is a connection from another, from its first packet on.
 type visit struct {
-	b        *Backbone
-	welcomed atomic.Bool
+	b          *Backbone
+	welcomed   atomic.Bool
+	generation uint64        // of this node's identity, at most, that the peer was shown
+	anew       chan struct{} // closed, by the backbone's visiting, when the peer is to dial anew
+	conn       *quic.Conn    // from the end of the handshake on, like what follows
+	end        *time.Timer   // by the backbone's visiting: closes it when its time is over
+
+	mu       sync.Mutex
+	streams  int           // those open here, without the backbone's own
+	drained  chan struct{} // closed when there are none; nil: nobody waits for that
+	outdated bool          // it takes no new streams
 }
 
 var errCrowded = errors.New("too many connections")
@@ -151,9 +239,64 @@ func (b *Backbone) visit(ctx context.Context, _ *quic.ClientInfo) (context.Conte
 		return nil, errCrowded
 	}
 	b.count.handshaking.Add(1)
-	v := &visit{b: b}
+	v := &visit{b: b, generation: b.generation.Load(), anew: make(chan struct{})}
 	context.AfterFunc(ctx, v.leave)
 	return context.WithValue(ctx, visitKey{}, v), nil
+}
+
+// askAnew asks the peer to dial anew. b.visiting is held.
+func (v *visit) askAnew() { closeOnce(v.anew) }
+
+// outdate has the connection take no more streams and end in due time; false if that is so already. b.visiting is held.
+func (v *visit) outdate() bool {
+	v.askAnew()
+	if v.end != nil {
+		return false
+	}
+	v.end = time.AfterFunc(drainTime, func() {
+		v.b.count.overdue.Add(1)
+		v.conn.CloseWithError(codeReplaced, "")
+	})
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.outdated = true
+	return true
+}
+
+func (v *visit) isOutdated() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.outdated
+}
+
+func (v *visit) enter() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.streams++
+}
+
+func (v *visit) exit() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.streams--; v.streams == 0 && v.drained != nil {
+		close(v.drained)
+		v.drained = nil
+	}
+}
+
+// empty is closed when no stream is open here.
+func (v *visit) empty() <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.drained == nil {
+		v.drained = make(chan struct{})
+	}
+	drained := v.drained
+	if v.streams == 0 {
+		close(v.drained)
+		v.drained = nil
+	}
+	return drained
 }
 
 // welcome ends the handshake.
@@ -198,9 +341,12 @@ type counters struct {
 	accepted, refused           atomic.Uint64
 	headersMalformed, strangers atomic.Uint64
 	handshakesFailed            atomic.Uint64
-	carriersLost                atomic.Uint64
+	carriersLost, peersRefused  atomic.Uint64
+	carriersReplaced, outdated  atomic.Uint64
+	moved, overdue              atomic.Uint64
 	packetsDropped              atomic.Uint64
 	connections, handshaking    atomic.Int64
+	leaving                     atomic.Int64
 }
 
 // Counters are the backbone's counts since it was opened, and how many connections from others it has now.
@@ -214,6 +360,12 @@ func (b *Backbone) Counters() map[string]uint64 {
 		"backbone_strangers_total":         b.count.strangers.Load(),
 		"backbone_handshakes_failed_total": b.count.handshakesFailed.Load(),
 		"backbone_carriers_lost_total":     b.count.carriersLost.Load(),
+		"backbone_carriers_replaced_total": b.count.carriersReplaced.Load(),
+		"backbone_carriers_leaving":        uint64(b.count.leaving.Load()),
+		"backbone_peers_refused_total":     b.count.peersRefused.Load(),
+		"backbone_outdated_total":          b.count.outdated.Load(),
+		"backbone_overdue_total":           b.count.overdue.Load(),
+		"backbone_streams_moved_total":     b.count.moved.Load(),
 		"backbone_packets_dropped_total":   b.count.packetsDropped.Load(),
 		"backbone_connections":             uint64(b.count.connections.Load()),
 	}

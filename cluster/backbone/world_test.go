@@ -3,10 +3,13 @@ package backbone
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,6 +25,8 @@ type world struct {
 	in        *memnet.Internet
 	authority *identity.Authority
 	hosts     map[string]*memnet.Host
+	guards    map[string]*identity.Guard // of each node that was configured last
+	ahead     atomic.Int64               // how far the clocks by which certificates are judged go before virtual time, in ns
 }
 
 const roundTrip = 200 * time.Millisecond
@@ -36,11 +41,11 @@ var addresses = map[string]netip.AddrPort{
 func inWorld(t *testing.T, f func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		authority, err := identity.New(time.Now())
+		authority, err := identity.NewAuthority(identity.NewClusterID(), time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &world{T: t, in: memnet.New(1), authority: authority, hosts: map[string]*memnet.Host{}}
+		w := &world{T: t, in: memnet.New(1), authority: authority, hosts: map[string]*memnet.Host{}, guards: map[string]*identity.Guard{}}
 		defer w.in.Close()
 		for name, addr := range addresses {
 			w.hosts[name] = w.in.Host(name, spec.Location{}, addr.Addr())
@@ -50,12 +55,12 @@ func inWorld(t *testing.T, f func(w *world)) {
 	})
 }
 
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
+
 func (w *world) config(name string, authority *identity.Authority) Config {
 	w.Helper()
-	self, err := authority.Node(identity.Claim{Name: name, Region: "r", POP: "p"})
-	if err != nil {
-		w.Fatal(err)
-	}
+	guard := identity.NewGuard(issue(w, authority, name, 1, w.now()), identity.Trust{Authorities: [][]byte{authority.Certificate()}}, w.now)
+	w.guards[name] = guard
 	conn, err := w.hosts[name].ListenPacket("udp", addresses[name].String())
 	if err != nil {
 		w.Fatal(err)
@@ -63,11 +68,33 @@ func (w *world) config(name string, authority *identity.Authority) Config {
 	return Config{
 		Self:       name,
 		PacketConn: conn,
-		ServerTLS:  self.ServerTLS(),
-		ClientTLS:  func(node string) *tls.Config { return self.ClientTLS(node) },
+		ServerTLS:  func() *tls.Config { return guard.ServerTLS(ALPN) },
+		ClientTLS:  func(node string) *tls.Config { return guard.ClientTLS(node, ALPN) },
 		PeerName:   identity.PeerName,
+		Refused:    refusals(guard),
 		Log:        slog.New(slog.DiscardHandler),
 	}
+}
+
+// refusals are those of a guard as the node tells them.
+func refusals(guard *identity.Guard) func(tls.ConnectionState) error {
+	return func(state tls.ConnectionState) error {
+		err := guard.Refused(state)
+		if errors.Is(err, identity.ErrRetired) {
+			return fmt.Errorf("%w: %w", ErrOutdated, err)
+		}
+		return err
+	}
+}
+
+// issue makes an identity whose certificate has the epoch.
+func issue(t testing.TB, by *identity.Authority, name string, epoch uint64, now time.Time) *identity.Node {
+	t.Helper()
+	id, err := by.Node(identity.Claim{Name: name, Region: "r", POP: "p"}, epoch, identity.Keys{Cluster: identity.NewKey()}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 // open starts a node of the world's cluster that echoes what it is sent on the service "echo".

@@ -1,8 +1,10 @@
 // Package control is the port by which nodes talk to each other beside the backbone: TCP under mutual TLS, where the ALPN name
-// in the handshake says which service is meant (Raft, the API, joining).
+// in the handshake says which service is meant (Raft, the watch stream, the API, joining).
 //
-// It speaks no protocol of its own and knows nothing of what the services say. Only nodes of the cluster get past the
-// handshake; a stranger may reach the join service and no other. When peers misbehave, what they hold is
+// It speaks no protocol of its own and knows nothing of what the services say. Only nodes that the guard does not refuse get
+// past the handshake, and Check ends what is open to those refused since; a stranger may reach the join service and no other,
+// and only nodes with the role voter speak Raft with each other.
+// When peers misbehave, what they hold is
 // bounded and what they did is counted: a slow handshake delays nobody else, a service that does not accept
 // loses its own connections and no others. The port carries little and matters most: it is the way to repair
 // everything else, which is why it does not ride on the backbone.
@@ -25,9 +27,10 @@ import (
 
 // The services of a node, by ALPN name (RFC 7301).
 const (
-	Raft = "perigee-raft/1"
-	API  = "perigee-api/1"
-	Join = identity.JoinProtocol // the one that needs no certificate
+	Raft  = "perigee-raft/1"
+	Watch = "perigee-watch/1"
+	API   = "perigee-api/1"
+	Join  = identity.JoinProtocol // the one that needs no certificate
 )
 
 const (
@@ -52,10 +55,10 @@ const (
 type Config struct {
 	// Listener is the control port; Port.Close closes it.
 	Listener net.Listener
-	// Identity is this node's, at every handshake anew, so that a renewed certificate is shown from then on.
-	Identity func() *identity.Node
-	Dial     func(ctx context.Context, network, address string) (net.Conn, error)
-	Log      *slog.Logger
+	// Guard is this node's identity and whom it trusts. It is asked at every handshake.
+	Guard *identity.Guard
+	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	Log   *slog.Logger
 }
 
 // Port is the open control port of a node.
@@ -68,11 +71,11 @@ type Port struct {
 
 	mu       sync.Mutex
 	services map[string]*service
-	open     map[net.Conn]bool // what is below TLS, to be cut when the port closes
+	open     map[net.Conn]*tls.Conn // by what is below TLS, to be cut when the port closes; nil: in its handshake
 	joining  int
 	closed   bool
 
-	accepted, dialed, failed, unknown, overflowed, dropped atomic.Uint64
+	accepted, dialed, failed, unknown, overflowed, dropped, refused, unfit atomic.Uint64
 }
 
 // Open starts to accept connections. A peer that asks for a service that is not open yet is refused.
@@ -84,7 +87,7 @@ func Open(cfg Config) *Port {
 		cfg:        cfg,
 		handshakes: make(chan struct{}, maxHandshakes),
 		services:   map[string]*service{},
-		open:       map[net.Conn]bool{},
+		open:       map[net.Conn]*tls.Conn{},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.work.Go(p.accept)
@@ -109,6 +112,29 @@ func (p *Port) Close() error {
 	return err
 }
 
+// Check cuts every connection, accepted or dialed, whose peer the guard refuses now. It is to be called when the guard's trust
+// has changed.
+func (p *Port) Check() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for raw, conn := range p.open {
+		if conn != nil {
+			p.judge(raw, conn)
+		}
+	}
+}
+
+// judge cuts a connection if the guard refuses its peer. It cuts below TLS: a goodbye would wait for the peer. p.mu is held.
+func (p *Port) judge(raw net.Conn, conn *tls.Conn) error {
+	err := p.cfg.Guard.Refused(conn.ConnectionState())
+	if err != nil {
+		p.refused.Add(1)
+		raw.Close()
+		delete(p.open, raw)
+	}
+	return err
+}
+
 // Counters counts what happened at the port.
 func (p *Port) Counters() map[string]uint64 {
 	p.mu.Lock()
@@ -122,6 +148,8 @@ func (p *Port) Counters() map[string]uint64 {
 		"control_unknown_service_total":     p.unknown.Load(),
 		"control_handshake_overflow_total":  p.overflowed.Load(),
 		"control_connections_dropped_total": p.dropped.Load(),
+		"control_connections_refused_total": p.refused.Load(),
+		"control_role_refused_total":        p.unfit.Load(),
 	}
 }
 
@@ -147,6 +175,9 @@ func (p *Port) Service(alpn string) net.Listener {
 func (p *Port) Dial(ctx context.Context, address, name, alpn string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
+	if !p.mayServe(alpn) {
+		return nil, fmt.Errorf("dial %s at %s: this node: %w", alpn, address, errNotVoter)
+	}
 	raw, err := p.cfg.Dial(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", alpn, err)
@@ -155,7 +186,7 @@ func (p *Port) Dial(ctx context.Context, address, name, alpn string) (net.Conn, 
 		raw.Close()
 		return nil, fmt.Errorf("dial %s at %s: %w", alpn, address, net.ErrClosed)
 	}
-	conn := tls.Client(raw, p.cfg.Identity().ClientTLS(name, alpn))
+	conn := tls.Client(raw, p.cfg.Guard.ClientTLS(name, alpn))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		p.drop(raw)
 		return nil, fmt.Errorf("dial %s at %s: %w", alpn, address, err)
@@ -164,6 +195,12 @@ func (p *Port) Dial(ctx context.Context, address, name, alpn string) (net.Conn, 
 	peer, err := identity.PeerName(state)
 	if err == nil && state.NegotiatedProtocol != alpn {
 		err = errors.New("peer does not know the service")
+	}
+	if err == nil {
+		err = p.fit(state)
+	}
+	if err == nil {
+		err = p.opened(raw, conn)
 	}
 	if err != nil {
 		p.drop(raw)
@@ -226,22 +263,46 @@ func (p *Port) shake(raw net.Conn) *Conn {
 		// The handshake has verified the peer, so it has a name.
 		c.peer, _ = identity.PeerName(conn.ConnectionState())
 	}
+	if p.fit(conn.ConnectionState()) != nil || p.opened(raw, conn) != nil {
+		p.drop(raw)
+		return nil
+	}
 	return c
+}
+
+var errNotVoter = errors.New("has not the role voter")
+
+// mayServe says whether this node takes part in a service, by the roles in its own certificate.
+func (p *Port) mayServe(alpn string) bool { return alpn != Raft || p.cfg.Guard.Node().Claim().Votes() }
+
+// fit says what the roles in a peer's certificate have against the service that was agreed on, and counts it.
+func (p *Port) fit(state tls.ConnectionState) error {
+	if state.NegotiatedProtocol != Raft {
+		return nil
+	}
+	claim, err := identity.PeerClaim(state)
+	if err == nil && !claim.Votes() {
+		err = fmt.Errorf("peer %s: %w", claim.Name, errNotVoter)
+	}
+	if err != nil {
+		p.unfit.Add(1)
+	}
+	return err
 }
 
 // configFor answers a peer by the first service it names that is open. One that names none learns nothing.
 func (p *Port) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	p.mu.Lock()
-	i := slices.IndexFunc(hello.SupportedProtos, func(alpn string) bool { return p.services[alpn] != nil })
+	i := slices.IndexFunc(hello.SupportedProtos, func(alpn string) bool { return p.services[alpn] != nil && p.mayServe(alpn) })
 	p.mu.Unlock()
 	switch {
 	case i < 0:
 		p.unknown.Add(1)
 		return nil, errors.New("no such service")
 	case hello.SupportedProtos[i] == Join:
-		return p.cfg.Identity().JoinTLS(), nil
+		return p.cfg.Guard.JoinTLS(), nil
 	default:
-		return p.cfg.Identity().ServerTLS(hello.SupportedProtos[i]), nil
+		return p.cfg.Guard.ServerTLS(hello.SupportedProtos[i]), nil
 	}
 }
 
@@ -273,9 +334,21 @@ func (p *Port) track(raw net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed {
-		p.open[raw] = true
+		p.open[raw] = nil
 	}
 	return !p.closed
+}
+
+// opened has Check look at a connection from now on, and looks at it itself: the peer may have been refused since the handshake
+// judged it.
+func (p *Port) opened(raw net.Conn, conn *tls.Conn) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return net.ErrClosed
+	}
+	p.open[raw] = conn
+	return p.judge(raw, conn)
 }
 
 func (p *Port) forget(raw net.Conn) {

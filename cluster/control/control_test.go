@@ -8,15 +8,20 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // network is a cluster's nodes, and strangers, on one in-memory internet.
 type network struct {
@@ -27,7 +32,7 @@ type network struct {
 }
 
 func newNetwork(t *testing.T) *network {
-	authority, err := identity.New(time.Now())
+	authority, err := identity.NewAuthority(identity.NewClusterID(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,37 +46,62 @@ func (n *network) host(name string) *memnet.Host {
 	return n.in.Host(name, spec.Location{}, netip.AddrFrom4([4]byte{192, 0, 2, n.hosts}))
 }
 
+// identity makes one with a certificate of epoch 1.
 func (n *network) identity(name string) *identity.Node {
 	n.t.Helper()
-	id, err := n.authority.Node(identity.Claim{Name: name, Region: "r", POP: "p"})
+	return issue(n.t, n.authority, name, 1)
+}
+
+func issue(t *testing.T, by *identity.Authority, name string, epoch uint64) *identity.Node {
+	t.Helper()
+	return issueWith(t, by, name, epoch, "voter", "edge")
+}
+
+func issueWith(t *testing.T, by *identity.Authority, name string, epoch uint64, roles ...string) *identity.Node {
+	t.Helper()
+	id, err := by.Node(identity.Claim{Name: name, Region: "r", POP: "p", Roles: roles}, epoch, identity.Keys{Cluster: identity.NewKey()}, time.Now())
 	if err != nil {
-		n.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return id
 }
 
+// trust is that of the network's authority, without those revoked at epoch 1.
+func (n *network) trust(revoked ...string) identity.Trust {
+	t := identity.Trust{Authorities: [][]byte{n.authority.Certificate()}, Revoked: map[string]uint64{}}
+	for _, name := range revoked {
+		t.Revoked[name] = 1
+	}
+	return t
+}
+
+func (n *network) guard(id *identity.Node) *identity.Guard {
+	return identity.NewGuard(id, n.trust(), time.Now)
+}
+
 type member struct {
 	*Port
+	guard   *identity.Guard
 	host    *memnet.Host
 	address string
 }
 
 func (n *network) node(name string) member {
 	n.t.Helper()
-	id := n.identity(name)
-	return n.nodeWith(name, func() *identity.Node { return id })
+	return n.nodeAs(n.identity(name))
 }
 
-func (n *network) nodeWith(name string, id func() *identity.Node) member {
+func (n *network) nodeAs(id *identity.Node) member {
 	n.t.Helper()
-	host := n.host(name)
+	guard := n.guard(id)
+	host := n.host(id.Name())
 	l, err := host.Listen("tcp", ":7947")
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	p := Open(Config{Listener: l, Identity: id, Dial: host.Dial})
+	p := Open(Config{Listener: l, Guard: guard, Dial: host.Dial})
 	n.t.Cleanup(func() { p.Close() })
-	return member{p, host, netip.AddrPortFrom(host.Addr(), 7947).String()}
+	return member{p, guard, host, netip.AddrPortFrom(host.Addr(), 7947).String()}
 }
 
 // inBubble runs a test in virtual time.
@@ -154,17 +184,14 @@ func TestDialReachesWhomItNamesOrNobody(t *testing.T) {
 func TestAStrangerReachesOnlyJoin(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *network) {
 		nrt := n.node("nrt1-a")
-		for _, alpn := range []string{Raft, API, Join} {
+		for _, alpn := range []string{Raft, Watch, API, Join} {
 			serve(nrt.Service(alpn), alpn)
 		}
-		other, err := identity.New(time.Now())
+		other, err := identity.NewAuthority(identity.NewClusterID(), time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
-		foreign, err := other.Node(identity.Claim{Name: "icn1-a", Region: "r", POP: "p"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		foreign := issue(t, other, "icn1-a", 1)
 		stranger := n.host("stranger")
 		for name, test := range map[string]struct {
 			alpn        []string
@@ -173,6 +200,7 @@ func TestAStrangerReachesOnlyJoin(t *testing.T) {
 		}{
 			"join":                               {[]string{Join}, nil, Join + ` to ""`},
 			"raft":                               {[]string{Raft}, nil, ""},
+			"watch":                              {[]string{Watch}, nil, ""},
 			"api":                                {[]string{API}, nil, ""},
 			"api, else join":                     {[]string{API, Join}, nil, ""},
 			"no service":                         {nil, nil, ""},
@@ -181,7 +209,7 @@ func TestAStrangerReachesOnlyJoin(t *testing.T) {
 		} {
 			cfg := &tls.Config{InsecureSkipVerify: true, NextProtos: test.alpn}
 			if test.certificate != nil {
-				cfg.Certificates = test.certificate.ClientTLS("", test.alpn...).Certificates
+				cfg.GetClientCertificate = n.guard(test.certificate).ClientTLS("", test.alpn...).GetClientCertificate
 			}
 			raw, err := stranger.Dial(t.Context(), "tcp", nrt.address)
 			if err != nil {
@@ -194,8 +222,71 @@ func TestAStrangerReachesOnlyJoin(t *testing.T) {
 			raw.Close()
 		}
 		synctest.Wait()
-		if c := nrt.Counters(); c["control_handshake_failed_total"] != 6 || c["control_connections"] != 0 {
+		if c := nrt.Counters(); c["control_handshake_failed_total"] != 7 || c["control_connections"] != 0 {
 			t.Errorf("counted %v", c)
+		}
+	})
+}
+
+func TestOnlyVotersSpeakRaft(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *network) {
+		voters := []member{n.node("icn1-a"), n.node("nrt1-a")}
+		edge := n.nodeAs(issueWith(t, n.authority, "iad1-a", 1, "edge", "dns", "origin"))
+		for _, m := range append(voters, edge) {
+			for _, alpn := range []string{Raft, Watch, API} {
+				serve(m.Service(alpn), alpn)
+			}
+		}
+		voter := voters[0]
+		for _, alpn := range []string{Watch, API} {
+			for _, way := range [][2]member{{edge, voter}, {voter, edge}} {
+				if _, err := way[0].ask(t.Context(), way[1].address, "", alpn); err != nil {
+					t.Errorf("%s: %v", alpn, err)
+				}
+			}
+		}
+		if got, err := voter.ask(t.Context(), voters[1].address, "nrt1-a", Raft); got != Raft+` to "icn1-a"` || err != nil {
+			t.Errorf("between voters: %q, %v", got, err)
+		}
+		if said, err := edge.ask(t.Context(), voter.address, "icn1-a", Raft); err == nil {
+			t.Errorf("it dials: %q", said)
+		}
+		if said, err := voter.ask(t.Context(), edge.address, "iad1-a", Raft); err == nil {
+			t.Errorf("it is dialled: %q", said)
+		}
+		if c := edge.Counters(); c["control_unknown_service_total"] != 1 || c["control_accepted_total"] != 2 {
+			t.Errorf("it counted %v", c)
+		}
+
+		// Nor does it help to have other software.
+		raw, err := edge.host.Dial(t.Context(), "tcp", voter.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.Close()
+		if said, err := io.ReadAll(tls.Client(raw, edge.guard.ClientTLS("icn1-a", Raft))); len(said) > 0 {
+			t.Errorf("it was told %q, %v", said, err)
+		}
+		if c := voter.Counters(); c["control_role_refused_total"] != 1 || c["control_connections"] != 0 {
+			t.Errorf("the voter counted %v", c)
+		}
+		edge.Close()
+		l, err := edge.host.Listen("tcp", ":7947")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			for raw, err := l.Accept(); err == nil; raw, err = l.Accept() {
+				tls.Server(raw, edge.guard.ServerTLS(Raft)).Handshake()
+				defer raw.Close()
+			}
+		}()
+		if said, err := voter.ask(t.Context(), edge.address, "iad1-a", Raft); err == nil || !strings.Contains(err.Error(), "voter") {
+			t.Errorf("it is dialled: %q, %v", said, err)
+		}
+		if c := voter.Counters(); c["control_role_refused_total"] != 2 || c["control_connections"] != 0 {
+			t.Errorf("then the voter counted %v", c)
 		}
 	})
 }
@@ -204,15 +295,20 @@ func TestAMachineJoinsThroughThePort(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *network) {
 		nrt := n.node("nrt1-a")
 		joins := nrt.Service(Join)
-		gate := identity.NewGate(n.authority, func(identity.Claim) error { return nil })
+		key := identity.NewKey()
+		gate := identity.NewGate(func(_ context.Context, r identity.JoinRequest) (identity.JoinAnswer, error) {
+			certificate, err := n.authority.Issue(r.CSR, r.Claim, 1, time.Now())
+			return identity.JoinAnswer{Certificate: certificate, Authorities: n.trust().Authorities, ClusterKey: key[:]}, err
+		})
 		go func() {
 			for c, err := joins.Accept(); err == nil; c, err = joins.Accept() {
-				gate.Admit(c)
+				gate.Admit(t.Context(), c)
 			}
 		}()
 		serve(nrt.Service(API), "api")
 		host := n.host("icn1-a")
-		id, _, err := identity.Join(t.Context(), host.Dial, nrt.address, n.authority.Token(), identity.Claim{Name: "icn1-a", Region: "r", POP: "p"})
+		token := identity.NewToken(n.authority.Hash()).String()
+		id, err := identity.Join(t.Context(), host.Dial, nrt.address, token, identity.Claim{Name: "icn1-a", Region: "r", POP: "p"}, time.Now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,7 +316,7 @@ func TestAMachineJoinsThroughThePort(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		icn := member{Port: Open(Config{Listener: l, Identity: func() *identity.Node { return id }, Dial: host.Dial})}
+		icn := member{Port: Open(Config{Listener: l, Guard: n.guard(id), Dial: host.Dial})}
 		defer icn.Close()
 		if got, err := icn.ask(t.Context(), nrt.address, "nrt1-a", API); got != `api to "icn1-a"` || err != nil {
 			t.Errorf("after joining: %q, %v", got, err)
@@ -386,30 +482,211 @@ func TestStrangersThatLingerAreBounded(t *testing.T) {
 
 func TestARenewedCertificateIsShownAtOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *network) {
-		var id atomic.Pointer[identity.Node]
-		id.Store(n.identity("icn1-a"))
-		icn, nrt := n.nodeWith("icn1-a", id.Load), n.node("nrt1-a")
+		icn, nrt := n.node("icn1-a"), n.node("nrt1-a")
 		serve(icn.Service(API), "api")
-		time.Sleep(366 * 24 * time.Hour)
-		fresh := n.identity("nrt1-a")
-		late := member{Port: Open(Config{Listener: blocked{}, Identity: func() *identity.Node { return fresh }, Dial: nrt.host.Dial})}
-		defer late.cancel()
-		if _, err := late.ask(t.Context(), icn.address, "icn1-a", API); err == nil {
+		echoes(icn.Service(Raft))
+		old, err := nrt.Dial(t.Context(), icn.address, "icn1-a", Raft)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer old.Close()
+		time.Sleep(91 * 24 * time.Hour)
+		nrt.guard.SetNode(issue(t, n.authority, "nrt1-a", 2))
+		if _, err := nrt.ask(t.Context(), icn.address, "icn1-a", API); err == nil {
 			t.Fatal("an ended certificate is accepted")
 		}
-		id.Store(n.identity("icn1-a"))
-		if _, err := late.ask(t.Context(), icn.address, "icn1-a", API); err != nil {
+		icn.guard.SetNode(issue(t, n.authority, "icn1-a", 2))
+		icn.Check()
+		nrt.Check()
+		if _, err := nrt.ask(t.Context(), icn.address, "icn1-a", API); err != nil {
 			t.Fatalf("renewed: %v", err)
+		}
+		if err := says(old, "ping"); err != nil {
+			t.Errorf("a connection made by the old certificates: %v", err)
 		}
 	})
 }
 
-// blocked is a listener of a node that only dials.
-type blocked struct{}
+// echoes accepts until the service closes, and sends back what each connection brings.
+func echoes(l net.Listener) {
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.Copy(c, c)
+			}()
+		}
+	}()
+}
 
-func (blocked) Accept() (net.Conn, error) { return nil, net.ErrClosed }
-func (blocked) Close() error              { return nil }
-func (blocked) Addr() net.Addr            { return &net.TCPAddr{} }
+// says sends something through an echo.
+func says(c net.Conn, text string) error {
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
+	}
+	if string(got) != text {
+		return fmt.Errorf("%q came back as %q", text, got)
+	}
+	return nil
+}
+
+func TestARevokedPeerIsCutOffAndStaysOut(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *network) {
+		icn, nrt, fra := n.node("icn1-a"), n.node("nrt1-a"), n.node("fra1-a")
+		for _, m := range []member{icn, nrt, fra} {
+			echoes(m.Service(Raft))
+			echoes(m.Service(Watch))
+		}
+		dial := func(from, to member, name, alpn string) net.Conn {
+			t.Helper()
+			c, err := from.Dial(t.Context(), to.address, name, alpn)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := says(c, "hello"); err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		doomed := []net.Conn{
+			dial(fra, icn, "icn1-a", Raft), dial(fra, icn, "icn1-a", Watch), dial(icn, fra, "fra1-a", Raft),
+		}
+		kept := []net.Conn{dial(nrt, icn, "icn1-a", Raft), dial(icn, nrt, "nrt1-a", Watch), dial(fra, nrt, "nrt1-a", Raft)}
+		ended := make(chan time.Duration, len(doomed))
+		begin := time.Now()
+		for _, c := range doomed {
+			go func() {
+				_, err := c.Read(make([]byte, 1))
+				if err == nil {
+					t.Error("read something")
+				}
+				ended <- time.Since(begin)
+			}()
+		}
+		synctest.Wait()
+
+		icn.guard.SetTrust(n.trust("fra1-a"))
+		icn.Check()
+		for range doomed {
+			if took := <-ended; took > time.Second {
+				t.Errorf("a connection ended after %v", took)
+			}
+		}
+		for _, c := range kept {
+			if err := says(c, "still"); err != nil {
+				t.Errorf("a connection that is no matter of it: %v", err)
+			}
+		}
+		if got := icn.Counters()["control_connections_refused_total"]; got != 3 {
+			t.Errorf("counted %d", got)
+		}
+		if c, err := icn.Dial(t.Context(), fra.address, "fra1-a", Raft); !errors.Is(err, identity.ErrRevoked) {
+			t.Errorf("it was dialed: %v, %v", c, err)
+		}
+		if c, err := fra.Dial(t.Context(), icn.address, "icn1-a", Raft); err == nil && says(c, "hello") == nil {
+			t.Error("it dialed in")
+		}
+		synctest.Wait()
+		if got := icn.Counters()["control_connections"]; got != 2 {
+			t.Errorf("%d connections are held", got)
+		}
+
+		// Checked again nothing happens, and who is admitted anew is a peer like any other.
+		icn.Check()
+		fra.guard.SetNode(issue(t, n.authority, "fra1-a", 2))
+		dial(fra, icn, "icn1-a", Raft).Close()
+		if got := icn.Counters()["control_connections_refused_total"]; got != 3 {
+			t.Errorf("then counted %d", got)
+		}
+		for _, c := range append(doomed, kept...) {
+			c.Close()
+		}
+	})
+}
+
+// The handshake judges by the trust of its moment; what is revoked between that and the connection's being known must not slip through.
+func TestAPeerThatIsRevokedDuringItsHandshakeIsCutOff(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *network) {
+		icn, fra := n.node("icn1-a"), n.node("fra1-a")
+		raft := icn.Service(Raft)
+		raw, err := fra.host.Dial(t.Context(), "tcp", icn.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn := tls.Client(raw, fra.guard.ClientTLS("icn1-a", Raft))
+		if err := conn.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		c, err := raft.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		icn.guard.SetTrust(n.trust("fra1-a"))
+		// As if it had just come out of its handshake.
+		if err := icn.opened(c.(*Conn).NetConn(), c.(*Conn).Conn); !errors.Is(err, identity.ErrRevoked) {
+			t.Errorf("opened: %v", err)
+		}
+		if _, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Error("it was not cut off")
+		}
+		raw.Close()
+		c.Close()
+	})
+}
+
+func TestConnectionsOfARetiredAuthorityAreCut(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *network) {
+		icn, nrt := n.node("icn1-a"), n.node("nrt1-a")
+		echoes(icn.Service(API))
+		next, err := identity.NewAuthority(n.authority.ClusterID(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		both := identity.Trust{Authorities: [][]byte{n.authority.Certificate(), next.Certificate()}}
+		check := func() { icn.Check(); nrt.Check() }
+		first, err := nrt.Dial(t.Context(), icn.address, "icn1-a", API)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []member{icn, nrt} {
+			m.guard.SetTrust(both)
+		}
+		check()
+		nrt.guard.SetNode(issue(t, next, "nrt1-a", 2))
+		second, err := nrt.Dial(t.Context(), icn.address, "icn1-a", API)
+		if err != nil {
+			t.Fatal(err)
+		}
+		icn.guard.SetNode(issue(t, next, "icn1-a", 3))
+		third, err := nrt.Dial(t.Context(), icn.address, "icn1-a", API)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, c := range []net.Conn{first, second, third} {
+			if err := says(c, "hello"); err != nil {
+				t.Errorf("connection %d before the old authority is retired: %v", i, err)
+			}
+		}
+		for _, m := range []member{icn, nrt} {
+			m.guard.SetTrust(identity.Trust{Authorities: [][]byte{next.Certificate()}})
+		}
+		check()
+		for i, c := range []net.Conn{first, second, third} {
+			if err := says(c, "hello"); (err == nil) != (i == 2) {
+				t.Errorf("connection %d after that: %v", i, err)
+			}
+			c.Close()
+		}
+	})
+}
 
 func TestDialGivesUpOnASilentPeer(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *network) {
@@ -528,8 +805,7 @@ func TestThePortOutlivesAFailedAccept(t *testing.T) {
 		}
 		f := &failing{Listener: l}
 		f.left.Store(3)
-		id := n.identity("nrt1-a")
-		p := Open(Config{Listener: f, Identity: func() *identity.Node { return id }, Dial: host.Dial})
+		p := Open(Config{Listener: f, Guard: n.guard(n.identity("nrt1-a")), Dial: host.Dial})
 		defer p.Close()
 		serve(p.Service(API), "api")
 		icn := n.node("icn1-a")

@@ -13,7 +13,8 @@ type counters struct {
 	streamsRefused               atomic.Uint64
 	messages, exchanges          atomic.Uint64
 	malformed, dropped           atomic.Uint64
-	conflicts                    atomic.Uint64
+	conflicts, refused           atomic.Uint64
+	packetsShunned               atomic.Uint64
 	libraryErrors                atomic.Uint64
 }
 
@@ -27,6 +28,8 @@ type counters struct {
 //	gossip_exchanges_total          exchanges of full state
 //	gossip_malformed_total          of any of these, what was none, dropped
 //	gossip_dropped_total            values and nodes beyond a bound
+//	gossip_refused_total            times a refused node was said to live, or to have said something
+//	gossip_packets_shunned_total    packets from the address of a refused node, or for it, dropped
 //	gossip_conflicts_total          times a second node of one name was heard of
 //	gossip_library_errors_total     errors and warnings of memberlist: undecryptable packets, failed exchanges, refuted suspicions
 func (g *Gossip) Counters() map[string]uint64 {
@@ -40,6 +43,8 @@ func (g *Gossip) Counters() map[string]uint64 {
 		"gossip_exchanges_total":        c.exchanges.Load(),
 		"gossip_malformed_total":        c.malformed.Load(),
 		"gossip_dropped_total":          c.dropped.Load(),
+		"gossip_refused_total":          c.refused.Load(),
+		"gossip_packets_shunned_total":  c.packetsShunned.Load(),
 		"gossip_conflicts_total":        c.conflicts.Load(),
 		"gossip_library_errors_total":   c.libraryErrors.Load(),
 	}

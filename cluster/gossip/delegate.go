@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -13,8 +14,9 @@ import (
 type delegate struct{ g *Gossip }
 
 var (
-	errName = errors.New("name or meta out of bounds")
-	errFull = errors.New("too many nodes")
+	errName    = errors.New("name or meta out of bounds")
+	errFull    = errors.New("too many nodes")
+	errRefused = errors.New("refused")
 )
 
 func (d delegate) NodeMeta(int) []byte { return d.g.meta }
@@ -31,6 +33,10 @@ func (d delegate) NotifyMsg(b []byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed || r.node == g.name {
+		return
+	}
+	if g.refuse(r.node) {
+		g.counters.refused.Add(1)
 		return
 	}
 	switch g.table.take(r, time.Now()) {
@@ -69,6 +75,11 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 	if g.closed {
 		return
 	}
+	if len(state) > 0 && g.refuse(state[0].node) { // who sent it
+		g.counters.refused.Add(1)
+		return
+	}
+	state = slices.DeleteFunc(state, func(n nodeState) bool { return g.refuse(n.node) })
 	news, dropped := g.table.merge(state, time.Now())
 	g.counters.dropped.Add(uint64(dropped))
 	if len(news) == 0 {
@@ -90,7 +101,9 @@ func (d delegate) NotifyJoin(n *memberlist.Node) {
 		return
 	}
 	m := member(n)
-	g.log.Info("member joined", "name", m.Name, "addr", m.Addr)
+	if !g.refuse(m.Name) {
+		g.log.Info("member joined", "name", m.Name, "addr", m.Addr)
+	}
 	g.live[m.Name] = m
 	g.publishMembers()
 	g.changed()
@@ -115,23 +128,30 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	if g.closed {
 		return
 	}
-	g.log.Info("member gone", "name", n.Name)
+	if !g.refuse(n.Name) {
+		g.log.Info("member gone", "name", n.Name)
+	}
 	delete(g.live, n.Name)
 	g.table.gone(n.Name, time.Now())
 	g.publishMembers()
 	g.changed()
 }
 
-// NotifyAlive refuses nodes that are beyond the bounds.
+// NotifyAlive refuses nodes that are refused by name or beyond the bounds; memberlist then neither keeps nor
+// spreads that they live.
 func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	g := d.g
 	if n.Name == "" || len(n.Name) > MaxName || len(n.Meta) > MaxMeta {
 		g.counters.malformed.Add(1)
 		return errName
 	}
+	if g.refuse(n.Name) {
+		g.counters.refused.Add(1)
+		return errRefused
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.isLive(n.Name) && len(g.live) >= maxNodes {
+	if _, known := g.live[n.Name]; !known && len(g.live) >= maxNodes {
 		g.counters.dropped.Add(1)
 		return errFull
 	}
@@ -155,7 +175,7 @@ func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
 // isLive says whether a node is a member. g.mu is held.
 func (g *Gossip) isLive(node string) bool {
 	_, is := g.live[node]
-	return is
+	return is && !g.refuse(node)
 }
 
 func member(n *memberlist.Node) Member {

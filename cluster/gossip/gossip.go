@@ -7,7 +7,9 @@
 // tens of nodes, a node that leaves is known to have left at once, and what either said goes with it. What a
 // lost packet took is repaired when two nodes compare all they know, about each 30 seconds. Cut off from
 // all others, a node goes on with itself as the only member; joining again is the caller's to try. Only
-// holders of the key are heard at all, and they are trusted: bounds hold against them, lies do not.
+// holders of a key are heard at all, and they are trusted: bounds hold against them, lies do not. A node that
+// is refused by name is a member no more, and packets from its address are dropped; but it reads what goes
+// to others, and may speak in another's name from another address, until the key that it holds is retired.
 package gossip
 
 import (
@@ -18,7 +20,6 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -74,6 +75,12 @@ const (
 	MaxValue = 1000
 )
 
+// KeySize is the length of a key in bytes (AES-256), and MaxKeyring how many are held at once.
+const (
+	KeySize    = 32
+	MaxKeyring = 8
+)
+
 const (
 	// coalesce is how long the first change waits for more before Entries is published anew.
 	coalesce = 50 * time.Millisecond
@@ -83,6 +90,9 @@ const (
 	// maxRespread is how many values learnt in an exchange of state are spread further at once. More
 	// than that is what a newcomer learns, and others know it.
 	maxRespread = 64
+	// maxShunned is from how many refused nodes' addresses packets are dropped; those of others are heard until
+	// the key that they hold is retired.
+	maxShunned = 1024
 )
 
 // ErrClosed is returned by what is called after Close.
@@ -98,8 +108,14 @@ type Config struct {
 	Bind string
 	// Advertise is where the others reach it. If the address is invalid or the port 0, that of the listener.
 	Advertise netip.AddrPort
-	// Key encrypts everything: 16, 24 or 32 bytes of AES key, the same in the whole cluster.
-	Key []byte
+	// Key encrypts all that is sent; what others sent is read by this key or one of OtherKeys. All are of KeySize
+	// bytes, at most MaxKeyring together. SetKeys changes them.
+	Key       []byte
+	OtherKeys [][]byte
+	// Refuse says of a node's name that nothing is to be had with it; nil refuses nobody. It is asked for
+	// each packet, from any goroutine and with locks held: it must be quick and not call Gossip. When its
+	// answers have changed, call Check. This node's own name is never asked.
+	Refuse func(name string) bool
 	// Label is the cluster's, so that packets of another cluster are not even decrypted: 1–64 bytes.
 	Label string
 
@@ -126,7 +142,9 @@ type Gossip struct {
 	name      string
 	meta      []byte
 	log       *slog.Logger
+	refuse    func(name string) bool
 	transport *transport
+	keys      keyring
 	list      *memberlist.Memberlist
 	queue     memberlist.TransmitLimitedQueue
 	members   latest.Value[[]Member]
@@ -137,8 +155,9 @@ type Gossip struct {
 	ending sync.Mutex // serialises Leave and Close
 	ended  bool
 
-	mu        sync.Mutex // guards what follows; nothing of memberlist is called with it held
-	live      map[string]Member
+	mu        sync.Mutex                // guards what follows; nothing of memberlist is called with it held
+	live      map[string]Member         // by memberlist; those refused are held dead by it only seconds later
+	shunned   map[string]netip.AddrPort // where those refused were
 	table     *table
 	timer     *time.Timer // runs publishEntries when values changed
 	waiting   bool        // the timer is set
@@ -156,6 +175,7 @@ func Open(c Config) (*Gossip, error) {
 	g := &Gossip{
 		name: c.Name, meta: bytes.Clone(c.Meta), log: c.Log,
 		live:      map[string]Member{},
+		shunned:   map[string]netip.AddrPort{},
 		table:     newTable(c.Name, uint64(time.Now().UnixNano())),
 		conflicts: map[string]bool{},
 	}
@@ -169,15 +189,16 @@ func Open(c Config) (*Gossip, error) {
 		RetransmitMult: retransmitMult,
 	}
 
-	keyring, err := memberlist.NewKeyring(nil, c.Key)
+	g.refuse = func(name string) bool { return c.Refuse != nil && name != c.Name && c.Refuse(name) }
+	err := g.keys.set(c.Key, c.OtherKeys)
 	if err != nil {
-		return nil, fmt.Errorf("open gossip: key: %w", err)
+		return nil, fmt.Errorf("open gossip: %w", err)
 	}
-	if g.transport, err = openTransport(c, &g.counters); err != nil {
+	if g.transport, err = openTransport(c, g.refuse, &g.counters); err != nil {
 		return nil, fmt.Errorf("open gossip: %w", err)
 	}
 	mc := memberlist.DefaultWANConfig()
-	mc.Name, mc.Label, mc.Keyring, mc.Transport = c.Name, c.Label, keyring, g.transport
+	mc.Name, mc.Label, mc.Keyring, mc.Transport = c.Name, c.Label, &g.keys.ring, g.transport
 	mc.ProbeInterval, mc.ProbeTimeout, mc.IndirectChecks = probeInterval, probeTimeout, indirectChecks
 	mc.SuspicionMult, mc.SuspicionMaxTimeoutMult, mc.AwarenessMaxMultiplier = suspicionMult, suspicionMax, awarenessMax
 	mc.GossipInterval, mc.GossipNodes, mc.RetransmitMult = gossipInterval, gossipNodes, retransmitMult
@@ -202,10 +223,44 @@ func (c Config) check() error {
 	case len(c.Meta) > MaxMeta:
 		return fmt.Errorf("meta has %d bytes, want at most %d", len(c.Meta), MaxMeta)
 	}
-	if err := memberlist.ValidateKey(c.Key); err != nil {
-		return fmt.Errorf("key has %d bytes, want 16, 24 or 32", len(c.Key))
+	return nil
+}
+
+// SetKeys makes primary the key by which this node encrypts, and reads by it and others. It takes effect with
+// the next packet. So that no packet is lost, a key is given to all nodes as one of others before any uses it,
+// and stays one until all have another. An error leaves the keys as they were.
+func (g *Gossip) SetKeys(primary []byte, others [][]byte) error {
+	if err := g.keys.set(primary, others); err != nil {
+		return fmt.Errorf("set gossip keys: %w", err)
 	}
 	return nil
+}
+
+// Check asks Config.Refuse about all that is known: members that are refused now, and what they said, are gone when it
+// returns; those that are refused no more are members again if they still answer.
+func (g *Gossip) Check() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return
+	}
+	for name := range g.shunned {
+		if !g.refuse(name) {
+			delete(g.shunned, name)
+		}
+	}
+	for name, m := range g.live {
+		if _, known := g.shunned[name]; g.refuse(name) && !known && len(g.shunned) < maxShunned {
+			g.log.Info("member refused", "name", name, "addr", m.Addr)
+			g.shunned[name] = m.Addr
+		}
+	}
+	if g.table.drop(g.refuse) {
+		g.entries.Set(g.table.snapshot(g.isLive))
+	}
+	if g.publishMembers() {
+		g.changed() // those that are members again
+	}
 }
 
 // Addr is where the others reach this node.
@@ -382,10 +437,44 @@ func (g *Gossip) publishEntries() {
 	g.entries.Set(g.table.snapshot(g.isLive))
 }
 
-// publishMembers publishes who is there. g.mu is held.
-func (g *Gossip) publishMembers() {
+// publishMembers publishes who is there, if that has changed. g.mu is held.
+func (g *Gossip) publishMembers() (changed bool) {
 	g.nodes.Store(int64(len(g.live)))
-	g.members.Set(slices.SortedFunc(maps.Values(g.live), func(a, b Member) int { return cmp.Compare(a.Name, b.Name) }))
+	g.transport.shun(g.shunnedAddrs())
+	members := make([]Member, 0, len(g.live))
+	for name, m := range g.live {
+		if !g.refuse(name) {
+			members = append(members, m)
+		}
+	}
+	slices.SortFunc(members, func(a, b Member) int { return cmp.Compare(a.Name, b.Name) })
+	if slices.EqualFunc(members, g.members.Get(), Member.equal) {
+		return false
+	}
+	g.members.Set(members)
+	return true
+}
+
+func (m Member) equal(o Member) bool {
+	return m.Name == o.Name && m.Addr == o.Addr && bytes.Equal(m.Meta, o.Meta)
+}
+
+// shunnedAddrs is where packets are not taken from: the addresses of refused nodes, unless another node is there
+// now. g.mu is held.
+func (g *Gossip) shunnedAddrs() map[netip.AddrPort]bool {
+	if len(g.shunned) == 0 {
+		return nil
+	}
+	addrs := map[netip.AddrPort]bool{}
+	for _, addr := range g.shunned {
+		addrs[addr] = true
+	}
+	for name, m := range g.live {
+		if !g.refuse(name) {
+			delete(addrs, m.Addr)
+		}
+	}
+	return addrs
 }
 
 // broadcast is a message in the queue. One with the same name takes its place.

@@ -372,6 +372,8 @@ func TestOpenRefusesWhatIsOutOfBounds(t *testing.T) {
 			"label":                                func(c *Config) { c.Label = "" },
 			"key has 5 bytes":                      func(c *Config) { c.Key = []byte("short") },
 			"key has 0 bytes":                      func(c *Config) { c.Key = nil },
+			"key has 31 bytes, want 32":            func(c *Config) { c.OtherKeys = [][]byte{make([]byte, 31)} },
+			"9 keys, want at most 8":               func(c *Config) { c.OtherKeys = keys(1, 2, 3, 4, 5, 6, 8, 9) },
 			"one to advertise is needed":           func(c *Config) { c.Bind = "0.0.0.0:7946" },
 			"address already in use":               func(c *Config) { c.Bind = taken(t, w) },
 		} {

@@ -197,6 +197,17 @@ func (t *table) gone(node string, now time.Time) {
 	}
 }
 
+// drop forgets what refused nodes said, and says whether there was any.
+func (t *table) drop(refused func(node string) bool) (any bool) {
+	for node := range t.nodes {
+		if node != t.self && refused(node) {
+			delete(t.nodes, node)
+			any = true
+		}
+	}
+	return any
+}
+
 // sweep forgets nodes that have been gone for goneFor and keys that have been removed for removedFor.
 func (t *table) sweep(live func(node string) bool, now time.Time) {
 	for node, s := range t.nodes {

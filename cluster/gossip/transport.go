@@ -27,6 +27,8 @@ const (
 	labelMagic = 244
 )
 
+var errShunned = errors.New("the node is refused")
+
 var errTooMuch = errors.New("too much read from streams at once")
 
 // transport carries memberlist over the network it is given: packets by UDP, streams by TCP, on one address. It
@@ -35,6 +37,8 @@ type transport struct {
 	advertise netip.AddrPort
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
 	label     []byte // what every packet of the cluster begins with
+	refuse    func(name string) bool
+	shunned   atomic.Pointer[map[netip.AddrPort]bool]
 	counters  *counters
 
 	listener net.Listener
@@ -56,7 +60,7 @@ type transport struct {
 
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
-func openTransport(c Config, counters *counters) (*transport, error) {
+func openTransport(c Config, refuse func(name string) bool, counters *counters) (*transport, error) {
 	if c.Listen == nil {
 		c.Listen = net.Listen
 	}
@@ -86,6 +90,7 @@ func openTransport(c Config, counters *counters) (*transport, error) {
 		advertise: advertise,
 		dial:      c.Dial,
 		label:     append([]byte{labelMagic, byte(len(c.Label))}, c.Label...),
+		refuse:    refuse,
 		counters:  counters,
 		listener:  listener,
 		socket:    socket,
@@ -137,6 +142,10 @@ func (t *transport) receive() {
 		}
 		if !bytes.HasPrefix(buffer[:n], t.label) {
 			t.counters.strangers.Add(1)
+			continue
+		}
+		if t.shuns(from) {
+			t.counters.packetsShunned.Add(1)
 			continue
 		}
 		t.counters.packetsReceived.Add(1)
@@ -206,8 +215,29 @@ func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	return time.Now(), err
 }
 
+// WriteToAddress drops what is for a refused node, as the network might; it is suspected and held dead soon.
 func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
+	if t.refuse(a.Name) {
+		t.counters.packetsShunned.Add(1)
+		return time.Now(), nil
+	}
 	return t.WriteTo(b, a.Addr)
+}
+
+// shun has packets from these addresses dropped.
+func (t *transport) shun(addrs map[netip.AddrPort]bool) { t.shunned.Store(&addrs) }
+
+func (t *transport) shuns(from net.Addr) bool {
+	shunned := t.shunned.Load()
+	if shunned == nil || len(*shunned) == 0 {
+		return false
+	}
+	udp, ok := from.(*net.UDPAddr)
+	if !ok {
+		return false
+	}
+	addr := udp.AddrPort()
+	return (*shunned)[netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())]
 }
 
 func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
@@ -221,6 +251,9 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 }
 
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	if t.refuse(a.Name) {
+		return nil, errShunned
+	}
 	return t.DialTimeout(a.Addr, timeout)
 }
 

@@ -1,37 +1,37 @@
-// Package identity says who is a node of this cluster and who is not: the cluster's certificate authority, the
-// token that lets a machine join, and each node's certificate with the TLS configurations made of it.
+// Package identity says who is a node of this cluster and who is not: certificate authorities, the certificates of nodes, the
+// keys that seal what must not be read, tokens, the wire form of joining, and the TLS configurations made of all that.
 //
-// It opens no port and dials only when told to (Join). A node's certificate names it by the URI
-// spiffe://<cluster>/node/<name>; whoever holds one signed by the cluster's authority is a node, whoever does not is a
-// stranger. Nodes that may vote also hold the authority itself, so that any of them can admit others. What
-// it keeps on disk is written whole or not at all; a file that is damaged is refused by name, never guessed at.
+// It decides nothing about who may join, renew or stay: it is told (Trust, the judge of a Gate). It opens no port and dials only
+// when told to (Join). A node's certificate names it by the URI spiffe://<cluster>/node/<name>; whoever holds one signed
+// by an authority that is trusted now, and not revoked, is a node; whoever does not is a stranger. What it keeps on disk is
+// written whole or not at all; a file that is damaged is refused by name, never guessed at. A clock that is behind
+// shuts nobody out; one that is ahead takes certificates for ended that are not.
 package identity
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"net/url"
-	"strings"
-	"time"
+	"net/netip"
+	"slices"
 )
 
-// Claim is what a machine says of itself when it asks to join.
+// Claim is what a machine says of itself when it asks for a certificate.
 type Claim struct {
 	Name   string   `json:"name"`
 	Region string   `json:"region"`
 	POP    string   `json:"pop"`
 	Roles  []string `json:"roles"`
+	// Addresses are those at which its API is reached; its certificate is good for them beside the loopback ones.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
-// Voter is the role that brings a node the authority: it may admit others.
+// Voter is the role of nodes that may hold the authority key: they can issue certificates.
 const Voter = "voter"
 
-// maxRoles bounds the roles of a claim; one with more is refused.
-const maxRoles = 8
+const (
+	// maxRoles and maxAddresses bound a claim; one with more is refused.
+	maxRoles     = 8
+	maxAddresses = 8
+)
 
 // Validate says what is wrong with a claim. Name, region, POP and roles are labels: 1–63 of a–z, 0–9 and
 // inner hyphens (RFC 1123 section 2.1), so that each can stand in a certificate and a DNS name.
@@ -49,8 +49,19 @@ func (c Claim) Validate() error {
 			return fmt.Errorf("role %q: want 1–63 of a–z, 0–9 and inner hyphens", role)
 		}
 	}
+	if len(c.Addresses) > maxAddresses {
+		return fmt.Errorf("%d addresses: at most %d", len(c.Addresses), maxAddresses)
+	}
+	for _, a := range c.Addresses {
+		if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+			return fmt.Errorf("address %q: want one that others can reach", a)
+		}
+	}
 	return nil
 }
+
+// Votes says whether the claim has the role Voter.
+func (c Claim) Votes() bool { return slices.Contains(c.Roles, Voter) }
 
 func isLabel(s string) bool {
 	if len(s) < 1 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
@@ -62,90 +73,4 @@ func isLabel(s string) bool {
 		}
 	}
 	return true
-}
-
-// Node is one node's identity. It is immutable; a renewed certificate makes a new Node.
-type Node struct {
-	name      string
-	cluster   string
-	gossipKey []byte
-	key       *ecdsa.PrivateKey
-	cert      *x509.Certificate
-	ca        *x509.Certificate
-}
-
-// Name is the node's name.
-func (n *Node) Name() string { return n.name }
-
-// ClusterID is the id of the node's cluster, a label.
-func (n *Node) ClusterID() string { return n.cluster }
-
-// GossipKey is the key of the cluster's gossip, 32 bytes. It must not be changed.
-func (n *Node) GossipKey() []byte { return n.gossipKey }
-
-// Expires is when the node's certificate ends.
-func (n *Node) Expires() time.Time { return n.cert.NotAfter }
-
-// newNode puts an identity together and refuses parts that do not belong to each other.
-func newNode(key *ecdsa.PrivateKey, cert, ca *x509.Certificate, gossipKey []byte) (*Node, error) {
-	cluster, err := clusterOf(ca)
-	if err != nil {
-		return nil, err
-	}
-	if err := cert.CheckSignatureFrom(ca); err != nil {
-		return nil, fmt.Errorf("certificate is not of this cluster: %w", err)
-	}
-	if !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, errors.New("certificate is not of this key")
-	}
-	of, name, err := nodeOf(cert)
-	if err != nil {
-		return nil, err
-	}
-	if of != cluster {
-		return nil, fmt.Errorf("certificate is of cluster %s, its authority of %s", of, cluster)
-	}
-	if len(gossipKey) != keySize {
-		return nil, fmt.Errorf("gossip key has %d bytes, want %d", len(gossipKey), keySize)
-	}
-	return &Node{name: name, cluster: cluster, gossipKey: gossipKey, key: key, cert: cert, ca: ca}, nil
-}
-
-// request makes a node's key and its request to be certified. The request carries only the key: the name is claimed
-// beside it and written by the authority.
-func request() (*ecdsa.PrivateKey, []byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make key: %w", err)
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make certificate request: %w", err)
-	}
-	return key, csr, nil
-}
-
-func clusterURI(cluster string) *url.URL { return &url.URL{Scheme: "spiffe", Host: cluster} }
-
-func nodeURI(cluster, name string) *url.URL {
-	return &url.URL{Scheme: "spiffe", Host: cluster, Path: "/node/" + name}
-}
-
-// clusterOf reads the cluster's id from its authority's certificate.
-func clusterOf(ca *x509.Certificate) (string, error) {
-	if !ca.IsCA || len(ca.URIs) != 1 || *ca.URIs[0] != *clusterURI(ca.URIs[0].Host) || !isLabel(ca.URIs[0].Host) {
-		return "", errors.New("certificate is not of a cluster's authority")
-	}
-	return ca.URIs[0].Host, nil
-}
-
-// nodeOf reads the cluster and the name from a node's certificate.
-func nodeOf(cert *x509.Certificate) (cluster, name string, err error) {
-	if len(cert.URIs) == 1 {
-		u := cert.URIs[0]
-		if name, ok := strings.CutPrefix(u.Path, "/node/"); ok && isLabel(name) && *u == *nodeURI(u.Host, name) {
-			return u.Host, name, nil
-		}
-	}
-	return "", "", errors.New("certificate does not name a node")
 }

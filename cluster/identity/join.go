@@ -2,8 +2,6 @@ package identity
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
@@ -18,19 +16,33 @@ import (
 )
 
 // JoinProtocol is the ALPN name of joining. Client and server exchange one message each: a length (4 bytes, big endian)
-// and that much JSON.
+// and that much JSON. Fields that one end does not know it passes over.
 const JoinProtocol = "perigee-join/1"
 
 const (
-	// maxMessage bounds a join message; a longer one is refused unread. The longest real one is about 3 KiB.
-	maxMessage = 64 << 10
+	// maxRequest and maxAnswer bound the messages; a longer one is refused unread. A real request has about 1 KiB, an answer
+	// 3 KiB and the state that comes with it.
+	maxRequest = 64 << 10
+	maxAnswer  = 16 << 20
+
+	// askTimeout bounds the handshake at the machine that joins, and the reading of its request at the gate.
+	askTimeout = 10 * time.Second
+
+	// judgeTimeout bounds what the cluster may take to decide: an election, and a way around the world.
+	judgeTimeout = 20 * time.Second
 
 	// joinTimeout bounds one joining from the first byte to the last, on either side; then it is given up.
-	joinTimeout = 10 * time.Second
+	joinTimeout = 30 * time.Second
 )
 
-// ErrOtherCluster says that the node that was asked is not of the cluster that the token is for.
-var ErrOtherCluster = errors.New("node is not of the cluster this token is for")
+var (
+	// ErrOtherCluster says that the node that was asked is not of the cluster that a token is for, or that the cluster's
+	// authority was changed since the token was made.
+	ErrOtherCluster = errors.New("node is not of the cluster this token is for, or the token is older than the cluster's authority")
+	// ErrUndecided says that the cluster could not decide whether to admit a machine, for want of a leader, say. It may be asked
+	// again.
+	ErrUndecided = errors.New("the cluster cannot decide now, try again")
+)
 
 // RefusedError says why a cluster did not admit a node.
 type RefusedError struct {
@@ -39,33 +51,72 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string { return "join refused: " + e.Reason }
 
-type joinRequest struct {
-	Secret []byte `json:"secret"`
-	Claim  Claim  `json:"claim"`
-	CSR    []byte `json:"csr"`
+// JoinRequest is what a machine sends that wants to join.
+type JoinRequest struct {
+	TokenID []byte `json:"tokenId"` // Token.ID
+	Secret  []byte `json:"secret"`  // Token.Secret
+	Claim   Claim  `json:"claim"`
+	CSR     []byte `json:"csr"` // PKCS #10, DER
 }
 
-type joinAnswer struct {
-	Refused     string           `json:"refused,omitempty"`
-	Certificate []byte           `json:"certificate,omitempty"`
-	GossipKey   []byte           `json:"gossipKey,omitempty"`
-	Authority   *authoritySecret `json:"authority,omitempty"` // only for one that may vote
+// Format implements fmt.Formatter: the secret is not shown.
+func (r JoinRequest) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "request of %s to join", r.Claim.Name)
 }
 
-type authoritySecret struct {
-	Key    []byte `json:"key"` // PKCS #8
-	Secret []byte `json:"secret"`
+// JoinAnswer is what the cluster says to it, or to a node that renews its certificate.
+type JoinAnswer struct {
+	Refused      string   `json:"refused,omitempty"`     // why; then all else is empty
+	Undecided    bool     `json:"undecided,omitempty"`   // ErrUndecided; then all else is empty
+	Certificate  []byte   `json:"certificate,omitempty"` // DER
+	Authorities  [][]byte `json:"authorities,omitempty"` // DER
+	ClusterKey   []byte   `json:"clusterKey,omitempty"`
+	AuthorityKey []byte   `json:"authorityKey,omitempty"` // only for one that may vote
+	State        []byte   `json:"state,omitempty"`        // to begin with; nothing to this package
 }
 
-// Join asks the node at address to admit this machine by the token, and returns its identity; and the authority if
-// the claim has the role Voter. The cluster is known by the token: any other is ErrOtherCluster, before the secret
-// is shown. A cluster that declines is a *RefusedError.
+// Format implements fmt.Formatter: the keys are not shown.
+func (a JoinAnswer) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "answer to a request to join: refused %q, undecided %v", a.Refused, a.Undecided)
+}
+
+// Accept makes the identity that the answer gives to the request, or says why there is none.
+func (a JoinAnswer) Accept(r *Request) (*Node, error) {
+	switch {
+	case a.Refused != "":
+		return nil, &RefusedError{Reason: a.Refused}
+	case a.Undecided:
+		return nil, ErrUndecided
+	}
+	keys, err := readKeys(a.ClusterKey, a.AuthorityKey)
+	if err != nil {
+		return nil, err
+	}
+	return r.Accept(a.Certificate, a.Authorities, keys)
+}
+
+// Join asks the node at address to admit this machine by the token, and returns its identity. The cluster is known by
+// the token: any other is ErrOtherCluster, before the secret is shown. A cluster that declines is a *RefusedError, one
+// that cannot say is ErrUndecided. now is the clock that certificates are judged by; nil is the machine's.
 func Join(
 	ctx context.Context,
 	dial func(ctx context.Context, network, address string) (net.Conn, error),
 	address, token string,
 	claim Claim,
-) (*Node, *Authority, error) {
+	now func() time.Time,
+) (*Node, error) {
+	node, _, err := JoinWithState(ctx, dial, address, token, claim, now)
+	return node, err
+}
+
+// JoinWithState is Join, and returns too the state that came with the answer, if any.
+func JoinWithState(
+	ctx context.Context,
+	dial func(ctx context.Context, network, address string) (net.Conn, error),
+	address, token string,
+	claim Claim,
+	now func() time.Time,
+) (*Node, []byte, error) {
 	if err := claim.Validate(); err != nil {
 		return nil, nil, err
 	}
@@ -73,16 +124,19 @@ func Join(
 	if err != nil {
 		return nil, nil, err
 	}
+	if now == nil {
+		now = time.Now
+	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	node, authority, err := join(ctx, dial, address, t, claim)
+	node, state, err := join(ctx, dial, address, t, claim, now)
 	if err != nil {
 		if ctx.Err() != nil { // the connection was cut for it: say that, not how the cut was felt
 			err = ctx.Err()
 		}
 		return nil, nil, fmt.Errorf("join at %s: %w", address, err)
 	}
-	return node, authority, nil
+	return node, state, nil
 }
 
 func join(
@@ -91,8 +145,9 @@ func join(
 	address string,
 	t Token,
 	claim Claim,
-) (*Node, *Authority, error) {
-	key, csr, err := request()
+	now func() time.Time,
+) (*Node, []byte, error) {
+	r, err := NewRequest()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -103,176 +158,158 @@ func join(
 	defer raw.Close()
 	defer context.AfterFunc(ctx, func() { raw.Close() })()
 
-	var ca *x509.Certificate
-	conn := tls.Client(raw, &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		NextProtos: []string{JoinProtocol},
-		// There is no root to verify by yet: VerifyConnection does it, by the token's hash.
-		InsecureSkipVerify: true,
-		VerifyConnection: func(state tls.ConnectionState) (err error) {
-			ca, err = t.verify(state.PeerCertificates)
-			return err
-		},
-	})
-	if err := conn.HandshakeContext(ctx); err != nil {
+	config := PinnedTLS(t.Authority, now)
+	config.NextProtos = []string{JoinProtocol}
+	conn := tls.Client(raw, config)
+	if err := shakeHands(ctx, conn); err != nil {
 		return nil, nil, err
 	}
-	if err := writeMessage(conn, joinRequest{Secret: t.Secret[:], Claim: claim, CSR: csr}); err != nil {
+	request := JoinRequest{TokenID: t.ID[:], Secret: t.Secret[:], Claim: claim, CSR: r.CSR()}
+	if err := writeMessage(conn, maxRequest, request); err != nil {
 		return nil, nil, err
 	}
-	var answer joinAnswer
-	if err := readMessage(conn, &answer); err != nil {
+	var answer JoinAnswer
+	if err := readMessage(conn, maxAnswer, &answer); err != nil {
 		return nil, nil, err
 	}
-	return answer.accept(key, ca, claim)
+	node, err := t.accept(r, answer, claim, now())
+	if err != nil {
+		return nil, nil, err
+	}
+	return node, answer.State, nil
 }
 
-// verify finds the cluster's authority at the end of the chain by the token's hash, and that it signed the leaf.
-func (t Token) verify(chain []*x509.Certificate) (*x509.Certificate, error) {
-	if len(chain) < 2 {
-		return nil, ErrOtherCluster
-	}
-	leaf, ca := chain[0], chain[len(chain)-1]
-	if fingerprint(ca) != t.Authority {
-		return nil, ErrOtherCluster
-	}
-	cluster, err := clusterOf(ca)
-	if err != nil {
-		return nil, err
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ca)
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: cluster}); err != nil {
-		return nil, err
-	}
-	return ca, nil
+func shakeHands(ctx context.Context, conn *tls.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return conn.HandshakeContext(ctx)
 }
 
-// accept makes the identity of an answer, having checked that it is the one that was asked for.
-func (a joinAnswer) accept(key *ecdsa.PrivateKey, ca *x509.Certificate, claim Claim) (*Node, *Authority, error) {
-	if a.Refused != "" {
-		return nil, nil, &RefusedError{Reason: a.Refused}
-	}
-	cert, err := x509.ParseCertificate(a.Certificate)
+// accept makes the identity of an answer, having checked that it is the one that was asked for: for this name, in the
+// cluster of the token, and good by this machine's clock.
+func (t Token) accept(r *Request, answer JoinAnswer, claim Claim, now time.Time) (*Node, error) {
+	node, err := answer.Accept(r)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read certificate: %w", err)
-	}
-	node, err := newNode(key, cert, ca, a.GossipKey)
-	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if node.name != claim.Name {
-		return nil, nil, fmt.Errorf("certificate is for node %s, not %s", node.name, claim.Name)
+		return nil, fmt.Errorf("certificate is for node %s, not %s", node.name, claim.Name)
 	}
-	if a.Authority == nil {
-		return node, nil, nil
+	if !slices.ContainsFunc(node.authorities, func(ca *x509.Certificate) bool { return hashOf(ca) == t.Authority }) {
+		return nil, ErrOtherCluster
 	}
-	caKey, err := parseKey(a.Authority.Key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read authority's key: %w", err)
+	if err := node.Valid(now); err != nil {
+		return nil, err
 	}
-	authority, err := newAuthority(caKey, ca, a.GossipKey, a.Authority.Secret)
-	if err != nil {
-		return nil, nil, err
-	}
-	return node, authority, nil
+	return node, nil
 }
 
-// Gate admits machines to the cluster, one connection each. It owns no goroutine: the caller accepts, and bounds how many
+// Gate is the cluster's end of joining, one connection at a time. It owns no goroutine: the caller accepts, and bounds how many
 // it serves at once.
 type Gate struct {
-	authority *Authority
-	allow     func(Claim) error
+	judge func(context.Context, JoinRequest) (JoinAnswer, error)
 
-	admitted, malformed, wrongToken, refused atomic.Uint64
+	admitted, malformed, refused, undecided atomic.Uint64
 }
 
-// NewGate makes a gate. allow is asked about each claim whose token was right; its error, if any, is told
-// to the machine as the reason (a name is taken, say).
-func NewGate(authority *Authority, allow func(Claim) error) *Gate {
-	return &Gate{authority: authority, allow: allow}
+// NewGate makes a gate. judge decides on requests that are in form. An error of it means that nothing was decided:
+// the machine is told ErrUndecided and not the error, since it is a stranger as yet.
+func NewGate(judge func(context.Context, JoinRequest) (JoinAnswer, error)) *Gate {
+	return &Gate{judge: judge}
 }
 
 // Counters counts what became of those who asked.
 func (g *Gate) Counters() map[string]uint64 {
 	return map[string]uint64{
-		"join_admitted_total":    g.admitted.Load(),
-		"join_malformed_total":   g.malformed.Load(),
-		"join_wrong_token_total": g.wrongToken.Load(),
-		"join_refused_total":     g.refused.Load(),
+		"join_admitted_total":  g.admitted.Load(),
+		"join_malformed_total": g.malformed.Load(),
+		"join_refused_total":   g.refused.Load(),
+		"join_undecided_total": g.undecided.Load(),
 	}
 }
 
-// Admit serves one machine that asks to join, over a connection whose handshake by Node.JoinTLS is done, and closes it.
-// It returns whom it admitted, or why it did not.
-func (g *Gate) Admit(conn net.Conn) (Claim, error) {
+// Admit serves one machine that asks to join, over a connection whose handshake by Guard.JoinTLS is done, and closes it.
+// It ends when ctx does. It returns whom it admitted, or why it did not.
+func (g *Gate) Admit(ctx context.Context, conn net.Conn) (Claim, error) {
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(joinTimeout))
-	var request joinRequest
-	if err := readMessage(conn, &request); err != nil {
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	begin := time.Now()
+	conn.SetDeadline(begin.Add(askTimeout))
+	var request JoinRequest
+	if err := readMessage(conn, maxRequest, &request); err != nil {
 		g.malformed.Add(1)
 		return Claim{}, fmt.Errorf("read join request: %w", err)
 	}
-	answer := g.judge(request)
-	if err := writeMessage(conn, answer); err != nil {
+	conn.SetDeadline(begin.Add(joinTimeout))
+	answer, undecided := g.answer(ctx, request)
+	if err := writeMessage(conn, maxAnswer, answer); err != nil {
 		return request.Claim, fmt.Errorf("answer join request: %w", err)
 	}
-	if answer.Refused != "" {
+	switch {
+	case undecided != nil:
+		return request.Claim, undecided
+	case answer.Refused != "":
 		return request.Claim, &RefusedError{Reason: answer.Refused}
 	}
 	g.admitted.Add(1)
 	return request.Claim, nil
 }
 
-// judge decides on one request. The secret comes first: who lacks it learns nothing of the cluster.
-func (g *Gate) judge(request joinRequest) joinAnswer {
-	a := g.authority
-	if subtle.ConstantTimeCompare(request.Secret, a.secret) != 1 {
-		g.wrongToken.Add(1)
-		return joinAnswer{Refused: "wrong token"}
-	}
-	if err := request.Claim.Validate(); err != nil {
-		g.refused.Add(1)
-		return joinAnswer{Refused: err.Error()}
-	}
-	if err := g.allow(request.Claim); err != nil {
-		g.refused.Add(1)
-		return joinAnswer{Refused: err.Error()}
-	}
-	cert, err := a.Issue(request.CSR, request.Claim)
-	if err != nil {
+// answer has a request judged, if it is in form; the error says why nothing was decided.
+func (g *Gate) answer(ctx context.Context, request JoinRequest) (JoinAnswer, error) {
+	if err := request.inForm(); err != nil {
 		g.malformed.Add(1)
-		return joinAnswer{Refused: err.Error()}
+		return JoinAnswer{Refused: err.Error()}, nil
 	}
-	answer := joinAnswer{Certificate: cert.Raw, GossipKey: a.gossipKey}
-	if slices.Contains(request.Claim.Roles, Voter) {
-		key, err := x509.MarshalPKCS8PrivateKey(a.key)
-		if err != nil {
-			g.refused.Add(1)
-			return joinAnswer{Refused: "authority's key cannot be handed over"}
-		}
-		answer.Authority = &authoritySecret{Key: key, Secret: a.secret}
+	ctx, cancel := context.WithTimeout(ctx, judgeTimeout)
+	defer cancel()
+	answer, err := g.judge(ctx, request)
+	if err == nil && answer.Undecided {
+		err = ErrUndecided
 	}
-	return answer
+	switch {
+	case err != nil:
+		g.undecided.Add(1)
+		return JoinAnswer{Undecided: true}, fmt.Errorf("judge join request: %w", err)
+	case answer.Refused != "":
+		g.refused.Add(1)
+		return JoinAnswer{Refused: answer.Refused}, nil // and nothing that should not be with it
+	}
+	return answer, nil
 }
 
-func writeMessage(w io.Writer, v any) error {
+// inForm says what is wrong with a request before anything is known of who sent it, so it tells nothing of the cluster.
+func (r JoinRequest) inForm() error {
+	var t Token
+	switch {
+	case len(r.TokenID) != len(t.ID) || len(r.Secret) != len(t.Secret):
+		return errors.New("no token")
+	case len(r.CSR) == 0:
+		return errors.New("no certificate request")
+	}
+	return r.Claim.Validate()
+}
+
+func writeMessage(w io.Writer, most int, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return err
+	}
+	if len(body) > most {
+		return fmt.Errorf("message of %d bytes: at most %d", len(body), most)
 	}
 	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
 	return err
 }
 
-func readMessage(r io.Reader, v any) error {
+func readMessage(r io.Reader, most int, v any) error {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return err
 	}
 	size := binary.BigEndian.Uint32(head[:])
-	if size > maxMessage {
-		return fmt.Errorf("message of %d bytes: at most %d", size, maxMessage)
+	if uint64(size) > uint64(most) {
+		return fmt.Errorf("message of %d bytes: at most %d", size, most)
 	}
 	body := make([]byte, size)
 	if _, err := io.ReadFull(r, body); err != nil {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/kept"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
 )
@@ -49,49 +50,117 @@ type Check struct {
 	Thresholds                             health.Thresholds // with the interval
 }
 
+// Chooser says which checks are this node's to run. It remembers what it said of the spec and view before, so that
+// one change among very many resources costs little. It is for one goroutine; the zero Chooser knows nothing.
+type Chooser struct {
+	eyes   eyes
+	spec   *spec.Spec
+	checks []Check
+}
+
+// eyes are those who could look, as one of them sees it.
+type eyes struct {
+	self, region string   // self is empty if it does not live
+	origin       bool     // self has the role
+	all, origins []string // of the region, by name; those with the role
+}
+
+func eyesOf(v *view.View) (e eyes) {
+	if v == nil {
+		return e
+	}
+	self, live := v.Member(v.Self)
+	if !live {
+		return e
+	}
+	e.self, e.region, e.origin = v.Self, self.Region, self.Has(view.Origin)
+	for _, m := range v.Members {
+		if m.Region != e.region {
+			continue
+		}
+		e.all = append(e.all, m.Name)
+		if m.Has(view.Origin) {
+			e.origins = append(e.origins, m.Name)
+		}
+	}
+	return e
+}
+
+func (e eyes) equal(o eyes) bool {
+	return e.self == o.self && e.region == o.region && e.origin == o.origin && slices.Equal(e.all, o.all) && slices.Equal(e.origins, o.origins)
+}
+
 // Checks are the checks of this node, ordered by key. Each target is checked by up to three live nodes of its region that
 // have the origin role, each HealthCheck by up to three live nodes of every region. Who that is depends on names
 // only: when a node comes or goes, only checks that it has or had move. Where there is no such node, nobody looks.
 func Checks(s *spec.Spec, v *view.View) []Check {
-	if s == nil || v == nil {
-		return nil
-	}
-	self, live := v.Member(v.Self)
-	if !live {
-		return nil
-	}
-	var region []string
-	for _, m := range v.Members {
-		if m.Region == self.Region {
-			region = append(region, m.Name)
-		}
-	}
-	var origins []string
-	for _, m := range v.In(self.Region, view.Origin) {
-		origins = append(origins, m.Name)
-	}
-
-	var checks []Check
-	for _, g := range s.TargetGroups {
-		if g.Region != self.Region || !self.Has(view.Origin) {
-			continue
-		}
-		for _, t := range g.Targets {
-			if c := targetCheck(g, t); chosen(c.Key, v.Self, origins) {
-				checks = append(checks, c)
-			}
-		}
-	}
-	for _, h := range s.HealthChecks {
-		if h.Disabled {
-			continue
-		}
-		if c := healthCheck(h); chosen(c.Key, v.Self, region) {
-			checks = append(checks, c)
-		}
-	}
-	slices.SortFunc(checks, func(a, b Check) int { return cmp.Compare(a.Key, b.Key) })
+	checks, _ := new(Chooser).Checks(s, v)
 	return checks
+}
+
+// Checks are the checks of this node, and whether they are others than those before. The slice is shared and must not be changed.
+func (c *Chooser) Checks(s *spec.Spec, v *view.View) (checks []Check, changed bool) {
+	if s == nil {
+		s = new(spec.Spec)
+	}
+	if now := eyesOf(v); !now.equal(c.eyes) {
+		old := c.checks
+		*c = Chooser{eyes: now}
+		c.follow(s)
+		return c.checks, !slices.Equal(old, c.checks)
+	}
+	return c.checks, c.follow(s)
+}
+
+// follow takes over a spec, and says whether the checks are others than before.
+func (c *Chooser) follow(s *spec.Spec) (changed bool) {
+	old := c.spec
+	if c.spec = s; c.eyes.self == "" {
+		return false
+	}
+	if old == nil {
+		old = new(spec.Spec)
+	}
+	var gone, come []Check
+	for _, g := range kept.Changes(old.TargetGroups, s.TargetGroups) {
+		gone = c.eyes.targets(gone, g.Old)
+		come = c.eyes.targets(come, g.New)
+	}
+	for _, h := range kept.Changes(old.HealthChecks, s.HealthChecks) {
+		gone = c.eyes.health(gone, h.Old)
+		come = c.eyes.health(come, h.New)
+	}
+	if slices.Equal(gone, come) {
+		return false
+	}
+	byKey := func(a, b Check) int { return cmp.Compare(a.Key, b.Key) }
+	slices.SortFunc(come, byKey)
+	come = slices.CompactFunc(come, func(a, b Check) bool { return a.Key == b.Key }) // a target that is in its group twice
+	slices.SortFunc(gone, byKey)
+	gone = slices.CompactFunc(gone, func(a, b Check) bool { return a.Key == b.Key })
+	c.checks = kept.List(c.checks, gone, come, byKey)
+	return true
+}
+
+// targets appends the checks of a target group that are this node's; the group may be nil.
+func (e eyes) targets(to []Check, g *spec.TargetGroup) []Check {
+	if g == nil || g.Region != e.region || !e.origin {
+		return to
+	}
+	for _, t := range g.Targets {
+		if key := health.TargetKey(g.Name, t.AddrPort()); chosen(key, e.self, e.origins) {
+			to = append(to, targetCheck(g, t, key))
+		}
+	}
+	return to
+}
+
+// health appends the check of a HealthCheck if it is this node's; it may be nil.
+func (e eyes) health(to []Check, h *spec.HealthCheck) []Check {
+	if h == nil || h.Disabled || !chosen(health.CheckKey(h.Name), e.self, e.all) {
+		return to
+	}
+	return append(to, healthCheck(h))
 }
 
 // chosen says whether self is among the observers that the key has of the nodes: those that score highest for
@@ -120,12 +189,12 @@ func hash(a, b string) uint64 {
 	return h ^ h>>33
 }
 
-func targetCheck(g *spec.TargetGroup, t spec.Target) Check {
+func targetCheck(g *spec.TargetGroup, t spec.Target, key health.Key) Check {
 	h := &g.HealthCheck
 	port := cmp.Or(h.Port, t.Port)
 	timeout := min(h.Timeout.Std(), h.Interval.Std())
 	c := Check{
-		Key:            health.TargetKey(g.Name, t.AddrPort()),
+		Key:            key,
 		Address:        netip.AddrPortFrom(t.Address, port),
 		Protocol:       h.Protocol,
 		ConnectTimeout: timeout, AnswerTimeout: timeout, Timeout: timeout,

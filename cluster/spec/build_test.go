@@ -20,7 +20,7 @@ func build(file, text string) (*Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Build(1, docs)
+	return Build(1, docs, Options{})
 }
 
 func mustBuild(t *testing.T, text string) *Spec {
@@ -247,7 +247,7 @@ func TestATimeToLiveRaisesThoseAboveIt(t *testing.T) {
 }
 
 func TestTheManagedCachePoliciesAreInEverySpec(t *testing.T) {
-	s, err := Build(0, nil)
+	s, err := Build(0, nil, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,7 +303,7 @@ func TestNoDefaultIsLeftNil(t *testing.T) {
 }
 
 func TestARevisionIsKept(t *testing.T) {
-	if s, err := Build(7, nil); err != nil || s.Revision != 7 {
+	if s, err := Build(7, nil, Options{}); err != nil || s.Revision != 7 {
 		t.Fatalf("got %v, %v", s, err)
 	}
 }
@@ -311,7 +311,7 @@ func TestARevisionIsKept(t *testing.T) {
 func TestADocumentDeclaredInTwoFilesIsToldWithBoth(t *testing.T) {
 	a, _ := Split("a.yaml", []byte("# one\n"+seoul))
 	b, _ := Split("b.yaml", []byte("---\n---\n"+seoul))
-	_, err := Build(1, append(a, b...))
+	_, err := Build(1, append(a, b...), Options{})
 	want := "b.yaml:4: Region ap-northeast-2: is declared twice, first at a.yaml:3"
 	if err == nil || err.Error() != want {
 		t.Fatalf("got %v, want %s", err, want)
@@ -321,7 +321,7 @@ func TestADocumentDeclaredInTwoFilesIsToldWithBoth(t *testing.T) {
 func TestADocumentIsWhatItIsFiledAs(t *testing.T) {
 	docs := mustSplit(t, seoul)
 	docs[0].Name = "ap-northeast-1"
-	_, err := Build(1, docs)
+	_, err := Build(1, docs, Options{})
 	want := `test.yaml:2: Region ap-northeast-1: name: is "ap-northeast-2" in a document filed as Region/ap-northeast-1`
 	if err == nil || err.Error() != want {
 		t.Fatalf("got %v, want %s", err, want)
@@ -331,7 +331,7 @@ func TestADocumentIsWhatItIsFiledAs(t *testing.T) {
 func TestAReferenceToWhatCannotBeReadIsNoFaultOfItsOwn(t *testing.T) {
 	docs := mustSplit(t, "kind: TargetGroup\nname: web\nregion: ap-northeast-2\nprotocol: HTTP\n---\n"+seoul)
 	docs[1].Bytes = []byte("[")
-	_, err := Build(1, docs)
+	_, err := Build(1, docs, Options{})
 	if want := `test.yaml:6: Region ap-northeast-2: "[" is never closed`; err == nil || err.Error() != want {
 		t.Fatalf("got %v, want %s", err, want)
 	}
@@ -474,7 +474,7 @@ func TestEveryRuleHasBothBoundsOfItsType(t *testing.T) {
 				t.Errorf("%s has no name", where)
 			} else if f.shape.typ.Kind() == reflect.Uint16 && (f.min != 1 || f.max != 65535) {
 				t.Errorf("%s is a port from %v to %v", where, f.min, f.max)
-			} else if f.shape.form == formInteger && (f.least == "" || f.most == "") {
+			} else if f.shape.form == formInteger && f.words == nil && (f.least == "" || f.most == "") {
 				t.Errorf("%s is a number without bounds", where)
 			} else if f.shape.form == formList && f.most == "" {
 				t.Errorf("%s is a list without bounds", where)
@@ -484,7 +484,7 @@ func TestEveryRuleHasBothBoundsOfItsType(t *testing.T) {
 		}
 	}
 	for _, k := range kindTable {
-		walk(shapeOf(k.resource))
+		walk(k.shape)
 	}
 }
 
@@ -515,7 +515,7 @@ func FuzzBuild(f *testing.F) {
 		if err != nil {
 			return
 		}
-		s, err := Build(1, docs)
+		s, err := Build(1, docs, Options{})
 		var faults Faults
 		if errors.As(err, &faults) {
 			for _, fault := range faults {

@@ -24,6 +24,7 @@ type shape struct {
 	item    *shape  // of a list
 	fields  []field // of a structure
 	oneOf   []string
+	secret  bool // it is a secret, or there is one in it
 }
 
 type shapeForm int
@@ -35,6 +36,8 @@ const (
 	formSwitch
 	formDuration
 	formAddress
+	formLabels
+	formSecret
 	formList
 	formStructure
 )
@@ -49,6 +52,8 @@ type field struct {
 	most     string
 	min, max float64 // seconds for lengths of time
 	fallback *node   // what an absent field means, if that does not depend on other fields
+	// shared is that value for a pointer: all resources that do not say theirs point to it, since resources never change.
+	shared reflect.Value
 }
 
 // exactlyOneOf lists the types of which exactly one of some fields is given.
@@ -73,6 +78,10 @@ func shapeOf(t reflect.Type) *shape {
 		s.form = formDuration
 	case s.typ == reflect.TypeFor[netip.Addr]():
 		s.form = formAddress
+	case s.typ == reflect.TypeFor[map[string]string]():
+		s.form = formLabels
+	case s.typ == reflect.TypeFor[Secret]():
+		s.form, s.secret = formSecret, true
 	case s.typ.Kind() == reflect.String:
 		s.form = formText
 	case s.typ.Kind() == reflect.Int, s.typ.Kind() == reflect.Uint16:
@@ -83,10 +92,12 @@ func shapeOf(t reflect.Type) *shape {
 		s.form = formSwitch
 	case s.typ.Kind() == reflect.Slice:
 		s.form, s.item = formList, shapeOf(s.typ.Elem())
+		s.secret = s.item.secret
 	case s.typ.Kind() == reflect.Struct:
 		s.form, s.oneOf = formStructure, exactlyOneOf[s.typ]
 		for i := range s.typ.NumField() {
-			s.fields = append(s.fields, fieldOf(s.typ.Field(i), i))
+			f := fieldOf(s.typ.Field(i), i)
+			s.fields, s.secret = append(s.fields, f), s.secret || f.shape.secret
 		}
 	default:
 		panic(fmt.Sprintf("spec: no shape for %v", t))
@@ -118,6 +129,12 @@ func fieldOf(sf reflect.StructField, index int) field {
 		f.fallback = &node{form: plain, text: text}
 		if f.shape.form == formSwitch {
 			f.fallback.form = boolean
+		}
+		if f.shape.pointer {
+			f.shared = reflect.New(f.shape.typ)
+			if problem := f.scalar(f.fallback, f.shared.Elem()); problem != "" {
+				panic(fmt.Sprintf("spec: the default %q: %s", text, problem))
+			}
 		}
 	}
 	return f
@@ -160,6 +177,12 @@ func (p *path) String() string {
 // decoder fills Go values from nodes and tells every fault.
 type decoder struct {
 	fault func(line int, field, message string)
+	// pass takes the path of a field that there is not; nil: that is a fault.
+	pass func(field string)
+	// open opens a sealed text; nil: it stays sealed.
+	open func(field, sealed string) (string, error)
+	// share gives a text that is equal and may be in memory already; nil: every text is its own.
+	share func(text string) string
 }
 
 // resource decodes a whole document's tree into a pointer to a kind's type.
@@ -191,6 +214,8 @@ func (d *decoder) structure(n *node, s *shape, v reflect.Value, at *path) {
 			if !slices.Contains(meant, f.name) {
 				d.fault(n.line, here.String(), "is required")
 			}
+		case f.shared.IsValid():
+			v.Field(f.index).Set(f.shared)
 		case f.fallback != nil:
 			d.value(f.fallback, f, v.Field(f.index), &here)
 		case f.shape.form == formStructure && !f.shape.pointer:
@@ -209,6 +234,11 @@ func (d *decoder) unknown(n *node, s *shape, at *path) (meant []string) {
 	}
 	for _, e := range n.fields {
 		if at.above == nil && e.name == "kind" || slices.ContainsFunc(s.fields, func(f field) bool { return f.name == e.name }) {
+			continue
+		}
+		if d.pass != nil {
+			here := at.field(fmt.Sprintf("%.40s", e.name))
+			d.pass(here.String())
 			continue
 		}
 		var missing []string
@@ -241,12 +271,74 @@ func (d *decoder) value(n *node, f *field, v reflect.Value, at *path) {
 		d.structure(n, f.shape, v, at)
 	case formList:
 		d.list(n, f, v, at)
+	case formLabels:
+		d.labels(n, f, v, at)
+	case formSecret:
+		d.secret(n, f, v, at)
 	default:
 		problem := f.scalar(n, v)
 		if problem != "" {
 			d.fault(n.line, at.String(), problem)
+		} else if f.shape.form == formText && f.words == nil && d.share != nil {
+			v.SetString(d.share(v.String()))
 		}
 	}
+}
+
+func (d *decoder) labels(n *node, f *field, v reflect.Value, at *path) {
+	if n.form != mapping {
+		d.fault(n.line, at.String(), "must have fields, name: value")
+		return
+	}
+	if float64(len(n.fields)) > f.max {
+		d.fault(n.line, at.String(), fmt.Sprintf("must be %s, not %d", f.bounds(), len(n.fields)))
+		return
+	}
+	if len(n.fields) == 0 {
+		return
+	}
+	labels := make(map[string]string, len(n.fields))
+	for i := range n.fields {
+		e := &n.fields[i]
+		if problem := labelProblem(e.name, &e.value); problem != "" {
+			here := at.field(fmt.Sprintf("%.80s", e.name))
+			d.fault(e.line, here.String(), problem)
+			continue
+		}
+		key, value := e.name, e.value.text
+		if d.share != nil {
+			key, value = d.share(key), d.share(value)
+		}
+		labels[key] = value
+	}
+	v.Set(reflect.ValueOf(labels))
+}
+
+// secret decodes a secret and opens it where it is sealed. What it says of it never quotes it.
+func (d *decoder) secret(n *node, f *field, v reflect.Value, at *path) {
+	text := n.text
+	switch size := float64(len(text)); {
+	case n.form == mapping || n.form == sequence:
+		d.fault(n.line, at.String(), "must be a single value")
+		return
+	case !n.isText():
+		d.fault(n.line, at.String(), "must be text: put it in quotes")
+		return
+	case text == "" && f.required:
+		d.fault(n.line, at.String(), "must not be empty")
+		return
+	case size < f.min || size > f.max:
+		d.fault(n.line, at.String(), fmt.Sprintf("must be %s bytes long, not %d", f.bounds(), len(text)))
+		return
+	}
+	if d.open != nil && isSealed(text) {
+		var err error
+		if text, err = d.open(at.String(), text); err != nil {
+			d.fault(n.line, at.String(), "is sealed, and cannot be opened: "+err.Error())
+			return
+		}
+	}
+	v.Set(reflect.ValueOf(Secret{text}))
 }
 
 func (d *decoder) list(n *node, f *field, v reflect.Value, at *path) {
@@ -315,7 +407,13 @@ func (f *field) textValue(n *node, v reflect.Value) (problem string) {
 		return fmt.Sprintf("must be text: put %q in quotes", n.text)
 	case n.text == "" && f.required:
 		return "must not be empty"
-	case f.words != nil && !slices.Contains(f.words, n.text):
+	case f.words != nil:
+		for _, word := range f.words {
+			if word == n.text {
+				v.SetString(word) // the rule's own text, which all share
+				return ""
+			}
+		}
 		return fmt.Sprintf("must be %s, not %s%s", list(f.words, "or"), n.shown(), near(n.text, f.words))
 	case float64(len(n.text)) < f.min || float64(len(n.text)) > f.max:
 		return fmt.Sprintf("must be %s bytes long, not %d", f.bounds(), len(n.text))
@@ -328,6 +426,9 @@ func (f *field) integerValue(n *node, v reflect.Value) (problem string) {
 	i, err := strconv.ParseInt(n.text, 10, 64)
 	if err != nil || n.form == quoted || strconv.FormatInt(i, 10) != n.text {
 		return fmt.Sprintf("must be a whole number, not %s", n.shown())
+	}
+	if f.words != nil && !slices.Contains(f.words, n.text) {
+		return fmt.Sprintf("must be %s, not %s", list(f.words, "or"), n.shown())
 	}
 	if problem := f.within(float64(i), n); problem != "" {
 		return problem

@@ -14,14 +14,17 @@ func managedCachePolicies() []*CachePolicy {
 	const day, year = 86400, 31536000 // s
 	none := KeyPart{Behavior: KeyNone}
 	all := KeyPart{Behavior: KeyAll}
+	policy := func(name string, least, normal, most *Duration, headers, cookies KeyPart) *CachePolicy {
+		return &CachePolicy{Name: name, MinTTL: least, DefaultTTL: normal, MaxTTL: most, Headers: headers, Cookies: cookies, QueryStrings: none}
+	}
 	return []*CachePolicy{
-		{"Managed-CachingOptimized", seconds(1), seconds(day), seconds(year), none, none, none},
-		{"Managed-CachingOptimizedForUncompressedObjects", seconds(1), seconds(day), seconds(year), none, none, none},
-		{"Managed-CachingDisabled", seconds(0), seconds(0), seconds(0), none, none, none},
-		{"Managed-UseOriginCacheControlHeaders", seconds(0), seconds(0), seconds(year), KeyPart{
+		policy("Managed-CachingOptimized", seconds(1), seconds(day), seconds(year), none, none),
+		policy("Managed-CachingOptimizedForUncompressedObjects", seconds(1), seconds(day), seconds(year), none, none),
+		policy("Managed-CachingDisabled", seconds(0), seconds(0), seconds(0), none, none),
+		policy("Managed-UseOriginCacheControlHeaders", seconds(0), seconds(0), seconds(year), KeyPart{
 			Behavior: KeyWhitelist,
 			Items:    []string{"Host", "Origin", "X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"},
-		}, all, none},
+		}, all),
 	}
 }
 

@@ -3,6 +3,7 @@ package spec
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -37,7 +38,6 @@ func Diff(old, new []Document) []Change {
 			changes = append(changes, Change{Op: Deleted, Ref: b.Ref()})
 		}
 	}
-	shapes := map[string]*shape{}
 	for ref, a := range after {
 		b, was := before[ref]
 		if !was {
@@ -47,11 +47,7 @@ func Diff(old, new []Document) []Change {
 		if bytes.Equal(a.Bytes, b.Bytes) {
 			continue
 		}
-		kind, _ := exactKind(ref.Kind)
-		if shapes[ref.Kind] == nil && kind.resource != nil {
-			shapes[ref.Kind] = shapeOf(kind.resource)
-		}
-		if fields, differ := compare(b, a, kind, shapes[ref.Kind]); differ {
+		if fields, differ := compare(b, a); differ {
 			changes = append(changes, Change{Op: Updated, Ref: ref, Fields: fields})
 		}
 	}
@@ -67,22 +63,23 @@ func byRef(docs []Document) map[Ref]Document {
 	return m
 }
 
-func compare(old, new Document, kind Kind, s *shape) (fields []string, differ bool) {
-	a, okA := meaning(old, kind, s)
-	b, okB := meaning(new, kind, s)
+func compare(old, new Document) (fields []string, differ bool) {
+	kind, known := exactKind(old.Kind)
+	if !known {
+		return nil, true
+	}
+	a, okA := meaning(old, kind)
+	b, okB := meaning(new, kind)
 	if !okA || !okB {
 		return nil, true
 	}
 	var c comparison
-	c.value("", s, a, b)
+	c.value("", kind.shape, a, b)
 	return c.lines, len(c.lines) > 0
 }
 
-// meaning is a document's resource with its defaults, if it can be read.
-func meaning(doc Document, kind Kind, s *shape) (v reflect.Value, ok bool) {
-	if s == nil {
-		return reflect.Value{}, false
-	}
+// meaning is a document's resource with its defaults, if it can be read. Its secrets stay sealed.
+func meaning(doc Document, kind Kind) (v reflect.Value, ok bool) {
 	root, u := read(doc.Bytes, doc.Line)
 	if u != nil {
 		return reflect.Value{}, false
@@ -90,7 +87,7 @@ func meaning(doc Document, kind Kind, s *shape) (v reflect.Value, ok bool) {
 	ok = true
 	d := decoder{fault: func(int, string, string) { ok = false }}
 	resource := kind.make()
-	d.resource(&root, s, resource)
+	d.resource(&root, kind.shape, resource)
 	complete(resource)
 	return reflect.ValueOf(resource).Elem(), ok
 }
@@ -128,6 +125,10 @@ func (c *comparison) value(path string, s *shape, a, b reflect.Value) {
 		}
 	case s.form == formList:
 		c.list(path, s.item, a, b)
+	case s.form == formLabels:
+		c.labels(path, a.Interface().(map[string]string), b.Interface().(map[string]string))
+	case s.form == formSecret && !a.Equal(b):
+		c.add(path, "%s, another than before", Secret{})
 	case !a.Equal(b):
 		c.add(path, "%s → %s", show(s, a), show(s, b))
 	}
@@ -138,12 +139,29 @@ func absent(s *shape, v reflect.Value) bool {
 	switch {
 	case s.pointer:
 		return v.IsNil()
-	case s.form == formList:
+	case s.form == formList, s.form == formLabels:
 		return v.Len() == 0
 	case s.form == formSwitch, s.form == formFraction, s.form == formStructure:
 		return false
 	}
 	return v.IsZero()
+}
+
+func (c *comparison) labels(path string, a, b map[string]string) {
+	both := maps.Clone(a)
+	maps.Copy(both, b)
+	for _, key := range slices.Sorted(maps.Keys(both)) {
+		was, had := a[key]
+		is, has := b[key]
+		switch below := path + "." + key; {
+		case !has:
+			c.add(below, "− %s", quoteText(was))
+		case !had:
+			c.add(below, "+ %s", quoteText(is))
+		case was != is:
+			c.add(below, "%s → %s", quoteText(was), quoteText(is))
+		}
+	}
 }
 
 // list compares the items that are the same thing with each other. Items that stand alone between those
@@ -264,10 +282,22 @@ func show(s *shape, v reflect.Value) string {
 			parts = append(parts, show(s.item, v.Index(i)))
 		}
 		return "[" + strings.Join(parts, ", ") + "]"
-	case formText:
-		if text := v.String(); text == "" || strings.ContainsAny(text, " \t\n\"',:[]{}#") {
-			return fmt.Sprintf("%q", text)
+	case formLabels:
+		labels := v.Interface().(map[string]string)
+		for _, key := range slices.Sorted(maps.Keys(labels)) {
+			parts = append(parts, key+": "+quoteText(labels[key]))
 		}
+		return "{" + strings.Join(parts, ", ") + "}"
+	case formText:
+		return quoteText(v.String())
 	}
 	return fmt.Sprint(v.Interface())
+}
+
+// quoteText is text as it is, or in quotes where it would be mistaken.
+func quoteText(text string) string {
+	if text == "" || strings.ContainsAny(text, " \t\n\"',:[]{}#") {
+		return fmt.Sprintf("%q", text)
+	}
+	return text
 }

@@ -108,18 +108,23 @@ func (d *Document) identify(p part, seen firsts) *Fault {
 }
 
 // firsts is where each resource was declared first.
-type firsts map[Ref]Fault
+type firsts map[Ref]written
+
+type written struct {
+	file string
+	line int
+}
 
 // note remembers the declaration, or finds that there was one before.
 func (s firsts) note(r Ref, file string, line int) *Fault {
 	first, again := s[r]
 	if !again {
-		s[r] = Fault{File: file, Line: line}
+		s[r] = written{file, line}
 		return nil
 	}
-	where := fmt.Sprintf("on line %d", first.Line)
-	if first.File != file {
-		where = fmt.Sprintf("at %s:%d", first.File, first.Line)
+	where := fmt.Sprintf("on line %d", first.line)
+	if first.file != file {
+		where = fmt.Sprintf("at %s:%d", first.file, first.line)
 	}
 	return &Fault{File: file, Line: line, Kind: r.Kind, Name: r.Name, Message: "is declared twice, first " + where}
 }

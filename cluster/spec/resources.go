@@ -8,11 +8,12 @@ import "net/netip"
 // Region is a named part of the world with POPs and targets. Where the name is one of AWS's
 // (ap-northeast-2), city, country and location have defaults.
 type Region struct {
-	Name     string    `json:"name" rule:"required"`
-	City     string    `json:"city,omitempty"`
-	Country  string    `json:"country,omitempty"` // ISO 3166-1 alpha-2
-	Location *Location `json:"location,omitempty"`
-	POPs     []POP     `json:"pops,omitempty" rule:"..256"`
+	Name     string            `json:"name" rule:"required"`
+	Labels   map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	City     string            `json:"city,omitempty"`
+	Country  string            `json:"country,omitempty"` // ISO 3166-1 alpha-2
+	Location *Location         `json:"location,omitempty"`
+	POPs     []POP             `json:"pops,omitempty" rule:"..256"`
 }
 
 // POP is a named place with one or more nodes. Its location is its region's
@@ -38,11 +39,12 @@ const (
 // TargetGroup is the targets of one region that serve one thing, and how they are checked
 // (ELB target group).
 type TargetGroup struct {
-	Name     string   `json:"name" rule:"required"`
-	Region   string   `json:"region" rule:"required"`
-	Protocol string   `json:"protocol" rule:"required,HTTP|TCP"`
-	Port     uint16   `json:"port,omitempty" rule:"1..65535"` // of targets that name none
-	Targets  []Target `json:"targets,omitempty" rule:"..1000"`
+	Name     string            `json:"name" rule:"required"`
+	Labels   map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	Region   string            `json:"region" rule:"required"`
+	Protocol string            `json:"protocol" rule:"required,HTTP|TCP"`
+	Port     uint16            `json:"port,omitempty" rule:"1..65535"` // of targets that name none
+	Targets  []Target          `json:"targets,omitempty" rule:"..1000"`
 	// HealthCheck has ELB's defaults for the protocol.
 	HealthCheck TargetHealthCheck `json:"healthCheck,omitzero"`
 	// LoadBalancingAlgorithm is, so far, round_robin alone.
@@ -84,10 +86,11 @@ const (
 // LoadBalancer is a regional load balancer: the nodes of its region with the origin role open its
 // listeners (ALB for type application, NLB for type network).
 type LoadBalancer struct {
-	Name      string     `json:"name" rule:"required"`
-	Region    string     `json:"region" rule:"required"`
-	Type      string     `json:"type,omitempty" rule:"application|network" default:"application"`
-	Listeners []Listener `json:"listeners" rule:"required,1..50"`
+	Name      string            `json:"name" rule:"required"`
+	Labels    map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	Region    string            `json:"region" rule:"required"`
+	Type      string            `json:"type,omitempty" rule:"application|network" default:"application"`
+	Listeners []Listener        `json:"listeners" rule:"required,1..50"`
 	// IdleTimeout ends a connection without traffic: 1–4,000 s, default 60 s (application); 60–6,000 s, default 350 s (network).
 	IdleTimeout *Duration `json:"idleTimeout,omitempty" rule:"1s..6000s"`
 }
@@ -142,11 +145,12 @@ type Redirect struct {
 
 // HealthCheck checks one endpoint from a few nodes of every region (Route 53 health check).
 type HealthCheck struct {
-	Name         string     `json:"name" rule:"required"`
-	Type         string     `json:"type" rule:"required,HTTP|HTTPS|TCP"`
-	IPAddress    netip.Addr `json:"ipAddress" rule:"required"`
-	Port         uint16     `json:"port,omitempty" rule:"1..65535"`      // default 80 for HTTP, 443 for HTTPS
-	ResourcePath string     `json:"resourcePath,omitempty" rule:"..255"` // default /
+	Name         string            `json:"name" rule:"required"`
+	Labels       map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	Type         string            `json:"type" rule:"required,HTTP|HTTPS|TCP"`
+	IPAddress    netip.Addr        `json:"ipAddress" rule:"required"`
+	Port         uint16            `json:"port,omitempty" rule:"1..65535"`      // default 80 for HTTP, 443 for HTTPS
+	ResourcePath string            `json:"resourcePath,omitempty" rule:"..255"` // default /
 	// FullyQualifiedDomainName is sent as Host and SNI; the address is always IPAddress.
 	FullyQualifiedDomainName string `json:"fullyQualifiedDomainName,omitempty" rule:"..255"`
 	// RequestInterval may be any, unlike Route 53's, 10 or 30 s.
@@ -159,13 +163,14 @@ type HealthCheck struct {
 // Distribution is one site on the CDN (CloudFront distribution): its hosts, where its content comes
 // from, and how each path is treated.
 type Distribution struct {
-	Name                 string          `json:"name" rule:"required"`
-	Enabled              *bool           `json:"enabled,omitempty" default:"true"`
-	Aliases              []string        `json:"aliases" rule:"required,1..100"` // host names it answers for; *.example.com allowed
-	DefaultRootObject    string          `json:"defaultRootObject,omitempty" rule:"..255"`
-	Origins              []Origin        `json:"origins" rule:"required,1..100"`
-	DefaultCacheBehavior CacheBehavior   `json:"defaultCacheBehavior" rule:"required"`
-	CacheBehaviors       []CacheBehavior `json:"cacheBehaviors,omitempty" rule:"..75"` // the first that matches wins
+	Name                 string            `json:"name" rule:"required"`
+	Labels               map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	Enabled              *bool             `json:"enabled,omitempty" default:"true"`
+	Aliases              []string          `json:"aliases" rule:"required,1..100"` // host names it answers for; *.example.com allowed
+	DefaultRootObject    string            `json:"defaultRootObject,omitempty" rule:"..255"`
+	Origins              []Origin          `json:"origins" rule:"required,1..100"`
+	DefaultCacheBehavior CacheBehavior     `json:"defaultCacheBehavior" rule:"required"`
+	CacheBehaviors       []CacheBehavior   `json:"cacheBehaviors,omitempty" rule:"..75"` // the first that matches wins
 	// ErrorCachingMinTTL is how long an error the origin sent is kept at least.
 	ErrorCachingMinTTL *Duration `json:"errorCachingMinTTL,omitempty" rule:"0s..31536000s" default:"10s"`
 }
@@ -203,13 +208,14 @@ type CacheBehavior struct {
 
 // CachePolicy says what a cached response is keyed by and how long it may live (CloudFront cache policy).
 type CachePolicy struct {
-	Name         string    `json:"name" rule:"required"`
-	MinTTL       *Duration `json:"minTTL,omitempty" rule:"0s..3153600000s" default:"0s"`
-	DefaultTTL   *Duration `json:"defaultTTL,omitempty" rule:"0s..3153600000s"` // default 86,400 s
-	MaxTTL       *Duration `json:"maxTTL,omitempty" rule:"0s..3153600000s"`     // default 31,536,000 s
-	Headers      KeyPart   `json:"headers,omitzero"`                            // none (default), whitelist
-	Cookies      KeyPart   `json:"cookies,omitzero"`                            // none (default), whitelist, allExcept, all
-	QueryStrings KeyPart   `json:"queryStrings,omitzero"`                       // none (default), whitelist, allExcept, all
+	Name         string            `json:"name" rule:"required"`
+	Labels       map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	MinTTL       *Duration         `json:"minTTL,omitempty" rule:"0s..3153600000s" default:"0s"`
+	DefaultTTL   *Duration         `json:"defaultTTL,omitempty" rule:"0s..3153600000s"` // default 86,400 s
+	MaxTTL       *Duration         `json:"maxTTL,omitempty" rule:"0s..3153600000s"`     // default 31,536,000 s
+	Headers      KeyPart           `json:"headers,omitzero"`                            // none (default), whitelist
+	Cookies      KeyPart           `json:"cookies,omitzero"`                            // none (default), whitelist, allExcept, all
+	QueryStrings KeyPart           `json:"queryStrings,omitzero"`                       // none (default), whitelist, allExcept, all
 }
 
 // What of headers, cookies or query strings enters the cache key.
@@ -230,6 +236,7 @@ type KeyPart struct {
 // nearest region with a healthy endpoint (Global Accelerator).
 type Accelerator struct {
 	Name        string                `json:"name" rule:"required"`
+	Labels      map[string]string     `json:"labels,omitempty" rule:"..32"` // for people and for pruning
 	Enabled     *bool                 `json:"enabled,omitempty" default:"true"`
 	IPAddresses []netip.Addr          `json:"ipAddresses" rule:"required,1..8"`
 	Listeners   []AcceleratorListener `json:"listeners" rule:"required,1..10"`
@@ -273,9 +280,10 @@ type Endpoint struct {
 // HostedZone is a public zone; its name is the domain without a trailing dot (Route 53 hosted zone).
 // It has an SOA and name servers of its own: ns-<pop> for each POP of the spec, unless NameServers says otherwise.
 type HostedZone struct {
-	Name        string   `json:"name" rule:"required"`
-	NameServers []string `json:"nameServers,omitempty" rule:"1..16"` // absolute
-	Records     []Record `json:"records,omitempty" rule:"..10000"`
+	Name        string            `json:"name" rule:"required"`
+	Labels      map[string]string `json:"labels,omitempty" rule:"..32"`       // for people and for pruning
+	NameServers []string          `json:"nameServers,omitempty" rule:"1..16"` // absolute
+	Records     []Record          `json:"records,omitempty" rule:"..10000"`
 }
 
 // Record is one resource record set. Several of one name and type need SetIdentifier and one routing
@@ -316,4 +324,28 @@ type Alias struct {
 type GeoLocation struct {
 	Continent string `json:"continent,omitempty" rule:"AF|AN|AS|EU|NA|OC|SA"`
 	Country   string `json:"country,omitempty"`
+}
+
+// Certificate is a TLS certificate with its key, for the doors that serve one of its names (ACM certificate, imported).
+type Certificate struct {
+	Name   string            `json:"name" rule:"required"`
+	Labels map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	// Certificate is the chain in PEM, the leaf first, then those that lead to its issuer.
+	Certificate string `json:"certificate" rule:"required,..65536"`
+	PrivateKey  Secret `json:"privateKey" rule:"required,..16384"` // of the leaf, in PEM: PKCS 8, PKCS 1 or SEC 1, not encrypted
+}
+
+// ClusterName is the only name that a Cluster can have.
+const ClusterName = "default"
+
+// Cluster is how the cluster looks after itself. There is one, default; where none is declared the defaults hold.
+type Cluster struct {
+	Name   string            `json:"name" rule:"required"`
+	Labels map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	// Voters is how many nodes agree on changes; fewer do while there are fewer nodes.
+	Voters int `json:"voters,omitempty" rule:"1|3|5" default:"5"`
+	// ReplaceVoterAfter is how long a voter may be dead before another node takes its place.
+	ReplaceVoterAfter *Duration `json:"replaceVoterAfter,omitempty" rule:"5s..24h" default:"30s"`
+	// RemoveNodeAfter is how long a node may be dead before the cluster forgets it.
+	RemoveNodeAfter *Duration `json:"removeNodeAfter,omitempty" rule:"10m..8760h" default:"72h"`
 }

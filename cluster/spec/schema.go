@@ -24,8 +24,7 @@ func Schema() []byte {
 	defs := map[string]any{}
 	var kinds []any
 	for _, k := range kindTable {
-		s := shapeOf(k.resource)
-		def := structureSchema(s, descriptions, defs)
+		def := structureSchema(k.shape, descriptions, defs)
 		def["properties"].(map[string]any)["kind"] = map[string]any{"const": k.Name}
 		def["required"] = append([]string{"kind"}, def["required"].([]string)...)
 		defs[k.Name] = def
@@ -96,8 +95,24 @@ func (f *field) schema(descriptions map[string]string, defs map[string]any) map[
 			delete(s, "type")
 			s["enum"] = f.words
 		}
+	case formSecret:
+		s["type"] = "string"
+		lowest, highest = "minLength", "maxLength"
+	case formLabels:
+		s["type"] = "object"
+		s["propertyNames"] = map[string]any{"pattern": labelKeyPattern}
+		s["additionalProperties"] = map[string]any{"type": []string{"string", "number"}, "pattern": labelValuePattern}
+		lowest, highest = "minProperties", "maxProperties"
 	case formInteger:
 		s["type"] = "integer"
+		if f.words != nil {
+			delete(s, "type")
+			var numbers []json.Number
+			for _, w := range f.words {
+				numbers = append(numbers, json.Number(w))
+			}
+			s["enum"] = numbers
+		}
 	case formFraction:
 		s["type"] = "number"
 	case formSwitch:

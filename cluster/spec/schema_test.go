@@ -62,6 +62,13 @@ func TestTheSchemaTakesWhatBuildTakes(t *testing.T) {
 	}
 }
 
+func TestTheSchemaTakesACertificate(t *testing.T) {
+	certificate, key := pair(t, "a.example.com")
+	if err := compileSchema(t).Validate(decoded(t, []byte(certificateDocument("a", certificate, key)))); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTheSchemaRefusesWhatItCanKnowToBeWrong(t *testing.T) {
 	schema := compileSchema(t)
 	region := "kind: Region\nname: a\n"
@@ -82,6 +89,11 @@ func TestTheSchemaRefusesWhatItCanKnowToBeWrong(t *testing.T) {
 		target + "deregistrationDelay: soon\n",
 		target + "deregistrationDelay: 3601\n",
 		target + "healthCheck: {healthyThreshold: 11}\n",
+		region + "labels: {-a: b}\n",
+		region + "labels: {a: b c}\n",
+		region + "labels: [a]\n",
+		"kind: Cluster\nname: default\nvoters: 4\n",
+		"kind: Certificate\nname: a\ncertificate: b\n",
 		zone + "[{name: a, type: A}]\n",
 		zone + "[{name: a, type: A, values: []}]\n",
 		zone + "[{name: a, type: A, values: [192.0.2.1], alias: {record: b}}]\n",

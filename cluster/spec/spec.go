@@ -2,9 +2,12 @@
 // read, completed with defaults, validated, and compared. It knows no network, no clock and no disk; it
 // imports the standard library and the YAML scanner.
 //
-// Split reads files into documents, which is what is replicated and kept; Build makes a Spec of documents, or says
-// all that is wrong with them, each fault with its file, line and field. Both are pure: all nodes of one release make
-// the same of the same documents. Their time and memory grow with what they are given, which is bounded.
+// Split reads files into documents, Seal takes the secrets out of them, and what then is replicated and kept is their
+// bytes. Build makes a Spec of all documents, and With of the spec before and what changed; either says all that is
+// wrong, each fault with its file, line and field. All are pure: all nodes of one release make the same of the same
+// documents. Their time and memory grow with what they are given, which is bounded; With's grow with what changed, but
+// for copies of tables and scans of them. What this release does not know is a fault in what is being put, and is passed
+// over and listed in what is agreed already. A secret is shown by nothing here: no fault, no diff, no print, no JSON.
 package spec
 
 import (
@@ -17,8 +20,8 @@ import (
 	"strings"
 )
 
-// Spec is all resources at one revision: what the network should do. It is immutable:
-// it is built whole (Build), shared by pointer, and never changed.
+// Spec is all resources at one revision: what the network should do. It is immutable: it is built whole (Build), or of
+// the one before it and what changed (With), shared by pointer, and never changed.
 type Spec struct {
 	// Revision counts the agreed changes: 0 is the empty spec before the first.
 	Revision uint64
@@ -31,6 +34,30 @@ type Spec struct {
 	CachePolicies map[string]*CachePolicy // the operator's and the managed ones
 	Accelerators  map[string]*Accelerator
 	HostedZones   map[string]*HostedZone
+	Certificates  map[string]*Certificate
+	Clusters      map[string]*Cluster // default, or none: Settings
+
+	// Unknown is what agreed documents say and this release does not know, in the order of Ref.Compare.
+	Unknown []Unknown
+}
+
+// Unknown is a part of the agreed documents that this release does not know: it is kept, and not done.
+type Unknown struct {
+	Ref
+	// Fields are paths like listeners[0].alpnPolicy, in the order of the alphabet, at most 100; none: the kind itself is not known.
+	Fields []string `json:"fields,omitempty"`
+}
+
+// Settings are the cluster's, with their defaults where none are declared.
+func (s *Spec) Settings() Cluster {
+	if c := s.Clusters[ClusterName]; c != nil {
+		return *c
+	}
+	c := Cluster{Name: ClusterName}
+	kind, _ := exactKind("Cluster")
+	d := decoder{fault: func(int, string, string) {}}
+	d.structure(nil, kind.shape, reflect.ValueOf(&c).Elem(), &path{})
+	return c
 }
 
 // Kind is one kind of resource.
@@ -38,11 +65,13 @@ type Kind struct {
 	Name   string // LoadBalancer, as documents write it
 	Plural string // loadbalancers, as tools may write it
 
-	resource reflect.Type
-	make     func() any // *LoadBalancer, zero
-	put      func(s *Spec, name string, resource any)
-	get      func(s *Spec, name string) (any, bool)
-	names    func(s *Spec) []string
+	shape *shape
+	make  func() any    // *LoadBalancer, zero
+	own   func(s *Spec) // gives the spec a table of its own, which may be changed
+	put   func(s *Spec, name string, resource any)
+	drop  func(s *Spec, name string)
+	get   func(s *Spec, name string) (any, bool)
+	names func(s *Spec) []string
 }
 
 // kindTable has every kind, what is referred to before what refers to it.
@@ -55,20 +84,23 @@ var kindTable = []Kind{
 	kindOf("Distribution", "distributions", func(s *Spec) *map[string]*Distribution { return &s.Distributions }),
 	kindOf("Accelerator", "accelerators", func(s *Spec) *map[string]*Accelerator { return &s.Accelerators }),
 	kindOf("HostedZone", "hostedzones", func(s *Spec) *map[string]*HostedZone { return &s.HostedZones }),
+	kindOf("Certificate", "certificates", func(s *Spec) *map[string]*Certificate { return &s.Certificates }),
+	kindOf("Cluster", "clusters", func(s *Spec) *map[string]*Cluster { return &s.Clusters }),
 }
 
 func kindOf[T any](name, plural string, table func(*Spec) *map[string]*T) Kind {
 	return Kind{
 		Name: name, Plural: plural,
-		resource: reflect.TypeFor[T](),
-		make:     func() any { return new(T) },
-		put: func(s *Spec, name string, resource any) {
+		shape: shapeOf(reflect.TypeFor[T]()),
+		make:  func() any { return new(T) },
+		own: func(s *Spec) {
 			t := table(s)
-			if *t == nil {
+			if *t = maps.Clone(*t); *t == nil {
 				*t = map[string]*T{}
 			}
-			(*t)[name] = resource.(*T)
 		},
+		put:  func(s *Spec, name string, resource any) { (*table(s))[name] = resource.(*T) },
+		drop: func(s *Spec, name string) { delete(*table(s), name) },
 		get: func(s *Spec, name string) (any, bool) {
 			r, ok := (*table(s))[name]
 			return r, ok
@@ -102,6 +134,14 @@ func exactKind(name string) (Kind, bool) {
 	return Kind{}, false
 }
 
+func kindNames() []string {
+	names := make([]string, len(kindTable))
+	for i := range kindTable {
+		names[i] = kindTable[i].Name
+	}
+	return names
+}
+
 // rank is the place of a kind among the kinds; unknown ones are last.
 func rank(kind string) int {
 	for i := range kindTable {
@@ -116,6 +156,16 @@ func rank(kind string) int {
 type Resource struct {
 	Ref
 	Value any // *LoadBalancer, …
+}
+
+// Labels are the resource's labels; they are shared, and not to be changed.
+func (r Resource) Labels() map[string]string {
+	v := reflect.ValueOf(r.Value)
+	if v.Kind() != reflect.Pointer || v.IsNil() {
+		return nil
+	}
+	labels, _ := v.Elem().FieldByName("Labels").Interface().(map[string]string)
+	return labels
 }
 
 // MarshalJSON is the resource as a document could write it: its kind, and its fields by their names.

@@ -15,57 +15,42 @@ import (
 
 // validate judges what the rules on the types cannot: fields that depend on each other, and on other resources.
 func (b *builder) validate() {
-	shared := claims{pops: map[string]Ref{}, hosts: map[string]Ref{}, ports: map[netip.Addr][]portClaim{}, doors: map[regionPort]Ref{}}
+	shared := b.standing()
 	for i, resource := range b.resources {
-		c := check{b, i}
-		if resource == nil {
-			continue
-		}
-		switch r := resource.(type) {
-		case *Region:
-			c.region(r, &shared)
-		case *HealthCheck:
-			c.healthCheck(r)
-		case *TargetGroup:
-			c.targetGroup(r)
-		case *LoadBalancer:
-			c.loadBalancer(r, &shared)
-		case *CachePolicy:
-			c.cachePolicy(r)
-		case *Distribution:
-			c.distribution(r, &shared)
-		case *Accelerator:
-			c.accelerator(r, &shared)
-		case *HostedZone:
-			c.hostedZone(r)
-		}
+		check{b, i}.resource(resource, &shared)
 	}
 	b.portClaims(shared.ports)
-}
-
-// claims are what only one resource may have: the first that claims it keeps it.
-type claims struct {
-	pops  map[string]Ref
-	hosts map[string]Ref
-	ports map[netip.Addr][]portClaim
-	doors map[regionPort]Ref // of load balancers
-}
-
-type regionPort struct {
-	region string
-	port   uint16
-}
-
-type portClaim struct {
-	PortRange
-	document, order int
-	field           string
 }
 
 // check judges one document's resource.
 type check struct {
 	*builder
 	document int
+}
+
+func (c check) resource(resource any, shared *claims) {
+	switch r := resource.(type) {
+	case *Region:
+		c.region(r, shared)
+	case *HealthCheck:
+		c.healthCheck(r)
+	case *TargetGroup:
+		c.targetGroup(r)
+	case *LoadBalancer:
+		c.loadBalancer(r, shared)
+	case *CachePolicy:
+		c.cachePolicy(r)
+	case *Distribution:
+		c.distribution(r, shared)
+	case *Accelerator:
+		c.accelerator(r, shared)
+	case *HostedZone:
+		c.hostedZone(r)
+	case *Certificate:
+		c.certificate(r)
+	case *Cluster:
+		c.cluster(r)
+	}
 }
 
 // fault tells a fault, unless the field, or one within or around it, could not be decoded: that was told already.
@@ -109,6 +94,10 @@ func find[T any](c check, field, kind string, table map[string]*T, name string) 
 	}
 	if _, ok := c.declared[Ref{kind, name}]; ok {
 		return nil // it is declared, only not readable
+	}
+	if c.document >= len(c.resources) && c.gone[Ref{kind, name}] {
+		c.found.add(c.document, Fault{Kind: kind, Name: name, Message: fmt.Sprintf("is used by %s (%s)", c.docs[c.document].Ref(), field)})
+		return nil
 	}
 	c.fault(field, "no %s %.80q%s", words[kind], name, c.near(name, maps.Keys(table)))
 	return nil
@@ -594,6 +583,7 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 		}
 		seen[address] = true
 	}
+	a.claim(c.document, shared.ports)
 	groups, ports := 0, 0
 	for i := range a.Listeners {
 		l, field := &a.Listeners[i], at("listeners", i)
@@ -604,9 +594,6 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 				continue
 			}
 			ports += int(r.ToPort) - int(r.FromPort) + 1
-			for address := range seen {
-				shared.ports[address] = append(shared.ports[address], portClaim{r, c.document, len(shared.ports[address]), item})
-			}
 		}
 		regions := map[string]bool{}
 		for j := range l.EndpointGroups {
@@ -650,6 +637,23 @@ func (c check) endpointGroup(field string, g *EndpointGroup) {
 			c.fault(item, "is in the endpoint group twice")
 		}
 		seen[e] = true
+	}
+}
+
+// claim adds the ports that an accelerator takes of its addresses.
+func (a *Accelerator) claim(document int, ports map[netip.Addr][]portClaim) {
+	for i, address := range a.IPAddresses {
+		if !address.IsValid() || slices.Contains(a.IPAddresses[:i], address) {
+			continue
+		}
+		for j := range a.Listeners {
+			for k, r := range a.Listeners[j].PortRanges {
+				if r.ToPort >= r.FromPort {
+					field := at(at("listeners", j)+".portRanges", k)
+					ports[address] = append(ports[address], portClaim{r, document, len(ports[address]), field})
+				}
+			}
+		}
 	}
 }
 

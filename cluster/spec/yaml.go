@@ -15,7 +15,7 @@ import (
 
 // Bounds of one document. What is beyond is a fault.
 const (
-	maxDocumentBytes = 4 << 20 // a zone of 10,000 records takes about 1 MB
+	MaxDocumentBytes = 1 << 20 // what is kept of one resource; a zone of 10,000 records takes about 600 kB
 	// maxIndicators bounds the bytes that may begin a token, and so the tokens and their memory: about 200 MB at the worst.
 	maxIndicators = 400_000
 	// maxRow bounds blank lines and < in a row: the scanner's time grows with the square of either.
@@ -75,7 +75,7 @@ func read(data []byte, line int) (node, *unreadable) {
 	if !strings.HasSuffix(text, "\n") {
 		text += "\n" // the scanner passes over a mark that nothing follows
 	}
-	r := reader{before: line - 1}
+	r := reader{before: line - 1, quiet: mayHoldSecret(data)}
 	if u := r.scan(text); u != nil {
 		return node{}, u
 	}
@@ -96,8 +96,8 @@ func read(data []byte, line int) (node, *unreadable) {
 
 // inspect refuses what the scanner should not be given.
 func inspect(data []byte) *unreadable {
-	if len(data) > maxDocumentBytes {
-		return &unreadable{1, fmt.Sprintf("a document of %d bytes: at most %d", len(data), maxDocumentBytes)}
+	if len(data) > MaxDocumentBytes {
+		return &unreadable{1, fmt.Sprintf("a document of %d bytes: at most %d", len(data), MaxDocumentBytes)}
 	}
 	line, indicators, blank, less, text := 1, 0, 0, 0, false
 	for _, c := range data {
@@ -147,6 +147,21 @@ func inspect(data []byte) *unreadable {
 type reader struct {
 	tokens []*token.Token
 	before int // lines of the file before the document
+	quiet  bool
+}
+
+// mayHoldSecret says whether what is wrong with a document must be told without quoting it: a key that is indented
+// wrongly, or stands under a name that is mistyped, is text like any other.
+func mayHoldSecret(data []byte) bool {
+	return bytes.Contains(data, []byte("PRIVATE KEY")) || bytes.Contains(data, []byte("privateKey")) || bytes.Contains(data, []byte("kind: Certificate"))
+}
+
+// quote is text as a message quotes it.
+func (r *reader) quote(text string) string {
+	if r.quiet {
+		return "this text"
+	}
+	return fmt.Sprintf("%.40q", text)
 }
 
 func (r *reader) scan(text string) *unreadable {
@@ -211,7 +226,7 @@ func (r *reader) unexpected(t *token.Token) *unreadable {
 	case token.SequenceEndType, token.MappingEndType:
 		return r.fault(t, fmt.Sprintf("%q without its beginning", t.Value))
 	}
-	return r.fault(t, fmt.Sprintf("%.40q is neither a field nor a value here: look at the indentation", t.Value))
+	return r.fault(t, r.quote(t.Value)+" is neither a field nor a value here: look at the indentation")
 }
 
 func (r *reader) line(t *token.Token) int { return r.before + t.Position.Line }
@@ -410,7 +425,7 @@ func (r *reader) between(end token.Type) *unreadable {
 	case r.is(token.MappingValueType):
 		return r.fault(r.peek(), "text with a colon must be in quotes here")
 	case r.peek() != nil && !r.is(end):
-		return r.fault(r.peek(), fmt.Sprintf("a comma is missing before %.40q", r.peek().Value))
+		return r.fault(r.peek(), "a comma is missing before "+r.quote(r.peek().Value))
 	}
 	return nil
 }

@@ -8,13 +8,17 @@ import (
 	"hash/fnv"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
 )
 
 // checkDisk reads all of a file that bbolt has written, before bbolt does, and says what is wrong with it. bbolt trusts
 // its pages: over a damaged one it panics in a goroutine of its own, faults in its memory map, or falls back to an older
-// state without a word. This check trusts nothing, and it reads each record of ours against its checksum.
+// state without a word. This check trusts nothing, and it reads each record of ours against its checksum. What a loss of power may
+// leave of a transaction at whatever byte is no damage; where bbolt would fall back although the transaction is there, the
+// file is mended.
 func checkDisk(path string) error {
 	lock := boltOptions()
 	lock.ReadOnly = true // reads little more than the two headers
@@ -25,20 +29,58 @@ func checkDisk(path string) error {
 	if err != nil {
 		return fmt.Errorf("%w: %v", errDamaged, err)
 	}
-	defer db.Close() // until then nobody writes
+	mend, err := checkFile(path)
+	db.Close() // until then nobody wrote
+	if err != nil || mend == nil {
+		return err
+	}
+	return mend.do(path)
+}
+
+func checkFile(path string) (*mending, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
+		return nil, err
+	}
+	mend, err := checkBolt(f, info.Size())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", errDamaged, err)
+	}
+	return mend, nil
+}
+
+// mending is what is to be written at one place of the file.
+type mending struct {
+	at       int64
+	was, new []byte
+}
+
+// do writes it, if nobody has written there since.
+func (m *mending) do(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
 		return err
 	}
-	if err := checkBolt(f, info.Size()); err != nil {
-		return fmt.Errorf("%w: %v", errDamaged, err)
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return ErrInUse
 	}
-	return nil
+	is := make([]byte, len(m.was))
+	if _, err := f.ReadAt(is, m.at); err != nil {
+		return err
+	}
+	if !bytes.Equal(is, m.was) {
+		return ErrInUse
+	}
+	if _, err := f.WriteAt(m.new, m.at); err != nil {
+		return fmt.Errorf("mend: %w", err)
+	}
+	return f.Sync()
 }
 
 // What follows is bbolt's file format, version 2: pages of one size, each with a header. The first two each hold
@@ -61,25 +103,138 @@ const (
 // native is the machine's order.
 var native = binary.NativeEndian
 
+// A header's page holds, behind the page's own header: magic, version, size of a page, flags (4 bytes each), root
+// page, sequence, list of free pages, number of pages, transaction (8 each), and the FNV-1a sum over those; then zeros.
+const (
+	metaPage = 4 // the kind of a page that holds a header
+	metaSize = 64
+	metaSum  = 56 // where the sum is
+	metaTxid = 48
+
+	noFreelist = 1<<64 - 1 // what bbolt writes for the list where it writes none
+)
+
 // boltMeta is one of the two states.
 type boltMeta struct {
-	pageSize, root, pages, txid uint64
+	root, freelist, pages, txid uint64
+	sum                         []byte
 }
 
-func readMeta(page []byte) (m boltMeta, err error) {
-	const size = 64
-	if len(page) < pageHeader+size {
-		return m, io.ErrUnexpectedEOF
+// readMeta reads a header, whose sum may be wrong, and says whether it fits.
+func readMeta(b []byte) (m boltMeta, whole bool) {
+	m = boltMeta{
+		root: native.Uint64(b[16:]), freelist: native.Uint64(b[32:]), pages: native.Uint64(b[40:]), txid: native.Uint64(b[metaTxid:]),
+		sum: sumMeta(b),
 	}
-	b := page[pageHeader : pageHeader+size]
+	return m, bytes.Equal(m.sum, b[metaSum:metaSize])
+}
+
+func sumMeta(b []byte) []byte {
 	sum := fnv.New64a()
-	sum.Write(b[:56])
-	if native.Uint32(b) != boltMagic || native.Uint32(b[4:]) != boltVersion || native.Uint64(b[56:]) != sum.Sum64() {
-		return m, errors.New("header is wrong")
+	sum.Write(b[:metaSum])
+	return native.AppendUint64(nil, sum.Sum64())
+}
+
+// metas are the two headers of a file.
+type metas struct {
+	pageSize uint64
+	pages    [2][]byte // as read
+}
+
+func readMetas(file io.ReaderAt) (*metas, error) {
+	first := make([]byte, pageHeader+metaSize)
+	if _, err := file.ReadAt(first, 0); err != nil {
+		return nil, err
 	}
-	return boltMeta{
-		pageSize: uint64(native.Uint32(b[8:])), root: native.Uint64(b[16:]), pages: native.Uint64(b[40:]), txid: native.Uint64(b[48:]),
-	}, nil
+	m := &metas{pageSize: uint64(native.Uint32(first[pageHeader+8:]))}
+	if m.pageSize < 1024 || m.pageSize > 1<<24 {
+		return nil, fmt.Errorf("pages of %d bytes", m.pageSize)
+	}
+	for i := range m.pages {
+		page := make([]byte, m.pageSize)
+		if _, err := file.ReadAt(page, int64(m.pageSize)*int64(i)); err != nil {
+			return nil, err
+		}
+		m.pages[i] = page
+		b := page[pageHeader:]
+		outside := slices.ContainsFunc(page[pageHeader+metaSize:], func(b byte) bool { return b != 0 })
+		if native.Uint64(page) != uint64(i) || native.Uint16(page[8:]) != metaPage || native.Uint16(page[10:]) != 0 || native.Uint32(page[12:]) != 0 || outside ||
+			native.Uint32(b) != boltMagic || native.Uint32(b[4:]) != boltVersion || uint64(native.Uint32(b[8:])) != m.pageSize || native.Uint32(b[12:]) != 0 {
+			return nil, fmt.Errorf("page %d: header is wrong", i)
+		}
+	}
+	return m, nil
+}
+
+// choose says which state is the last. Of a transaction, the pages are written and flushed first, and then its header over
+// that of the transaction before the last. So one header may be torn: begun by the new, ended by the old. Where it has come to the
+// transaction's number, all that the number and the sum stand for is there, and the state is taken: it may have been promised, and only
+// its sum be damaged since. Before that, the state of the other header is the last that was promised. A header that is wrong in
+// any other way is damaged, and nobody knows what it said.
+func (m *metas) choose() (last boltMeta, mend *mending, err error) {
+	var state [2]boltMeta
+	var whole [2]bool
+	for i, page := range m.pages {
+		state[i], whole[i] = readMeta(page[pageHeader : pageHeader+metaSize])
+		if whole[i] && state[i].txid%2 != uint64(i) {
+			return boltMeta{}, nil, fmt.Errorf("page %d: header is of another page", i)
+		}
+	}
+	switch {
+	case whole[0] && whole[1]:
+		last, before := state[0], state[1]
+		if before.txid > last.txid {
+			last, before = before, last
+		}
+		if last.txid != before.txid+1 {
+			return boltMeta{}, nil, fmt.Errorf("transaction %d follows %d", last.txid, before.txid)
+		}
+		return last, nil, nil
+	case !whole[0] && !whole[1]:
+		return boltMeta{}, nil, errors.New("pages 0 and 1: headers are wrong")
+	}
+	torn := 0
+	if whole[0] {
+		torn = 1
+	}
+	other, page := state[1-torn], m.pages[torn]
+	b := page[pageHeader : pageHeader+metaSize]
+	next, old := native.AppendUint64(nil, other.txid+1), native.AppendUint64(nil, other.txid-1)
+	damaged := fmt.Errorf("page %d: header is damaged", torn)
+	switch {
+	case !isTorn(b[metaTxid:metaSum], next, old), oneBitOff(b, next):
+		return boltMeta{}, nil, damaged
+	case state[torn].txid != other.txid+1, oneBitOff(b, old): // the latter is damage to what is not the last, or as little of the new
+		return other, nil, nil
+	case state[torn].freelist != noFreelist, state[torn].root == other.root:
+		return boltMeta{}, nil, damaged
+	}
+	mended := bytes.Clone(page)
+	copy(mended[pageHeader+metaSum:], state[torn].sum)
+	return state[torn], &mending{at: int64(m.pageSize) * int64(torn), was: page, new: mended}, nil
+}
+
+// isTorn says whether b begins as next does and ends as old.
+func isTorn(b, next, old []byte) bool {
+	for i := range len(b) + 1 {
+		if bytes.Equal(b[:i], next[:i]) && bytes.Equal(b[i:], old[i:]) {
+			return true
+		}
+	}
+	return false
+}
+
+// oneBitOff says whether a header would be whole, and that of a transaction, with one bit turned before its sum.
+func oneBitOff(b, txid []byte) bool {
+	b = bytes.Clone(b)
+	for bit := range metaSum * 8 {
+		b[bit/8] ^= 1 << (bit % 8)
+		if bytes.Equal(b[metaTxid:metaSum], txid) && bytes.Equal(sumMeta(b), b[metaSum:metaSize]) {
+			return true
+		}
+		b[bit/8] ^= 1 << (bit % 8)
+	}
+	return false
 }
 
 // boltCheck is the reading of one file.
@@ -90,39 +245,23 @@ type boltCheck struct {
 	seen  map[uint64]bool
 }
 
-func checkBolt(file io.ReaderAt, length int64) error {
-	first := make([]byte, 4096)
-	if _, err := file.ReadAt(first, 0); err != nil {
-		return err
-	}
-	meta, err := readMeta(first)
+// checkBolt checks a whole file. What it says to mend has to be, or bbolt would not see the state that was checked.
+func checkBolt(file io.ReaderAt, length int64) (*mending, error) {
+	m, err := readMetas(file)
 	if err != nil {
-		return fmt.Errorf("page 0: %w", err)
+		return nil, err
 	}
-	if meta.pageSize < 1024 || meta.pageSize > 1<<24 {
-		return fmt.Errorf("pages of %d bytes", meta.pageSize)
-	}
-	second := make([]byte, 1024)
-	if _, err := file.ReadAt(second, int64(meta.pageSize)); err != nil {
-		return err
-	}
-	// Both are written within one sector of the disk, so neither is ever half written: a wrong one is damage, and the
-	// state in it may be the newer.
-	other, err := readMeta(second)
+	meta, mend, err := m.choose()
 	if err != nil {
-		return fmt.Errorf("page 1: %w", err)
+		return nil, err
 	}
-	if other.txid > meta.txid {
-		meta = other
+	if have := uint64(length) / m.pageSize; have < meta.pages {
+		return nil, fmt.Errorf("it is cut off: %d of %d pages are there", have, meta.pages)
 	}
-	if have := uint64(length) / meta.pageSize; have < meta.pages {
-		return fmt.Errorf("it is cut off: %d of %d pages are there", have, meta.pages)
-	}
-	c := &boltCheck{file: file, size: meta.pageSize, pages: meta.pages, seen: map[uint64]bool{}}
+	c := &boltCheck{file: file, size: m.pageSize, pages: meta.pages, seen: map[uint64]bool{}}
 
 	records := map[string]func(key, value []byte) error{
-		string(logBucket):    checkLog(),
-		string(valuesBucket): checkValue,
+		string(logBucket): checkLog(),
 	}
 	err = c.tree(meta.root, nil, nil, func(key, value []byte, flags uint32) error {
 		record, known := records[string(key)]
@@ -140,7 +279,7 @@ func checkBolt(file io.ReaderAt, length int64) error {
 	if err == nil && len(records) > 0 {
 		err = errors.New("not all of it is there")
 	}
-	return err
+	return mend, err
 }
 
 // checkLog checks each log entry, and that they follow each other.
@@ -156,13 +295,6 @@ func checkLog() func(key, value []byte) error {
 		}
 		return nil
 	}
-}
-
-func checkValue(key, value []byte) error {
-	if _, err := unseal(key, value); err != nil {
-		return fmt.Errorf("value of %q: its checksum does not fit", key)
-	}
-	return nil
 }
 
 // visitor is called with each key and value of a leaf, in the order of the keys.

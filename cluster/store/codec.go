@@ -9,155 +9,197 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
-// What is written, in the log, in snapshots and for LoadLast, has one form: a byte that names the format, then the length of a
-// header (uvarint), the header in JSON, and the bytes of the objects that the header lists, one after the other. A
-// field that a release does not know is passed over; what would mean something else to an older release gets a new format.
+// What is written, in the log, in snapshots, in the journal and to followers, has one form: a byte that names the format; a header
+// in JSON with its length (uvarint) before it; then the objects and records that the header counts. An object is its
+// revision, kind, name and bytes, each of the last three with its length before it. A record is a header like the first, and the
+// objects that it counts. A field of a header that a release does not know is passed over; what would mean something
+// else to an older release gets a new format.
 const (
-	formatPlain    = 1
-	formatDeflated = 2 // all behind the first byte is compressed (RFC 1951)
+	formatPlain    = 3
+	formatDeflated = 4 // all behind the first byte is compressed (RFC 1951)
 )
 
 const (
-	// deflateFrom is the length from which a change is compressed: it has to travel to every voter within the time-out of one
-	// request. Below it, the work would cost more than the bytes.
+	// deflateFrom is the length from which a change or a delta is compressed: it has to travel to every voter within the time-out
+	// of one request. Below it, the work would cost more than the bytes.
 	deflateFrom = 16 << 10
 
-	// maxHeader bounds the header that is read; a longer one is refused. 200,000 objects of usual names have about 20 MiB.
-	maxHeader = 512 << 20
-
-	// maxObjectRead bounds one object that is read; a longer one is refused. It is above what any release lets in.
+	// What is read is bounded well above what any release lets in. A claimed length is believed only as far as bytes come.
+	maxHeader     = 256 << 20
 	maxObjectRead = 16 << 20
+	maxChangeRead = 512 << 20 // of a change or a delta, inflated
+	maxStateRead  = 2 << 30   // of a state, inflated
 )
 
-// A FormatError says that something was written by a release that knows more than this one.
+// A FormatError says that something was written by another release, in a format that this one does not know.
 type FormatError struct {
 	Format byte
 }
 
 func (e *FormatError) Error() string {
+	if e.Format < formatPlain {
+		return fmt.Sprintf("it is in format %d, of a release before this one", e.Format)
+	}
 	return fmt.Sprintf("it is in format %d, of a newer release", e.Format)
 }
 
 type changeHeader struct {
-	ID     string         `json:"id,omitempty"`
-	Expect *uint64        `json:"expect,omitempty"`
-	Author string         `json:"author,omitempty"`
-	Note   string         `json:"note,omitempty"`
-	Time   time.Time      `json:"time"`
-	Put    []objectHeader `json:"put,omitempty"`
-	Delete []Ref          `json:"delete,omitempty"`
+	Space  Space     `json:"space,omitempty"`
+	ID     string    `json:"id,omitempty"`
+	Expect *uint64   `json:"expect,omitempty"`
+	Author string    `json:"author,omitempty"`
+	Note   string    `json:"note,omitempty"`
+	Time   time.Time `json:"time"`
+	Put    int       `json:"put,omitempty"`
+	Delete []Ref     `json:"delete,omitempty"`
 }
 
 type stateHeader struct {
-	Revision uint64         `json:"revision"`
-	Objects  []objectHeader `json:"objects,omitempty"`
-	History  []recordHeader `json:"history,omitempty"`
-	Answers  []answer       `json:"answers,omitempty"`
+	Spec    tableHeader `json:"spec"`
+	Own     tableHeader `json:"own"`
+	Answers []answer    `json:"answers,omitempty"`
+}
+
+type tableHeader struct {
+	Revision uint64 `json:"revision"`
+	Objects  int    `json:"objects,omitempty"`
+	Records  int    `json:"records,omitempty"`
+	Sum      uint64 `json:"sum"`
 }
 
 type recordHeader struct {
-	Revision uint64         `json:"revision"`
-	Time     time.Time      `json:"time"`
-	Author   string         `json:"author,omitempty"`
-	Note     string         `json:"note,omitempty"`
-	Put      []Ref          `json:"put,omitempty"`
-	Delete   []Ref          `json:"delete,omitempty"`
-	Before   []objectHeader `json:"before,omitempty"`
+	Revision uint64    `json:"revision"`
+	Time     time.Time `json:"time"`
+	Author   string    `json:"author,omitempty"`
+	Note     string    `json:"note,omitempty"`
+	Put      []Ref     `json:"put,omitempty"`
+	Delete   []Ref     `json:"delete,omitempty"`
+	Bare     bool      `json:"bare,omitempty"`
+	Before   int       `json:"before,omitempty"`
 }
 
-type objectHeader struct {
-	Ref
-	Revision uint64 `json:"revision,omitempty"`
-	Size     int    `json:"size"`
+type deltaHeader struct {
+	From Position         `json:"from"`
+	To   Position         `json:"to"`
+	Spec tableDeltaHeader `json:"spec"`
+	Own  tableDeltaHeader `json:"own"`
 }
 
-func objectHeaders(objects []Object) []objectHeader {
-	headers := make([]objectHeader, len(objects))
-	for i, o := range objects {
-		headers[i] = objectHeader{o.Ref(), o.Revision, len(o.Bytes)}
-	}
-	return headers
+type tableDeltaHeader struct {
+	Put     int    `json:"put,omitempty"`
+	Delete  []Ref  `json:"delete,omitempty"`
+	Records int    `json:"records,omitempty"`
+	Sum     uint64 `json:"sum"`
 }
 
 // encodeChange writes a change for the log.
 func encodeChange(c Change) ([]byte, error) {
-	size := 0
-	for _, o := range c.Put {
-		size += len(o.Bytes)
-	}
 	var b bytes.Buffer
-	err := write(&b, size >= deflateFrom, changeHeader{
-		ID: c.ID, Expect: c.Expect, Author: c.Author, Note: c.Note, Time: c.Time, Put: objectHeaders(c.Put), Delete: c.Delete,
-	}, c.Put)
+	err := encode(&b, bytesOf(c.Put) >= deflateFrom, changeHeader{
+		Space: c.Space, ID: c.ID, Expect: c.Expect, Author: c.Author, Note: c.Note, Time: c.Time, Put: len(c.Put), Delete: c.Delete,
+	}, func(e *encoder) { e.objects(c.Put) })
 	return b.Bytes(), err
 }
 
 // decodeChange reads what encodeChange wrote.
 func decodeChange(data []byte) (Change, error) {
-	var h changeHeader
-	r, err := readHeader(bytes.NewReader(data), &h)
-	if err != nil {
-		return Change{}, err
+	var c Change
+	err := decodeBytes(data, func(d *decoder) {
+		var h changeHeader
+		d.header(&h)
+		if h.Space > Own {
+			d.fail(fmt.Errorf("it is of space %d, of a newer release", h.Space))
+		}
+		c = Change{Space: h.Space, ID: h.ID, Expect: h.Expect, Author: h.Author, Note: h.Note, Time: h.Time, Delete: h.Delete}
+		c.Put = d.objects(h.Put)
+	})
+	return c, err
+}
+
+// EncodeDelta writes a delta.
+func EncodeDelta(d Delta) ([]byte, error) {
+	var b bytes.Buffer
+	part := func(t TableDelta) tableDeltaHeader {
+		return tableDeltaHeader{Put: len(t.Put), Delete: t.Delete, Records: len(t.Records), Sum: t.Sum}
 	}
-	put, err := readObjects(r, h.Put)
+	err := encode(&b, bytesOf(d.Spec.Put)+bytesOf(d.Own.Put) >= deflateFrom,
+		deltaHeader{From: d.From, To: d.To, Spec: part(d.Spec), Own: part(d.Own)},
+		func(e *encoder) {
+			for _, t := range []TableDelta{d.Spec, d.Own} {
+				e.objects(t.Put)
+				for _, r := range t.Records {
+					e.record(r.withoutFormer())
+				}
+			}
+		})
+	return b.Bytes(), err
+}
+
+// DecodeDelta reads what EncodeDelta wrote. Whether it fits is for WithDelta to say.
+func DecodeDelta(data []byte) (Delta, error) {
+	var delta Delta
+	err := decodeBytes(data, func(d *decoder) {
+		var h deltaHeader
+		d.header(&h)
+		part := func(h tableDeltaHeader) TableDelta {
+			t := TableDelta{Delete: h.Delete, Sum: h.Sum, Put: d.objects(h.Put)}
+			for range d.count(h.Records, maxHistory) {
+				t.Records = append(t.Records, d.record().withoutFormer())
+			}
+			return t
+		}
+		delta = Delta{From: h.From, To: h.To, Spec: part(h.Spec), Own: part(h.Own)}
+	})
 	if err != nil {
-		return Change{}, err
+		return Delta{}, fmt.Errorf("read delta: %w", err)
 	}
-	c := Change{ID: h.ID, Expect: h.Expect, Author: h.Author, Note: h.Note, Time: h.Time, Put: put, Delete: h.Delete}
-	return c, readEnd(r)
+	return delta, nil
 }
 
 // WriteState writes a state so that ReadState reads the same.
 func WriteState(w io.Writer, s *State) error {
-	h := stateHeader{Revision: s.Revision, Objects: objectHeaders(s.Objects), Answers: s.answers}
-	all := [][]Object{s.Objects}
-	for _, r := range s.History {
-		h.History = append(h.History, recordHeader{
-			Revision: r.Revision, Time: r.Time, Author: r.Author, Note: r.Note,
-			Put: r.Put, Delete: r.Delete, Before: objectHeaders(r.before),
-		})
-		all = append(all, r.before)
+	tables := []*Table{&s.Table, &s.Own}
+	head := func(t *Table) tableHeader {
+		return tableHeader{Revision: t.Revision, Objects: len(t.Objects), Records: len(t.History), Sum: t.sum}
 	}
-	return write(w, true, h, all...)
+	return encode(w, true, stateHeader{Spec: head(tables[0]), Own: head(tables[1]), Answers: s.answers}, func(e *encoder) {
+		for _, t := range tables {
+			e.objects(t.Objects)
+			for _, r := range t.History {
+				e.record(r)
+			}
+		}
+	})
 }
 
 // ReadState reads what WriteState wrote, to its end.
 func ReadState(from io.Reader) (*State, error) {
-	var h stateHeader
-	r, err := readHeader(from, &h)
+	s := &State{}
+	err := decode(from, maxStateRead, func(d *decoder) {
+		var h stateHeader
+		d.header(&h)
+		s.Table, s.Own, s.answers = d.table(h.Spec), d.table(h.Own), h.Answers
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read state: %w", err)
 	}
-	s := &State{Revision: h.Revision, answers: h.Answers}
-	if s.Objects, err = readObjects(r, h.Objects); err != nil {
-		return nil, err
-	}
-	for i, o := range s.Objects {
-		if i > 0 && s.Objects[i-1].Ref().compare(o.Ref()) >= 0 {
-			return nil, fmt.Errorf("objects are out of order at %s %s", o.Kind, o.Name)
-		}
-		s.size += len(o.Bytes)
-	}
-	for _, rh := range h.History {
-		before, err := readObjects(r, rh.Before)
-		if err != nil {
-			return nil, err
-		}
-		s.History = append(s.History, Record{
-			Revision: rh.Revision, Time: rh.Time, Author: rh.Author, Note: rh.Note, Put: rh.Put, Delete: rh.Delete, before: before,
-		})
-	}
-	return s, readEnd(r)
+	return s, nil
 }
 
-func write(w io.Writer, deflated bool, header any, objects ...[]Object) error {
-	head, err := json.Marshal(header)
-	if err != nil {
-		return err
+func bytesOf(objects []Object) int {
+	n := 0
+	for _, o := range objects {
+		n += len(o.Bytes)
 	}
+	return n
+}
+
+// encode writes one thing: its format, its header, and what body writes.
+func encode(w io.Writer, deflated bool, header any, body func(*encoder)) error {
 	format, end := byte(formatPlain), func() error { return nil }
 	if deflated {
 		format = formatDeflated
@@ -172,77 +214,257 @@ func write(w io.Writer, deflated bool, header any, objects ...[]Object) error {
 		}
 		w, end = z, z.Close
 	}
-	if _, err := w.Write(binary.AppendUvarint(nil, uint64(len(head)))); err != nil {
-		return err
+	e := &encoder{w: bufio.NewWriterSize(w, 16<<10)}
+	e.header(header)
+	body(e)
+	if e.err != nil {
+		return e.err
 	}
-	if _, err := w.Write(head); err != nil {
+	if err := e.w.Flush(); err != nil {
 		return err
-	}
-	for _, some := range objects {
-		for _, o := range some {
-			if _, err := w.Write(o.Bytes); err != nil {
-				return err
-			}
-		}
 	}
 	return end()
 }
 
-// readHeader reads up to the objects, which are left to be read.
-func readHeader(from io.Reader, header any) (*bufio.Reader, error) {
-	r := bufio.NewReader(from)
-	format, err := r.ReadByte()
+// encoder writes until the first error, which it keeps.
+type encoder struct {
+	w       *bufio.Writer // keeps its own first error, which Flush returns
+	scratch []byte
+	err     error
+}
+
+func (e *encoder) header(h any) {
+	head, err := json.Marshal(h)
+	if err != nil && e.err == nil {
+		e.err = err
+	}
+	e.bytes(head)
+}
+
+func (e *encoder) uvarint(v uint64) {
+	e.scratch = binary.AppendUvarint(e.scratch[:0], v)
+	e.w.Write(e.scratch)
+}
+
+func (e *encoder) bytes(b []byte) {
+	e.uvarint(uint64(len(b)))
+	e.w.Write(b)
+}
+
+func (e *encoder) text(s string) {
+	e.uvarint(uint64(len(s)))
+	e.w.WriteString(s)
+}
+
+func (e *encoder) objects(objects []Object) {
+	for _, o := range objects {
+		e.uvarint(o.Revision)
+		e.text(o.Kind)
+		e.text(o.Name)
+		e.bytes(o.Bytes)
+	}
+}
+
+func (e *encoder) record(r Record) {
+	e.header(recordHeader{
+		Revision: r.Revision, Time: r.Time, Author: r.Author, Note: r.Note,
+		Put: r.Put, Delete: r.Delete, Bare: r.bare, Before: len(r.before),
+	})
+	e.objects(r.before)
+}
+
+// decodeBytes is decode of all of the bytes of a change or a delta.
+func decodeBytes(data []byte, body func(*decoder)) error {
+	from := bytes.NewReader(data)
+	if err := decode(from, maxChangeRead, body); err != nil {
+		return err
+	}
+	if from.Len() > 0 { // behind what was compressed
+		return errMore
+	}
+	return nil
+}
+
+// decode reads one thing: its format, and what body reads, which must be all there is.
+func decode(from io.Reader, most int64, body func(*decoder)) error {
+	bytewise, ok := from.(io.ByteReader) // so that nothing behind it is read
+	if !ok {
+		b := bufio.NewReader(from)
+		from, bytewise = b, b
+	}
+	format, err := bytewise.ReadByte()
 	if err != nil {
-		return nil, unexpected(err)
+		return unexpected(err)
 	}
 	switch format {
 	case formatPlain:
 	case formatDeflated:
-		r = bufio.NewReader(flate.NewReader(r))
+		from = flate.NewReader(from)
 	default:
-		return nil, &FormatError{Format: format}
+		return &FormatError{Format: format}
 	}
-	size, err := binary.ReadUvarint(r)
-	if err != nil {
-		return nil, unexpected(err)
+	d := &decoder{r: bufio.NewReader(&bounded{from: from, left: most}), kinds: map[string]string{}}
+	body(d)
+	if d.err != nil {
+		return d.err
 	}
-	if size > maxHeader {
-		return nil, fmt.Errorf("header of %d bytes: at most %d", size, maxHeader)
-	}
-	// The claimed length is believed only as far as bytes come.
-	head, err := io.ReadAll(io.LimitReader(r, int64(size)))
-	if err != nil {
-		return nil, err
-	}
-	if uint64(len(head)) < size {
-		return nil, io.ErrUnexpectedEOF
-	}
-	return r, json.Unmarshal(head, header)
-}
-
-func readObjects(r io.Reader, headers []objectHeader) ([]Object, error) {
-	objects := make([]Object, len(headers))
-	for i, h := range headers {
-		if h.Size < 0 || h.Size > maxObjectRead {
-			return nil, fmt.Errorf("%s %s: %d bytes: at most %d", h.Kind, h.Name, h.Size, maxObjectRead)
-		}
-		objects[i] = Object{Kind: h.Kind, Name: h.Name, Revision: h.Revision, Bytes: make([]byte, h.Size)}
-		if _, err := io.ReadFull(r, objects[i].Bytes); err != nil {
-			return nil, unexpected(err)
-		}
-	}
-	return objects, nil
-}
-
-func readEnd(r io.Reader) error {
-	switch _, err := io.ReadFull(r, make([]byte, 1)); err {
+	switch _, err := d.r.ReadByte(); err {
 	case io.EOF:
 		return nil
 	case nil:
-		return errors.New("there is more than it says")
+		return errMore
 	default:
 		return err
 	}
+}
+
+var errMore = errors.New("there is more than it says")
+
+// bounded refuses to read more than is left: a few bytes may inflate to thousands of times as many.
+type bounded struct {
+	from io.Reader
+	left int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, errors.New("it is larger than any release writes")
+	}
+	n, err := b.from.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
+}
+
+// decoder reads until the first error, which it keeps; after it everything is empty.
+type decoder struct {
+	r     *bufio.Reader
+	kinds map[string]string // each kept once, however many objects are of it
+	buf   []byte            // of what is not kept
+	err   error
+}
+
+func (d *decoder) fail(err error) {
+	if d.err == nil {
+		d.err = unexpected(err)
+	}
+}
+
+func (d *decoder) uvarint() uint64 {
+	if d.err != nil {
+		return 0
+	}
+	v, err := binary.ReadUvarint(d.r)
+	if err != nil {
+		d.fail(err)
+	}
+	return v
+}
+
+// count is n if it is one, or 0 and an error.
+func (d *decoder) count(n, most int) int {
+	if n < 0 || n > most {
+		d.fail(fmt.Errorf("it says there are %d: at most %d", n, most))
+	}
+	if d.err != nil {
+		return 0
+	}
+	return n
+}
+
+// bytes reads a length and as many bytes, into b's memory if there is room.
+func (d *decoder) bytes(what string, most uint64, b []byte) []byte {
+	const step = 1 << 20 // what a claim alone may cost
+	size := d.uvarint()
+	if size > most {
+		d.fail(fmt.Errorf("%s of %d bytes: at most %d", what, size, most))
+	}
+	if d.err != nil {
+		return nil
+	}
+	b = b[:0]
+	for size > 0 {
+		n := int(min(size, step))
+		b = slices.Grow(b, n)
+		if _, err := io.ReadFull(d.r, b[len(b):len(b)+n]); err != nil {
+			d.fail(err)
+			return nil
+		}
+		b, size = b[:len(b)+n], size-uint64(n)
+	}
+	return b
+}
+
+func (d *decoder) header(h any) {
+	d.buf = d.bytes("header", maxHeader, d.buf)
+	if d.err == nil {
+		if err := json.Unmarshal(d.buf, h); err != nil {
+			d.err = err
+		}
+	}
+}
+
+func (d *decoder) objects(n int) []Object {
+	const most, step = 1 << 24, 1024
+	n = d.count(n, most)
+	if n == 0 {
+		return nil
+	}
+	objects := make([]Object, 0, min(n, step))
+	for range n {
+		o := Object{Revision: d.uvarint()}
+		d.buf = d.bytes("kind", maxObjectRead, d.buf)
+		kind, known := d.kinds[string(d.buf)]
+		if !known {
+			kind = string(d.buf)
+			d.kinds[kind] = kind
+		}
+		o.Kind = kind
+		d.buf = d.bytes("name", maxObjectRead, d.buf)
+		o.Name = string(d.buf)
+		o.Bytes = d.bytes("object", maxObjectRead, nil)
+		if d.err != nil {
+			return nil
+		}
+		objects = append(objects, o)
+	}
+	if cap(objects)-len(objects) > step { // they may stay for long
+		objects = slices.Clone(objects)
+	}
+	return objects
+}
+
+func (d *decoder) record() Record {
+	var h recordHeader
+	d.header(&h)
+	return Record{
+		Revision: h.Revision, Time: h.Time, Author: h.Author, Note: h.Note,
+		Put: h.Put, Delete: h.Delete, bare: h.Bare, before: d.objects(h.Before),
+	}
+}
+
+func (d *decoder) table(h tableHeader) Table {
+	t := Table{Revision: h.Revision, Objects: d.objects(h.Objects)}
+	for range d.count(h.Records, maxHistory) {
+		t.History = append(t.History, d.record())
+	}
+	if d.err != nil {
+		return Table{}
+	}
+	for i, o := range t.Objects {
+		if i > 0 && t.Objects[i-1].Ref().compare(o.Ref()) >= 0 {
+			d.fail(fmt.Errorf("objects are out of order at %s %s", o.Kind, o.Name))
+		}
+	}
+	for i, r := range t.History {
+		if r.Revision > t.Revision || i > 0 && r.Revision <= t.History[i-1].Revision {
+			d.fail(fmt.Errorf("the record of revision %d is out of order", r.Revision))
+		}
+	}
+	t.measure()
+	if t.sum != h.Sum {
+		d.fail(fmt.Errorf("the sum of the objects is %016x, and should be %016x", t.sum, h.Sum))
+	}
+	return t
 }
 
 func unexpected(err error) error {

@@ -21,7 +21,7 @@ import (
 // TestThreeNodesAgreeOverTheControlPort is the store as a node runs it: over mutual TLS, each peer asked for by its name.
 func TestThreeNodesAgreeOverTheControlPort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		authority, err := identity.New(time.Now())
+		authority, err := identity.NewAuthority(identity.NewClusterID(), time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -36,7 +36,7 @@ func TestThreeNodesAgreeOverTheControlPort(t *testing.T) {
 		}
 		open := func(i int, name, certified string) node {
 			host := in.Host(name, spec.Location{}, netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}))
-			id, err := authority.Node(identity.Claim{Name: certified, Region: "r", POP: "p"})
+			id, err := authority.Node(identity.Claim{Name: certified, Region: "r", POP: "p", Roles: []string{identity.Voter}}, 1, identity.Keys{}, time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -45,7 +45,7 @@ func TestThreeNodesAgreeOverTheControlPort(t *testing.T) {
 				t.Fatal(err)
 			}
 			n := node{address: netip.AddrPortFrom(host.Addr(), 7947).String()}
-			n.port = control.Open(control.Config{Listener: l, Identity: func() *identity.Node { return id }, Dial: host.Dial})
+			n.port = control.Open(control.Config{Listener: l, Guard: identity.NewGuard(id, identity.Trust{}, nil), Dial: host.Dial})
 			n.Store, err = store.Open(store.Config{
 				Name: name, Dir: filepath.Join(t.TempDir(), name), Advertise: n.address, Bootstrap: i == 1, NoSync: true,
 				Listener: n.port.Service(control.Raft),

@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"github.com/perigee-net/perigee/cluster/file"
 )
@@ -21,16 +24,36 @@ import (
 // ErrInUse says that another process has the data folder open.
 var ErrInUse = errors.New("data folder is in use by another process")
 
-// Buckets of the file: the log by index (8 bytes, big endian), and Raft's own values by name.
-var (
-	logBucket    = []byte("log")
-	valuesBucket = []byte("values")
-)
+// ErrNoRoom says that the disk of the node that was asked is full, or nearly, and that nothing was changed.
+var ErrNoRoom = errors.New("there is no room on the disk")
 
-// disk is Raft's log and its own values (term, vote) in one file (raft.LogStore, raft.StableStore). A write is on disk
-// when its method returns. Every record carries a checksum over its key and content.
+// keptRoom is left free on the disk by what is refused with ErrNoRoom, for what Raft has to write of its own accord.
+const keptRoom = 16 << 20
+
+// membersRoom must be free for a change of the members: a leader goes by it even where it could not be written.
+const membersRoom = 1 << 20
+
+// logBucket is the log by index (8 bytes, big endian).
+var logBucket = []byte("log")
+
+// disk is Raft's log in one file (raft.LogStore). A write is on disk when its method returns, and one that fails has
+// changed nothing: it may be tried again, and works when what was wrong is put right. Every record carries a checksum over its
+// key and content.
 type disk struct {
 	db *bbolt.DB
+
+	fail   func() error           // called before a write, and fails it by an error: for tests
+	room   func() (uint64, error) // free on the disk, in bytes
+	failed func(error)            // told of a write that failed; nil when one works
+
+	mu     sync.Mutex  // over all that writes
+	leads  func() bool // whether this node leads
+	broken error       // why nothing more is written
+
+	// What Raft wanted deleted and is yet there: entries from cutFrom on, because others take their place, and up to cutTo,
+	// because a snapshot did and they could not be deleted then. Both go in one transaction with the entries that come next. Raft
+	// takes for deleted what it could not delete, and for stored what it could not put in place of the deleted. 0 is none.
+	cutFrom, cutTo uint64
 }
 
 // openDisk opens the file at path, or makes it where there is none. A file that is damaged anywhere is refused,
@@ -52,7 +75,56 @@ func openDisk(path string, noSync bool) (*disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	return &disk{db}, nil
+	return &disk{
+		db: db, fail: func() error { return nil }, failed: func(error) {}, leads: func() bool { return false },
+		room: func() (uint64, error) { return freeBytes(filepath.Dir(path)) },
+	}, nil
+}
+
+// freeBytes is how many bytes the file system of a folder has to give to this process.
+func freeBytes(dir string) (uint64, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return 0, fmt.Errorf("look for room in %s: %w", dir, err)
+	}
+	return stat.Bavail * uint64(stat.Bsize), nil
+}
+
+// roomFor refuses what needs more bytes than are free. A file system that does not tell is believed to have room.
+func (d *disk) roomFor(size int) error {
+	free, err := d.room()
+	if err == nil && free < uint64(size) {
+		return fmt.Errorf("%w: %d KiB are free, %d KiB must be", ErrNoRoom, free>>10, size>>10)
+	}
+	return nil
+}
+
+// update makes one transaction; the caller has the lock. One that fails is undone, but for one whose last flush fails: then
+// nobody can say what is on disk, and nothing more is written.
+func (d *disk) update(do func(tx *bbolt.Tx) error) error {
+	if d.broken != nil {
+		return d.broken
+	}
+	before := d.transaction()
+	err := d.fail()
+	if err == nil {
+		err = d.db.Update(do)
+	}
+	if err != nil && d.transaction() != before {
+		d.broken = fmt.Errorf("%s is not written to until the node is started again: %w", raftFile, err)
+		err = fmt.Errorf("%w: %w", ErrUnknownOutcome, d.broken)
+	}
+	d.failed(err)
+	return err
+}
+
+// transaction is the number of the last transaction.
+func (d *disk) transaction() (number int) {
+	d.db.View(func(tx *bbolt.Tx) error {
+		number = tx.ID()
+		return nil
+	})
+	return number
 }
 
 func boltOptions() bbolt.Options {
@@ -86,12 +158,8 @@ func makeDisk(path string, noSync bool) error {
 		return err
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{logBucket, valuesBucket} {
-			if _, err := tx.CreateBucket(name); err != nil {
-				return err
-			}
-		}
-		return nil
+		_, err := tx.CreateBucket(logBucket)
+		return err
 	})
 	if err = errors.Join(err, db.Close()); err != nil {
 		return err
@@ -102,6 +170,13 @@ func makeDisk(path string, noSync bool) error {
 	return file.SyncDir(filepath.Dir(path))
 }
 
+// setLeads tells how to know whether this node leads; Raft is made after the disk.
+func (d *disk) setLeads(leads func() bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.leads = leads
+}
+
 // close closes the file.
 func (d *disk) close() error { return d.db.Close() }
 
@@ -110,8 +185,9 @@ func (d *disk) IsMonotonic() bool { return true }
 
 // FirstIndex implements raft.LogStore.
 func (d *disk) FirstIndex() (index uint64, err error) {
+	cut := d.replaced()
 	err = d.db.View(func(tx *bbolt.Tx) error {
-		if k, _ := tx.Bucket(logBucket).Cursor().First(); k != nil {
+		if k, _ := tx.Bucket(logBucket).Cursor().Seek(logKey(cut + 1)); k != nil {
 			index = binary.BigEndian.Uint64(k)
 		}
 		return nil
@@ -121,11 +197,22 @@ func (d *disk) FirstIndex() (index uint64, err error) {
 
 // LastIndex implements raft.LogStore.
 func (d *disk) LastIndex() (index uint64, err error) {
+	cut := d.replaced()
 	err = d.db.View(func(tx *bbolt.Tx) error {
 		index = lastIndex(tx.Bucket(logBucket))
 		return nil
 	})
+	if index <= cut {
+		return 0, err
+	}
 	return index, err
+}
+
+// replaced is the last entry that is there only because it could not be deleted.
+func (d *disk) replaced() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cutTo
 }
 
 func lastIndex(log *bbolt.Bucket) uint64 {
@@ -137,6 +224,9 @@ func lastIndex(log *bbolt.Bucket) uint64 {
 
 // GetLog implements raft.LogStore.
 func (d *disk) GetLog(index uint64, entry *raft.Log) error {
+	if index <= d.replaced() {
+		return raft.ErrLogNotFound
+	}
 	return d.db.View(func(tx *bbolt.Tx) error {
 		key := logKey(index)
 		value := tx.Bucket(logBucket).Get(key)
@@ -153,11 +243,18 @@ func (d *disk) GetLog(index uint64, entry *raft.Log) error {
 // StoreLog implements raft.LogStore.
 func (d *disk) StoreLog(entry *raft.Log) error { return d.StoreLogs([]*raft.Log{entry}) }
 
-// StoreLogs implements raft.LogStore.
+// StoreLogs implements raft.LogStore: all of the entries or none.
 func (d *disk) StoreLogs(entries []*raft.Log) error {
-	return d.db.Update(func(tx *bbolt.Tx) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	from := d.cutFrom
+	d.cutFrom = 0 // Raft will ask again, if these cannot be stored
+	err := d.update(func(tx *bbolt.Tx) error {
 		log := tx.Bucket(logBucket)
 		log.FillPercent = 1 // entries are only ever added at the end
+		if err := cutLog(log, from, d.cutTo); err != nil {
+			return err
+		}
 		last := lastIndex(log)
 		for _, e := range entries {
 			if last != 0 && e.Index != last+1 {
@@ -171,58 +268,65 @@ func (d *disk) StoreLogs(entries []*raft.Log) error {
 		}
 		return nil
 	})
-}
-
-// DeleteRange implements raft.LogStore.
-func (d *disk) DeleteRange(first, last uint64) error {
-	return d.db.Update(func(tx *bbolt.Tx) error {
-		log := tx.Bucket(logBucket)
-		last = min(last, lastIndex(log))
-		for index := first; index <= last; index++ {
-			if err := log.Delete(logKey(index)); err != nil {
-				return fmt.Errorf("delete log entry %d: %w", index, err)
-			}
-		}
+	if err == nil {
+		d.cutTo = 0
 		return nil
-	})
+	}
+	if d.broken == nil && entries[0].Type == raft.LogConfiguration && d.leads() {
+		// A leader goes by the members that it could not write down. To go on would be to go by members that nobody agreed on.
+		d.broken = fmt.Errorf("the members could not be written to %s, the node must be started again: %w", raftFile, err)
+	}
+	return fmt.Errorf("write %s: %w", raftFile, err)
 }
 
-// Set implements raft.StableStore.
-func (d *disk) Set(key, value []byte) error {
-	return d.db.Update(func(tx *bbolt.Tx) error {
-		return tx.Bucket(valuesBucket).Put(key, seal(key, slices.Clip(value)))
-	})
-}
-
-// Get implements raft.StableStore: nil if there is none.
-func (d *disk) Get(key []byte) (value []byte, err error) {
-	err = d.db.View(func(tx *bbolt.Tx) error {
-		sealed := tx.Bucket(valuesBucket).Get(key)
-		if sealed == nil {
-			return nil
+// cutLog deletes the entries from one on, and those up to another; 0 is none.
+func cutLog(log *bbolt.Bucket, from, to uint64) error {
+	last := lastIndex(log)
+	if from != 0 {
+		if err := deleteEntries(log, from, last); err != nil {
+			return err
 		}
-		content, err := unseal(key, sealed)
-		value = append([]byte{}, content...) // what bbolt gives out ends with the transaction
+	}
+	if k, _ := log.Cursor().First(); k != nil && to != 0 {
+		return deleteEntries(log, binary.BigEndian.Uint64(k), min(to, last))
+	}
+	return nil
+}
+
+func deleteEntries(log *bbolt.Bucket, first, last uint64) error {
+	for index := first; index <= last; index++ {
+		if err := log.Delete(logKey(index)); err != nil {
+			return fmt.Errorf("delete log entry %d: %w", index, err)
+		}
+	}
+	return nil
+}
+
+// DeleteRange implements raft.LogStore. Entries at the end are deleted when the next come in their place: Raft
+// deletes them for no other reason.
+func (d *disk) DeleteRange(first, last uint64) error {
+	begin, err := d.FirstIndex()
+	if err != nil {
 		return err
-	})
-	return value, err
-}
-
-// SetUint64 implements raft.StableStore.
-func (d *disk) SetUint64(key []byte, value uint64) error {
-	return d.Set(key, binary.BigEndian.AppendUint64(nil, value))
-}
-
-// GetUint64 implements raft.StableStore: 0 if there is none.
-func (d *disk) GetUint64(key []byte) (uint64, error) {
-	value, err := d.Get(key)
-	if err != nil || value == nil {
-		return 0, err
 	}
-	if len(value) != 8 {
-		return 0, fmt.Errorf("value of %s has %d bytes, want 8", key, len(value))
+	end, err := d.LastIndex()
+	if err != nil || end == 0 {
+		return err
 	}
-	return binary.BigEndian.Uint64(value), nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case first > begin && last < end:
+		return fmt.Errorf("delete log entries %d to %d of %d to %d: that makes a gap", first, last, begin, end)
+	case first > begin:
+		d.cutFrom = first
+		return nil
+	}
+	err = d.update(func(tx *bbolt.Tx) error { return deleteEntries(tx.Bucket(logBucket), begin, min(last, end)) })
+	if err != nil && last >= end {
+		d.cutTo = end
+	}
+	return err
 }
 
 func logKey(index uint64) []byte { return binary.BigEndian.AppendUint64(nil, index) }
@@ -294,4 +398,42 @@ func unseal(key, sealed []byte) ([]byte, error) {
 		return nil, errDamaged
 	}
 	return content, nil
+}
+
+// diskHealth tells of a disk that fails once, and once that it works again, however often Raft tries.
+type diskHealth struct {
+	log      *slog.Logger
+	failures atomic.Uint64 // in all
+
+	mu          sync.Mutex
+	file, votes error // what the last write said
+}
+
+func (h *diskHealth) ofLog(err error) { h.told(&h.file, raftFile, err) }
+
+func (h *diskHealth) ofVotes(err error) { h.told(&h.votes, voteFile, err) }
+
+func (h *diskHealth) told(last *error, name string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case err != nil && *last == nil:
+		h.log.Error("disk does not take what the agreement needs written", "file", name, "error", err)
+	case err == nil && *last != nil:
+		h.log.Info("disk is written to again", "file", name)
+	}
+	if err != nil {
+		h.failures.Add(1)
+	}
+	*last = err
+}
+
+// failing is 1 while writes fail.
+func (h *diskHealth) failing() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.file != nil || h.votes != nil {
+		return 1
+	}
+	return 0
 }

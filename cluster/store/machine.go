@@ -10,7 +10,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/latest"
 )
 
-// machine applies the log (raft.FSM). It judges nothing but what State.With judges. At an entry that it cannot read,
+// machine applies the log (raft.BatchingFSM). It judges nothing but what State.With judges. At an entry that it cannot read,
 // written by a newer release, it stops for good: to pass over the entry would make this node differ from the others in silence.
 // A snapshot that it can read, or a newer release in its place, lets it go on.
 type machine struct {
@@ -41,6 +41,26 @@ type outcome struct {
 
 // Apply implements raft.FSM.
 func (m *machine) Apply(entry *raft.Log) any {
+	return m.ApplyBatch([]*raft.Log{entry})[0]
+}
+
+// ApplyBatch implements raft.BatchingFSM: the state is published once, when all entries are applied and nobody was told so.
+func (m *machine) ApplyBatch(entries []*raft.Log) []any {
+	before := m.now.Position()
+	outcomes := make([]any, len(entries))
+	var f fresh // what is made within this call is not seen before its end
+	for i, entry := range entries {
+		if entry.Type == raft.LogCommand { // the members are Raft's own affair
+			outcomes[i] = m.apply(entry, &f)
+		}
+	}
+	if m.now.Position() != before {
+		m.published.Set(m.now)
+	}
+	return outcomes
+}
+
+func (m *machine) apply(entry *raft.Log, f *fresh) outcome {
 	if fault := m.fault.Load(); fault != nil {
 		return outcome{err: fault}
 	}
@@ -50,19 +70,17 @@ func (m *machine) Apply(entry *raft.Log) any {
 		m.fault.Store(fault)
 		return outcome{err: fault}
 	}
-	next, revision, err := m.now.With(c)
+	next, revision, err := m.now.with(c, f)
 	switch {
 	case err != nil:
 		m.conflicts.Add(1)
 		return outcome{err: err}
-	case next.Revision == m.now.Revision:
+	case next.Position() == m.now.Position():
 		m.unchanged.Add(1)
-		m.now = next
 	default:
 		m.changed.Add(1)
-		m.now = next
-		m.published.Set(next)
 	}
+	m.now = next
 	return outcome{revision: revision}
 }
 

@@ -3,11 +3,11 @@ package store
 import (
 	"bytes"
 	"cmp"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -22,7 +22,7 @@ var then = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 // same compares what a State is made of, what is not exported included.
 var same = gocmp.Options{
-	gocmp.AllowUnexported(State{}, Record{}),
+	gocmp.AllowUnexported(State{}, Table{}, Record{}),
 	cmpopts.EquateEmpty(),
 }
 
@@ -164,7 +164,8 @@ func TestTheHistoryIsBounded(t *testing.T) {
 	if _, err := s.At(9); err == nil || !strings.Contains(err.Error(), "goes back to 10") {
 		t.Errorf("got %v", err)
 	}
-	// Large objects shorten it.
+
+	// Of large objects only the newest former ones are kept; the changes stay in the history.
 	big := func(i int) Change {
 		c := Change{}
 		for j := range 7 {
@@ -172,16 +173,44 @@ func TestTheHistoryIsBounded(t *testing.T) {
 		}
 		return c
 	}
-	for i := range 11 {
+	for i := range 5 {
 		s = must(t, s, big(i))
 	}
-	held := 0
-	for _, r := range s.History {
-		held += r.size()
+	if held := measured(s.Table); held.former > maxFormer || len(s.History) != maxHistory {
+		t.Errorf("%d changes hold %d bytes", len(s.History), held.former)
 	}
-	if held > maxHistoryBytes || len(s.History) != 9 {
-		t.Errorf("%d changes hold %d bytes", len(s.History), held)
+	if _, err := s.At(s.Revision - 2); err != nil { // 2 × 7 MiB
+		t.Error(err)
 	}
+	if _, err := s.At(s.Revision - 3); err == nil || !strings.Contains(err.Error(), "not kept on this node") {
+		t.Errorf("got %v", err)
+	}
+
+	// Changes of many objects shorten the history, except the newest.
+	many := func(first, n int) Change {
+		c := Change{}
+		for i := range n {
+			c.Put = append(c.Put, put("many", fmt.Sprint(first+i), ""))
+		}
+		return c
+	}
+	s = must(t, s, many(0, maxRefs-10))
+	if len(s.History) < 2 || measured(s.Table).refs > maxRefs {
+		t.Errorf("%d changes name %d objects", len(s.History), s.refs)
+	}
+	s = must(t, s, many(maxRefs, maxRefs+1))
+	if len(s.History) != 1 {
+		t.Errorf("%d changes are kept beside one that is too large", len(s.History))
+	}
+	if m := measured(s.Table); m.size != s.size || m.sum != s.sum || m.former != s.former || m.refs != s.refs {
+		t.Error("sizes or sums are counted otherwise")
+	}
+}
+
+// measured is the table with its sums counted anew.
+func measured(t Table) Table {
+	t.measure()
+	return t
 }
 
 // TestStatesFollowAModel applies random changes to a State and to a plain map, and compares.
@@ -200,8 +229,12 @@ func TestStatesFollowAModel(t *testing.T) {
 			for _, r := range rapid.SliceOfN(refs, 0, 3).Draw(t, "put") {
 				c.Put = append(c.Put, put(r.Kind, r.Name, contents.Draw(t, "content")))
 			}
-			known := c.ID != "" && slices.ContainsFunc(s.answers, func(a answer) bool { return a.ID == c.ID })
+			_, known := s.answered(c)
+			own := s.Own
 			s, _, _ = s.With(c)
+			if diff := gocmp.Diff(own, s.Own, same); diff != "" {
+				t.Fatalf("a change of the spec changed the cluster's own records:\n%s", diff)
+			}
 			if !known {
 				for _, r := range c.Delete {
 					if !slices.ContainsFunc(c.Put, func(o Object) bool { return o.Ref() == r }) {
@@ -259,8 +292,8 @@ func check(t *rapid.T, s *State, past []map[Ref]string, revision uint64) {
 	if !maps.Equal(got, past[revision]) {
 		t.Fatalf("revision %d is %v, want %v", revision, got, past[revision])
 	}
-	if size != s.size {
-		t.Fatalf("size is %d, counted as %d", size, s.size)
+	if m := measured(s.Table); size != s.Bytes() || m.sum != s.Sum() || m.former != s.former || m.refs != s.refs {
+		t.Fatalf("size is %d, sum %x, and with the history %+v; want %d and %+v", s.Bytes(), s.Sum(), s.Table, size, m)
 	}
 }
 
@@ -269,7 +302,7 @@ func TestWhatIsOutOfBoundsIsRefusedBeforeTheLog(t *testing.T) {
 	for i := range MaxObjects {
 		full.Objects = append(full.Objects, Object{Kind: "k", Name: fmt.Sprintf("%06d", i)})
 	}
-	heavy := &State{size: MaxState}
+	heavy := &State{Table: Table{size: MaxState}, Own: Table{size: MaxOwn}}
 	nine := make([]Object, 9)
 	for i := range nine {
 		nine[i] = Object{Kind: "k", Name: fmt.Sprint(i), Bytes: make([]byte, MaxObject)}
@@ -299,6 +332,8 @@ func TestWhatIsOutOfBoundsIsRefusedBeforeTheLog(t *testing.T) {
 		"put and deleted":        {&State{}, Change{Put: []Object{put("k", "a", "1")}, Delete: []Ref{{"k", "a"}}}, "named twice"},
 		"any bytes":              {&State{}, Change{Put: []Object{put("k", "a", "\xff\x00")}}, ""},
 		"a conflict, judged yet": {&State{}, Change{Expect: new(uint64)}, ""},
+		"no such space":          {&State{}, Change{Space: 2}, "no space 2"},
+		"own: one byte more":     {heavy, Change{Space: Own, Put: []Object{put("k", "a", "1")}}, "at most 33554432"},
 	} {
 		err := test.over.check(test.change)
 		if (err == nil) != (test.says == "") || err != nil && !strings.Contains(err.Error(), test.says) {
@@ -307,151 +342,70 @@ func TestWhatIsOutOfBoundsIsRefusedBeforeTheLog(t *testing.T) {
 	}
 }
 
-func TestAChangeIsReadAsItWasWritten(t *testing.T) {
-	expect := uint64(7)
-	for name, c := range map[string]Change{
-		"empty": {Time: then},
-		"full": {
-			ID: "id", Expect: &expect, Author: "ada", Note: "why\nand <why> not", Time: then,
-			Put: []Object{put("k", "a", "\x00\xff"), put("k", "b", "")}, Delete: []Ref{{"k", "c"}},
-		},
-		"compressed": {Time: then, Put: []Object{put("k", "a", strings.Repeat("perigee ", 4096))}},
+func TestEachSpaceHasItsOwnRevisionHistoryAndAnswers(t *testing.T) {
+	zero := uint64(0)
+	s := must(t, &State{}, Change{ID: "x", Put: []Object{put("k", "a", "1")}})
+	s = must(t, s, Change{ID: "x", Space: Own, Expect: &zero, Put: []Object{put("Node", "icn1", "1")}}) // another change, though its ID is the same
+	s = must(t, s, Change{Space: Own, Put: []Object{put("Node", "icn1", "2")}, Delete: []Ref{{"k", "a"}}})
+	if s.Position() != (Position{1, 2}) || len(s.History) != 1 || len(s.Own.History) != 2 || len(s.Objects) != 1 || len(s.Own.Objects) != 1 {
+		t.Fatalf("got %+v", s)
+	}
+	if o, _ := s.Own.Get("Node", "icn1"); string(o.Bytes) != "2" || o.Revision != 2 {
+		t.Errorf("got %+v", o)
+	}
+	if r := s.Own.History[1]; !r.bare || r.before != nil {
+		t.Errorf("a former record of the cluster's own is kept: %+v", r)
+	}
+	var conflict *ConflictError
+	if _, _, err := s.With(Change{Space: Own, Expect: &zero}); !errors.As(err, &conflict) || conflict.Actual != 2 {
+		t.Errorf("got %v", err)
+	}
+	if again, revision, err := s.With(Change{ID: "x", Space: Own}); again != s || revision != 1 || err != nil {
+		t.Errorf("the second time: %d, %v", revision, err)
+	}
+	next := must(t, s, Change{Put: []Object{put("k", "a", "2")}})
+	if &next.Own.Objects[0] != &s.Own.Objects[0] {
+		t.Error("the table that the change is not of was copied")
+	}
+	if at, err := next.At(1); err != nil || at.Own.Revision != 0 || string(at.Objects[0].Bytes) != "1" {
+		t.Errorf("got %+v, %v", at, err)
+	}
+}
+
+func TestEachGoesThroughOneKind(t *testing.T) {
+	s := must(t, &State{}, Change{Put: []Object{put("a", "z", ""), put("b", "2", ""), put("b", "1", ""), put("ba", "0", ""), put("c", "a", "")}})
+	for kind, want := range map[string]string{"a": "z", "b": "12", "ba": "0", "bb": "", "c": "a", "d": "", "": ""} {
+		got := ""
+		for o := range s.Each(kind) {
+			got += o.Name
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", kind, got, want)
+		}
+	}
+	for o := range s.Each("b") {
+		if o.Name != "1" {
+			t.Error("it does not stop")
+		}
+		break
+	}
+}
+
+func TestThePositionOrdersStates(t *testing.T) {
+	for _, test := range []struct {
+		p, q          Position
+		less, atLeast bool
+	}{
+		{Position{1, 1}, Position{1, 1}, false, true},
+		{Position{1, 1}, Position{2, 1}, true, false},
+		{Position{1, 1}, Position{2, 2}, true, false},
+		{Position{1, 2}, Position{2, 1}, false, false},
+		{Position{2, 2}, Position{2, 1}, false, true},
 	} {
-		data, err := encodeChange(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		read, err := decodeChange(data)
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		if diff := gocmp.Diff(c, read, cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("%s:\n%s", name, diff)
-		}
-		if name == "compressed" && len(data) > 1024 {
-			t.Errorf("it takes %d bytes", len(data))
-		}
-		for i := 0; i < len(data); i += 1 + len(data)/50 {
-			if _, err := decodeChange(data[:i]); err == nil {
-				t.Errorf("%s, cut at %d of %d: read", name, i, len(data))
-			}
-		}
-		if _, err := decodeChange(append(data, 0)); err == nil && data[0] == formatPlain {
-			t.Errorf("%s, with a byte too many: read", name)
+		if test.p.Less(test.q) != test.less || test.p.AtLeast(test.q) != test.atLeast {
+			t.Errorf("%v and %v: less %v, at least %v", test.p, test.q, test.p.Less(test.q), test.p.AtLeast(test.q))
 		}
 	}
-}
-
-// TestWhatEarlierReleasesWroteIsRead holds on to what is on people's disks.
-func TestWhatEarlierReleasesWroteIsRead(t *testing.T) {
-	expect := uint64(7)
-	want := Change{
-		ID: "id", Expect: &expect, Author: "ada", Note: "why", Time: then,
-		Put: []Object{put("k", "a", "\x01\x02\x03")}, Delete: []Ref{{"k", "b"}},
-	}
-	got, err := decodeChange([]byte("\x01\x9c\x01" +
-		`{"id":"id","expect":7,"author":"ada","note":"why","time":"2026-11-23T12:00:00Z",` +
-		`"put":[{"kind":"k","name":"a","size":3}],"delete":[{"kind":"k","name":"b"}]}` + "\x01\x02\x03"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := gocmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-
-	state, err := hex.DecodeString("027c904f4ac63010c5f13bca5b4f2189e062cee14ae922b5231d8b8924a9a596dcd763482b2815bfeedffbbd3f9f9715" +
-		"49de356b0c604788dd8b3c950c7e5c316ae8c1184108fe55c0f0a0a33ceb87806d6d0983e612d3b23b7f91965074f73ae3ee1a6b1b777b6f1d1bc3c63c80e0a7" +
-		"32c4b4b17b0f428845c098870584b7a9ecb8ff8ad4b6d29feee741e7304227cf31c9d53c3a8efa19be4df721cf92be4fd3ed32ed8ffadad6cbcd57000000ffff")
-	if err != nil {
-		t.Fatal(err)
-	}
-	wantState := must(t, &State{}, Change{ID: "id", Time: then, Author: "ada", Note: "why", Put: []Object{put("k", "a", "\x01")}})
-	wantState = must(t, wantState, Change{Time: then, Put: []Object{put("k", "a", "\x02")}})
-	gotState, err := ReadState(bytes.NewReader(state))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := gocmp.Diff(wantState, gotState, same); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func TestWhatALaterReleaseAddsIsPassedOver(t *testing.T) {
-	var b bytes.Buffer
-	header := map[string]any{
-		"id": "x", "time": then, "mood": "good",
-		"put": []map[string]any{{"kind": "k", "name": "a", "size": 1, "owner": "ada"}},
-	}
-	if err := write(&b, false, header, []Object{put("k", "a", "1")}); err != nil {
-		t.Fatal(err)
-	}
-	c, err := decodeChange(b.Bytes())
-	if err != nil || c.ID != "x" || len(c.Put) != 1 || string(c.Put[0].Bytes) != "1" {
-		t.Fatalf("got %+v, %v", c, err)
-	}
-	data := b.Bytes()
-	data[0] = 99
-	var format *FormatError
-	if _, err := decodeChange(data); !errors.As(err, &format) || format.Format != 99 {
-		t.Fatalf("another format: %v", err)
-	}
-}
-
-func FuzzDecodeChange(f *testing.F) {
-	for _, c := range []Change{
-		{Time: then, ID: "x", Put: []Object{put("k", "a", "1")}, Delete: []Ref{{"k", "b"}}},
-		{Time: then, Put: []Object{put("k", "a", strings.Repeat("x", deflateFrom))}},
-	} {
-		data, err := encodeChange(c)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(data)
-	}
-	f.Add([]byte{formatPlain, 0xff, 0xff, 0xff, 0xff, 0x0f})
-	f.Add([]byte("\x01\x2a{\"put\":[{\"size\":16777216},{\"size\":-1}]}    "))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := decodeChange(data)
-		if err != nil {
-			return
-		}
-		(&State{}).With(c)
-	})
-}
-
-func FuzzReadState(f *testing.F) {
-	s := &State{}
-	for i := range 3 {
-		s, _, _ = s.With(Change{ID: fmt.Sprint(i), Time: then, Put: []Object{put("k", "a", fmt.Sprint(i))}})
-	}
-	var b bytes.Buffer
-	if err := WriteState(&b, s); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b.Bytes())
-	var plain bytes.Buffer
-	if err := write(&plain, false, stateHeader{Revision: 1, Objects: objectHeaders(s.Objects)}, s.Objects); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(plain.Bytes())
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, data []byte) {
-		s, err := ReadState(bytes.NewReader(data))
-		if err != nil {
-			return
-		}
-		// What is read can be worked with and written again.
-		for _, r := range s.History {
-			s.At(r.Revision)
-		}
-		next, _, err := s.With(Change{Put: []Object{put("k", "new", "1")}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := WriteState(io.Discard, next); err != nil {
-			t.Fatal(err)
-		}
-	})
 }
 
 // large is a state of n objects of 1 KiB.
@@ -468,7 +422,7 @@ func large(tb testing.TB, n int) *State {
 }
 
 func BenchmarkAChangeAmong(b *testing.B) {
-	for _, n := range []int{100, 10_000, 200_000} {
+	for _, n := range []int{100, 10_000, 100_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			s := large(b, n)
 			b.ReportAllocs()
@@ -479,8 +433,8 @@ func BenchmarkAChangeAmong(b *testing.B) {
 	}
 }
 
-func BenchmarkWriteState10000(b *testing.B) {
-	s := large(b, 10_000)
+func BenchmarkWriteState100000(b *testing.B) {
+	s := large(b, 100_000)
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := WriteState(io.Discard, s); err != nil {
@@ -489,9 +443,9 @@ func BenchmarkWriteState10000(b *testing.B) {
 	}
 }
 
-func BenchmarkReadState10000(b *testing.B) {
+func BenchmarkReadState100000(b *testing.B) {
 	var buf bytes.Buffer
-	if err := WriteState(&buf, large(b, 10_000)); err != nil {
+	if err := WriteState(&buf, large(b, 100_000)); err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
@@ -500,4 +454,40 @@ func BenchmarkReadState10000(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkMemoryOf100000 reads a state of objects of 100 bytes, and says what each costs beyond its bytes.
+func BenchmarkMemoryOf100000(b *testing.B) {
+	const n = 100_000
+	s := &State{}
+	for first := 0; first < n; first += 5000 {
+		c := Change{}
+		for i := range 5000 {
+			c.Put = append(c.Put, Object{Kind: "TargetGroup", Name: fmt.Sprintf("group-%06d", first+i), Bytes: bytes.Repeat([]byte{'x'}, 100)})
+		}
+		s = must(b, s, c)
+	}
+	s = bare(s)
+	var buf bytes.Buffer
+	if err := WriteState(&buf, s); err != nil {
+		b.Fatal(err)
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	var states []*State
+	before := heap()
+	for b.Loop() {
+		read, err := ReadState(bytes.NewReader(buf.Bytes()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		read.History = nil
+		states = append(states, read)
+	}
+	b.ReportMetric(float64(heap()-before)/float64(len(states))/n-100, "B/object")
+	runtime.KeepAlive(s)
 }

@@ -16,13 +16,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"github.com/perigee-net/perigee/cluster/latest"
@@ -38,8 +41,8 @@ const (
 	// requestTimeout bounds one request to another node. A batch of log entries has to travel in it.
 	requestTimeout = 10 * time.Second
 
-	// maxBatch bounds the log entries in one request, so that a batch of the largest changes still travels in time.
-	maxBatch = 16
+	// maxBatch bounds the log entries that are written or sent at once; what is sent is bounded by maxRequest as well.
+	maxBatch = 64
 
 	// A snapshot is taken after snapshotAfter changes, looked for every snapshotInterval; keptEntries stay in the log behind
 	// it, for followers that were away for a while.
@@ -83,20 +86,91 @@ type Leader struct {
 // Store is one node's part of the agreement.
 type Store struct {
 	cfg       Config
-	machine   *machine
-	disk      *disk
+	machine   *follower
+	files     *files
 	stream    *stream
-	transport *raft.NetworkTransport
+	transport *transport
 	raft      *raft.Raft
 	ready     chan struct{} // closed when raft is there
 	leader    latest.Value[Leader]
+	last      atomic.Pointer[Leader] // the last that was known
+	disks     diskHealth
 
 	done     chan struct{} // closed when Close begins to end things
 	watching sync.WaitGroup
 
+	proposed chan *Pending   // in the order in which Raft shall have them
+	verifies chan chan error // who asks whether this node leads
+	verified uint64          // the term in which a barrier has passed; of the goroutine that confirms
+	calls    sync.WaitGroup  // requests to the others that Raft does not know of
+
 	mu      sync.Mutex
 	closing bool
+	pending int            // changes that are not answered
+	size    int            // their bytes
 	asked   sync.WaitGroup // requests to Raft that are not answered
+}
+
+// files is what a node's part keeps in its folder.
+type files struct {
+	disk      *disk
+	votes     *votes
+	snapshots *raft.FileSnapshotStore
+	metas     []*raft.SnapshotMeta // of the snapshots, newest first
+}
+
+// openFiles opens the files, or makes them where there are none of them. The log's lock is on all of them.
+func openFiles(dir string, noSync bool, log hclog.Logger) (*files, error) {
+	votePath, logPath := filepath.Join(dir, voteFile), filepath.Join(dir, raftFile)
+	if err := refuseHalf(dir, votePath, logPath); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(votePath); errors.Is(err, fs.ErrNotExist) {
+		if err := makeVotes(votePath); err != nil {
+			return nil, err
+		}
+	}
+	var f files
+	var err error
+	if f.disk, err = openDisk(logPath, noSync); err != nil {
+		return nil, err
+	}
+	if f.votes, err = openVotes(votePath, noSync); err != nil {
+		f.close()
+		return nil, err
+	}
+	if f.snapshots, f.metas, err = openSnapshots(dir, log); err != nil {
+		f.close()
+		return nil, err
+	}
+	return &f, nil
+}
+
+func (f *files) close() error {
+	var errs []error
+	if f.votes != nil {
+		errs = append(errs, f.votes.close())
+	}
+	if f.disk != nil {
+		errs = append(errs, f.disk.close()) // and with it the lock
+	}
+	return errors.Join(errs...)
+}
+
+// follower is the machine, and how far it has come.
+type follower struct {
+	*machine
+	applied latest.Value[uint64] // the last entry that it was given
+}
+
+// Apply implements raft.FSM.
+func (f *follower) Apply(entry *raft.Log) any { return f.ApplyBatch([]*raft.Log{entry})[0] }
+
+// ApplyBatch implements raft.BatchingFSM.
+func (f *follower) ApplyBatch(entries []*raft.Log) []any {
+	outcomes := f.machine.ApplyBatch(entries)
+	f.applied.Set(entries[len(entries)-1].Index)
+	return outcomes
 }
 
 // Open starts the node's part with what its folder holds. It does not wait for a leader. A file that is damaged is an
@@ -111,13 +185,18 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.SnapshotAfter == 0 {
 		cfg.SnapshotAfter = snapshotAfter
 	}
-	s := &Store{cfg: cfg, machine: &machine{now: &State{}}, ready: make(chan struct{}), done: make(chan struct{})}
+	s := &Store{
+		cfg: cfg, machine: &follower{machine: &machine{now: &State{}}}, ready: make(chan struct{}), done: make(chan struct{}),
+		proposed: make(chan *Pending, maxPending), verifies: make(chan chan error),
+	}
+	s.last.Store(&Leader{})
+	s.disks.log = cfg.Log
 	s.stream = &stream{listener: cfg.Listener, advertise: cfg.Advertise, dial: cfg.Dial, nameOf: s.nameOf, conns: map[*streamConn]bool{}}
 	s.stream.ctx, s.stream.cancel = context.WithCancel(context.Background())
 	if err := s.open(); err != nil {
 		s.stream.Close()
-		if s.disk != nil {
-			s.disk.close()
+		if s.files != nil {
+			s.files.close()
 		}
 		return nil, err
 	}
@@ -130,81 +209,88 @@ func (s *Store) open() error {
 		return err
 	}
 	log := bridge(s.cfg.Log, slog.LevelError)
-	if err := refuseHalf(dir); err != nil {
-		return err
-	}
 	var err error
-	if s.disk, err = openDisk(filepath.Join(dir, raftFile), s.cfg.NoSync); err != nil {
+	if s.files, err = openFiles(dir, s.cfg.NoSync, log); err != nil {
 		return err
 	}
-	snapshots, metas, err := openSnapshots(dir, log)
-	if err != nil {
-		return err
-	}
-	if err := s.restore(snapshots, metas); err != nil {
+	disk := s.files.disk
+	disk.failed = s.disks.ofLog
+	s.files.votes.failed, s.files.votes.ending = s.disks.ofVotes, s.stream.ctx.Done()
+	if err := s.restore(s.files); err != nil {
 		return err
 	}
 	s.machine.published.Set(s.machine.now)
 
 	cfg := s.raftConfig()
 	cfg.Logger = log
-	s.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: s.stream, MaxPool: 3, Timeout: requestTimeout, MsgpackUseNewTimeFormat: true,
-		Logger: bridge(s.cfg.Log, slog.LevelDebug), // it calls every connection that ends an error
-	})
+	s.transport = newTransport(s.stream, s.cfg, cfg.HeartbeatTimeout)
 	if s.cfg.Bootstrap {
 		self := raft.Server{ID: cfg.LocalID, Address: raft.ServerAddress(s.cfg.Advertise)}
-		err := raft.BootstrapCluster(cfg, s.disk, s.disk, snapshots, s.transport, raft.Configuration{Servers: []raft.Server{self}})
+		err := raft.BootstrapCluster(cfg, disk, s.files.votes, s.files.snapshots, s.transport, raft.Configuration{Servers: []raft.Server{self}})
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 			s.transport.Close()
 			return fmt.Errorf("make a cluster of one: %w", err)
 		}
 	}
-	if s.raft, err = raft.NewRaft(cfg, s.machine, s.disk, s.disk, snapshots, s.transport); err != nil {
+	if s.raft, err = raft.NewRaft(cfg, s.machine, disk, s.files.votes, s.files.snapshots, s.transport); err != nil {
 		s.transport.Close()
 		return fmt.Errorf("start Raft: %w", err)
 	}
+	disk.setLeads(func() bool { return s.raft.State() == raft.Leader })
 	close(s.ready)
 	s.watching.Go(s.watch)
+	s.watching.Go(s.confirmAll)
+	s.watching.Go(s.propose)
 	return nil
 }
 
-// refuseHalf refuses a folder that has snapshots but no log: with the log went the node's vote.
-func refuseHalf(dir string) error {
-	log := filepath.Join(dir, raftFile)
-	if _, err := os.Stat(log); err == nil || !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
+// refuseHalf refuses a folder where one of the files is missing that belong together. The vote's is made before the log's.
+func refuseHalf(dir, votePath, logPath string) error {
 	entries, err := os.ReadDir(filepath.Join(dir, snapshotsDir))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if len(entries) > 0 {
-		return fmt.Errorf("open %s: it is missing, though there are snapshots", log)
+	_, noVote := os.Stat(votePath)
+	_, noLog := os.Stat(logPath)
+	voted := false
+	if noVote == nil && noLog != nil {
+		f, err := os.Open(votePath)
+		if err != nil {
+			return err
+		}
+		now, _, err := readVotes(f)
+		f.Close()
+		voted = err != nil || now.number > 0
+	}
+	switch {
+	case noLog == nil && noVote != nil:
+		return fmt.Errorf("open %s: it is missing, though there is a log (%w)", votePath, noVote)
+	case noLog != nil && (voted || len(entries) > 0):
+		return fmt.Errorf("open %s: it is missing, though there are votes or snapshots (%w)", logPath, noLog)
 	}
 	return nil
 }
 
 // restore starts from the newest snapshot, if there is one, and makes sure that the log goes on from it. Where the process was
 // killed between receiving a snapshot and dropping the log before it, that is dropped now: what follows would leave a gap.
-func (s *Store) restore(snapshots *raft.FileSnapshotStore, metas []*raft.SnapshotMeta) error {
+func (s *Store) restore(f *files) error {
 	var covered uint64 // by the snapshot
-	if len(metas) > 0 {
-		path := filepath.Join(s.cfg.Dir, snapshotsDir, metas[0].ID)
-		_, content, err := snapshots.Open(metas[0].ID)
+	if len(f.metas) > 0 {
+		path := filepath.Join(s.cfg.Dir, snapshotsDir, f.metas[0].ID)
+		_, content, err := f.snapshots.Open(f.metas[0].ID)
 		if err != nil {
 			return fmt.Errorf("open %s: %w", path, err)
 		}
 		if err := s.machine.Restore(content); err != nil {
 			return fmt.Errorf("open %s: %w", path, err)
 		}
-		covered = metas[0].Index
+		covered = f.metas[0].Index
 	}
-	first, err := s.disk.FirstIndex()
+	first, err := f.disk.FirstIndex()
 	if err != nil {
 		return err
 	}
-	last, err := s.disk.LastIndex()
+	last, err := f.disk.LastIndex()
 	if err != nil {
 		return err
 	}
@@ -212,7 +298,7 @@ func (s *Store) restore(snapshots *raft.FileSnapshotStore, metas []*raft.Snapsho
 		return fmt.Errorf("open %s: the log begins at entry %d, and no snapshot covers those before", filepath.Join(s.cfg.Dir, raftFile), first)
 	}
 	if last < covered {
-		return s.disk.DeleteRange(first, last)
+		return f.disk.DeleteRange(first, last)
 	}
 	return nil
 }
@@ -227,6 +313,7 @@ func (s *Store) raftConfig() *raft.Config {
 	// A candidate needs four round trips: two to connect, one to ask who would vote, one to have the votes.
 	cfg.ElectionTimeout = cfg.HeartbeatTimeout + s.cfg.RoundTrip
 	cfg.MaxAppendEntries = maxBatch
+	cfg.BatchApplyCh = true
 	cfg.SnapshotThreshold = s.cfg.SnapshotAfter
 	cfg.SnapshotInterval = snapshotInterval
 	cfg.TrailingLogs = s.cfg.SnapshotAfter
@@ -247,6 +334,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.asked.Wait()
+	close(s.proposed)
 	close(s.done)
 	s.watching.Wait()
 	ended := s.raft.Shutdown()
@@ -254,8 +342,9 @@ func (s *Store) Close() error {
 	err := ended.Error()
 	s.transport.CloseStreams()
 	s.stream.serving.Wait()
+	s.calls.Wait()
 	s.leader.Set(Leader{})
-	return errors.Join(err, s.disk.close())
+	return errors.Join(err, s.files.close())
 }
 
 // State is what is agreed, as far as this node knows; never nil. After a start it goes back to the last snapshot until
@@ -279,6 +368,9 @@ func (s *Store) Counters() map[string]uint64 {
 	if s.Fault() != nil {
 		fault = 1
 	}
+	s.mu.Lock()
+	pending := uint64(s.pending)
+	s.mu.Unlock()
 	return map[string]uint64{
 		"store_revision":                s.State().Get().Revision,
 		"store_changes_total":           s.machine.changed.Load(),
@@ -286,6 +378,11 @@ func (s *Store) Counters() map[string]uint64 {
 		"store_conflicts_total":         s.machine.conflicts.Load(),
 		"store_term":                    s.leader.Get().Term,
 		"store_fault":                   fault,
+		"store_applied_index":           s.Applied(),
+		"store_pending":                 pending,
+		"store_disk_failing":            s.disks.failing(),
+		"store_disk_failures_total":     s.disks.failures.Load(),
+		"store_peers_unreachable":       s.transport.unreachable(),
 	}
 }
 
@@ -310,6 +407,9 @@ func (s *Store) watch() {
 		}
 		if now != s.leader.Get() {
 			s.leader.Set(now)
+		}
+		if now.Name != "" {
+			s.last.Store(&now)
 		}
 		select {
 		case <-turns:

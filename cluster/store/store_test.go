@@ -451,7 +451,7 @@ func TestASnapshotTakesThePlaceOfTheLog(t *testing.T) {
 			w.apply(m, Change{ID: fmt.Sprint(i), Put: []Object{put("k", "a", fmt.Sprint(i))}})
 		}
 		time.Sleep(2 * snapshotInterval)
-		first, err := m.disk.FirstIndex()
+		first, err := m.files.disk.FirstIndex()
 		if err != nil || first < 40 {
 			t.Fatalf("the log begins at %d, %v", first, err)
 		}
@@ -890,7 +890,7 @@ func TestANodeStopsAtWhatItCannotRead(t *testing.T) {
 				}
 			}
 			time.Sleep(2 * snapshotInterval)
-			if first, err := m.disk.FirstIndex(); first != 1 || err != nil {
+			if first, err := m.files.disk.FirstIndex(); first != 1 || err != nil {
 				t.Fatalf("the log was cut at %d, %v: what was not applied is lost", first, err)
 			}
 			m.close()

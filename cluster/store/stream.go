@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -102,3 +103,137 @@ type advertised string
 
 func (advertised) Network() string  { return "tcp" }
 func (a advertised) String() string { return string(a) }
+
+// maxRequest bounds the bytes of log entries in one request, but for a single larger one, so that it travels in time.
+const maxRequest = 4 << 20
+
+// transport is Raft's network: it bounds a request by bytes, where Raft counts entries, and tells once of a node that does
+// not answer, where Raft tells of each request.
+type transport struct {
+	*raft.NetworkTransport
+	log   *slog.Logger
+	grace time.Duration // how long a node may not answer before that is told
+
+	mu    sync.Mutex
+	peers map[raft.ServerID]*peerHealth // of the nodes that were ever asked for something; few, and they are voters
+}
+
+// peerHealth is how it is going with one node.
+type peerHealth struct {
+	since time.Time // of the first request that failed; zero: the last one did not
+	told  bool
+	busy  chan struct{} // holds one while it is asked whether it follows
+}
+
+func newTransport(s *stream, cfg Config, grace time.Duration) *transport {
+	return &transport{
+		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream: s, MaxPool: 3, Timeout: requestTimeout, MsgpackUseNewTimeFormat: true,
+			Logger: bridge(cfg.Log, slog.LevelDebug), // it calls every connection that ends an error
+		}),
+		log: cfg.Log, grace: grace, peers: map[raft.ServerID]*peerHealth{},
+	}
+}
+
+// AppendEntries implements raft.Transport.
+func (t *transport) AppendEntries(id raft.ServerID, at raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	shorten(req)
+	return t.answered(id, at, t.NetworkTransport.AppendEntries(id, at, req, resp))
+}
+
+// RequestVote implements raft.Transport.
+func (t *transport) RequestVote(id raft.ServerID, at raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return t.answered(id, at, t.NetworkTransport.RequestVote(id, at, req, resp))
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *transport) RequestPreVote(id raft.ServerID, at raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return t.answered(id, at, t.NetworkTransport.RequestPreVote(id, at, req, resp))
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (t *transport) AppendEntriesPipeline(id raft.ServerID, at raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, at)
+	if err != nil {
+		return nil, err
+	}
+	return pipeline{p}, nil
+}
+
+// pipeline sends requests without waiting for the answer to the one before.
+type pipeline struct{ raft.AppendPipeline }
+
+// turnTimeout bounds how long a request waits for its turn in the pipeline.
+const turnTimeout = 2 * requestTimeout
+
+// AppendEntries implements raft.AppendPipeline. A request whose turn does not come ends the pipeline, and Raft goes on with single
+// requests: after an answer that is a no, Raft reads no more answers while its sender may wait for room that only they would
+// make. The peer would have no entries as long as this node leads, and Close would wait for ever.
+func (p pipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	shorten(req)
+	giveUp := time.AfterFunc(turnTimeout, func() { p.AppendPipeline.Close() })
+	defer giveUp.Stop()
+	return p.AppendPipeline.AppendEntries(req, resp)
+}
+
+// shorten leaves of a request as many entries as may travel at once. Raft goes on behind the last that is in the request.
+func shorten(req *raft.AppendEntriesRequest) {
+	size := 0
+	for i, e := range req.Entries {
+		if size += len(e.Data); size > maxRequest && i > 0 {
+			req.Entries = req.Entries[:i]
+			return
+		}
+	}
+}
+
+// answered notes how a request went, and returns its error.
+func (t *transport) answered(id raft.ServerID, at raft.ServerAddress, err error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peer(id)
+	switch {
+	case err == nil && p.told:
+		t.log.Info("peer is reachable again", "peer", string(id), "address", string(at), "after", time.Since(p.since).Round(time.Second))
+		fallthrough
+	case err == nil:
+		p.since, p.told = time.Time{}, false
+	case p.since.IsZero():
+		p.since = time.Now()
+	case !p.told && time.Since(p.since) >= t.grace:
+		p.told = true
+		t.log.Warn("peer is unreachable", "peer", string(id), "address", string(at), "error", err)
+	}
+	return err
+}
+
+// peer is what is known of a node; the caller has the lock.
+func (t *transport) peer(id raft.ServerID) *peerHealth {
+	if t.peers[id] == nil {
+		t.peers[id] = &peerHealth{busy: make(chan struct{}, 1)}
+	}
+	return t.peers[id]
+}
+
+// unreachable is how many nodes do not answer.
+func (t *transport) unreachable() (n uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.peers {
+		if p.told {
+			n++
+		}
+	}
+	return n
+}
+
+// forget drops what is known of nodes that are no members any more.
+func (t *transport) forget(member func(raft.ServerID) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range t.peers {
+		if !member(id) {
+			delete(t.peers, id)
+		}
+	}
+}

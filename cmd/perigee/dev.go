@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -44,7 +45,8 @@ type devRegion struct {
 	HTTP  string `json:"http"`
 	HTTPS string `json:"https"`
 	DNS   string `json:"dns"`
-	API   string `json:"api"`
+	API   string `json:"api"`  // HTTPS, with an access token
+	Data  string `json:"data"` // the data folder, with the API's unix socket
 }
 
 type devTarget struct {
@@ -71,6 +73,9 @@ const (
 	devAPI         = 7948
 )
 
+// maxSocketPath is how long the path of a unix socket may be, in bytes, where it may be shortest.
+const maxSocketPath = 103
+
 // devReady bounds the time from start to serving, devSteps how it is looked for.
 const (
 	devReady = 60 * time.Second
@@ -86,7 +91,8 @@ func newDev() *cobra.Command {
 			"targets behind a load balancer in every region. Each node and each target is a process of its own: kill one\n" +
 			"and see what happens. DIR is a folder to serve, URL an origin of your own; with neither, a small site is\n" +
 			"served. Ctrl-C ends all of it.",
-		Args: maxArgs(1),
+		Example: "  perigee dev\n  perigee dev ./public --dir /tmp/perigee\n  perigee dev http://localhost:3000",
+		Args:    maxArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			d := dev{stdout: c.OutOrStdout(), dir: dir}
 			if len(args) == 1 {
@@ -139,6 +145,9 @@ func (d *dev) origin(arg string) error {
 		return nil
 	}
 	info, err := os.Stat(arg)
+	if _, port, isAddress := strings.Cut(arg, ":"); err != nil && isAddress && port != "" {
+		return usagef("%s is no folder; for an origin say http://%s", arg, arg)
+	}
 	if err != nil {
 		return err
 	}
@@ -150,6 +159,9 @@ func (d *dev) origin(arg string) error {
 }
 
 func (d *dev) run(ctx context.Context) (err error) {
+	// Whatever ends it (a terminal that closes, a reader of its output that leaves), the processes and the folder go too.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGQUIT, syscall.SIGPIPE)
+	defer stop()
 	again := false
 	if d.dir == "" {
 		if d.dir, err = os.MkdirTemp("", "perigee-dev-"); err != nil {
@@ -170,6 +182,9 @@ func (d *dev) run(ctx context.Context) (err error) {
 	if err := d.place(again); err != nil {
 		return err
 	}
+	if socket := filepath.Join(d.file.Regions[0].Data, api.Socket); len(socket) > maxSocketPath {
+		return fmt.Errorf("%s is too long for a unix socket: choose a shorter folder with --dir", socket)
+	}
 	// The addresses are ours, so no other run is in this folder; what it left says nothing true any more.
 	ready := filepath.Join(d.dir, devFileName)
 	if err := os.Remove(ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -178,15 +193,16 @@ func (d *dev) run(ctx context.Context) (err error) {
 	defer os.Remove(ready)
 	defer d.stop()
 	started := time.Now()
-	if err := d.start(ctx); err != nil {
-		return d.blame(err)
-	}
 	bounded, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	if err := d.awaitReady(bounded); err != nil {
-		if ctx.Err() != nil {
-			return nil // Ctrl-C while it came up
-		}
+	err = d.start(bounded)
+	if err == nil {
+		err = d.awaitReady(bounded)
+	}
+	if ctx.Err() != nil {
+		return nil // Ctrl-C while it came up
+	}
+	if err != nil {
 		return d.blame(err)
 	}
 	if err := writeJSON(ready, d.file); err != nil {
@@ -254,7 +270,7 @@ func (d *dev) place(again bool) error {
 		d.layout.Regions = append(d.layout.Regions, r)
 		d.file.Regions = append(d.file.Regions, devRegion{
 			Name: r.Name, POP: r.POP, Node: r.POP,
-			HTTP: at(devHTTP), HTTPS: at(devHTTPS), DNS: at(devDNS), API: at(devAPI),
+			HTTP: at(devHTTP), HTTPS: at(devHTTPS), DNS: at(devDNS), API: at(devAPI), Data: filepath.Join(d.dir, r.POP),
 		})
 	}
 	return nil
@@ -317,14 +333,15 @@ func (d *dev) start(ctx context.Context) error {
 		}
 		d.file.Targets[i].PID = c.cmd.Process.Pid
 	}
+	token := filepath.Join(d.dir, "token")
 	for i, r := range d.file.Regions {
 		ip := d.address(i).String()
-		args := []string{"node", "--with-parent", "--data", filepath.Join(d.dir, r.Node), "--name", r.Node, "--region", r.Name, "--pop", r.POP,
-			"--bind", ip, "--http", r.HTTP, "--https", r.HTTPS, "--dns", r.DNS, "--api", r.API, "--own-doors"}
-		token := filepath.Join(d.dir, "token")
-		if i == 0 {
+		args := []string{"node", "--with-parent", "--data", r.Data, "--name", r.Node, "--region", r.Name, "--pop", r.POP,
+			"--bind", ip, "--http", r.HTTP, "--https", r.HTTPS, "--dns", r.DNS, "--api", r.API, "--own-doors", "--drain", "0s"}
+		switch {
+		case i == 0:
 			args = append(args, "--bootstrap")
-		} else {
+		case !d.joined(i):
 			args = append(args, "--join", netip.AddrPortFrom(d.address(0), devControl).String(), "--token", "@"+token)
 		}
 		c, err := d.spawn(r.Node, args)
@@ -332,36 +349,35 @@ func (d *dev) start(ctx context.Context) error {
 			return err
 		}
 		d.file.Regions[i].PID = c.cmd.Process.Pid
-		if _, err := os.Stat(token); err == nil {
+		if i > 0 || d.joined(1) && d.joined(2) {
 			continue // these nodes know each other: the first has no leader without the others
 		}
-		if err := d.await(ctx, "the first node", func(ctx context.Context) error {
-			st, err := api.NewClient(r.API, nil).Status(ctx)
-			if err == nil && st.Leader == "" {
-				err = errors.New("no leader yet")
-			}
-			return err
+		if err := d.await(ctx, "the first node to make a token for the others", func(ctx context.Context) error {
+			return d.writeToken(ctx, r, token)
 		}); err != nil {
-			return err
-		}
-		if err := d.writeToken(ctx, token); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// writeToken keeps the join token in a file: a command line can be read by all.
-func (d *dev) writeToken(ctx context.Context, path string) error {
-	self, err := os.Executable()
+// joined says whether the node of a region has been in the cluster before.
+func (d *dev) joined(region int) bool {
+	_, err := os.Stat(filepath.Join(d.file.Regions[region].Data, "node.json"))
+	return err == nil
+}
+
+// writeToken keeps a join token for the other nodes in a file: a command line can be read by all.
+func (d *dev) writeToken(ctx context.Context, first devRegion, path string) error {
+	client, err := api.NewClient(first.Data, api.Options{})
 	if err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, self, "token", "--data", filepath.Join(d.dir, d.file.Regions[0].Node)).Output()
+	made, err := client.CreateToken(ctx, api.TokenRequest{Uses: len(d.file.Regions) - 1})
 	if err != nil {
-		return fmt.Errorf("read the join token: %w", err)
+		return err
 	}
-	return os.WriteFile(path, out, 0o600)
+	return os.WriteFile(path, []byte(made.Token), 0o600)
 }
 
 // spawn starts a child that ends with us: its standard input is a pipe that closes when we are gone.
@@ -443,10 +459,13 @@ func (d *dev) awaitReady(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(d.dir, "network.yaml"), yaml, 0o600); err != nil {
 		return err
 	}
-	first := api.NewClient(d.file.Regions[0].API, nil)
+	first, err := api.NewClient(d.file.Regions[0].Data, api.Options{})
+	if err != nil {
+		return err
+	}
 	var revision uint64
 	if err := d.await(ctx, "the demo to be applied", func(ctx context.Context) error {
-		res, err := first.Apply(ctx, api.ApplyRequest{Files: []api.File{{Name: "network.yaml", Data: string(yaml)}}, Author: "perigee dev"})
+		res, err := first.Apply(ctx, api.ApplyRequest{Files: []api.File{{Name: "network.yaml", Data: string(yaml)}}, Note: "perigee dev"})
 		revision = res.Revision
 		var refusal *api.Error
 		if errors.As(err, &refusal) && len(refusal.Faults) > 0 {
@@ -457,7 +476,10 @@ func (d *dev) awaitReady(ctx context.Context) error {
 		return err
 	}
 	for _, r := range d.file.Regions {
-		c := api.NewClient(r.API, nil)
+		c, err := api.NewClient(r.Data, api.Options{})
+		if err != nil {
+			return err
+		}
 		if err := d.await(ctx, r.Node+" to see three members, all targets healthy, at revision "+fmt.Sprint(revision), func(ctx context.Context) error {
 			return d.complete(ctx, c, revision)
 		}); err != nil {
@@ -588,14 +610,20 @@ the same through Virginia's door; then kill Virginia's targets and try again: th
   kill -9 %[14]s
 the network, and why
   %[15]s status --api %[8]s
+  %[15]s nodes --api %[8]s
   %[15]s explain dns %[1]s --from 1.208.0.1 --api %[8]s
   %[15]s explain tcp %[9]s --api %[10]s
 kill Seoul, and ask the others again: who is nearest to Korea now?
   kill -9 %[11]d; sleep 10; %[12]s +subnet=1.208.0.0/16
 
+the API, for curl and others: a token, the authority to know the nodes by, and a question
+  %[15]s access create me --role admin --api %[8]s > me.token
+  %[15]s keys --pem --api %[8]s > ca.pem
+  curl --cacert ca.pem -H "Authorization: Bearer $(cat me.token)" https://%[16]s/v1/status
+
 network.yaml, the logs and the data are in %[13]s; Ctrl-C ends all of it
 `, d.file.Distribution, port, host(icn), dig(fra), strings.Replace(d.file.Accelerator, ":", " ", 1), host(iad), devAccelerator,
-		fra.API, d.file.Accelerator, iad.API, icn.PID, dig(fra), d.dir, strings.Join(killable, " "), os.Args[0])
+		fra.Data, d.file.Accelerator, iad.Data, icn.PID, dig(fra), d.dir, strings.Join(killable, " "), os.Args[0], fra.API)
 }
 
 // writeJSON writes the file whole or not at all.

@@ -1,26 +1,28 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
+	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
-	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/node"
 	"github.com/perigee-net/perigee/testbed/demo"
 	"github.com/spf13/cobra"
 )
 
-// stopTime bounds an orderly end: what is still in flight then is cut off.
+// stopTime bounds an orderly end after what --drain says: what is still in flight then is cut off.
 const stopTime = 10 * time.Second
 
 func newNode() *cobra.Command {
@@ -32,9 +34,14 @@ func newNode() *cobra.Command {
 		Use:   "node --data DIR --region R --pop P (--bootstrap | --join HOST:PORT --token T)",
 		Short: "Run a node",
 		Example: "  perigee node --data /var/lib/perigee --region eu-central-1 --pop fra1 --bind 10.0.0.1 --bootstrap\n" +
-			"  perigee token --data /var/lib/perigee\n" +
-			"  perigee node --data /var/lib/perigee --region us-east-1 --pop iad1 --bind 10.1.0.1 --join 10.0.0.1:7947 --token pgt1.…",
-		Args: noArgs,
+			"  perigee token create --api /var/lib/perigee\n" +
+			"  perigee node --data /var/lib/perigee --region us-east-1 --pop iad1 --bind 10.1.0.1 --join 10.0.0.1:7947 --token pgt2.…",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("node %s: want list, revoke or forget; with flags alone it runs a node", args[0])
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, _ []string) error {
 			ip, err := netip.ParseAddr(bind)
 			if err != nil {
@@ -78,16 +85,19 @@ func newNode() *cobra.Command {
 			if cfg.Name == "" {
 				cfg.Name = cfg.POP
 			}
-			level := slog.LevelInfo
-			if verbose {
-				level = slog.LevelDebug
-			}
-			cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			ctx := c.Context()
 			if withParent {
 				ctx = endWith(ctx, c.InOrStdin())
 			}
-			return runNode(ctx, cfg)
+			if verbose {
+				cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+				return runNode(ctx, cfg, func() {})
+			}
+			log := &heldLog{to: c.ErrOrStderr()}
+			late := time.AfterFunc(holdTime, log.release)
+			defer late.Stop()
+			cfg.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelInfo}))
+			return runNode(ctx, cfg, log.release)
 		},
 	}
 	f := c.Flags()
@@ -97,13 +107,13 @@ func newNode() *cobra.Command {
 	f.StringVar(&cfg.POP, "pop", "", "the POP it belongs to")
 	f.StringVar(&roles, "roles", "edge,dns,origin,voter", "what it does")
 	f.BoolVar(&cfg.Bootstrap, "bootstrap", false, "make a new cluster, if the folder has no identity yet")
-	f.StringVar(&cfg.Join, "join", "", "control address of any voter, if the folder has no identity yet")
-	f.StringVar(&cfg.Token, "token", "", "what perigee token prints on a voter; @FILE reads it from a file")
+	f.StringVar(&cfg.Join, "join", "", "control address of any node, if the folder has no identity yet")
+	f.StringVar(&cfg.Token, "token", "", "what perigee token create prints; @FILE reads it from a file")
 	f.StringVar(&bind, "bind", "127.0.0.1", "the address for node to node")
 	f.StringVar(&advertise, "advertise", "", "where the other nodes reach it (default: --bind)")
 	f.StringVar(&cfg.Gossip, "gossip", ":7946", "gossip, TCP and UDP")
 	f.StringVar(&cfg.Control, "control", ":7947", "control (TCP) and backbone (UDP)")
-	f.StringVar(&cfg.API, "api", "127.0.0.1:7948", "the API, which has no authentication yet; empty: only the unix socket")
+	f.StringVar(&cfg.API, "api", "127.0.0.1:7948", "the API, by HTTPS with access tokens; empty: only the unix socket")
 	f.StringVar(&cfg.HTTP, "http", ":80", "the world's door, HTTP; load balancers open theirs on the same address; empty: none")
 	f.StringVar(&cfg.HTTPS, "https", ":443", "the world's door, HTTPS; empty: none")
 	f.StringVar(&cfg.DNS, "dns", ":53", "the world's door, DNS over UDP and TCP; empty: none")
@@ -112,30 +122,68 @@ func newNode() *cobra.Command {
 	f.StringSliceVar(&proxies, "proxy-headers-from", nil, "CIDRs of balancers in front, whose connections begin with a PROXY header")
 	f.StringVar(&cfg.GeoDB, "geo-db", "", "a MaxMind-format file to use instead of the built-in country table")
 	f.Int64Var(&cfg.CacheBytes, "cache-bytes", 256<<20, "memory for cached objects")
+	f.DurationVar(&cfg.Drain, "drain", node.DrainTime, "how long it serves on when it is told to end, for clients that DNS has sent here; 0: not at all")
 	f.BoolVar(&withParent, "with-parent", false, "end when standard input does")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
 	f.MarkHidden("with-parent")
+	c.AddCommand(nodeCommands()...)
 	return c
 }
 
-func runNode(ctx context.Context, cfg node.Config) error {
-	if path, fromFile := strings.CutPrefix(cfg.Token, "@"); fromFile {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		cfg.Token = strings.TrimSpace(string(data))
+// heldLog keeps what a node says while it starts, so that one that cannot start says only why.
+type heldLog struct {
+	to       io.Writer
+	mu       sync.Mutex
+	held     bytes.Buffer
+	released bool
+}
+
+// holdTime bounds how long a log is held: what takes longer is to be seen.
+const holdTime = 5 * time.Second
+
+func (l *heldLog) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.released {
+		return l.to.Write(line)
 	}
+	return l.held.Write(line)
+}
+
+// release lets out what was held, and from now on holds nothing.
+func (l *heldLog) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.released {
+		l.released = true
+		l.held.WriteTo(l.to)
+	}
+}
+
+// runNode runs a node until the context ends; started is called when it serves.
+func runNode(ctx context.Context, cfg node.Config, started func()) error {
+	token, err := secret(cfg.Token)
+	if _, gone := os.Stat(filepath.Join(cfg.Data, "node.json")); err != nil && gone != nil {
+		return fmt.Errorf("--token: %w", err)
+	}
+	cfg.Token = token // a restart needs none, nor the file that it was in
 	n, err := node.Start(ctx, cfg)
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil // told to end while it started
+		}
 		return err
 	}
+	started()
 	select {
 	case <-ctx.Done():
 	case <-n.Done():
 	}
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.Drain+stopTime)
 	defer cancel()
+	hurry, heard := signal.NotifyContext(stop, os.Interrupt, syscall.SIGTERM) // told a second time, it waits for nobody
+	defer heard()
+	stop = hurry
 	return n.Close(stop)
 }
 
@@ -148,31 +196,6 @@ func endWith(ctx context.Context, r io.Reader) context.Context {
 		cancel()
 	}()
 	return ctx
-}
-
-func newToken() *cobra.Command {
-	var data string
-	c := &cobra.Command{
-		Use:   "token --data DIR",
-		Short: "Print the token by which nodes join, from the data folder of a voter",
-		Args:  noArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if data == "" {
-				return usagef("--data is missing")
-			}
-			authority, err := identity.LoadAuthority(data)
-			if errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("%s is not the data folder of a voter: it has no cluster CA", data)
-			}
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(c.OutOrStdout(), authority.Token())
-			return nil
-		},
-	}
-	c.Flags().StringVar(&data, "data", "", "the data folder of a voter")
-	return c
 }
 
 // newTarget is the server that perigee dev puts behind its load balancers.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
@@ -59,7 +60,7 @@ func (f *jsonFlag) Type() string { return "table|json" }
 func exactArgs(n int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usagef("want %d arguments, got %d: %s", n, len(args), c.UseLine())
+			return usagef("want %s, got %d: %s", arguments(n), len(args), c.UseLine())
 		}
 		return nil
 	}
@@ -68,8 +69,15 @@ func exactArgs(n int) cobra.PositionalArgs {
 func maxArgs(n int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) > n {
-			return usagef("want at most %d arguments, got %d: %s", n, len(args), c.UseLine())
+			return usagef("want at most %s, got %d: %s", arguments(n), len(args), c.UseLine())
 		}
 		return nil
 	}
+}
+
+func arguments(n int) string {
+	if n == 1 {
+		return "1 argument"
+	}
+	return fmt.Sprintf("%d arguments", n)
 }

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/spf13/cobra"
 )
@@ -18,11 +18,12 @@ func newStatus() *cobra.Command {
 	var a addressed
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "status",
-		Short: "The network as one node sees it: leader, revision, members",
-		Args:  noArgs,
+		Use:     "status",
+		Short:   "The network as one node sees it: leader, voters, revision, who runs and follows what",
+		Example: "  perigee status --api /var/lib/perigee\n  perigee status --api 10.0.0.1:7948 --token @me.token -o json",
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			st, err := status(c.Context(), a)
+			st, err := ask(c, a, func(ctx context.Context, n *api.Client) (api.Status, error) { return n.Status(ctx) })
 			if err != nil {
 				return err
 			}
@@ -34,19 +35,15 @@ func newStatus() *cobra.Command {
 			if leader == "" {
 				leader = "none: changes are refused, the data plane goes on"
 			}
-			fmt.Fprintf(w, "cluster   %s\nleader    %s\nrevision  %d\n", st.Cluster, leader, st.Revision)
-			fmt.Fprintf(w, "voters    %d", st.Voters)
-			if len(st.Missing) > 0 {
-				fmt.Fprintf(w, ", missing %s: %d more may go before changes stop", strings.Join(st.Missing, ", "), max(0, (st.Voters-1)/2-len(st.Missing)))
-			}
-			fmt.Fprintln(w)
+			fmt.Fprintf(w, "cluster   %s\nleader    %s\nrevision  %d (of the cluster's own records: %d)\nvoters    %s\n",
+				st.Cluster, leader, st.Revision, st.Own, voting(st))
 			if st.Refused != "" {
 				fmt.Fprintf(w, "refused   %s\n", st.Refused)
 			}
 			fmt.Fprintln(w)
-			t := newTable("NODE", "REGION", "POP", "ROLES", "REVISION")
+			t := newTable("NODE", "REGION", "POP", "ROLES", "AGREES BY", "REVISION")
 			for _, m := range st.Members {
-				t.row(m.Name, m.Region, m.POP, roles(m), running(m))
+				t.row(m.Name, m.Region, m.POP, roles(m), agreesBy(m), running(m))
 			}
 			if err := t.print(w); err != nil {
 				return err
@@ -71,11 +68,12 @@ func newMembers() *cobra.Command {
 	var a addressed
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "members",
-		Short: "The live nodes, their addresses, and how far they are from the node that is asked",
-		Args:  noArgs,
+		Use:     "members",
+		Short:   "The live nodes, their addresses, and how far they are from the node that is asked",
+		Example: "  perigee members --api /var/lib/perigee",
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			st, err := status(c.Context(), a)
+			st, err := ask(c, a, func(ctx context.Context, n *api.Client) (api.Status, error) { return n.Status(ctx) })
 			if err != nil {
 				return err
 			}
@@ -105,13 +103,12 @@ func newHealth() *cobra.Command {
 	var a addressed
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "health [PREFIX]",
-		Short: "The verdicts on targets and health checks, and who says what",
-		Args:  maxArgs(1),
+		Use:     "health [PREFIX]",
+		Short:   "The verdicts on targets and health checks, and who says what",
+		Example: "  perigee health\n  perigee health web-icn",
+		Args:    maxArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(c.Context(), answerTime)
-			defer cancel()
-			all, err := a.client().Health(ctx)
+			all, err := ask(c, a, func(ctx context.Context, n *api.Client) ([]api.HealthEntry, error) { return n.Health(ctx) })
 			if err != nil {
 				return err
 			}
@@ -158,7 +155,6 @@ func newExplain() *cobra.Command {
 	explain := &cobra.Command{
 		Use:   "explain",
 		Short: "Say why a client is served as it is, by the same functions that serve it",
-		Args:  noArgs,
 		RunE:  func(*cobra.Command, []string) error { return usagef("explain what? dns, http or tcp") },
 	}
 	for _, e := range []struct{ what, use, short, example string }{
@@ -178,6 +174,9 @@ func newExplain() *cobra.Command {
 				return nil
 			},
 			RunE: func(c *cobra.Command, args []string) error {
+				if err := explainable(e.what, args[0]); err != nil {
+					return err
+				}
 				req := api.ExplainRequest{What: e.what, Target: args[0], From: from}
 				if len(args) == 2 {
 					req.Type = args[1]
@@ -187,9 +186,7 @@ func newExplain() *cobra.Command {
 						return usageError{fmt.Errorf("--from: %w", err)}
 					}
 				}
-				ctx, cancel := context.WithTimeout(c.Context(), answerTime)
-				defer cancel()
-				res, err := a.client().Explain(ctx, req)
+				res, err := ask(c, a, func(ctx context.Context, n *api.Client) (api.ExplainResponse, error) { return n.Explain(ctx, req) })
 				if err != nil {
 					return err
 				}
@@ -213,20 +210,54 @@ func newExplain() *cobra.Command {
 	return explain
 }
 
-func status(ctx context.Context, a addressed) (api.Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
-	return a.client().Status(ctx)
+// explainable finds what cannot be asked before a node is.
+func explainable(what, target string) error {
+	switch what {
+	case "http":
+		if u, err := url.Parse(target); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return usagef("%q is no URL: want http://HOST/PATH", target)
+		}
+	case "tcp":
+		if _, err := netip.ParseAddrPort(target); err != nil {
+			return usagef("%q: want ADDRESS:PORT of an accelerator", target)
+		}
+	}
+	return nil
+}
+
+// voting says who votes, who of them is not live, and how many more may go before changes are refused.
+func voting(st api.Status) string {
+	if st.Voters == 0 {
+		return "not known here"
+	}
+	text, more, spare := fmt.Sprint(st.Voters), "", (st.Voters-1)/2-len(st.Missing)
+	if len(st.Missing) > 0 {
+		text, more = text+", not live: "+strings.Join(st.Missing, ", "), " more"
+	}
+	switch {
+	case spare < 0:
+		return text + "; too many are gone for changes"
+	case spare == 0:
+		return text + "; none" + more + " may go before changes stop"
+	}
+	return fmt.Sprintf("%s; %d%s may go before changes stop", text, spare, more)
+}
+
+// agreesBy is how a node learns what is agreed.
+func agreesBy(m api.MemberStatus) string {
+	switch {
+	case m.Vote:
+		return "vote"
+	case m.Follows != "":
+		return "follows " + m.Follows
+	}
+	return "-"
 }
 
 func roles(m api.MemberStatus) string {
 	var names []string
 	for _, r := range m.Roles {
-		name := string(r)
-		if r == view.Voter && m.Vote {
-			name += "*"
-		}
-		names = append(names, name)
+		names = append(names, string(r))
 	}
 	return strings.Join(names, ",")
 }

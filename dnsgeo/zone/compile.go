@@ -3,13 +3,13 @@ package zone
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/miekg/dns"
 
+	"github.com/perigee-net/perigee/cluster/kept"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/dnsgeo/policy"
 )
@@ -24,25 +24,52 @@ const (
 	nsTTL      = 172800
 )
 
-// Compile makes the table of all hosted zones. It trusts a spec to be as spec.Build leaves it (references lead
-// somewhere, aliases not in circles, one policy for a name and type, a CNAME alone) and returns as errors, all of
-// them, what only becomes apparent when records are made.
-func Compile(s *spec.Spec) (*Table, error) {
+// Compile makes the table of all hosted zones, of the table of the spec before if there is one: zones that did not change
+// are shared with it. It trusts a spec to be as spec.Build leaves it (references lead somewhere, aliases not in circles, one
+// policy for a name and type, a CNAME alone) and returns as errors, all of them, what only becomes apparent when records
+// are made.
+func Compile(s *spec.Spec, before *Table) (*Table, error) {
+	if before == nil {
+		before = NewTable()
+	}
+	t := &Table{spec: s, servers: before.servers}
+	moved := kept.Changes(before.spec.Regions, s.Regions)
+	if len(moved) > 0 {
+		t.servers = serversOf(s)
+	}
+	changed := kept.Changes(before.spec.HostedZones, s.HostedZones)
+	if slices.ContainsFunc(moved, func(c kept.Change[spec.Region]) bool {
+		return c.Old == nil || c.New == nil || c.Old.Location != c.New.Location
+	}) {
+		for _, z := range before.zones.All() {
+			if z.places && s.HostedZones[z.hosted.Name] == z.hosted {
+				changed = append(changed, kept.Change[spec.HostedZone]{Name: z.hosted.Name, Old: z.hosted, New: z.hosted})
+			}
+		}
+	}
+	zones := before.zones.Edit()
+	for _, c := range changed {
+		if c.Old != nil {
+			zones.Delete(dns.CanonicalName(c.Name))
+		}
+	}
 	var faults []error
-	t := NewTable()
-	checks, balancers := map[string]bool{}, map[string]bool{}
-	for _, name := range slices.Sorted(maps.Keys(s.HostedZones)) {
-		c := compiler{spec: s, hosted: s.HostedZones[name], zone: newZone(name), checks: checks, balancers: balancers}
+	for _, change := range changed {
+		if change.New == nil {
+			continue
+		}
+		c := compiler{spec: s, hosted: change.New, zone: newZone(change.Name)}
+		c.zone.hosted = change.New
 		c.compile()
-		t.zones[c.zone.Name] = c.zone
+		zones.Set(c.zone.Name, c.zone)
 		for _, err := range c.faults {
-			faults = append(faults, fmt.Errorf("hosted zone %s: %w", name, err))
+			faults = append(faults, fmt.Errorf("hosted zone %s: %w", change.Name, err))
 		}
 	}
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
-	t.HealthChecks, t.LoadBalancers = slices.Sorted(maps.Keys(checks)), slices.Sorted(maps.Keys(balancers))
+	t.zones = zones.Map()
 	return t, nil
 }
 
@@ -55,14 +82,14 @@ func New(name string, records []dns.RR) (*Zone, error) {
 			return nil, fmt.Errorf("zone %s: %s is outside", name, owner)
 		}
 		if soa, ok := rr.(*dns.SOA); ok && owner == z.Name {
-			z.SOA = soa
+			z.soa = soa
 		}
 		set := &z.make(owner).choice(rr.Header().Rrtype).only().RRs
 		if !slices.ContainsFunc(*set, func(other dns.RR) bool { return dns.IsDuplicate(rr, other) }) {
 			*set = append(*set, rr)
 		}
 	}
-	if z.SOA == nil {
+	if z.soa == nil {
 		return nil, fmt.Errorf("zone %s: no SOA", name)
 	}
 	z.seal()
@@ -71,18 +98,18 @@ func New(name string, records []dns.RR) (*Zone, error) {
 
 func newZone(name string) *Zone {
 	name = dns.CanonicalName(name)
-	z := &Zone{Name: name, nodes: map[string]*Node{}}
+	z := &Zone{Name: name}
 	z.apex = z.make(name)
 	return z
 }
 
 // make returns the node of a name of the zone; it and the names between it and the apex come to be.
 func (z *Zone) make(name string) *Node {
-	if n := z.nodes[name]; n != nil {
+	if n := z.node(name); n != nil {
 		return n
 	}
 	n := &Node{Name: name}
-	z.nodes[name] = n
+	z.add(n)
 	if name == z.Name {
 		return n
 	}
@@ -109,29 +136,24 @@ func (n *Node) choice(t uint16) *Choice {
 // only returns the one record set of a simple choice, which comes to be.
 func (c *Choice) only() *Record {
 	if len(c.Records) == 0 {
-		c.add(policy.Candidate{}, Record{})
+		c.Records = []Record{{}}
 	}
 	return &c.Records[0]
 }
 
-func (c *Choice) add(candidate policy.Candidate, record Record) {
-	c.Candidates, c.Records = append(c.Candidates, candidate), append(c.Records, record)
-}
-
 // seal marks the delegations, when all records are in.
 func (z *Zone) seal() {
-	for _, n := range z.nodes {
+	for n := range z.all() {
 		n.cut = n.Choice(dns.TypeNS) != nil // at the apex it is none, but nobody asks there
 	}
 }
 
 // compiler makes a zone of one hosted zone.
 type compiler struct {
-	spec              *spec.Spec
-	hosted            *spec.HostedZone
-	zone              *Zone
-	checks, balancers map[string]bool // whose health decides
-	faults            []error
+	spec   *spec.Spec
+	hosted *spec.HostedZone
+	zone   *Zone
+	faults []error
 }
 
 func (c *compiler) compile() {
@@ -141,7 +163,6 @@ func (c *compiler) compile() {
 			c.faults = append(c.faults, fmt.Errorf("%s %s: %w", c.hosted.Owner(r.Name), r.Type, err))
 		}
 	}
-	c.addAuthority(c.nameServers())
 	c.zone.seal()
 	c.follow() // now no choice moves in memory any more
 }
@@ -156,70 +177,25 @@ func (c *compiler) add(r *spec.Record) error {
 	if t == dns.TypeNS && policyOf(r) != policy.Simple {
 		return errors.New("a delegation has no routing policy")
 	}
+	node := c.zone.make(owner)
 	record := Record{HealthCheck: r.HealthCheck}
 	var err error
 	if r.Alias != nil {
 		record.Alias, err = c.alias(r.Alias)
 	} else {
-		record.RRs, err = records(owner, t, r)
+		record.RRs, err = records(node.Name, t, r)
 	}
 	if err != nil {
 		return err
 	}
-	if r.HealthCheck != "" {
-		c.checks[r.HealthCheck] = true
-	}
-	choice := c.zone.make(owner).choice(t)
+	choice := node.choice(t)
 	choice.Policy = policyOf(r)
-	choice.add(c.candidate(r), record)
+	choice.Records = append(choice.Records, record)
+	if choice.Policy != policy.Simple {
+		choice.Candidates = append(choice.Candidates, c.candidate(r))
+	}
+	c.zone.places = c.zone.places || choice.Policy == policy.Latency
 	return nil
-}
-
-// addAuthority puts the SOA and the NS records at the apex.
-func (c *compiler) addAuthority(servers []string) {
-	z := c.zone
-	primary := z.Name
-	if len(servers) > 0 {
-		primary = servers[0]
-	}
-	z.SOA = &dns.SOA{
-		Hdr: header(z.Name, dns.TypeSOA, soaTTL),
-		Ns:  primary, Mbox: c.hosted.Owner("hostmaster"),
-		// Route 53's serial is 1 for ever. The revision tells people which spec a name server runs; it wraps (RFC 1982).
-		Serial:  uint32(c.spec.Revision),
-		Refresh: soaRefresh, Retry: soaRetry, Expire: soaExpire, Minttl: soaMinimum,
-	}
-	z.apex.choice(dns.TypeSOA).only().RRs = []dns.RR{z.SOA}
-	for _, server := range servers {
-		set := z.apex.choice(dns.TypeNS).only()
-		set.RRs = append(set.RRs, &dns.NS{Hdr: header(z.Name, dns.TypeNS, nsTTL), Ns: server})
-	}
-}
-
-// nameServers are the zone's own, or ns-<pop> for each POP of the spec, whose addresses are those of the live
-// name servers there unless the operator has put records at that name.
-func (c *compiler) nameServers() []string {
-	var servers []string
-	for _, name := range c.hosted.NameServers {
-		servers = append(servers, dns.CanonicalName(name))
-	}
-	if len(servers) > 0 {
-		return servers
-	}
-	for _, region := range slices.Sorted(maps.Keys(c.spec.Regions)) {
-		for _, pop := range c.spec.Regions[region].POPs {
-			name := c.hosted.Owner("ns-" + pop.Name)
-			servers = append(servers, name)
-			n := c.zone.make(name)
-			if len(n.Choices) > 0 {
-				continue
-			}
-			alias := &Alias{To: ToNameServer, Name: pop.Name, Region: region}
-			n.choice(dns.TypeA).only().Alias = alias
-			n.choice(dns.TypeAAAA).only().Alias = alias
-		}
-	}
-	return servers
 }
 
 // alias says where an alias leads, but for another record, which may not have come yet.
@@ -231,12 +207,9 @@ func (c *compiler) alias(a *spec.Alias) (*Alias, error) {
 	case a.Record != "":
 		alias.To, alias.Name = ToRecord, c.hosted.Owner(a.Record)
 	case c.spec.LoadBalancers[a.LoadBalancer] != nil:
-		alias.To, alias.Name, alias.Region = ToLoadBalancer, a.LoadBalancer, c.spec.LoadBalancers[a.LoadBalancer].Region
-		if a.EvaluateTargetHealth {
-			c.balancers[a.LoadBalancer] = true
-		}
+		alias.To, alias.Name = ToLoadBalancer, a.LoadBalancer
 	case c.spec.Accelerators[a.Accelerator] != nil:
-		alias.To, alias.Name, alias.Addresses = ToAccelerator, a.Accelerator, c.spec.Accelerators[a.Accelerator].IPAddresses
+		alias.To, alias.Name = ToAccelerator, a.Accelerator
 	default:
 		return nil, errors.New("the alias leads nowhere")
 	}
@@ -245,13 +218,13 @@ func (c *compiler) alias(a *spec.Alias) (*Alias, error) {
 
 // follow joins the aliases of records to the choices they lead to.
 func (c *compiler) follow() {
-	for _, n := range c.zone.nodes {
+	for n := range c.zone.all() {
 		for _, choice := range n.Choices {
 			for _, r := range choice.Records {
 				if r.Alias == nil || r.Alias.To != ToRecord {
 					continue
 				}
-				if target := c.zone.nodes[r.Alias.Name]; target != nil {
+				if target := c.zone.node(r.Alias.Name); target != nil {
 					r.Alias.Choice = target.Choice(choice.Type)
 				}
 				if r.Alias.Choice == nil {

@@ -3,6 +3,7 @@ package zone
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,7 +90,7 @@ func TestNamesLeadToNodesWildcardsAndCuts(t *testing.T) {
 			if test.name == "@" {
 				name = origin
 			}
-			m := z.Match(name)
+			m := NewTable(z).Match(z, name)
 			var got string
 			switch {
 			case m.Cut != nil:
@@ -208,54 +209,54 @@ func specOf(records ...spec.Record) *spec.Spec {
 	}
 }
 
-func compileOne(t *testing.T, s *spec.Spec) *Zone {
+func compileOne(t *testing.T, s *spec.Spec) (*Table, *Zone) {
 	t.Helper()
-	table, err := Compile(s)
+	table, err := Compile(s, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return table.Find("example.com.")
+	return table, table.Find("example.com.")
 }
 
 func TestAZoneHasASOAAndNameServersOfItsOwn(t *testing.T) {
 	s := specOf()
-	z := compileOne(t, s)
+	table, z := compileOne(t, s)
 	want := "example.com.\t900\tIN\tSOA\tns-icn1.example.com. hostmaster.example.com. 5 7200 900 1209600 86400"
-	if z.SOA.String() != want {
-		t.Errorf("got %s", z.SOA)
+	if table.SOA(z).String() != want {
+		t.Errorf("got %s", table.SOA(z))
 	}
-	apex := z.Node("example.com.")
-	ns := apex.Choice(dns.TypeNS).Records[0].RRs
-	if len(ns) != 3 || ns[2].String() != "example.com.\t172800\tIN\tNS\tns-iad1.example.com." || apex.Choice(dns.TypeSOA).Records[0].RRs[0] != z.SOA {
+	apex := table.Node(z, "example.com.")
+	ns := table.Choice(z, apex, dns.TypeNS).Records[0].RRs
+	if len(ns) != 3 || ns[2].String() != "example.com.\t172800\tIN\tNS\tns-iad1.example.com." || table.Choice(z, apex, dns.TypeSOA).Records[0].RRs[0] != table.SOA(z) {
 		t.Errorf("got %v", ns)
 	}
-	to := z.Node("ns-icn2.example.com.").Choice(dns.TypeAAAA).Records[0].Alias
+	to := table.Node(z, "ns-icn2.example.com.").Choice(dns.TypeAAAA).Records[0].Alias
 	if to.To != ToNameServer || to.Name != "icn2" || to.Region != "ap-northeast-2" {
 		t.Errorf("the name server of icn2 is at %+v", to)
 	}
 
 	s.HostedZones["example.com"].NameServers = []string{"NS1.example.net.", "ns2.example.com."}
-	z = compileOne(t, s)
-	if ns := z.Node("example.com.").Choice(dns.TypeNS).Records[0].RRs; len(ns) != 2 || z.SOA.Ns != "ns1.example.net." || z.Node("ns-icn1.example.com.") != nil {
-		t.Errorf("got %v of %s", ns, z.SOA.Ns)
+	table, z = compileOne(t, s)
+	if ns := table.Choice(z, z.apex, dns.TypeNS).Records[0].RRs; len(ns) != 2 || table.SOA(z).Ns != "ns1.example.net." || table.Node(z, "ns-icn1.example.com.") != nil {
+		t.Errorf("got %v of %s", ns, table.SOA(z).Ns)
 	}
 
 	s.HostedZones["example.com"].NameServers, s.Regions = nil, nil
-	if z = compileOne(t, s); z.SOA.Ns != "example.com." || z.Node("example.com.").Choice(dns.TypeNS) != nil {
-		t.Errorf("without any POP: %s", z.SOA)
+	if table, z = compileOne(t, s); table.SOA(z).Ns != "example.com." || table.Choice(z, z.apex, dns.TypeNS) != nil {
+		t.Errorf("without any POP: %s", table.SOA(z))
 	}
 }
 
 func TestRecordsStandAtTheNamesTheyHave(t *testing.T) {
-	z := compileOne(t, specOf(
+	table, z := compileOne(t, specOf(
 		record("@", "A", "192.0.2.1"), record("www", "A", "192.0.2.1"), record("ABS.example.com.", "A", "192.0.2.1"), record("*.w", "A", "192.0.2.1"),
 	))
 	for _, name := range []string{"example.com.", "www.example.com.", "abs.example.com.", "*.w.example.com."} {
-		if n := z.Node(name); n == nil || n.Choice(dns.TypeA) == nil {
+		if n := table.Node(z, name); n == nil || n.Choice(dns.TypeA) == nil {
 			t.Errorf("nothing at %s", name)
 		}
 	}
-	if n := z.Node("w.example.com."); n == nil || len(n.Choices) != 0 {
+	if n := table.Node(z, "w.example.com."); n == nil || len(n.Choices) != 0 {
 		t.Errorf("w.example.com. is %v, want a name that has only names below it", n)
 	}
 }
@@ -267,26 +268,23 @@ func TestRecordsOfOneNameAndTypeAreAChoice(t *testing.T) {
 	green := weighted(alias("app", "A", spec.Alias{LoadBalancer: "lb", EvaluateTargetHealth: true}), "green", 0)
 	near := spec.Record{Name: "near", Type: "AAAA", Values: []string{"2001:db8::1"}, SetIdentifier: "seoul", Region: "ap-northeast-2"}
 	far := spec.Record{Name: "near", Type: "AAAA", Alias: &spec.Alias{Record: "other"}, SetIdentifier: "iad", Region: "us-east-1"}
-	table, err := Compile(specOf(blue, green, near, far, record("other", "AAAA", "2001:db8::2")))
+	table, err := Compile(specOf(blue, green, near, far, record("other", "AAAA", "2001:db8::2")), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	z := table.Find("example.com.")
-	app := z.Node("app.example.com.").Choice(dns.TypeA)
+	app := table.Node(z, "app.example.com.").Choice(dns.TypeA)
 	if app.Policy != policy.Weighted || len(app.Records) != 2 || app.Candidates[0].Weight != 3 || app.Candidates[1].ID != "green" {
 		t.Errorf("got %+v", app)
 	}
 	if rr := app.Records[0].RRs[0]; rr.String() != "app.example.com.\t5\tIN\tA\t192.0.2.1" || app.Records[0].HealthCheck != "web" {
 		t.Errorf("got %v", rr)
 	}
-	if to := app.Records[1].Alias; to.To != ToLoadBalancer || to.Region != "us-east-1" || !to.EvaluateTargetHealth {
+	if to := app.Records[1].Alias; to.To != ToLoadBalancer || to.Name != "lb" || !to.EvaluateTargetHealth {
 		t.Errorf("got %+v", to)
 	}
-	if len(table.HealthChecks) != 1 || len(table.LoadBalancers) != 1 {
-		t.Errorf("health decides by %v and %v", table.HealthChecks, table.LoadBalancers)
-	}
-	other := z.Node("other.example.com.").Choice(dns.TypeAAAA)
-	latency := z.Node("near.example.com.").Choice(dns.TypeAAAA)
+	other := table.Node(z, "other.example.com.").Choice(dns.TypeAAAA)
+	latency := table.Node(z, "near.example.com.").Choice(dns.TypeAAAA)
 	if latency.Policy != policy.Latency || latency.Candidates[0].Location == nil || latency.Candidates[1].Location != nil || latency.Records[1].Alias.Choice != other {
 		t.Errorf("got %+v", latency)
 	}
@@ -312,11 +310,11 @@ records:
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := spec.Build(1, docs)
+	s, err := spec.Build(1, docs, spec.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	z := compileOne(t, s)
+	table, z := compileOne(t, s)
 	for node, want := range map[string]string{
 		"example.com.":           "A 2 AAAA 2 CAA 2 MX 2 TXT 3 SOA 1 NS 2",
 		"_sip._tcp.example.com.": "SRV 2",
@@ -325,7 +323,14 @@ records:
 		"sub.example.com.":       "NS 2",
 	} {
 		var got []string
-		for _, c := range z.Node(node).Choices {
+		n := table.Node(z, node)
+		choices := slices.Clone(n.Choices)
+		for _, typ := range []uint16{dns.TypeSOA, dns.TypeNS} {
+			if c := table.Choice(z, n, typ); c != nil && n.Choice(typ) == nil {
+				choices = append(choices, *c)
+			}
+		}
+		for _, c := range choices {
 			got = append(got, fmt.Sprint(dns.TypeToString[c.Type], " ", len(c.Records[0].RRs)))
 			for _, rr := range c.Records[0].RRs {
 				wire := make([]byte, dns.MaxMsgSize)
@@ -342,7 +347,7 @@ records:
 			t.Errorf("%s has %s, want %s", node, got, want)
 		}
 	}
-	if ns := z.SOA.Ns; ns != "ns1.example.net." {
+	if ns := table.SOA(z).Ns; ns != "ns1.example.net." {
 		t.Errorf("the primary is %s", ns)
 	}
 }
@@ -368,7 +373,7 @@ func TestWhatCannotBeMadeIsRefused(t *testing.T) {
 		{"all faults at once", []spec.Record{record("a", "A", "x"), record("b", "AAAA", "y")}, []string{"a.example.com.", "b.example.com."}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			table, err := Compile(specOf(test.records...))
+			table, err := Compile(specOf(test.records...), nil)
 			if err == nil {
 				t.Fatalf("got %v", table)
 			}
@@ -382,12 +387,12 @@ func TestWhatCannotBeMadeIsRefused(t *testing.T) {
 }
 
 func TestAliasesMayMeet(t *testing.T) {
-	z := compileOne(t, specOf(
+	table, z := compileOne(t, specOf(
 		weighted(alias("a", "A", spec.Alias{Record: "b"}), "x", 1), weighted(alias("a", "A", spec.Alias{Record: "c"}), "y", 1),
 		alias("b", "A", spec.Alias{Record: "d"}), alias("c", "A", spec.Alias{Record: "d"}), record("d", "A", "192.0.2.1"),
 	))
-	d := z.Node("d.example.com.").Choice(dns.TypeA)
-	for _, r := range z.Node("a.example.com.").Choice(dns.TypeA).Records {
+	d := table.Node(z, "d.example.com.").Choice(dns.TypeA)
+	for _, r := range table.Node(z, "a.example.com.").Choice(dns.TypeA).Records {
 		if r.Alias.Choice.Records[0].Alias.Choice != d {
 			t.Errorf("got %+v", r.Alias)
 		}
@@ -407,11 +412,12 @@ func BenchmarkMatch(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	table := NewTable(z)
 	for _, name := range []string{"www.example.com.", "none.example.com.", "a.b.w.example.com."} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				z.Match(name)
+				table.Match(z, name)
 			}
 		})
 	}

@@ -17,14 +17,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/kept"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
@@ -61,18 +63,37 @@ type Config struct {
 type Plane struct {
 	config Config
 	table  atomic.Pointer[table]
+	apply  sync.Mutex // held by Apply
 	count  counters
 }
 
-// table is one spec, compiled: the listener of each address and port.
+// table is one spec, compiled: the listener of each address and port. It is immutable, and shares what did not change
+// with the table of the spec before.
 type table struct {
 	spec *spec.Spec
-	at   map[netip.AddrPort]entry
+	at   *kept.Map[netip.Addr, []span] // sorted, and apart
+	open []Listener                    // of at, sorted
+}
+
+// span is ports of one address, both ends included, and who listens there.
+type span struct {
+	from, to uint16
+	entry
 }
 
 type entry struct {
 	accelerator *spec.Accelerator
 	listener    *spec.AcceleratorListener
+}
+
+// entry finds who listens on an address and port.
+func (t *table) entry(at netip.AddrPort) (entry, bool) {
+	spans := t.at.Get(at.Addr())
+	i, _ := slices.BinarySearchFunc(spans, at.Port(), func(s span, port uint16) int { return cmp.Compare(s.to, port) })
+	if i < len(spans) && spans[i].from <= at.Port() {
+		return spans[i].entry, true
+	}
+	return entry{}, false
 }
 
 // Listener is an address and port to open for an accelerator, on every node with the edge role.
@@ -96,7 +117,9 @@ func New(c Config) *Plane {
 
 // Apply takes over a spec, or returns why it cannot and keeps the one before. Established flows stay as they are.
 func (p *Plane) Apply(s *spec.Spec) error {
-	t, err := compile(s)
+	p.apply.Lock()
+	defer p.apply.Unlock()
+	t, err := compile(s, p.table.Load())
 	if err != nil {
 		return fmt.Errorf("apply revision %d: %w", s.Revision, err)
 	}
@@ -104,57 +127,102 @@ func (p *Plane) Apply(s *spec.Spec) error {
 	return nil
 }
 
-// compile leaves out accelerators that are not enabled: their addresses stay theirs, but nobody listens.
-func compile(s *spec.Spec) (*table, error) {
-	t := &table{spec: s, at: map[netip.AddrPort]entry{}}
+// compile makes the table of a spec of the one before, which stays as it is, and what changed. It leaves out accelerators
+// that are not enabled: their addresses stay theirs, but nobody listens.
+func compile(s *spec.Spec, old *table) (*table, error) {
+	changed := kept.Changes(old.spec.Accelerators, s.Accelerators)
+	if len(changed) == 0 {
+		return &table{spec: s, at: old.at, open: old.open}, nil
+	}
+	type edits struct{ gone, come []span }
+	touched := map[netip.Addr]edits{}
+	var closed, open []Listener
 	var faults []error
-	for _, name := range slices.Sorted(maps.Keys(s.Accelerators)) {
-		if a := s.Accelerators[name]; *a.Enabled {
-			faults = append(faults, t.add(a))
+	for _, c := range changed {
+		if c.Old != nil && *c.Old.Enabled {
+			spans, _ := spansOf(c.Old)
+			for _, ip := range c.Old.IPAddresses {
+				e := touched[ip]
+				e.gone = append(e.gone, spans...)
+				touched[ip] = e
+				closed = listeners(closed, ip, spans)
+			}
 		}
+		if c.New != nil && *c.New.Enabled {
+			spans, err := spansOf(c.New)
+			faults = append(faults, err)
+			for _, ip := range c.New.IPAddresses {
+				e := touched[ip]
+				e.come = append(e.come, spans...)
+				touched[ip] = e
+				open = listeners(open, ip, spans)
+			}
+		}
+	}
+	edit := old.at.Edit()
+	for ip, e := range touched {
+		spans, _ := edit.Lookup(ip)
+		spans = kept.List(spans, e.gone, e.come, func(a, b span) int {
+			return cmp.Or(cmp.Compare(a.from, b.from), strings.Compare(a.accelerator.Name, b.accelerator.Name))
+		})
+		if len(spans) == 0 {
+			edit.Delete(ip)
+			continue
+		}
+		faults = append(faults, apart(ip, spans))
+		edit.Set(ip, spans)
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
-	return t, nil
+	open = kept.List(old.open, closed, open, func(a, b Listener) int {
+		return cmp.Or(a.Address.Compare(b.Address), strings.Compare(a.Accelerator, b.Accelerator))
+	})
+	return &table{spec: s, at: edit.Map(), open: open}, nil
 }
 
-func (t *table) add(a *spec.Accelerator) error {
+// spansOf are what an accelerator listens on, on each of its addresses.
+func spansOf(a *spec.Accelerator) ([]span, error) {
+	var spans []span
 	ports := 0
 	for i := range a.Listeners {
 		l := &a.Listeners[i]
 		if l.Protocol != spec.TCP {
-			return fmt.Errorf("accelerator %s: protocol %s is not served", a.Name, l.Protocol)
+			return nil, fmt.Errorf("accelerator %s: protocol %s is not served", a.Name, l.Protocol)
 		}
 		for _, r := range l.PortRanges {
-			for port := int(r.FromPort); port <= int(max(r.FromPort, r.ToPort)); port++ {
-				if ports++; ports > maxPorts {
-					return fmt.Errorf("accelerator %s: more than %d ports", a.Name, maxPorts)
-				}
-				for _, ip := range a.IPAddresses {
-					at := netip.AddrPortFrom(ip, uint16(port))
-					if other, taken := t.at[at]; taken {
-						return fmt.Errorf("accelerator %s: %v is taken by accelerator %s", a.Name, at, other.accelerator.Name)
-					}
-					t.at[at] = entry{a, l}
-				}
+			to := max(r.FromPort, r.ToPort)
+			if ports += int(to-r.FromPort) + 1; ports > maxPorts {
+				return nil, fmt.Errorf("accelerator %s: more than %d ports", a.Name, maxPorts)
 			}
+			spans = append(spans, span{r.FromPort, to, entry{a, l}})
+		}
+	}
+	return spans, nil
+}
+
+// listeners appends what to open for an address.
+func listeners(to []Listener, ip netip.Addr, spans []span) []Listener {
+	for _, s := range spans {
+		for port := int(s.from); port <= int(s.to); port++ {
+			to = append(to, Listener{Accelerator: s.accelerator.Name, Address: netip.AddrPortFrom(ip, uint16(port))})
+		}
+	}
+	return to
+}
+
+// apart says which ports of an address are taken twice.
+func apart(ip netip.Addr, spans []span) error {
+	for i := 1; i < len(spans); i++ {
+		if s, before := spans[i], spans[i-1]; s.from <= before.to {
+			return fmt.Errorf("accelerator %s: %v is taken by accelerator %s", s.accelerator.Name, netip.AddrPortFrom(ip, s.from), before.accelerator.Name)
 		}
 	}
 	return nil
 }
 
-// Listeners are the addresses and ports to open, in their order.
-func (p *Plane) Listeners() []Listener {
-	var open []Listener
-	for at, e := range p.table.Load().at {
-		open = append(open, Listener{Accelerator: e.accelerator.Name, Address: at})
-	}
-	slices.SortFunc(open, func(a, b Listener) int {
-		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Accelerator, b.Accelerator))
-	})
-	return open
-}
+// Listeners are the addresses and ports to open, in their order. The slice is shared and must not be changed.
+func (p *Plane) Listeners() []Listener { return p.table.Load().open }
 
 // ConnHandler serves the conns that were accepted for a listener, wherever that was.
 func (p *Plane) ConnHandler(l Listener) func(net.Conn) {
@@ -165,7 +233,7 @@ func (p *Plane) ConnHandler(l Listener) func(net.Conn) {
 // It closes the conn; closing it from outside ends the flow.
 func (p *Plane) Serve(client net.Conn, at netip.AddrPort) {
 	t := p.table.Load()
-	e, ok := t.at[at]
+	e, ok := t.entry(at)
 	if !ok || !p.enter() {
 		p.count.refused.Add(1)
 		relay.Abort(client)
@@ -238,7 +306,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 // a trace. With client affinity NONE the client's port counts too; here it is 0.
 func (p *Plane) Explain(address netip.AddrPort, client netip.Addr, tr *trace.Trace) (string, error) {
 	t := p.table.Load()
-	e, ok := t.at[address]
+	e, ok := t.entry(address)
 	if !ok {
 		return "", fmt.Errorf("no accelerator that is enabled listens on %v", address)
 	}

@@ -408,23 +408,24 @@ func overBackbone(t *testing.T, origin func(net.Conn), test func(b *bench, far *
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, only(testEndpoint{"a", 128, false}))
 		defer b.in.Close()
-		authority, err := identity.New(time.Now())
+		authority, err := identity.NewAuthority("test", time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
 		far := b.in.Host("icn1", spec.Location{}, netip.MustParseAddr("192.0.2.11"))
 		b.in.Link("edge", "icn1", memnet.Path{Delay: 50 * time.Millisecond})
 		open := func(name, address string, h *memnet.Host) *backbone.Backbone {
-			self, err := authority.Node(identity.Claim{Name: name, Region: "r", POP: "p"})
+			id, err := authority.Node(identity.Claim{Name: name, Region: "r", POP: "p"}, 1, identity.Keys{Cluster: identity.NewKey()}, time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}
+			self := identity.NewGuard(id, identity.Trust{}, time.Now)
 			conn, err := h.ListenPacket("udp", address)
 			if err != nil {
 				t.Fatal(err)
 			}
 			bb, err := backbone.Open(backbone.Config{
-				Self: name, PacketConn: conn, ServerTLS: self.ServerTLS(), PeerName: identity.PeerName,
+				Self: name, PacketConn: conn, ServerTLS: func() *tls.Config { return self.ServerTLS() }, PeerName: identity.PeerName,
 				ClientTLS: func(node string) *tls.Config { return self.ClientTLS(node) },
 			})
 			if err != nil {

@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -51,12 +50,14 @@ type Config struct {
 
 // Plane serves the distributions of the newest spec. It is an http.Handler, for the front's doors.
 type Plane struct {
-	cfg    Config
-	cache  *cache.Cache
-	table  atomic.Pointer[Table]
-	apply  sync.Mutex
-	fields fields
-	pieces sync.Pool // *[]byte, for bodies that are passed on
+	cfg   Config
+	cache *cache.Cache
+	table atomic.Pointer[Table]
+	apply sync.Mutex // held by Apply and Close
+	// upstreams are those of the table's behaviours; apply guards them.
+	upstreams map[upstreamKey]*upstream
+	fields    fields
+	pieces    sync.Pool // *[]byte, for bodies that are passed on
 
 	counts struct {
 		requests, hits, misses, refreshes, covered, passes, refused, bytes atomic.Uint64
@@ -69,17 +70,23 @@ func New(cfg Config) *Plane {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Plane{cfg: cfg, cache: cache.New(cache.Config{Bytes: cfg.CacheBytes}), fields: newFields(cfg.POP)}
+	p := &Plane{cfg: cfg, cache: cache.New(cache.Config{Bytes: cfg.CacheBytes}), fields: newFields(cfg.POP), upstreams: map[upstreamKey]*upstream{}}
 	p.pieces.New = func() any { b := make([]byte, pieceSize); return &b }
-	p.table.Store(&Table{})
+	empty := &Table{spec: new(spec.Spec)}
+	if port := cfg.HTTPSPort; port != 0 && port != 443 {
+		empty.httpsPort = fmt.Sprintf(":%d", port)
+	}
+	p.table.Store(empty)
 	return p
 }
 
 // Close ends what is being asked of origins, and waits. Requests must have ended before.
 func (p *Plane) Close() error {
 	p.cache.Close()
-	for u := range p.table.Load().upstreams() {
-		u.transport.CloseIdleConnections()
+	p.apply.Lock()
+	defer p.apply.Unlock()
+	for _, u := range p.upstreams {
+		u.closeIdle()
 	}
 	return nil
 }
@@ -89,33 +96,37 @@ func (p *Plane) Close() error {
 func (p *Plane) Apply(s *spec.Spec) error {
 	p.apply.Lock()
 	defer p.apply.Unlock()
-	old := p.table.Load()
-	known := maps.Collect(old.byKey())
-	t, err := compile(s, func(o *spec.Origin) (*upstream, error) {
+	made := map[upstreamKey]*upstream{} // of origins that were not there before
+	t, came, went, err := compile(s, p.table.Load(), func(o *spec.Origin) (u *upstream, err error) {
 		k := keyOf(o)
-		if u := known[k]; u != nil {
+		if u = p.upstreams[k]; u != nil {
 			return u, nil
 		}
-		u, err := p.upstream(o)
-		if err == nil {
-			known[k] = u
+		if u = made[k]; u == nil {
+			u, err = p.upstream(o)
+			made[k] = u
 		}
 		return u, err
 	})
 	if err != nil {
-		return err
-	}
-	if port := p.cfg.HTTPSPort; port != 0 && port != 443 {
-		t.httpsPort = fmt.Sprintf(":%d", port)
+		return fmt.Errorf("apply revision %d: %w", s.Revision, err)
 	}
 	p.table.Store(t)
-	for u := range t.upstreams() {
-		delete(known, u.key)
+	for _, d := range came {
+		for _, b := range d.behaviors {
+			b.upstream.users++
+			p.upstreams[b.upstream.key] = b.upstream
+		}
 	}
-	for _, u := range known {
-		u.transport.CloseIdleConnections()
+	for _, d := range went {
+		for _, b := range d.behaviors {
+			if b.upstream.users--; b.upstream.users == 0 {
+				delete(p.upstreams, b.upstream.key)
+				b.upstream.closeIdle()
+			}
+		}
 	}
-	p.cfg.Log.Debug("distributions are served", "revision", s.Revision, "distributions", len(t.all))
+	p.cfg.Log.Debug("distributions are served", "revision", s.Revision, "distributions", t.all.Len())
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
@@ -43,12 +44,13 @@ type upstream struct {
 	key       upstreamKey
 	scheme    string
 	authority string // of the URL
-	transport *http.Transport
+	users     int    // how many behaviours of the table have it; the plane's apply guards it
+	plane     *Plane
+	made      atomic.Pointer[http.Transport]
 }
 
 func (p *Plane) upstream(o *spec.Origin) (*upstream, error) {
-	u := &upstream{key: keyOf(o), scheme: "http"}
-	dial := p.dialNode
+	u := &upstream{key: keyOf(o), scheme: "http", plane: p}
 	if o.URL != "" {
 		at, err := url.Parse(o.URL)
 		if err != nil {
@@ -58,13 +60,21 @@ func (p *Plane) upstream(o *spec.Origin) (*upstream, error) {
 			return nil, fmt.Errorf("origin %s: %q is no http or https URL", o.Name, o.URL)
 		}
 		u.scheme, u.authority = at.Scheme, at.Host
-		dial = p.cfg.Dial
 	}
-	attempts := 1 // of a node: the next one is tried instead
-	if o.URL != "" {
-		attempts = max(1, o.ConnectionAttempts)
+	return u, nil
+}
+
+// transport keeps the connections between requests. It is made for the first: of very many origins, few are asked at
+// one POP.
+func (u *upstream) transport() *http.Transport {
+	if made := u.made.Load(); made != nil {
+		return made
 	}
-	u.transport = &http.Transport{
+	dial, attempts := u.plane.dialNode, 1 // of a node: the next one is tried instead
+	if u.key.url != "" {
+		dial, attempts = u.plane.cfg.Dial, max(1, u.key.attempts)
+	}
+	made := &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 			for range attempts {
 				if conn, err = dialWithin(ctx, u.key.connect, dial, network, address); err == nil || ctx.Err() != nil {
@@ -76,7 +86,7 @@ func (p *Plane) upstream(o *spec.Origin) (*upstream, error) {
 			}
 			return conn, nil
 		},
-		TLSClientConfig:        &tls.Config{RootCAs: p.cfg.RootCAs},
+		TLSClientConfig:        &tls.Config{RootCAs: u.plane.cfg.RootCAs},
 		TLSHandshakeTimeout:    u.key.connect,
 		ResponseHeaderTimeout:  u.key.response,
 		IdleConnTimeout:        keepAlive,
@@ -85,8 +95,15 @@ func (p *Plane) upstream(o *spec.Origin) (*upstream, error) {
 		DisableCompression:     true, // bodies are kept as they came
 		Protocols:              new(http.Protocols),
 	}
-	u.transport.Protocols.SetHTTP1(true)
-	return u, nil
+	made.Protocols.SetHTTP1(true)
+	u.made.CompareAndSwap(nil, made)
+	return u.made.Load()
+}
+
+func (u *upstream) closeIdle() {
+	if made := u.made.Load(); made != nil {
+		made.CloseIdleConnections()
+	}
 }
 
 func dialWithin(ctx context.Context, d time.Duration, dial func(context.Context, string, string) (net.Conn, error), network, address string) (net.Conn, error) {
@@ -146,7 +163,7 @@ func (p *Plane) try(ctx context.Context, d Decision, q *http.Request) (response 
 	q.Host = b.host(q.Host)
 	if u.authority != "" {
 		q.URL.Host = u.authority
-		if response, err = u.transport.RoundTrip(q.WithContext(ctx)); err != nil && ctx.Err() == nil {
+		if response, err = u.transport().RoundTrip(q.WithContext(ctx)); err != nil && ctx.Err() == nil {
 			p.counts.originErrors.Add(1)
 		}
 		return response, err
@@ -162,7 +179,7 @@ func (p *Plane) try(ctx context.Context, d Decision, q *http.Request) (response 
 		if q.Body != nil {
 			try.Body = io.NopCloser(q.Body) // a dial that fails closes it
 		}
-		if response, err = u.transport.RoundTrip(try); err == nil {
+		if response, err = u.transport().RoundTrip(try); err == nil {
 			if response.Header.Get(origin.Unreached) == "" || q.Body != nil {
 				return response, nil
 			}

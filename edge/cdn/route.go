@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"iter"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/perigee-net/perigee/cluster/kept"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/edge/cache"
@@ -21,13 +21,14 @@ const (
 	maxRequest = 20480 // bytes of the request line and header
 )
 
-// Table is the distributions of one spec, made ready. It is immutable.
+// Table is the distributions of one spec, made ready. It is immutable, and shares what did not change with the table of
+// the spec before.
 type Table struct {
 	spec      *spec.Spec
-	exact     map[string]*Distribution // by host
-	wildcards map[string]*Distribution // by what follows the asterisk: .example.com
-	all       []*Distribution
-	httpsPort string // of redirects: ":8443", or "" for the usual one
+	all       *kept.Map[string, *Distribution] // by name
+	exact     *kept.Map[string, *Distribution] // by host
+	wildcards *kept.Map[string, *Distribution] // by what follows the asterisk: .example.com
+	httpsPort string                           // of redirects: ":8443", or "" for the usual one
 }
 
 // Distribution is one distribution, made ready.
@@ -48,43 +49,125 @@ type Behavior struct {
 	upstream       *upstream
 }
 
-// compile makes a spec ready, or says all that it refers to and does not have.
-func compile(s *spec.Spec, connect func(*spec.Origin) (*upstream, error)) (*Table, error) {
-	t := &Table{spec: s, exact: map[string]*Distribution{}, wildcards: map[string]*Distribution{}}
+// compile makes a spec ready, of the table of the one before (which stays as it is) and what changed; or it says all that
+// the spec refers to and does not have. It returns the distributions that came and went, too.
+func compile(s *spec.Spec, old *Table, connect func(*spec.Origin) (*upstream, error)) (t *Table, came, went []*Distribution, err error) {
 	var faults []error
-	for _, name := range slices.Sorted(maps.Keys(s.Distributions)) {
-		from := s.Distributions[name]
-		if from.Enabled != nil && !*from.Enabled {
-			continue
-		}
-		d := &Distribution{Name: name}
-		if from.DefaultRootObject != "" {
-			d.root = "/" + strings.TrimPrefix(from.DefaultRootObject, "/")
-		}
-		for _, b := range slices.Concat(from.CacheBehaviors, []spec.CacheBehavior{from.DefaultCacheBehavior}) {
-			made, err := behavior(s, from, b, connect)
-			if err != nil {
-				faults = append(faults, fmt.Errorf("distribution %s: behaviour %s: %w", name, cmp.Or(b.PathPattern, "*"), err))
-				continue
-			}
-			d.behaviors = append(d.behaviors, made)
-		}
-		t.all = append(t.all, d)
-		for _, alias := range from.Aliases {
-			if suffix, wild := strings.CutPrefix(strings.ToLower(alias), "*"); wild {
-				t.wildcards[suffix] = d
-			} else {
-				t.exact[hostname(alias)] = d
+	c := compiler{spec: s, connect: connect, policies: map[policyKey]*cache.Policy{}}
+	all, exact, wildcards := old.all.Edit(), old.exact.Edit(), old.wildcards.Edit()
+	changed := distributions(old.spec, s)
+	for _, change := range changed {
+		if d, had := all.Lookup(change.Name); had {
+			went = append(went, d)
+			all.Delete(change.Name)
+			for _, alias := range change.Old.Aliases {
+				if suffix, wild := wildcard(alias); wild {
+					wildcards.Delete(suffix)
+				} else {
+					exact.Delete(hostname(alias))
+				}
 			}
 		}
 	}
-	return t, errors.Join(faults...)
+	for _, change := range changed {
+		from := change.New
+		if from == nil || from.Enabled != nil && !*from.Enabled {
+			continue
+		}
+		d, err := c.distribution(from)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		came = append(came, d)
+		all.Set(d.Name, d)
+		for _, alias := range from.Aliases {
+			table, host := exact, hostname(alias)
+			if suffix, wild := wildcard(alias); wild {
+				table, host = wildcards, suffix
+			}
+			if other, taken := table.Lookup(host); taken && other != d {
+				faults = append(faults, fmt.Errorf("distribution %s: %s is an alias of %s", d.Name, alias, other.Name))
+				continue
+			}
+			table.Set(host, d)
+		}
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, nil, nil, err
+	}
+	return &Table{spec: s, all: all.Map(), exact: exact.Map(), wildcards: wildcards.Map(), httpsPort: old.httpsPort}, came, went, nil
 }
 
-func behavior(s *spec.Spec, d *spec.Distribution, b spec.CacheBehavior, connect func(*spec.Origin) (*upstream, error)) (*Behavior, error) {
-	policy := s.CachePolicies[b.CachePolicy]
-	if policy == nil {
+// distributions are those that changed, by themselves or in the cache policies that they use.
+func distributions(old, s *spec.Spec) []kept.Change[spec.Distribution] {
+	changed := kept.Changes(old.Distributions, s.Distributions)
+	policies := map[string]bool{}
+	for _, c := range kept.Changes(old.CachePolicies, s.CachePolicies) {
+		if c.Old != nil { // else nobody used it
+			policies[c.Name] = true
+		}
+	}
+	if len(policies) == 0 {
+		return changed
+	}
+	for name, d := range s.Distributions {
+		uses := policies[d.DefaultCacheBehavior.CachePolicy] ||
+			slices.ContainsFunc(d.CacheBehaviors, func(b spec.CacheBehavior) bool { return policies[b.CachePolicy] })
+		if uses && d == old.Distributions[name] {
+			changed = append(changed, kept.Change[spec.Distribution]{Name: name, Old: d, New: d})
+		}
+	}
+	return changed
+}
+
+// wildcard is what follows the asterisk of an alias, if it has one.
+func wildcard(alias string) (suffix string, wild bool) {
+	return strings.CutPrefix(strings.ToLower(alias), "*")
+}
+
+type compiler struct {
+	spec     *spec.Spec
+	connect  func(*spec.Origin) (*upstream, error)
+	policies map[policyKey]*cache.Policy // that were made already
+}
+
+type policyKey struct {
+	name     string
+	errorTTL time.Duration
+}
+
+func (c *compiler) distribution(from *spec.Distribution) (*Distribution, error) {
+	d := &Distribution{Name: from.Name, behaviors: make([]*Behavior, 0, len(from.CacheBehaviors)+1)}
+	if from.DefaultRootObject != "" {
+		d.root = "/" + strings.TrimPrefix(from.DefaultRootObject, "/")
+	}
+	var faults []error
+	add := func(b *spec.CacheBehavior) {
+		made, err := c.behavior(from, b)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("distribution %s: behaviour %s: %w", from.Name, cmp.Or(b.PathPattern, "*"), err))
+			return
+		}
+		d.behaviors = append(d.behaviors, made)
+	}
+	for i := range from.CacheBehaviors {
+		add(&from.CacheBehaviors[i])
+	}
+	add(&from.DefaultCacheBehavior)
+	return d, errors.Join(faults...)
+}
+
+func (c *compiler) behavior(d *spec.Distribution, b *spec.CacheBehavior) (*Behavior, error) {
+	from := c.spec.CachePolicies[b.CachePolicy]
+	if from == nil {
 		return nil, fmt.Errorf("cache policy %q: %w", b.CachePolicy, errUnknown)
+	}
+	key := policyKey{b.CachePolicy, d.ErrorCachingMinTTL.Std()}
+	policy := c.policies[key]
+	if policy == nil {
+		policy = cache.NewPolicy(from, key.errorTTL)
+		c.policies[key] = policy
 	}
 	at := slices.IndexFunc(d.Origins, func(o spec.Origin) bool { return o.Name == b.TargetOrigin })
 	if at < 0 {
@@ -92,29 +175,15 @@ func behavior(s *spec.Spec, d *spec.Distribution, b spec.CacheBehavior, connect 
 	}
 	made := &Behavior{
 		Pattern: cmp.Or(b.PathPattern, "*"), ViewerProtocol: b.ViewerProtocolPolicy, Methods: b.AllowedMethods,
-		PolicyName: b.CachePolicy, Policy: cache.NewPolicy(policy, d.ErrorCachingMinTTL.Std()), Origin: &d.Origins[at],
+		PolicyName: b.CachePolicy, Policy: policy, Origin: &d.Origins[at],
 	}
 	if !strings.HasPrefix(made.Pattern, "/") && !strings.HasPrefix(made.Pattern, "*") {
 		made.Pattern = "/" + made.Pattern
 	}
 	var err error
-	made.upstream, err = connect(made.Origin)
+	made.upstream, err = c.connect(made.Origin)
 	return made, err
 }
-
-func (t *Table) byKey() iter.Seq2[upstreamKey, *upstream] {
-	return func(yield func(upstreamKey, *upstream) bool) {
-		for _, d := range t.all {
-			for _, b := range d.behaviors {
-				if b.upstream != nil && !yield(b.upstream.key, b.upstream) {
-					return
-				}
-			}
-		}
-	}
-}
-
-func (t *Table) upstreams() iter.Seq[*upstream] { return maps.Values(maps.Collect(t.byKey())) }
 
 // Request is what routing looks at, and the key besides the header.
 type Request struct {
@@ -200,11 +269,11 @@ func (t *Table) Route(q Request, tr *trace.Trace) Decision {
 
 // distribution finds the distribution of a host: by its name, or the wildcard that fits most of it.
 func (t *Table) distribution(host string) *Distribution {
-	if d := t.exact[host]; d != nil {
+	if d := t.exact.Get(host); d != nil {
 		return d
 	}
 	for dot := strings.IndexByte(host, '.'); dot >= 0; {
-		if d := t.wildcards[host[dot:]]; d != nil {
+		if d := t.wildcards.Get(host[dot:]); d != nil {
 			return d
 		}
 		next := strings.IndexByte(host[dot+1:], '.')

@@ -10,7 +10,7 @@ import (
 
 func table(t testing.TB, text string) *Table {
 	t.Helper()
-	made, err := compile(build(t, text), func(*spec.Origin) (*upstream, error) { return nil, nil })
+	made, _, _, err := compile(build(t, text), &Table{spec: new(spec.Spec)}, func(*spec.Origin) (*upstream, error) { return nil, nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func build(t testing.TB, text string) *spec.Spec {
 	documents, err := spec.Split("test.yaml", []byte(text))
 	if err == nil {
 		var s *spec.Spec
-		if s, err = spec.Build(1, documents); err == nil {
+		if s, err = spec.Build(1, documents, spec.Options{}); err == nil {
 			return s
 		}
 	}

@@ -1,17 +1,44 @@
-// Package api is how people and programs talk to a node: HTTP with JSON, on the API address and on a unix
-// socket in the data folder. It has the wire types, the server and the client, so that the tool and the
-// node cannot disagree. It decides nothing: a Backend does, and a node whose answer needs the leader
-// forwards the request there.
+// Package api is how people and programs talk to a node: HTTP with JSON, at the API's address by TLS and at a unix
+// socket in the data folder, and between nodes at the control port. It has the wire types, the one table of routes that
+// both the server and the OpenAPI document are made of, and the client, so that the tool, the document and the node
+// cannot disagree.
 //
-// The API has no authentication of its own yet: a node binds it to loopback unless told otherwise.
+// It decides nothing but who may ask: a Backend answers, and a node whose answer needs the leader forwards the
+// request there. Whoever shows no right is told nothing, and costs no more than the reading of a header.
+//
+// When things break: a body, a query and the number of those who ask are bounded, and what is beyond is refused with
+// a status of its own; without a leader, changes are refused with the last one's address while reading goes on; a
+// stream that breaks ends the connection, so that no half of an answer passes for a whole one.
 package api
 
 import (
+	"errors"
+	"fmt"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
 )
+
+// Duration is a span of time as Go writes it: 90s, 1h30m. It is never negative.
+type Duration time.Duration
+
+// MarshalText writes it as time.Duration does.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Duration) UnmarshalText(text []byte) error {
+	span, err := time.ParseDuration(string(text))
+	switch {
+	case err != nil:
+		return fmt.Errorf("%.40q is no duration: want 90s or 1h30m", text)
+	case span < 0:
+		return errors.New("a duration is not negative")
+	}
+	*d = Duration(span)
+	return nil
+}
 
 // File is one file of YAML documents, by the name that errors are to mention.
 type File struct {
@@ -25,17 +52,26 @@ type Ref struct {
 	Name string `json:"name"`
 }
 
-// ApplyRequest asks for one change: all documents of all files and all deletions, or nothing.
+// ApplyRequest asks for one change: all documents of all files, all deletions and all pruning, or nothing.
 type ApplyRequest struct {
 	// ID makes a repeated request harmless: the cluster applies it once. Chosen by the client.
-	ID string `json:"id,omitempty"`
-	// Expect is the revision that the change must follow; nil takes any.
-	Expect *uint64 `json:"expect,omitempty"`
-	Files  []File  `json:"files,omitempty"`
-	Delete []Ref   `json:"delete,omitempty"`
+	ID     string `json:"id,omitempty"`
+	Files  []File `json:"files,omitempty"`
+	Delete []Ref  `json:"delete,omitempty"`
+	// Prune deletes what has all these labels and is in no file.
+	Prune *Prune `json:"prune,omitempty"`
 	// DryRun validates and says what would change.
-	DryRun bool   `json:"dryRun,omitempty"`
-	Author string `json:"author,omitempty"`
+	DryRun bool `json:"dryRun,omitempty"`
+	// Note is kept with the revision, for people.
+	Note string `json:"note,omitempty"`
+
+	// Expect is the revision that the change must follow, by the header If-Match; nil takes any.
+	Expect *uint64 `json:"-"`
+}
+
+// Prune names resources by their labels. At least one label is needed.
+type Prune struct {
+	Labels map[string]string `json:"labels"`
 }
 
 // ApplyResponse is what a change did.
@@ -52,13 +88,23 @@ type Change struct {
 	Fields []string `json:"fields,omitempty"` // "listeners[0].port: 80 → 8080"
 }
 
+// RollbackRequest asks that the spec be again as it was at a revision, by a new revision.
+type RollbackRequest struct {
+	ID       string `json:"id,omitempty"` // as ApplyRequest's
+	Revision uint64 `json:"revision"`
+	DryRun   bool   `json:"dryRun,omitempty"`
+	Note     string `json:"note,omitempty"`
+
+	Expect *uint64 `json:"-"` // as ApplyRequest's
+}
+
 // Resource is one resource, as it was written and as it is understood.
 type Resource struct {
 	Kind     string `json:"kind"`
 	Name     string `json:"name"`
 	Revision uint64 `json:"revision"` // of its last change
 	YAML     string `json:"yaml"`
-	Spec     any    `json:"spec,omitempty"` // with defaults
+	Spec     any    `json:"spec,omitempty"` // with defaults; absent where this release does not understand it
 }
 
 // ResourceList is the resources of one kind, or of all.
@@ -67,14 +113,70 @@ type ResourceList struct {
 	Resources []Resource `json:"resources"`
 }
 
+// ResourcesQuery says which resources are asked for; empty fields mean all.
+type ResourcesQuery struct {
+	Kind, Name string
+	// Fresh asks the leader, so that every change that was acknowledged before the question is in the answer.
+	Fresh bool
+}
+
+// Record is one change of the past: who, when, why, and of what.
+type Record struct {
+	Revision uint64    `json:"revision"`
+	Time     time.Time `json:"time"`
+	Author   string    `json:"author"`
+	Note     string    `json:"note,omitempty"`
+	Put      []Ref     `json:"put,omitempty"`
+	Delete   []Ref     `json:"delete,omitempty"`
+}
+
+// History is the last changes, newest first.
+type History struct {
+	Revision uint64   `json:"revision"` // of now
+	Records  []Record `json:"records"`
+}
+
+// HistoryQuery says which changes are asked for.
+type HistoryQuery struct {
+	Limit int  // 1 to MaxHistory
+	Own   bool // of the cluster's own records (nodes, tokens, keys), not of the spec
+}
+
+// RevisionDetail is one change of the past with what it changed.
+type RevisionDetail struct {
+	Record
+	Changes []Change `json:"changes"`
+}
+
+// WaitResponse is which live nodes run a revision.
+type WaitResponse struct {
+	Revision uint64        `json:"revision"`
+	Nodes    []NodeRunning `json:"nodes"`
+	// Complete: every live node runs the revision or a newer one. Where it is false a node refused it, or time was up.
+	Complete bool `json:"complete"`
+}
+
+// NodeRunning is what one live node runs.
+type NodeRunning struct {
+	Name    string `json:"name"`
+	Running uint64 `json:"running"`
+	Refused string `json:"refused,omitempty"` // why it does not run a newer one
+}
+
 // Status is the network as one node sees it.
 type Status struct {
 	Node     string `json:"node"`
 	Cluster  string `json:"cluster"`
 	Leader   string `json:"leader"`   // "" while there is none
-	Revision uint64 `json:"revision"` // the newest this node has
+	Revision uint64 `json:"revision"` // the newest of the spec that this node has
 	Running  uint64 `json:"running"`  // the revision its data plane runs
+	Own      uint64 `json:"own"`      // the newest of the cluster's own records that this node has
 	Refused  string `json:"refused,omitempty"`
+	// Source is the node that this one follows, over Depth others; "" for a voter, and while there is none.
+	Source string `json:"source,omitempty"`
+	Depth  int    `json:"depth,omitempty"`
+	// Expires is when this node's certificate ends, unless it is renewed.
+	Expires time.Time `json:"expires,omitzero"`
 	// Voters is how many vote in Raft, Missing those of them that are not live: a majority must be.
 	Voters  int            `json:"voters"`
 	Missing []string       `json:"missing,omitempty"`
@@ -88,7 +190,8 @@ type MemberStatus struct {
 	Refused string        `json:"refused,omitempty"` // why it does not run a newer one
 	Doors   string        `json:"doors,omitempty"`   // which of its doors stay closed, and why
 	Vote    bool          `json:"vote"`              // it votes in Raft
-	RTT     time.Duration `json:"rtt,omitempty"`     // measured from the node that was asked
+	Follows string        `json:"follows,omitempty"` // the node whose watch stream it follows; "": it is in Raft, or follows nobody
+	RTT     time.Duration `json:"rtt,omitempty"`     // measured from the node that was asked, in nanoseconds
 	Up      bool          `json:"up"`                // the backbone of the node that was asked reaches it
 }
 
@@ -117,27 +220,124 @@ type ExplainResponse struct {
 	Answer string       `json:"answer"`
 }
 
-// EnlistRequest is what a node that has joined asks the leader: to be a member of Raft.
-type EnlistRequest struct {
-	Name    string `json:"name"`
-	Control string `json:"control"`
-	Voter   bool   `json:"voter"`
+// Recorded is the answer to a change of the cluster's own records.
+type Recorded struct {
+	Own     uint64 `json:"own"`               // the revision of the records that has it
+	Message string `json:"message,omitempty"` // what follows, for people
 }
 
-// Error is every refusal of the API.
-type Error struct {
-	Status  int      `json:"status"`
-	Message string   `json:"message"`
-	Faults  []string `json:"faults,omitempty"` // of a spec: file, line, resource, field, what
+// NodeList is every node that the cluster has admitted, live or not.
+type NodeList struct {
+	Own     uint64       `json:"own"`
+	Nodes   []NodeRecord `json:"nodes"`
+	Revoked []Revocation `json:"revoked,omitempty"`
 }
 
-func (e *Error) Error() string {
-	if len(e.Faults) == 0 {
-		return e.Message
-	}
-	text := e.Message
-	for _, f := range e.Faults {
-		text += "\n" + f
-	}
-	return text
+// NodeRecord is one admitted node.
+type NodeRecord struct {
+	Name     string    `json:"name"`
+	Region   string    `json:"region"`
+	POP      string    `json:"pop"`
+	Roles    []string  `json:"roles"`
+	Admitted time.Time `json:"admitted,omitzero"`
+	Live     bool      `json:"live"`
+	Vote     bool      `json:"vote"`
+}
+
+// Revocation shuts out the certificates of a name that were issued at an own revision or before it.
+type Revocation struct {
+	Name  string `json:"name"`
+	Epoch uint64 `json:"epoch"`
+}
+
+// TokenRequest asks for a join token.
+type TokenRequest struct {
+	Roles []string `json:"roles,omitempty"` // that a node may join with; none: all
+	TTL   Duration `json:"ttl,omitempty"`   // 1m to 720h; default 1h
+	Uses  int      `json:"uses,omitempty"`  // 1 to 1000; default 1
+}
+
+// TokenResponse is a new join token. Its secret is shown this once and kept nowhere.
+type TokenResponse struct {
+	TokenInfo
+	Token string `json:"token"`
+}
+
+// TokenInfo is what is known of a join token.
+type TokenInfo struct {
+	ID      string    `json:"id"`
+	Roles   []string  `json:"roles"`
+	Uses    int       `json:"uses"` // that it was made for
+	Used    int       `json:"used"`
+	Author  string    `json:"author,omitempty"`
+	Created time.Time `json:"created,omitzero"`
+	Expires time.Time `json:"expires"`
+}
+
+// TokenList is the join tokens that are not used up and not expired.
+type TokenList struct {
+	Tokens []TokenInfo `json:"tokens"`
+}
+
+// AccessRequest asks for an access token.
+type AccessRequest struct {
+	Name      string   `json:"name"`                // who it is for: what the history calls its holder
+	Roles     []string `json:"roles"`               // read, operate, purge, admin
+	Resources []string `json:"resources,omitempty"` // globs of Kind/name that it is limited to; none: all
+	TTL       Duration `json:"ttl,omitempty"`
+}
+
+// AccessResponse is a new access token. Its secret is shown this once and kept nowhere.
+type AccessResponse struct {
+	AccessInfo
+	Token string `json:"token"`
+}
+
+// AccessInfo is what is known of an access token.
+type AccessInfo struct {
+	Name      string    `json:"name"`
+	Roles     []string  `json:"roles"`
+	Resources []string  `json:"resources,omitempty"`
+	Author    string    `json:"author,omitempty"`
+	Created   time.Time `json:"created,omitzero"`
+	Expires   time.Time `json:"expires,omitzero"` // absent: never
+}
+
+// AccessList is the access tokens that are not expired.
+type AccessList struct {
+	Access []AccessInfo `json:"access"`
+}
+
+// Keys are the cluster's keys and how far their rotation is, without any secret.
+type Keys struct {
+	Authorities []KeyInfo `json:"authorities"`
+	Gossip      []KeyInfo `json:"gossip"`
+	// Waiting says what the next step of a rotation waits for, for people.
+	Waiting string `json:"waiting,omitempty"`
+}
+
+// KeyInfo is one key.
+type KeyInfo struct {
+	ID      string    `json:"id"`    // of an authority the hash of its public key, in hex
+	Stage   string    `json:"stage"` // introduced, used or retired
+	Created time.Time `json:"created,omitzero"`
+	Expires time.Time `json:"expires,omitzero"`
+	PEM     string    `json:"pem,omitempty"` // of an authority its certificate, by which clients know the nodes
+}
+
+// RotateRequest begins a rotation.
+type RotateRequest struct {
+	What string `json:"what"` // authority or gossip
+}
+
+// RestoreResponse is what the cluster is at after a snapshot was restored.
+type RestoreResponse struct {
+	Revision uint64 `json:"revision"`
+	Own      uint64 `json:"own"`
+}
+
+// RenewRequest is what a node asks a voter: a new certificate for the name by which it is connected.
+type RenewRequest struct {
+	CSR   []byte         `json:"csr"` // PKCS #10, DER
+	Claim identity.Claim `json:"claim"`
 }

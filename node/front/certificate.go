@@ -1,6 +1,7 @@
 package front
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,8 +10,10 @@ import (
 	"crypto/x509/pkix"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,18 +28,112 @@ const (
 	certificates = 1024
 )
 
-// Certificates shows each host a self-signed certificate (ECDSA P-256, 397 days) that is made when the host is first asked
-// for and kept in memory. Hosts that known does not know, and clients that name none, see the node's own. No client trusts
-// these without being told to.
-func Certificates(node string, known func(host string) bool) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	s := &selfSigned{made: map[string]*tls.Certificate{}}
-	return func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		host := strings.ToLower(hello.ServerName)
-		if host == "" || !known(host) {
-			host = node
-		}
-		return s.certificate(host, time.Now())
+// Certificates picks what a client is shown: the best of those that were Set for the host it names, or else a self-signed
+// one (ECDSA P-256, 397 days) that is made when the host is first asked for and kept in memory. Hosts that are not
+// known, and clients that name none, see the node's own self-signed one. No client trusts these without being told to.
+type Certificates struct {
+	node  string
+	known func(host string) bool
+	given atomic.Pointer[givenCertificates]
+	own   selfSigned
+}
+
+// NewCertificates makes Certificates of which none is Set yet.
+func NewCertificates(node string, known func(host string) bool) *Certificates {
+	c := &Certificates{node: node, known: known, own: selfSigned{made: map[string]*tls.Certificate{}}}
+	c.Set(nil)
+	return c
+}
+
+// Set makes these the certificates to pick from, from the next handshake on. Each needs its Leaf, as tls.X509KeyPair sets
+// it: one without, and names of a leaf that no client can ask for, are passed over.
+func (c *Certificates) Set(certificates []*tls.Certificate) {
+	c.given.Store(index(certificates))
+}
+
+// Get is for Config.Certificate.
+func (c *Certificates) Get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	now := time.Now()
+	host := strings.ToLower(hello.ServerName)
+	if found := c.given.Load().choose(host, hello.SupportsCertificate, now); found != nil {
+		return found, nil
 	}
+	if host == "" || !c.known(host) {
+		host = c.node
+	}
+	return c.own.certificate(host, now)
+}
+
+// givenCertificates are certificates by the names in their leaves, in lower case. Each list has the best first: ECDSA, which costs
+// a tenth of RSA to sign by, then who lasts longest, then who was given first.
+type givenCertificates struct {
+	exact    map[string][]*tls.Certificate
+	wildcard map[string][]*tls.Certificate // by what follows "*."
+}
+
+func index(certificates []*tls.Certificate) *givenCertificates {
+	g := &givenCertificates{exact: map[string][]*tls.Certificate{}, wildcard: map[string][]*tls.Certificate{}}
+	for _, c := range certificates {
+		if c.Leaf == nil {
+			continue
+		}
+		for _, name := range c.Leaf.DNSNames {
+			name = strings.ToLower(name)
+			if parent, ok := strings.CutPrefix(name, "*."); ok && parent != "" {
+				g.wildcard[parent] = append(g.wildcard[parent], c)
+			} else {
+				g.exact[name] = append(g.exact[name], c)
+			}
+		}
+	}
+	for _, lists := range []map[string][]*tls.Certificate{g.exact, g.wildcard} {
+		for _, list := range lists {
+			slices.SortStableFunc(list, func(a, b *tls.Certificate) int {
+				return cmp.Or(-compareBool(isECDSA(a), isECDSA(b)), b.Leaf.NotAfter.Compare(a.Leaf.NotAfter))
+			})
+		}
+	}
+	return g
+}
+
+// choose picks for a host. A certificate that the client can use comes before one that it cannot, one that is valid now before
+// one that has expired, one with the very name before a wildcard, which stands for one label (RFC 9525, 6.3). Nil: none
+// has the name.
+func (g *givenCertificates) choose(host string, usable func(*tls.Certificate) error, now time.Time) *tls.Certificate {
+	_, parent, _ := strings.Cut(host, ".")
+	var best *tls.Certificate
+	most := -1
+	for _, list := range [][]*tls.Certificate{g.exact[host], g.wildcard[parent]} {
+		for _, c := range list {
+			score := 0
+			if usable(c) == nil {
+				score += 2
+			}
+			if !now.Before(c.Leaf.NotBefore) && !now.After(c.Leaf.NotAfter) {
+				score++
+			}
+			if score == 3 {
+				return c
+			}
+			if score > most {
+				best, most = c, score
+			}
+		}
+	}
+	return best
+}
+
+func isECDSA(c *tls.Certificate) bool { return c.Leaf.PublicKeyAlgorithm == x509.ECDSA }
+
+// compareBool is -1, 0 or 1: false comes before true.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 type selfSigned struct {

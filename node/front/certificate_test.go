@@ -13,7 +13,7 @@ import (
 
 func TestAHostHasOneCertificateUntilItsEndIsNear(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		get := Certificates("node", func(host string) bool { return host == "a.example" || host == "b.example" })
+		get := NewCertificates("node", func(host string) bool { return host == "a.example" || host == "b.example" }).Get
 		shown := func(host string) *tls.Certificate {
 			t.Helper()
 			c, err := get(&tls.ClientHelloInfo{ServerName: host})

@@ -15,10 +15,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -30,7 +32,7 @@ type Config struct {
 	// functions of this package.
 	Listen        func(network, address string) (net.Listener, error)
 	ListenAnycast func(network, address string) (net.Listener, error)
-	// Certificate is shown on TLS doors; nil: none opens.
+	// Certificate is shown on TLS doors that bring no TLSConfig; nil: none such opens.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	// ProxyHeadersFrom are the load balancers in front of this node. What they connect must begin with a PROXY
 	// header, version 1 or 2, and comes from whom the header says. From all others it is no header but a bad request.
@@ -50,7 +52,10 @@ type Door struct {
 	// Anycast doors may share their address with those of other processes, and may open before the machine has it.
 	Anycast bool
 	TLS     bool // with Handler only
-	Handler http.Handler
+	// TLSConfig is used instead of Config.Certificate, from the next handshake on; its ALPN is set here. Its
+	// GetConfigForClient, if any, is asked at each handshake.
+	TLSConfig *tls.Config
+	Handler   http.Handler
 	// Conn serves one connection, on a goroutine of its own, and returns when it has ended.
 	Conn func(net.Conn)
 }
@@ -168,7 +173,9 @@ func (f *Front) check(d *Door) error {
 		return errors.New("it needs one of Handler and Conn")
 	case d.TLS && d.Handler == nil:
 		return errors.New("TLS needs a Handler")
-	case d.TLS && f.config.Certificate == nil:
+	case d.TLSConfig != nil && !d.TLS:
+		return errors.New("it has a TLSConfig and no TLS")
+	case d.TLS && d.TLSConfig == nil && f.config.Certificate == nil:
 		return errors.New("there is no certificate")
 	}
 	return nil
@@ -201,6 +208,19 @@ func (f *Front) Close(ctx context.Context) error {
 	f.cancel()
 	<-done
 	return err
+}
+
+// Retire has every HTTP connection end after the answer that it waits for, so that clients look anew for where to go. The doors
+// stay open for those who do not know better yet.
+func (f *Front) Retire() {
+	f.mu.Lock()
+	doors := slices.Collect(maps.Values(f.doors))
+	f.mu.Unlock()
+	for _, d := range doors { // without the lock: it closes connections, which then leave
+		if d.server != nil {
+			d.server.SetKeepAlivesEnabled(false)
+		}
+	}
 }
 
 // cut closes all connections under whoever serves them.

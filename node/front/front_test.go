@@ -189,6 +189,7 @@ func TestADoorThatCannotOpenIsReportedAndTheOthersServe(t *testing.T) {
 			{Network: "tcp", Address: at(85), Conn: echo, TLS: true},
 			{Network: "tcp", Address: at(86), Handler: says("86"), TLS: true}, // without a certificate
 			{Network: "tcp", Address: at(81), Conn: echo},
+			{Network: "tcp", Address: at(87), Handler: says("87"), TLSConfig: &tls.Config{}},
 		}
 		err = w.front.Set(doors)
 		if err == nil {
@@ -197,6 +198,7 @@ func TestADoorThatCannotOpenIsReportedAndTheOthersServe(t *testing.T) {
 		for _, want := range []string{
 			"open door tcp :80: listen", "open door udp :82: ", "open door tcp :83: ", "open door tcp :84: ", "open door tcp :85: ",
 			"open door tcp :86: there is no certificate", "open door tcp :81: it is wanted twice",
+			"open door tcp :87: it has a TLSConfig",
 		} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("want %q in\n%v", want, err)
@@ -218,7 +220,7 @@ func TestADoorThatCannotOpenIsReportedAndTheOthersServe(t *testing.T) {
 }
 
 func TestADoorMayBecomeAnotherAtItsAddress(t *testing.T) {
-	inWorld(t, Config{Certificate: Certificates("node", func(string) bool { return false })}, func(w *world) {
+	inWorld(t, Config{Certificate: NewCertificates("node", func(string) bool { return false }).Get}, func(w *world) {
 		for i, d := range []Door{
 			{Handler: says("plain")},
 			{Conn: func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nflow") }},
@@ -240,7 +242,7 @@ func TestADoorMayBecomeAnotherAtItsAddress(t *testing.T) {
 }
 
 func TestTLSDoorsSpeakHTTP2AndHTTP1(t *testing.T) {
-	inWorld(t, Config{Certificate: Certificates("icn1-a", func(host string) bool { return host == "shop.example" })}, func(w *world) {
+	inWorld(t, Config{Certificate: NewCertificates("icn1-a", func(host string) bool { return host == "shop.example" }).Get}, func(w *world) {
 		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "%s %s", r.Proto, r.TLS.ServerName)
 			io.Copy(w, r.Body)
@@ -312,7 +314,7 @@ func TestADoorThatIsFullClosesWhatComes(t *testing.T) {
 }
 
 func TestSlowClientsAreCutOff(t *testing.T) {
-	inWorld(t, Config{Certificate: Certificates("node", func(string) bool { return false })}, func(w *world) {
+	inWorld(t, Config{Certificate: NewCertificates("node", func(string) bool { return false }).Get}, func(w *world) {
 		var bodyErr error
 		w.set(
 			Door{Network: "tcp", Address: at(80), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -412,7 +414,7 @@ func TestBadRequestsAreCounted(t *testing.T) {
 		"untrusted PROXY header": {"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", 1},
 		"OPTIONS *":              {"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 0},
 	} {
-		inWorld(t, Config{Certificate: Certificates("node", func(string) bool { return false })}, func(w *world) {
+		inWorld(t, Config{Certificate: NewCertificates("node", func(string) bool { return false }).Get}, func(w *world) {
 			w.set(Door{Network: "tcp", Address: at(80), Handler: says("x")}, Door{Network: "tcp", Address: at(443), Handler: says("x"), TLS: true})
 			for _, conn := range []net.Conn{w.dial(80), tls.Client(w.dial(443), &tls.Config{InsecureSkipVerify: true})} {
 				before := w.front.Counters()["front_bad_requests_total"]
@@ -431,7 +433,7 @@ func TestBadRequestsAreCounted(t *testing.T) {
 }
 
 func TestBrokenHandshakesAreCountedNotLogged(t *testing.T) {
-	inWorld(t, Config{Certificate: Certificates("node", func(string) bool { return false })}, func(w *world) {
+	inWorld(t, Config{Certificate: NewCertificates("node", func(string) bool { return false }).Get}, func(w *world) {
 		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: says("tls")})
 		c := w.dial(443)
 		io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -572,6 +574,46 @@ func TestAPanicCostsItsOwnRequest(t *testing.T) {
 	})
 }
 
+func TestARetiredFrontServesOnAndKeepsNoConnection(t *testing.T) {
+	inWorld(t, Config{}, func(w *world) {
+		w.set(
+			Door{Network: "tcp", Address: at(80), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					time.Sleep(5 * time.Second)
+				}
+				io.WriteString(w, "done")
+			})},
+			Door{Network: "tcp", Address: at(9000), Conn: echo},
+		)
+		busy, idle, flow := w.dial(80), w.dial(80), w.dial(9000)
+		fmt.Fprint(busy, "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+		ask(idle, "/")
+		time.Sleep(time.Second)
+		w.front.Retire()
+		if took := ended(idle); took > time.Second {
+			t.Errorf("the idle connection ended after %v", took)
+		}
+		if got := answer(busy); got != "200 done" {
+			t.Errorf("the request in flight: %s", got)
+		}
+		if took := ended(busy); took > time.Second {
+			t.Errorf("its connection ended %v after the answer", took)
+		}
+		late := w.dial(80)
+		if got := ask(late, "/"); got != "200 done" {
+			t.Errorf("who comes late: %s", got)
+		}
+		if took := ended(late); took > time.Second {
+			t.Errorf("who comes late keeps the connection for %v", took)
+		}
+		io.WriteString(flow, "y")
+		if !full(flow, make([]byte, 1)) {
+			t.Error("the flow ended")
+		}
+		flow.Close()
+	})
+}
+
 func TestCloseWaitsForWhatIsInFlight(t *testing.T) {
 	inWorld(t, Config{}, func(w *world) {
 		w.set(
@@ -629,7 +671,7 @@ func TestCloseWaitsForWhatIsInFlight(t *testing.T) {
 }
 
 func TestCloseCutsOffWhatDoesNotEnd(t *testing.T) {
-	inWorld(t, Config{Certificate: Certificates("node", func(string) bool { return false })}, func(w *world) {
+	inWorld(t, Config{Certificate: NewCertificates("node", func(string) bool { return false }).Get}, func(w *world) {
 		var cut atomic.Int64
 		endless := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()

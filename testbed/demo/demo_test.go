@@ -33,7 +33,7 @@ func TestTheDemoIsAValidSpec(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := spec.Build(1, docs)
+		s, err := spec.Build(1, docs, spec.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

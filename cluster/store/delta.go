@@ -1,0 +1,237 @@
+package store
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+)
+
+// Edits lead from one table to another.
+type Edits struct {
+	Put    []Object
+	Delete []Ref
+}
+
+// Changed is what leads from the objects of old to those of new, in their order: an object is put if its bytes or its revision
+// differ. Both are walked once; objects that share their memory are not read. A nil table is an empty one.
+func Changed(old, new *Table) Edits {
+	var had, has []Object
+	if old != nil {
+		had = old.Objects
+	}
+	if new != nil {
+		has = new.Objects
+	}
+	var e Edits
+	if len(had) == len(has) && (len(had) == 0 || &had[0] == &has[0]) {
+		return e
+	}
+	i, j := 0, 0
+	for i < len(had) && j < len(has) {
+		a, b := &had[i], &has[j]
+		if a.Name == b.Name && a.Kind == b.Kind { // the usual case, and cheaper than to ask for the order
+			if a.Revision != b.Revision || !bytes.Equal(a.Bytes, b.Bytes) {
+				e.Put = append(e.Put, *b)
+			}
+			i, j = i+1, j+1
+			continue
+		}
+		if a.Ref().compare(b.Ref()) < 0 {
+			e.Delete = append(e.Delete, a.Ref())
+			i++
+		} else {
+			e.Put = append(e.Put, *b)
+			j++
+		}
+	}
+	for _, a := range had[i:] {
+		e.Delete = append(e.Delete, a.Ref())
+	}
+	e.Put = append(e.Put, has[j:]...)
+	return e
+}
+
+// Delta leads from a State at one position to a State at a later one.
+type Delta struct {
+	From, To  Position
+	Spec, Own TableDelta
+}
+
+// TableDelta is the part of a Delta that is of one table.
+type TableDelta struct {
+	Put     []Object // as they are at the later position, in order
+	Delete  []Ref    // in order; those that do not exist are passed over
+	Records []Record // of the changes between, without the objects that they replaced
+	Sum     uint64   // of the table at the later position
+}
+
+// maxDelta bounds the bytes of the objects in a delta. Where more has changed, a snapshot is not much longer.
+const maxDelta = 32 << 20
+
+// Since is what leads from a position to this state. It is false if the histories do not go back so far, or if too much
+// has changed: then a snapshot is needed. Whether who is at that position has the same as was here is found out by the sums.
+func (s *State) Since(from Position) (Delta, bool) {
+	d := Delta{From: from, To: s.Position()}
+	var spec, own bool
+	d.Spec, spec = s.Table.since(from.Spec)
+	d.Own, own = s.Own.since(from.Own)
+	return d, spec && own
+}
+
+func (t *Table) since(revision uint64) (TableDelta, bool) {
+	d := TableDelta{Sum: t.sum}
+	records, ok := t.recordsSince(revision)
+	if !ok {
+		return TableDelta{}, false
+	}
+	if len(records) == 0 {
+		return d, true
+	}
+	var refs []Ref
+	for _, r := range records {
+		refs = append(append(refs, r.Put...), r.Delete...)
+		d.Records = append(d.Records, r.withoutFormer())
+	}
+	if len(records) > 1 {
+		slices.SortFunc(refs, Ref.compare)
+		refs = slices.Compact(refs)
+	} else {
+		slices.SortFunc(refs, Ref.compare)
+	}
+	size := 0
+	for _, ref := range refs {
+		o, found := t.Get(ref.Kind, ref.Name)
+		switch {
+		case !found:
+			d.Delete = append(d.Delete, ref)
+		case o.Revision > revision:
+			d.Put = append(d.Put, o)
+			size += len(o.Bytes)
+		}
+	}
+	return d, size <= maxDelta
+}
+
+// recordsSince are the records of all changes after a revision. It is false if one is missing, or the table is not so far.
+func (t *Table) recordsSince(revision uint64) ([]Record, bool) {
+	if revision > t.Revision || t.Revision-revision > uint64(len(t.History)) {
+		return nil, false
+	}
+	records := t.History[len(t.History)-int(t.Revision-revision):]
+	return records, follow(records, revision) && (len(records) > 0 || revision == t.Revision)
+}
+
+// follow says whether the records are those of the changes just after a revision, one by one.
+func follow(records []Record, revision uint64) bool {
+	for _, r := range records {
+		if r.Revision != revision+1 {
+			return false
+		}
+		revision++
+	}
+	return true
+}
+
+// WithDelta is the state at the delta's later position. It is an error if the delta does not begin where the state is, or if what
+// comes out has not the sum that it should have: then the state was not what it was taken for, and a snapshot is needed.
+func (s *State) WithDelta(d Delta) (*State, error) {
+	if d.From != s.Position() {
+		return nil, fmt.Errorf("apply delta: it leads from %v, and the state is at %v", d.From, s.Position())
+	}
+	next := *s
+	if err := next.Table.apply(d.To.Spec, d.Spec, true); err != nil {
+		return nil, fmt.Errorf("apply delta from %v to %v: spec: %w", d.From, d.To, err)
+	}
+	if err := next.Own.apply(d.To.Own, d.Own, false); err != nil {
+		return nil, fmt.Errorf("apply delta from %v to %v: own records: %w", d.From, d.To, err)
+	}
+	return &next, nil
+}
+
+// apply turns the table into that at a later revision. Where all records between are known, it keeps of the objects that each
+// replaced those that can be told from the table, if they are asked for.
+func (t *Table) apply(to uint64, d TableDelta, former bool) error {
+	edits, err := d.edits()
+	if err != nil {
+		return err
+	}
+	switch n := uint64(len(d.Records)); {
+	case to < t.Revision:
+		return fmt.Errorf("revision %d is before %d", to, t.Revision)
+	case to == t.Revision && len(edits) > 0:
+		return fmt.Errorf("%d objects changed, and the revision did not", len(edits))
+	case n > to-t.Revision || !follow(d.Records, to-n):
+		return fmt.Errorf("the records are not those of revisions %d to %d", t.Revision+1, to)
+	}
+	for _, o := range d.Put {
+		if o.Revision <= t.Revision || o.Revision > to {
+			return fmt.Errorf("%s %s was written at revision %d", o.Kind, o.Name, o.Revision)
+		}
+	}
+	old := *t
+	if len(edits) > 0 {
+		t.edit(edits)
+	}
+	if t.sum != d.Sum {
+		return fmt.Errorf("the sum is %016x, and should be %016x", t.sum, d.Sum)
+	}
+	t.Revision = to
+	whole := uint64(len(d.Records)) == to-old.Revision
+	if !whole {
+		t.History, t.former, t.refs = nil, 0, 0
+	}
+	touched := make(map[Ref]bool)
+	for _, r := range d.Records {
+		r = r.withoutFormer()
+		if former && whole {
+			r = old.fill(r, touched)
+		}
+		t.remember(r)
+	}
+	return nil
+}
+
+// fill gives a record the objects that it replaced, where no earlier one has touched them.
+func (t *Table) fill(r Record, touched map[Ref]bool) Record {
+	r.bare = false
+	for _, refs := range [][]Ref{r.Put, r.Delete} {
+		for _, ref := range refs {
+			r.bare = r.bare || touched[ref]
+			touched[ref] = true
+			if o, found := t.Get(ref.Kind, ref.Name); found {
+				r.before = append(r.before, o)
+			}
+		}
+	}
+	if r.bare {
+		r.before = nil
+	}
+	return r
+}
+
+// edits are the delta's edits in the order of the objects. One object twice is an error.
+func (d TableDelta) edits() ([]edit, error) {
+	c := Change{Put: d.Put, Delete: d.Delete}
+	edits := c.edits()
+	if len(edits) != len(d.Put)+len(d.Delete) {
+		return nil, fmt.Errorf("an object is named twice")
+	}
+	return edits, nil
+}
+
+// sumAfter is what the table's sum would be after the delta.
+func (t *Table) sumAfter(d TableDelta) uint64 {
+	sum := t.sum
+	for _, o := range d.Put {
+		if old, found := t.Get(o.Kind, o.Name); found {
+			sum -= old.sum()
+		}
+		sum += o.sum()
+	}
+	for _, ref := range d.Delete {
+		if old, found := t.Get(ref.Kind, ref.Name); found {
+			sum -= old.sum()
+		}
+	}
+	return sum
+}
