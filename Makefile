@@ -1,17 +1,21 @@
 # make run    builds bin/perigee and starts three regions on this machine
 # make test   checks the code and runs every test
-# make bench  runs the benchmarks of the hot paths
+# make verify tries for minutes what make test tries for seconds: agreement over SEEDS seeds in virtual time, and over real
+#             processes for VERIFYTIME (2m) of kill -9 and SIGSTOP; an upgrade under load
+# make bench  runs the benchmarks of the hot paths COUNT times each, and those of whole clusters once
 # make fuzz   runs every fuzz target for FUZZTIME each (30s)
 
 GO       ?= go
 FUZZTIME ?= 30s
 COUNT    ?= 6
+SEEDS    ?= 1000
+VERIFYTIME ?= 2m
 
 # The race detector needs a C compiler; without one the tests run without it, and say so.
 RACE := $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo -race)
 export GOTOOLCHAIN ?= local
 
-.PHONY: all build run test check bench fuzz clean
+.PHONY: all build run test check verify bench fuzz clean
 
 all: build
 
@@ -30,9 +34,15 @@ check:
 	$(GO) vet ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 
+# The processes first: a thousand seeds take a quarter of an hour on two cores.
+verify:
+	$(GO) test -count 1 -v -timeout 30m -run 'NoAcknowledgedChange|ARollingUpgrade' ./testbed/procs -linear.for $(VERIFYTIME) -upgrades
+	PERIGEE_SEEDS=$(SEEDS) $(GO) test -count 1 -v -timeout 3h -run AppliesAreLinearizable ./testbed
+
 bench:
-	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./... | tee bench.txt
+	$(GO) test -run '^$$' -bench . -skip '^BenchmarkCluster' -benchmem -count $(COUNT) ./... | tee bench.txt
 	$(GO) tool -modfile=tools/go.mod benchstat bench.txt
+	$(GO) test -run '^$$' -bench '^BenchmarkCluster' -benchtime 1x -timeout 1h ./testbed
 
 fuzz:
 	@for pkg in $$($(GO) list ./...); do \
