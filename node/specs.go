@@ -8,9 +8,9 @@ import (
 	"github.com/perigee-net/perigee/cluster/store"
 )
 
-// keptSpecs is how many of the newest builds are kept: that which runs, and those of the changes that are on their way
-// into the log. An older one is built again where it is asked for.
-const keptSpecs = 4
+// keptSpecs is how many of the newest builds are kept: that which runs, and that of the newest change on its way into the
+// log. Another is built again from the nearest of these where it is asked for. Each holds a list of all objects.
+const keptSpecs = 2
 
 // specs builds the specs of states, each from the newest one that is built: the cost is that of what differs. What the
 // leader built to judge a change is what it runs afterwards.
