@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -323,8 +324,12 @@ func shortTemp(t *testing.T) string {
 }
 
 func TestDevLeavesNothingBehindHoweverItEnds(t *testing.T) {
-	for _, signal := range []syscall.Signal{syscall.SIGHUP, syscall.SIGQUIT} {
-		t.Run(signal.String(), func(t *testing.T) {
+	// Under nohup these tests ignore SIGHUP, and what they start would inherit that; what is caught is not inherited.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
+	for _, how := range []syscall.Signal{syscall.SIGHUP, syscall.SIGQUIT} {
+		t.Run(how.String(), func(t *testing.T) {
 			tmp := shortTemp(t)
 			dev := perigee(t.Context(), "dev")
 			dev.Env = append(dev.Env, "TMPDIR="+tmp)
@@ -335,7 +340,8 @@ func TestDevLeavesNothingBehindHoweverItEnds(t *testing.T) {
 				files, _ := filepath.Glob(filepath.Join(tmp, "*", layoutFileName))
 				return len(files) > 0
 			})
-			dev.Process.Signal(signal)
+			dev.Process.Signal(how)
+			defer time.AfterFunc(time.Minute, func() { dev.Process.Kill() }).Stop()
 			if err := dev.Wait(); err != nil {
 				t.Error(err)
 			}
@@ -356,6 +362,7 @@ func TestDevLeavesNothingBehindHoweverItEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		out.Close()
+		defer time.AfterFunc(time.Minute, func() { dev.Process.Kill() }).Stop()
 		if err := dev.Wait(); err != nil {
 			t.Error(err)
 		}
