@@ -108,7 +108,9 @@ func TestAClusterThatOneCanTrust(t *testing.T) {
 	t.Run("the API asks who it is, and what one may", func(t *testing.T) {
 		reads := token("access", "create", "reader", "--role", "read")
 		some := token("access", "create", "some", "--role", "operate", "--resource", "HostedZone/some-*")
-		tool(t, "status", "--api", iad.API, "--token", "@"+reads)
+		for _, made := range []string{reads, some} { // at one node, and good at another in a moment
+			eventually(t, 2*time.Second, "a token is good everywhere", func() bool { return runs(t, nil, "status", "--api", iad.API, "--token", "@"+made) })
+		}
 		tool(t, "apply", "-f", write(t, zone("some-one.test")), "--api", iad.API, "--token", "@"+some)
 		refused(t, exitFailed, "--token is missing", "status", "--api", iad.API)
 		refused(t, exitRefused, "lacks the role operate", "apply", "-f", write(t, zone("no.test")), "--api", iad.API, "--token", "@"+reads)
