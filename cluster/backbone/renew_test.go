@@ -560,7 +560,8 @@ func TestAnOutdatedLinkWithoutASuccessorIsDown(t *testing.T) {
 		if _, err := icn.Dial(w.Context(), "iad", Header{Service: "echo"}); !errors.Is(err, ErrDown) || time.Since(begun) > attemptTimeout {
 			w.Errorf("dialled after %v: %v", time.Since(begun), err)
 		}
-		if l := icn.Links().Get()["iad"]; l.Up || l.Reason == "" {
+		w.until(icn, "iad", false)
+		if l := icn.Links().Get()["iad"]; l.Reason == "" {
 			w.Errorf("the link is %+v", l)
 		}
 		time.Sleep(time.Minute)
