@@ -22,6 +22,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/testbed/memnet"
@@ -300,5 +301,23 @@ func TestAnotherClustersSecretsAreNotRestored(t *testing.T) {
 				}
 			})
 		})
+	})
+}
+
+// A voter that is behind would certify by an authority that has been replaced, and the rotation would wait for that node for ever.
+func TestAVoterThatIsBehindCertifiesNobody(t *testing.T) {
+	alone(t, func(t *testing.T, n *Node) {
+		request, err := identity.NewRequest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := api.RenewRequest{CSR: request.CSR(), Claim: n.claim(), Own: n.roster.Get().Revision}
+		if _, err := n.renewal(t.Context(), "a", req); err != nil {
+			t.Errorf("one that has got as far: %v", err)
+		}
+		req.Own++
+		if _, err := n.renewal(t.Context(), "a", req); !unavailable(err) {
+			t.Errorf("one that is behind: %v, want a refusal by which another is asked", err)
+		}
 	})
 }

@@ -181,6 +181,10 @@ func (n *Node) renewal(_ context.Context, peer string, req api.RenewRequest) (id
 	if r == nil || n.guard.Node().Keys().Authority == nil {
 		return identity.JoinAnswer{}, &api.Error{Status: http.StatusServiceUnavailable, Message: "this node cannot certify: ask one with the role voter"}
 	}
+	if r.Revision < req.Own {
+		return identity.JoinAnswer{}, &api.Error{Status: http.StatusServiceUnavailable,
+			Message: fmt.Sprintf("this node has the cluster's own records up to revision %d only: ask another, or come again", r.Revision)}
+	}
 	answer, refusal := r.Renew(peer, req.CSR, req.Claim, n.guard.Node().Keys(), n.cfg.Now())
 	if refusal != nil {
 		return identity.JoinAnswer{}, &api.Error{Status: http.StatusForbidden, Message: refusal.Reason}
@@ -191,17 +195,25 @@ func (n *Node) renewal(_ context.Context, peer string, req api.RenewRequest) (id
 const (
 	// renewCheck is how often a node looks whether its certificate is to be renewed, besides at each change of what is agreed.
 	renewCheck = 10 * time.Minute
-	// renewRetry is the pause after a renewal that failed.
-	renewRetry = 10 * time.Second
+	// renewRetry is the pause after a first renewal that failed. It doubles with each, up to renewRetryMost.
+	renewRetry     = 250 * time.Millisecond
+	renewRetryMost = 10 * time.Second
 )
 
 // keepRenewed renews this node's certificate in good time, and when another authority signs, until the context ends.
 func (n *Node) keepRenewed(ctx context.Context) {
+	retry := renewRetry
 	for version := uint64(0); ; {
 		wait := renewCheck
 		if n.mustRenew() {
-			if err := n.renew(ctx); err != nil {
-				wait = renewRetry
+			err := n.renew(ctx)
+			if err == nil && n.mustRenew() {
+				err = errors.New("it was certified by an authority that is not in use any more")
+			}
+			if err == nil {
+				retry = renewRetry
+			} else {
+				wait, retry = retry, min(2*retry, renewRetryMost)
 				if ctx.Err() == nil {
 					n.cfg.Log.Warn("the certificate is not renewed yet", "expires", n.guard.Node().Expires(), "error", err)
 				}
@@ -238,7 +250,7 @@ func (n *Node) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	req := api.RenewRequest{CSR: request.CSR(), Claim: n.claim()}
+	req := api.RenewRequest{CSR: request.CSR(), Claim: n.claim(), Own: n.roster.Get().Revision}
 	answer, err := n.renewal(ctx, n.cfg.Name, req)
 	for _, m := range n.view.Get().Members {
 		if err == nil || !unavailable(err) {

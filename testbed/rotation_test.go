@@ -61,6 +61,8 @@ func TestARotationOfTheAuthorityCostsNobodyAnything(t *testing.T) {
 			begun := time.Now()
 			watching, stop := context.WithCancel(ctx)
 			var watchers sync.WaitGroup
+			end := func() { stop(); watchers.Wait() }
+			defer end() // before the fleet is taken down, where this fails
 			for _, name := range f.Names {
 				watchers.Go(func() {
 					for watching.Err() == nil {
@@ -102,8 +104,7 @@ func TestARotationOfTheAuthorityCostsNobodyAnything(t *testing.T) {
 			}
 			t.Logf("rotated within %v", time.Since(begun))
 			time.Sleep(10 * time.Second)
-			stop()
-			watchers.Wait()
+			end()
 			old = keys
 			if err := f.Agree(ctx, settled); err != nil {
 				t.Error(err)

@@ -130,16 +130,20 @@ func (c *Chooser) follow(s *spec.Spec) (changed bool) {
 		gone = c.eyes.health(gone, h.Old)
 		come = c.eyes.health(come, h.New)
 	}
+	// As lists in order, each key once: a target may be in its group twice, and its group may name the same ones in another order.
+	gone, come = inOrder(gone), inOrder(come)
 	if slices.Equal(gone, come) {
 		return false
 	}
-	byKey := func(a, b Check) int { return cmp.Compare(a.Key, b.Key) }
-	slices.SortFunc(come, byKey)
-	come = slices.CompactFunc(come, func(a, b Check) bool { return a.Key == b.Key }) // a target that is in its group twice
-	slices.SortFunc(gone, byKey)
-	gone = slices.CompactFunc(gone, func(a, b Check) bool { return a.Key == b.Key })
 	c.checks = kept.List(c.checks, gone, come, byKey)
 	return true
+}
+
+func byKey(a, b Check) int { return cmp.Compare(a.Key, b.Key) }
+
+func inOrder(checks []Check) []Check {
+	slices.SortFunc(checks, byKey)
+	return slices.CompactFunc(checks, func(a, b Check) bool { return a.Key == b.Key })
 }
 
 // targets appends the checks of a target group that are this node's; the group may be nil.

@@ -340,4 +340,7 @@ type RestoreResponse struct {
 type RenewRequest struct {
 	CSR   []byte         `json:"csr"` // PKCS #10, DER
 	Claim identity.Claim `json:"claim"`
+	// Own is the revision of the cluster's own records that the node goes by. A voter that has not got as far refuses with
+	// 503: it may not know yet by which authority to certify.
+	Own uint64 `json:"own,omitempty"`
 }
