@@ -49,7 +49,7 @@ func (d delegate) NotifyMsg(b []byte) {
 }
 
 func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
-	return d.g.queue.GetBroadcasts(overhead, limit)
+	return d.g.queue.take(overhead, limit, int(d.g.nodes.Load()))
 }
 
 // LocalState is all that this node knows of the live nodes' values.

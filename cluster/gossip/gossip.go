@@ -146,7 +146,7 @@ type Gossip struct {
 	transport *transport
 	keys      keyring
 	list      *memberlist.Memberlist
-	queue     memberlist.TransmitLimitedQueue
+	queue     queue
 	members   latest.Value[[]Member]
 	entries   latest.Value[Entries]
 	nodes     atomic.Int64 // members, for the queue
@@ -184,10 +184,6 @@ func Open(c Config) (*Gossip, error) {
 	}
 	g.timer = time.AfterFunc(time.Hour, g.publishEntries)
 	g.timer.Stop()
-	g.queue = memberlist.TransmitLimitedQueue{
-		NumNodes:       func() int { return int(g.nodes.Load()) },
-		RetransmitMult: retransmitMult,
-	}
 
 	g.refuse = func(name string) bool { return c.Refuse != nil && name != c.Name && c.Refuse(name) }
 	err := g.keys.set(c.Key, c.OtherKeys)
@@ -413,10 +409,7 @@ func (g *Gossip) Close() error {
 
 // spread queues a record for the others. g.mu is held.
 func (g *Gossip) spread(r record) {
-	g.queue.QueueBroadcast(broadcast{name: r.node + "\x00" + r.key, message: encodeMessage(r)})
-	if g.queue.NumQueued() > maxQueued {
-		g.queue.Prune(maxQueued)
-	}
+	g.queue.put(r.node+"\x00"+r.key, encodeMessage(r))
 }
 
 // changed sees to it that Entries is published soon. g.mu is held.
@@ -475,18 +468,4 @@ func (g *Gossip) shunnedAddrs() map[netip.AddrPort]bool {
 		}
 	}
 	return addrs
-}
-
-// broadcast is a message in the queue. One with the same name takes its place.
-type broadcast struct {
-	name    string
-	message []byte
-}
-
-func (b broadcast) Name() string    { return b.name }
-func (b broadcast) Message() []byte { return b.message }
-func (b broadcast) Finished()       {}
-func (b broadcast) Invalidates(other memberlist.Broadcast) bool {
-	o, ok := other.(broadcast)
-	return ok && o.name == b.name
 }
