@@ -2,9 +2,10 @@ package watch
 
 import (
 	"cmp"
-	"hash/fnv"
 	"slices"
 	"time"
+
+	"github.com/perigee-net/perigee/cluster/rendezvous"
 )
 
 const (
@@ -103,20 +104,5 @@ func distance(m Member) time.Duration {
 func before(key string, a, b Member) bool { return byHash(key, a, b) < 0 }
 
 func byHash(key string, a, b Member) int {
-	return cmp.Or(cmp.Compare(draw(key, b.Name), draw(key, a.Name)), cmp.Compare(a.Name, b.Name))
-}
-
-// draw is the hash of a name for a key. It is the same on all nodes and in all releases: they must choose alike.
-func draw(key, name string) uint64 {
-	h := fnv.New64a()
-	h.Write([]byte(key))
-	h.Write([]byte{0})
-	h.Write([]byte(name))
-	// FNV leaves the high bits of short names alike; this spreads them (the finaliser of MurmurHash3).
-	x := h.Sum64()
-	x ^= x >> 33
-	x *= 0xff51afd7ed558ccd
-	x ^= x >> 33
-	x *= 0xc4ceb9fe1a85ec53
-	return x ^ x>>33
+	return cmp.Or(cmp.Compare(rendezvous.Score(b.Name, key), rendezvous.Score(a.Name, key)), cmp.Compare(a.Name, b.Name))
 }
