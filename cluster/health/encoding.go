@@ -10,9 +10,17 @@ import (
 )
 
 const (
-	// encodingVersion is the first byte of an encoded verdict. A verdict of another version is refused:
-	// nodes of different releases then go by those verdicts that they understand.
-	encodingVersion = 1
+	// The first byte of an encoded verdict is its version. Version 1 has no last failure. A verdict of another version is
+	// refused: nodes of different releases then go by those verdicts that they understand.
+	encodingVersion      = 2
+	encodingVersionPlain = 1
+
+	// Flags of version 2; version 1 has the first alone.
+	flagHealthy = 1 << 0
+	flagFailed  = 1 << 1 // there is a last failure
+	flagSame    = 1 << 2 // and its words are the reason's
+	allFlags    = flagHealthy | flagFailed | flagSame
+
 	// maxReason is how much of a reason travels, in bytes; what is longer is cut.
 	maxReason = 200
 
@@ -23,48 +31,109 @@ const (
 
 var errMalformed = errors.New("decode verdict: malformed")
 
-// EncodeVerdict is the verdict as it travels by gossip, at most 223 bytes: times to the millisecond, the
-// reason cut at 200 bytes.
+// EncodeVerdict is the verdict as it travels, at most 434 bytes: times to the millisecond, the reasons cut at 200 bytes.
 func EncodeVerdict(v Verdict) []byte {
-	reason := cut(v.Reason)
-	b := make([]byte, 0, 23+len(reason))
-	b = append(b, encodingVersion, 0)
+	reason, failure := cut(v.Reason), cut(v.LastFailure)
+	flags := byte(0)
 	if v.Healthy {
-		b[1] = 1
+		flags |= flagHealthy
 	}
+	if failure != "" || !v.LastFailureAt.IsZero() {
+		flags |= flagFailed
+		if failure == reason {
+			flags |= flagSame
+		}
+	}
+	b := make([]byte, 0, 34+len(reason)+len(failure))
+	b = append(b, encodingVersion, flags)
 	b = binary.AppendVarint(b, v.Since.UnixMilli())
 	b = binary.AppendUvarint(b, uint64(max(v.Stands, 0).Milliseconds()))
 	b = append(b, byte(len(reason)))
-	return append(b, reason...)
+	b = append(b, reason...)
+	if flags&flagFailed != 0 {
+		b = binary.AppendVarint(b, v.LastFailureAt.UnixMilli())
+		if flags&flagSame == 0 {
+			b = append(b, byte(len(failure)))
+			b = append(b, failure...)
+		}
+	}
+	return b
 }
 
-// DecodeVerdict reads what EncodeVerdict wrote, and nothing else.
+// DecodeVerdict reads what EncodeVerdict wrote, in this release or one that knew no last failure, and nothing else.
 func DecodeVerdict(b []byte) (Verdict, error) {
-	if len(b) < 2 || b[0] != encodingVersion || b[1] > 1 {
+	if len(b) < 2 {
 		return Verdict{}, errMalformed
 	}
-	healthy := b[1] == 1
-	b = b[2:]
-	since, n := binary.Varint(b)
-	if n <= 0 || since < earliest || since > latest {
+	version, flags := b[0], b[1]
+	switch {
+	case version == encodingVersion && flags&^allFlags == 0 && flags&(flagFailed|flagSame) != flagSame:
+	case version == encodingVersionPlain && flags&^flagHealthy == 0:
+	default:
 		return Verdict{}, errMalformed
 	}
-	b = b[n:]
-	stands, n := binary.Uvarint(b)
-	if n <= 0 || stands > math.MaxInt64/uint64(time.Millisecond) {
+	d := decoder{rest: b[2:]}
+	v := Verdict{
+		Healthy: flags&flagHealthy != 0,
+		Since:   d.time(),
+		Stands:  d.duration(),
+		Reason:  d.text(),
+	}
+	if flags&flagFailed != 0 {
+		v.LastFailureAt = d.time()
+		v.LastFailure = v.Reason
+		if flags&flagSame == 0 {
+			v.LastFailure = d.text()
+		}
+	}
+	if d.failed || len(d.rest) > 0 {
 		return Verdict{}, errMalformed
 	}
-	b = b[n:]
-	if len(b) < 1 || int(b[0]) != len(b)-1 || len(b)-1 > maxReason || !utf8.Valid(b[1:]) {
-		return Verdict{}, errMalformed
-	}
-	return Verdict{
-		Healthy: healthy,
-		Reason:  string(b[1:]),
-		Since:   time.UnixMilli(since).UTC(),
-		Stands:  time.Duration(stands) * time.Millisecond,
-	}, nil
+	return v, nil
 }
+
+// decoder reads the parts of a verdict; once one was malformed, so are all.
+type decoder struct {
+	rest   []byte
+	failed bool
+}
+
+func (d *decoder) time() time.Time {
+	ms, n := binary.Varint(d.rest)
+	if n <= 0 || ms < earliest || ms > latest {
+		d.fail()
+		return time.Time{}
+	}
+	d.rest = d.rest[n:]
+	return time.UnixMilli(ms).UTC()
+}
+
+func (d *decoder) duration() time.Duration {
+	ms, n := binary.Uvarint(d.rest)
+	if n <= 0 || ms > math.MaxInt64/uint64(time.Millisecond) {
+		d.fail()
+		return 0
+	}
+	d.rest = d.rest[n:]
+	return time.Duration(ms) * time.Millisecond
+}
+
+func (d *decoder) text() string {
+	if len(d.rest) < 1 {
+		d.fail()
+		return ""
+	}
+	n := int(d.rest[0])
+	if n > maxReason || n > len(d.rest)-1 || !utf8.Valid(d.rest[1:1+n]) {
+		d.fail()
+		return ""
+	}
+	text := string(d.rest[1 : 1+n])
+	d.rest = d.rest[1+n:]
+	return text
+}
+
+func (d *decoder) fail() { d.rest, d.failed = nil, true }
 
 // cut makes the reason valid UTF-8 of at most maxReason bytes, and cuts no character in two.
 func cut(reason string) string {

@@ -84,7 +84,7 @@ func TestTheViewThatTippedItGivesReasonAndTime(t *testing.T) {
 		}, {
 			"unhealthy since the second of three said so", target,
 			views{"a": {target: sick(9, "last", 10)}, "b": {target: sick(1, "first", 30)}, "c": {target: sick(5, "second", 20)}},
-			sick(5, "second", 10),
+			sick(5, "second", 20), // two of the three must turn, and the second can after 20
 		}, {
 			"who disagrees has no part in it", target,
 			views{"a": {target: sick(9, "timeout", 40)}, "b": {target: healthy(99, 5)}, "c": {target: sick(7, "refused", 50)}},
@@ -92,11 +92,11 @@ func TestTheViewThatTippedItGivesReasonAndTime(t *testing.T) {
 		}, {
 			"healthy again since a tie", target,
 			views{"a": {target: healthy(9, 40)}, "b": {target: healthy(3, 60)}, "c": {target: sick(1, "refused", 5)}, "d": {target: healthy(6, 50)}},
-			healthy(6, 40),
+			healthy(6, 50),
 		}, {
 			"a health check is healthy since the first who says so, if that suffices", check,
 			views{"a": {check: healthy(9, 40)}, "b": {check: healthy(3, 60)}, "c": {check: sick(1, "refused", 5)}},
-			healthy(3, 40),
+			healthy(3, 60), // both must turn
 		}, {
 			"of two who turned at once the first by name", target,
 			views{"b": {target: sick(5, "b", 1)}, "a": {target: sick(5, "a", 1)}, "c": {target: sick(4, "c", 1)}},

@@ -95,6 +95,36 @@ type: TCP
 ipAddress: 192.0.2.1
 port: 25
 ---
+kind: HealthCheck
+name: text
+type: HTTPS_STR_MATCH
+fullyQualifiedDomainName: www.example.com
+searchString: fine
+---
+kind: HealthCheck
+name: grpc
+type: GRPC
+ipAddress: 192.0.2.1
+port: 50051
+---
+kind: HealthCheck
+name: calculated
+type: CALCULATED
+childHealthChecks: [http, tcp]
+healthThreshold: 0
+---
+kind: TargetGroup
+name: grpc
+region: ap-northeast-2
+protocol: TCP
+healthCheck: {protocol: GRPC}
+---
+kind: TargetGroup
+name: https
+region: ap-northeast-2
+protocol: TCP
+healthCheck: {protocol: HTTPS}
+---
 kind: TargetGroup
 name: http
 region: ap-northeast-2
@@ -169,6 +199,16 @@ func TestWhatIsNotSaidIsAsInAWS(t *testing.T) {
 		{"a TCP check's path", s.HealthChecks["tcp"].ResourcePath, ""},
 		{"a check's interval", *s.HealthChecks["http"].RequestInterval, *seconds(30)},
 		{"a check's threshold", s.HealthChecks["http"].FailureThreshold, 3},
+		{"an HTTPS check's SNI", *s.HealthChecks["https"].EnableSNI, true},
+		{"an HTTP check's SNI", s.HealthChecks["http"].EnableSNI, (*bool)(nil)},
+		{"a string match's port", s.HealthChecks["text"].Port, uint16(443)},
+		{"a string match's path", s.HealthChecks["text"].ResourcePath, "/"},
+		{"a string match's SNI", *s.HealthChecks["text"].EnableSNI, true},
+		{"a gRPC check's path", s.HealthChecks["grpc"].ResourcePath, "/AWS.ALB/healthcheck"},
+		{"where a check is made from", s.HealthChecks["http"].Regions, []string(nil)},
+		{"a calculated check's interval", s.HealthChecks["calculated"].RequestInterval, (*Duration)(nil)},
+		{"a calculated check's failure threshold", s.HealthChecks["calculated"].FailureThreshold, 0},
+		{"a calculated check's threshold", *s.HealthChecks["calculated"].HealthThreshold, 0},
 
 		{"a target's port", group("http").Targets[0].Port, uint16(8080)},
 		{"a target's own port", group("http").Targets[1].Port, uint16(81)},
@@ -185,6 +225,13 @@ func TestWhatIsNotSaidIsAsInAWS(t *testing.T) {
 		{"the path of a TCP group's check", group("tcp").HealthCheck.Path, ""},
 		{"the timeout of a TCP group's check", *group("tcp").HealthCheck.Timeout, *seconds(10)},
 		{"a timeout under a short interval", *group("hasty").HealthCheck.Timeout, *seconds(2)},
+		{"whether a group's targets are checked", *group("tcp").HealthCheck.Enabled, true},
+		{"the path of a gRPC check", group("grpc").HealthCheck.Path, "/AWS.ALB/healthcheck"},
+		{"the matcher of a gRPC check", group("grpc").HealthCheck.Matcher, "12"},
+		{"the timeout of a gRPC check", *group("grpc").HealthCheck.Timeout, *seconds(6)},
+		{"the path of an HTTPS check", group("https").HealthCheck.Path, "/"},
+		{"the matcher of an HTTPS check", group("https").HealthCheck.Matcher, "200"},
+		{"the timeout of an HTTPS check", *group("https").HealthCheck.Timeout, *seconds(10)},
 
 		{"a load balancer's type", s.LoadBalancers["application"].Type, ApplicationLoadBalancer},
 		{"an application load balancer's idle timeout", *s.LoadBalancers["application"].IdleTimeout, *seconds(60)},
@@ -211,6 +258,11 @@ func TestWhatIsNotSaidIsAsInAWS(t *testing.T) {
 		{"an accelerator's affinity", listener.ClientAffinity, AffinityNone},
 		{"a single port", listener.PortRanges[0], PortRange{80, 80}},
 		{"an endpoint group's dial", *listener.EndpointGroups[0].TrafficDial, 100.0},
+		{"an endpoint group's health check protocol", listener.EndpointGroups[0].HealthCheckProtocol, TCP},
+		{"an endpoint group's health check port", listener.EndpointGroups[0].HealthCheckPort, uint16(80)},
+		{"an endpoint group's health check path", listener.EndpointGroups[0].HealthCheckPath, ""},
+		{"an endpoint group's health check interval", *listener.EndpointGroups[0].HealthCheckInterval, *seconds(30)},
+		{"an endpoint group's threshold", listener.EndpointGroups[0].ThresholdCount, 3},
 		{"an endpoint's weight", *listener.EndpointGroups[0].Endpoints[0].Weight, 128},
 
 		{"a record's TTL", *zone.Records[0].TTL, *seconds(300)},
@@ -271,6 +323,7 @@ func TestTheManagedCachePoliciesAreInEverySpec(t *testing.T) {
 func TestNoDefaultIsLeftNil(t *testing.T) {
 	absentMeansSomething := map[string]bool{
 		"Region.Location": false, "POP.Location": true, "Action.FixedResponse": true, "Action.Redirect": true,
+		"HealthCheck.EnableSNI": true, "HealthCheck.HealthThreshold": true, "HealthCheck.RequestInterval": true, // each of some types
 		"Record.TTL": true, "Record.Alias": true, "Record.Weight": true, "Record.GeoLocation": true,
 	}
 	var walk func(where string, v reflect.Value)

@@ -61,7 +61,7 @@ var exactlyOneOf = map[reflect.Type][]string{
 	reflect.TypeFor[Condition]():   {"hostHeader", "pathPattern", "httpRequestMethod"},
 	reflect.TypeFor[Action]():      {"forward", "fixedResponse", "redirect"},
 	reflect.TypeFor[Origin]():      {"url", "loadBalancers"},
-	reflect.TypeFor[Endpoint]():    {"targetGroup", "loadBalancer"},
+	reflect.TypeFor[Endpoint]():    {"targetGroup", "loadBalancer", "address"},
 	reflect.TypeFor[Record]():      {"values", "alias"},
 	reflect.TypeFor[Alias]():       {"distribution", "loadBalancer", "accelerator", "record"},
 	reflect.TypeFor[GeoLocation](): {"continent", "country"},

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -73,12 +74,26 @@ func (r *Region) complete() {
 }
 
 func (h *HealthCheck) complete() {
-	if h.Port == 0 {
-		h.Port = map[string]uint16{HTTP: 80, HTTPS: 443}[h.Type]
+	switch h.Type {
+	case Calculated:
+		return // nothing is probed
+	case HTTP, HTTPStringMatch:
+		h.Port = cmp.Or(h.Port, 80)
+		h.ResourcePath = cmp.Or(h.ResourcePath, "/")
+	case HTTPS, HTTPSStringMatch:
+		h.Port = cmp.Or(h.Port, 443)
+		h.ResourcePath = cmp.Or(h.ResourcePath, "/")
+		if h.EnableSNI == nil {
+			yes := true
+			h.EnableSNI = &yes
+		}
+	case GRPC:
+		h.ResourcePath = cmp.Or(h.ResourcePath, GRPCHealthPath)
 	}
-	if h.ResourcePath == "" && (h.Type == HTTP || h.Type == HTTPS) {
-		h.ResourcePath = "/"
+	if h.RequestInterval == nil {
+		h.RequestInterval = seconds(30)
 	}
+	h.FailureThreshold = cmp.Or(h.FailureThreshold, 3)
 }
 
 func (g *TargetGroup) complete() {
@@ -91,17 +106,17 @@ func (g *TargetGroup) complete() {
 	if h.Protocol == "" {
 		h.Protocol = g.Protocol
 	}
-	if h.Protocol == HTTP {
-		if h.Path == "" {
-			h.Path = "/"
-		}
-		if h.Matcher == "" {
-			h.Matcher = "200"
-		}
+	switch h.Protocol {
+	case HTTP, HTTPS:
+		h.Path = cmp.Or(h.Path, "/")
+		h.Matcher = cmp.Or(h.Matcher, "200")
+	case GRPC:
+		h.Path = cmp.Or(h.Path, GRPCHealthPath)
+		h.Matcher = cmp.Or(h.Matcher, "12")
 	}
 	if h.Timeout == nil {
 		h.Timeout = seconds(10)
-		if h.Protocol == HTTP {
+		if h.Protocol == HTTP || h.Protocol == GRPC {
 			h.Timeout = seconds(6)
 		}
 		if h.Interval != nil { // ELB's intervals are never below its timeouts; ours may be
@@ -174,9 +189,19 @@ func (b *CacheBehavior) complete() {
 
 func (a *Accelerator) complete() {
 	for i := range a.Listeners {
-		for j := range a.Listeners[i].PortRanges {
-			if r := &a.Listeners[i].PortRanges[j]; r.ToPort == 0 {
+		l := &a.Listeners[i]
+		for j := range l.PortRanges {
+			if r := &l.PortRanges[j]; r.ToPort == 0 {
 				r.ToPort = r.FromPort
+			}
+		}
+		for j := range l.EndpointGroups {
+			g := &l.EndpointGroups[j]
+			if g.HealthCheckPort == 0 && len(l.PortRanges) > 0 {
+				g.HealthCheckPort = l.PortRanges[0].FromPort
+			}
+			if g.HealthCheckProtocol != TCP {
+				g.HealthCheckPath = cmp.Or(g.HealthCheckPath, "/")
 			}
 		}
 	}

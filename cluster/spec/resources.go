@@ -34,7 +34,19 @@ const (
 	HTTP  = "HTTP"
 	HTTPS = "HTTPS"
 	TCP   = "TCP"
+	GRPC  = "GRPC"
 )
+
+// Types of health checks that are no protocols.
+const (
+	HTTPStringMatch  = "HTTP_STR_MATCH"
+	HTTPSStringMatch = "HTTPS_STR_MATCH"
+	Calculated       = "CALCULATED"
+)
+
+// GRPCHealthPath is where a gRPC check asks unless told otherwise. No server knows the method, so each that
+// works says so: UNIMPLEMENTED, 12 (ALB).
+const GRPCHealthPath = "/AWS.ALB/healthcheck"
 
 // TargetGroup is the targets of one region that serve one thing, and how they are checked
 // (ELB target group).
@@ -62,20 +74,28 @@ type Target struct {
 // AddrPort is where the target listens.
 func (t Target) AddrPort() netip.AddrPort { return netip.AddrPortFrom(t.Address, t.Port) }
 
-// TargetHealthCheck is how the targets of a group are checked. Defaults are those of ELB's API model
-// (interval 30 s; timeout 6 s for HTTP, 10 s for TCP, but never above the interval; healthy 5, unhealthy 2;
-// matcher 200, path /).
+// TargetHealthCheck is how the targets of a group are checked. Defaults are those of ELB's API model (interval 30 s;
+// timeout 6 s for HTTP and GRPC, 10 s for HTTPS and TCP, but never above the interval; healthy 5, unhealthy 2; matcher
+// 200, path /; for GRPC 12 and /AWS.ALB/healthcheck).
 type TargetHealthCheck struct {
-	Protocol string `json:"protocol,omitempty" rule:"HTTP|TCP"` // default the group's
-	Port     uint16 `json:"port,omitempty" rule:"1..65535"`     // 0: the target's own (traffic-port)
+	// Enabled says whether the targets are checked; those that are not all take traffic (ELB knows it of Lambda alone).
+	Enabled  *bool  `json:"enabled,omitempty" default:"true"`
+	Protocol string `json:"protocol,omitempty" rule:"HTTP|HTTPS|TCP|GRPC"` // default the group's
+	Port     uint16 `json:"port,omitempty" rule:"1..65535"`                // 0: the target's own (traffic-port)
 	Path     string `json:"path,omitempty" rule:"..1024"`
-	Matcher  string `json:"matcher,omitempty"` // "200", "200,302", "200-299"
+	// Matcher is the answers that pass: "200", "200,302" or "200-299" of HTTP's, 200–599; "12", "0,12" or "0-99" of gRPC's, 0–99.
+	Matcher string `json:"matcher,omitempty"`
+	// ValidateCertificate is for HTTPS: the target's certificate must be of a known authority and for its address (ELB never looks).
+	ValidateCertificate bool `json:"validateCertificate,omitempty"`
 	// Interval may be shorter than ELB's, 5–300 s.
 	Interval           *Duration `json:"interval,omitempty" rule:"1s..300s" default:"30s"`
 	Timeout            *Duration `json:"timeout,omitempty" rule:"100ms..120s"`
 	HealthyThreshold   int       `json:"healthyThreshold,omitempty" rule:"1..10" default:"5"`
 	UnhealthyThreshold int       `json:"unhealthyThreshold,omitempty" rule:"1..10" default:"2"`
 }
+
+// On says whether the targets are checked.
+func (h *TargetHealthCheck) On() bool { return h.Enabled == nil || *h.Enabled }
 
 // Load balancer types.
 const (
@@ -143,21 +163,36 @@ type Redirect struct {
 	Query      string `json:"query,omitempty" rule:"..128"`
 }
 
-// HealthCheck checks one endpoint from a few nodes of every region (Route 53 health check).
+// HealthCheck checks one endpoint from a few nodes of every region, or is reckoned of other health checks
+// (Route 53 health check; GRPC and validateCertificate are not Route 53's).
 type HealthCheck struct {
-	Name         string            `json:"name" rule:"required"`
-	Labels       map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
-	Type         string            `json:"type" rule:"required,HTTP|HTTPS|TCP"`
-	IPAddress    netip.Addr        `json:"ipAddress" rule:"required"`
-	Port         uint16            `json:"port,omitempty" rule:"1..65535"`      // default 80 for HTTP, 443 for HTTPS
-	ResourcePath string            `json:"resourcePath,omitempty" rule:"..255"` // default /
-	// FullyQualifiedDomainName is sent as Host and SNI; the address is always IPAddress.
+	Name   string            `json:"name" rule:"required"`
+	Labels map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	Type   string            `json:"type" rule:"required,HTTP|HTTPS|HTTP_STR_MATCH|HTTPS_STR_MATCH|TCP|GRPC|CALCULATED"`
+	// IPAddress is where the endpoint is. Without it fullyQualifiedDomainName is looked up at each probe, its IPv4 addresses alone.
+	IPAddress netip.Addr `json:"ipAddress,omitzero"`
+	Port      uint16     `json:"port,omitempty" rule:"1..65535"` // default 80 for HTTP, 443 for HTTPS
+	// ResourcePath has the default / for HTTP and HTTPS, /AWS.ALB/healthcheck for GRPC; where GRPC is answered by 0 (OK) or 12 (UNIMPLEMENTED), it passes.
+	ResourcePath string `json:"resourcePath,omitempty" rule:"..255"`
+	// FullyQualifiedDomainName is sent as Host and SNI, and is the endpoint where ipAddress is absent.
 	FullyQualifiedDomainName string `json:"fullyQualifiedDomainName,omitempty" rule:"..255"`
-	// RequestInterval may be any, unlike Route 53's, 10 or 30 s.
-	RequestInterval  *Duration `json:"requestInterval,omitempty" rule:"1s..300s" default:"30s"`
-	FailureThreshold int       `json:"failureThreshold,omitempty" rule:"1..10" default:"3"` // in both directions
-	Inverted         bool      `json:"inverted,omitempty"`
-	Disabled         bool      `json:"disabled,omitempty"` // counts as healthy
+	// SearchString must be in the first 5,120 bytes of the body, in this case: HTTP_STR_MATCH and HTTPS_STR_MATCH only.
+	SearchString string `json:"searchString,omitempty" rule:"..255"`
+	// EnableSNI sends the name in TLS; default true. HTTPS and HTTPS_STR_MATCH only.
+	EnableSNI *bool `json:"enableSNI,omitempty"`
+	// ValidateCertificate demands a certificate of a known authority for the name. HTTPS and HTTPS_STR_MATCH only.
+	ValidateCertificate bool `json:"validateCertificate,omitempty"`
+	// Regions are where it is checked from; default all. (Route 53 wants three at least.)
+	Regions []string `json:"regions,omitempty" rule:"1..256"`
+	// RequestInterval is how often each observer probes: default 30 s; it may be any, unlike Route 53's, 10 or 30 s.
+	RequestInterval  *Duration `json:"requestInterval,omitempty" rule:"1s..300s"`
+	FailureThreshold int       `json:"failureThreshold,omitempty" rule:"1..10"` // in both directions; default 3
+	// ChildHealthChecks are those that a CALCULATED one is reckoned of; none of them is CALCULATED itself.
+	ChildHealthChecks []string `json:"childHealthChecks,omitempty" rule:"1..255"`
+	// HealthThreshold is how many children must be healthy: 0 is always healthy, more than there are never. CALCULATED only.
+	HealthThreshold *int `json:"healthThreshold,omitempty" rule:"0..256"`
+	Inverted        bool `json:"inverted,omitempty"`
+	Disabled        bool `json:"disabled,omitempty"` // counts as healthy
 }
 
 // Distribution is one site on the CDN (CloudFront distribution): its hosts, where its content comes
@@ -268,13 +303,28 @@ type EndpointGroup struct {
 	// TrafficDial is the percentage of the flows already directed to the group that it takes.
 	TrafficDial *float64   `json:"trafficDial,omitempty" rule:"0..100" default:"100"`
 	Endpoints   []Endpoint `json:"endpoints" rule:"required,1..10"`
+	// HealthCheckProtocol is how endpoints given by address are checked, and so are the fields below: other endpoints
+	// have the health of their targets (Global Accelerator).
+	HealthCheckProtocol string `json:"healthCheckProtocol,omitempty" rule:"TCP|HTTP|HTTPS" default:"TCP"`
+	HealthCheckPort     uint16 `json:"healthCheckPort,omitempty" rule:"1..65535"` // default the listener's first port
+	HealthCheckPath     string `json:"healthCheckPath,omitempty" rule:"..255"`    // default / for HTTP and HTTPS
+	// HealthCheckInterval may be any, unlike Global Accelerator's, 10 or 30 s.
+	HealthCheckInterval *Duration `json:"healthCheckInterval,omitempty" rule:"1s..300s" default:"30s"`
+	ThresholdCount      int       `json:"thresholdCount,omitempty" rule:"1..10" default:"3"` // in both directions
 }
 
-// Endpoint is where flows end: a target group or a network load balancer of the group's region (exactly one).
+// CheckAddr is where an endpoint of the group that is given by address is checked.
+func (g *EndpointGroup) CheckAddr(e Endpoint) netip.AddrPort {
+	return netip.AddrPortFrom(e.Address, g.HealthCheckPort)
+}
+
+// Endpoint is where flows end: a target group or a network load balancer of the group's region, or an address, at the
+// port that the flow came to (exactly one).
 type Endpoint struct {
-	TargetGroup  string `json:"targetGroup,omitempty"`
-	LoadBalancer string `json:"loadBalancer,omitempty"`
-	Weight       *int   `json:"weight,omitempty" rule:"0..255" default:"128"` // 0 takes nothing
+	TargetGroup  string     `json:"targetGroup,omitempty"`
+	LoadBalancer string     `json:"loadBalancer,omitempty"`
+	Address      netip.Addr `json:"address,omitzero"`
+	Weight       *int       `json:"weight,omitempty" rule:"0..255" default:"128"` // 0 takes nothing
 }
 
 // HostedZone is a public zone; its name is the domain without a trailing dot (Route 53 hosted zone).
@@ -348,4 +398,6 @@ type Cluster struct {
 	ReplaceVoterAfter *Duration `json:"replaceVoterAfter,omitempty" rule:"5s..24h" default:"30s"`
 	// RemoveNodeAfter is how long a node may be dead before the cluster forgets it.
 	RemoveNodeAfter *Duration `json:"removeNodeAfter,omitempty" rule:"10m..8760h" default:"72h"`
+	// HealthCheckQuorum is the percentage of its observers of which more must say that a HealthCheck is healthy for it to be so.
+	HealthCheckQuorum *int `json:"healthCheckQuorum,omitempty" rule:"0..99" default:"18"`
 }

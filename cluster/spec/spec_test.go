@@ -40,10 +40,10 @@ func TestResourcesAreListedByKindAndName(t *testing.T) {
 			t.Errorf("%s is another", r)
 		}
 	}
-	if want := []string{"hasty", "http", "tcp"}; !slices.Equal(groups, want) {
+	if want := []string{"grpc", "hasty", "http", "https", "tcp"}; !slices.Equal(groups, want) {
 		t.Errorf("got %v, want %v", groups, want)
 	}
-	if len(all) != 17 || all[0] != "Region/ap-northeast-2" || all[len(all)-1] != "HostedZone/example.com" {
+	if len(all) != 22 || all[0] != "Region/ap-northeast-2" || all[len(all)-1] != "HostedZone/example.com" {
 		t.Errorf("got %v", all)
 	}
 	for range s.Each("martians") {
@@ -71,7 +71,7 @@ func TestAResourcesJSONHasItsKindAndTheNamesOfDocuments(t *testing.T) {
 	r, _ := mustBuild(t, sparse).Resource("TargetGroup", "hasty")
 	got, err := json.Marshal(r)
 	want := `{"kind":"TargetGroup","name":"hasty","region":"ap-northeast-2","protocol":"TCP",` +
-		`"healthCheck":{"protocol":"HTTP","path":"/","matcher":"200","interval":2,"timeout":2,"healthyThreshold":5,"unhealthyThreshold":2},` +
+		`"healthCheck":{"enabled":true,"protocol":"HTTP","path":"/","matcher":"200","interval":2,"timeout":2,"healthyThreshold":5,"unhealthyThreshold":2},` +
 		`"loadBalancingAlgorithm":"round_robin","deregistrationDelay":300}`
 	if err != nil || string(got) != want {
 		t.Errorf("got  %s, %v\nwant %s", got, err, want)

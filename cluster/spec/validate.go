@@ -166,24 +166,6 @@ func (c check) region(r *Region, shared *claims) {
 	}
 }
 
-func (c check) healthCheck(h *HealthCheck) {
-	c.name(h.Name)
-	c.unicast("ipAddress", h.IPAddress)
-	if h.Type == TCP {
-		if h.Port == 0 {
-			c.fault("port", "is required for TCP")
-		}
-		if h.ResourcePath != "" {
-			c.fault("resourcePath", "has no meaning for TCP")
-		}
-		return
-	}
-	c.urlPath("resourcePath", h.ResourcePath)
-	if h.FullyQualifiedDomainName != "" {
-		c.host("fullyQualifiedDomainName", h.FullyQualifiedDomainName)
-	}
-}
-
 func (c check) unicast(field string, a netip.Addr) {
 	if a.IsValid() && (a.IsUnspecified() || a.IsMulticast()) {
 		c.fault(field, "%s is not the address of a host", a)
@@ -243,40 +225,7 @@ func (c check) targetGroup(g *TargetGroup) {
 		}
 		seen[t.AddrPort()] = true
 	}
-	h := g.HealthCheck
-	if h.Protocol == TCP {
-		if h.Path != "" {
-			c.fault("healthCheck.path", "has no meaning for TCP")
-		}
-		if h.Matcher != "" {
-			c.fault("healthCheck.matcher", "has no meaning for TCP")
-		}
-	} else {
-		c.urlPath("healthCheck.path", h.Path)
-		c.matcher("healthCheck.matcher", h.Matcher)
-	}
-	if h.Timeout != nil && h.Interval != nil && *h.Timeout > *h.Interval {
-		c.fault("healthCheck.timeout", "%s is longer than the interval, %s", h.Timeout, h.Interval)
-	}
-}
-
-// matcher judges the HTTP codes of a healthy answer: 200, or 200,302, or 200-299.
-func (c check) matcher(field, matcher string) {
-	if matcher == "" {
-		return
-	}
-	for part := range strings.SplitSeq(matcher, ",") {
-		low, high, isRange := strings.Cut(part, "-")
-		if !isRange {
-			high = low
-		}
-		a, errA := strconv.Atoi(low)
-		b, errB := strconv.Atoi(high)
-		if errA != nil || errB != nil || a < 200 || b > 599 || a > b {
-			c.fault(field, `must be codes from 200 to 599 like "200", "200,302" or "200-299", not %.40q`, matcher)
-			return
-		}
-	}
+	c.targetHealthCheck("healthCheck", &g.HealthCheck)
 }
 
 func (c check) loadBalancer(lb *LoadBalancer, shared *claims) {
@@ -584,6 +533,7 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 		seen[address] = true
 	}
 	a.claim(c.document, shared.ports)
+	checks := map[regionAddress]*EndpointGroup{}
 	groups, ports := 0, 0
 	for i := range a.Listeners {
 		l, field := &a.Listeners[i], at("listeners", i)
@@ -603,6 +553,7 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 			}
 			regions[g.Region] = true
 			c.endpointGroup(item, g)
+			c.endpointChecks(item, g, checks)
 		}
 		groups += len(l.EndpointGroups)
 	}
@@ -632,6 +583,7 @@ func (c check) endpointGroup(field string, g *EndpointGroup) {
 		if region != "" && g.Region != "" && region != g.Region {
 			c.fault(item+of, "is in %s, not in the endpoint group's %s", region, g.Region)
 		}
+		c.unicast(item+".address", e.Address)
 		e.Weight = nil
 		if seen[e] {
 			c.fault(item, "is in the endpoint group twice")

@@ -45,6 +45,10 @@ func facade(resource any) [2]string {
 		return [2]string{r.Region, r.Protocol}
 	case *LoadBalancer:
 		return [2]string{r.Region, r.Type}
+	case *HealthCheck:
+		if r.Type == Calculated {
+			return [2]string{r.Type}
+		}
 	}
 	return [2]string{}
 }
@@ -132,6 +136,11 @@ func (b *builder) referring(m moved) []Resource {
 	regions, checks, groups, balancers := m["Region"], m["HealthCheck"], m["TargetGroup"], m["LoadBalancer"]
 	policies, sites, accelerators := m["CachePolicy"], m["Distribution"], m["Accelerator"]
 	var found []Resource
+	if regions != nil || checks != nil {
+		found = collect(b, found, "HealthCheck", b.spec.HealthChecks, func(h *HealthCheck) bool {
+			return regions != nil && slices.ContainsFunc(h.Regions, regions.has) || checks != nil && slices.ContainsFunc(h.ChildHealthChecks, checks.has)
+		})
+	}
 	if regions != nil {
 		found = collect(b, found, "TargetGroup", b.spec.TargetGroups, func(g *TargetGroup) bool { return regions.has(g.Region) })
 	}

@@ -46,6 +46,12 @@ func TestWithTellsWhatIsWrongWithAChange(t *testing.T) {
 		{"ports of an address that are taken", "{kind: Accelerator, name: new, ipAddresses: [192.0.2.1], listeners: [{protocol: TCP, portRanges: [{fromPort: 1, toPort: 9}], endpointGroups: [{region: r1, endpoints: [{targetGroup: t2}]}]}]}", nil, []string{
 			"new.yaml:1: Accelerator new: listeners[0].portRanges[0]: port 1 of 192.0.2.1 is already taken by Accelerator/a1, listeners[0].portRanges[0]"}},
 		{"a managed policy is deleted", "", []Ref{{"CachePolicy", "Managed-CachingDisabled"}}, nil},
+		{"a child of a health check is deleted", "", []Ref{{"HealthCheck", "h2"}}, []string{
+			"HealthCheck h2: is used by HealthCheck/h3 (childHealthChecks[1])"}},
+		{"a region that a health check looks from is deleted", "", []Ref{{"Region", "r2"}}, []string{
+			"Region r2: is used by HealthCheck/h2 (regions[0])"}},
+		{"a child turns into a calculated one", "{kind: HealthCheck, name: h2, type: CALCULATED, healthThreshold: 1, childHealthChecks: [h1]}", nil, []string{
+			`HealthCheck h3: childHealthChecks[1]: "h2" is calculated itself`}},
 		{"a second cluster", "{kind: Cluster, name: other, voters: 4}", nil, []string{
 			"new.yaml:1: Cluster other: name: must be default: there is one cluster", "new.yaml:1: Cluster other: voters: must be 1, 3 or 5, not 4"}},
 	} {
@@ -173,9 +179,9 @@ func TestADiffTellsLabelsOneByOne(t *testing.T) {
 
 func TestTheClusterHasSettingsEvenIfNobodyDeclaresThem(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                               `{"name":"default","voters":5,"replaceVoterAfter":30,"removeNodeAfter":259200}`,
-		"kind: Cluster\nname: default\n": `{"name":"default","voters":5,"replaceVoterAfter":30,"removeNodeAfter":259200}`,
-		"kind: Cluster\nname: default\nvoters: 3\nreplaceVoterAfter: 24h\nremoveNodeAfter: 8760h\n": `{"name":"default","voters":3,"replaceVoterAfter":86400,"removeNodeAfter":31536000}`,
+		"":                               `{"name":"default","voters":5,"replaceVoterAfter":30,"removeNodeAfter":259200,"healthCheckQuorum":18}`,
+		"kind: Cluster\nname: default\n": `{"name":"default","voters":5,"replaceVoterAfter":30,"removeNodeAfter":259200,"healthCheckQuorum":18}`,
+		"kind: Cluster\nname: default\nvoters: 3\nreplaceVoterAfter: 24h\nremoveNodeAfter: 8760h\nhealthCheckQuorum: 0\n": `{"name":"default","voters":3,"replaceVoterAfter":86400,"removeNodeAfter":31536000,"healthCheckQuorum":0}`,
 	} {
 		got, err := json.Marshal(mustBuild(t, text).Settings())
 		if err != nil || string(got) != want {
@@ -183,9 +189,10 @@ func TestTheClusterHasSettingsEvenIfNobodyDeclaresThem(t *testing.T) {
 		}
 	}
 	for field, want := range map[string]string{
-		"replaceVoterAfter: 4": "replaceVoterAfter: must be 5s–24h, not 4",
-		"removeNodeAfter: 9m":  `removeNodeAfter: must be 10m–8760h, not "9m"`,
-		"voters: 0":            "voters: must be 1, 3 or 5, not 0",
+		"replaceVoterAfter: 4":   "replaceVoterAfter: must be 5s–24h, not 4",
+		"removeNodeAfter: 9m":    `removeNodeAfter: must be 10m–8760h, not "9m"`,
+		"voters: 0":              "voters: must be 1, 3 or 5, not 0",
+		"healthCheckQuorum: 100": "healthCheckQuorum: must be 0–99, not 100",
 	} {
 		if _, err := build("a.yaml", "kind: Cluster\nname: default\n"+field); err == nil || err.Error() != "a.yaml:3: Cluster default: "+want {
 			t.Errorf("%s: got %v", field, err)

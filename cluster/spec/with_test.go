@@ -47,8 +47,15 @@ func drawDocument(t *rapid.T) Document {
 		name = fmt.Sprintf("r%d", n(3))
 		line("location: {latitude: %d, longitude: 1}\npops: [{name: p%d}]", n(80), n(6))
 	case "HealthCheck":
-		name = fmt.Sprintf("h%d", n(2))
-		line("type: TCP\nipAddress: 192.0.2.%d\nport: 80", n(9))
+		name = fmt.Sprintf("h%d", n(3))
+		switch n(3) {
+		case 1:
+			line("type: CALCULATED\nhealthThreshold: 1\nchildHealthChecks: [%s]", pick("h1", "h2", "h3", "h1, h2"))
+		case 2:
+			line("type: TCP\nipAddress: 192.0.2.%d\nport: 80\nregions: [%s]", n(9), region())
+		default:
+			line("type: TCP\nipAddress: 192.0.2.%d\nport: 80", n(9))
+		}
 	case "TargetGroup":
 		number := n(4)
 		name = fmt.Sprintf("t%d", number)
@@ -77,7 +84,7 @@ func drawDocument(t *rapid.T) Document {
 		from := n(9)
 		line("ipAddresses: [192.0.2.%d]\nlisteners:", n(2))
 		line("- {protocol: TCP, portRanges: [{fromPort: %d, toPort: %d}], endpointGroups: [{region: %s, endpoints: [{%s}]}]}", from, from+n(3)-1, region(),
-			pick("targetGroup: t1", "targetGroup: t2", "loadBalancer: l2", "loadBalancer: l4", "loadBalancer: l1"))
+			pick("targetGroup: t1", "targetGroup: t2", "loadBalancer: l2", "loadBalancer: l4", "loadBalancer: l1", "address: 192.0.2.9"))
 	case "HostedZone":
 		name = fmt.Sprintf("z%d.example", n(2))
 		line("records:\n- {name: a, type: A, alias: {%s}}", pick("distribution: d1", "loadBalancer: l1", "accelerator: a1", "record: b"))
@@ -119,6 +126,10 @@ pops: [{name: p2}]
 {kind: CachePolicy, name: c1}
 ---
 {kind: HealthCheck, name: h1, type: TCP, ipAddress: 192.0.2.1, port: 1}
+---
+{kind: HealthCheck, name: h2, type: TCP, ipAddress: 192.0.2.1, port: 1, regions: [r2]}
+---
+{kind: HealthCheck, name: h3, type: CALCULATED, healthThreshold: 1, childHealthChecks: [h1, h2]}
 ---
 kind: Distribution
 name: d1

@@ -37,10 +37,22 @@ type Member struct {
 	Gossip netip.AddrPort `json:"gossip,omitzero"`
 	// API is the address of its API; invalid if it is only on its unix socket.
 	API netip.AddrPort `json:"api,omitzero"`
+	// Leaving says that it is about to go: nothing new is given to it.
+	Leaving bool `json:"leaving,omitempty"`
+	// Drained says what drains it, for people ("region eu-central-1 until …"); empty: nothing does.
+	Drained string `json:"drained,omitempty"`
+	// Needed are the roles that it goes on with though it is drained, as nobody else would be left.
+	Needed []Role `json:"needed,omitempty"`
 }
 
-// Has says whether the member has a role.
+// Has says whether the member has a role, be it drained or leaving. Who looks after things (probes, keeps records) asks
+// this; who routes asks Takes.
 func (m Member) Has(r Role) bool { return slices.Contains(m.Roles, r) }
+
+// Takes says whether anything new of a role may be given to the member: it has the role, and is neither leaving nor drained.
+func (m Member) Takes(r Role) bool {
+	return m.Has(r) && !m.Leaving && (m.Drained == "" || slices.Contains(m.Needed, r))
+}
 
 // View is one node's view of the network, immutable. A nil View knows nothing.
 type View struct {
@@ -55,6 +67,10 @@ type View struct {
 	// Unreachable are members that gossip holds alive but that this node's own backbone cannot reach.
 	// The data path does not wait for gossip: it passes these over at once.
 	Unreachable map[string]bool
+	// Distance estimates the round trip between two nodes, by name; nil: nobody does.
+	Distance func(a, b string) (rtt time.Duration, ok bool)
+	// Fenced says that this node has heard of an order that it has not seen yet: it may not serve what it kept unasked.
+	Fenced bool
 }
 
 // Member returns the live member of that name.
@@ -70,18 +86,42 @@ func (v *View) Member(name string) (Member, bool) {
 	return Member{}, false
 }
 
-// In returns the live members of a region that have a role.
+// In returns the live members of a region that take what is new of a role: those that may be routed to.
 func (v *View) In(region string, r Role) []Member {
+	return v.members(func(m Member) bool { return m.Region == region && m.Takes(r) })
+}
+
+// Having returns the live members of a region that have a role, be they drained or leaving.
+func (v *View) Having(region string, r Role) []Member {
+	return v.members(func(m Member) bool { return m.Region == region && m.Has(r) })
+}
+
+// PassedOver says, a line each, which live members of a region have a role and yet are not routed to, and why.
+func (v *View) PassedOver(region string, r Role) []string {
+	var lines []string
+	for _, m := range v.Having(region, r) {
+		switch {
+		case m.Takes(r):
+		case m.Leaving:
+			lines = append(lines, m.Name+": leaving")
+		default:
+			lines = append(lines, m.Name+": drained ("+m.Drained+")")
+		}
+	}
+	return lines
+}
+
+func (v *View) members(wanted func(Member) bool) []Member {
 	if v == nil {
 		return nil
 	}
-	var in []Member
+	var found []Member
 	for _, m := range v.Members {
-		if m.Region == region && m.Has(r) {
-			in = append(in, m)
+		if wanted(m) {
+			found = append(found, m)
 		}
 	}
-	return in
+	return found
 }
 
 // TargetHealthy says whether a target may be sent traffic by its verdict: one that has no verdict yet is
@@ -94,13 +134,31 @@ func (v *View) TargetHealthy(group string, target netip.AddrPort) bool {
 	return ok && verdict.Healthy
 }
 
-// TargetGroupHealthy says whether at least one target of the group is healthy. An empty group is not.
+// TargetTakes says whether a target of the group may be sent traffic: it is healthy, or the group's targets are not
+// checked, and then each may.
+func (v *View) TargetTakes(g *spec.TargetGroup, target netip.AddrPort) bool {
+	return !g.HealthCheck.On() || v.TargetHealthy(g.Name, target)
+}
+
+// TargetGroupHealthy says whether at least one target of the group may be sent traffic. An empty group has none.
 func (v *View) TargetGroupHealthy(s *spec.Spec, group string) bool {
 	g := s.TargetGroups[group]
 	if g == nil {
 		return false
 	}
-	return slices.ContainsFunc(g.Targets, func(t spec.Target) bool { return v.TargetHealthy(group, t.AddrPort()) })
+	return slices.ContainsFunc(g.Targets, func(t spec.Target) bool {
+		return !g.HealthCheck.On() || v.TargetHealthy(group, t.AddrPort())
+	})
+}
+
+// EndpointHealthy says whether an accelerator's endpoint given by address may be sent flows; address is where it is
+// checked (spec.EndpointGroup.CheckAddr). Like a target, one that has no verdict yet is not healthy.
+func (v *View) EndpointHealthy(accelerator, region string, address netip.AddrPort) bool {
+	if v == nil {
+		return false
+	}
+	verdict, ok := v.Health.Lookup(health.EndpointKey(accelerator, region, address))
+	return ok && verdict.Healthy
 }
 
 // LoadBalancerHealthy says whether every target group of the load balancer that has targets has a
@@ -123,51 +181,108 @@ func (v *View) LoadBalancerHealthy(s *spec.Spec, name string) bool {
 	return some
 }
 
-// CheckHealthy says whether a HealthCheck passes: one without data yet is healthy, inverted ones are not;
-// disabled is healthy always (Route 53).
+// CheckHealthy says whether a HealthCheck passes: one without data yet is healthy, inverted ones are not; disabled is
+// healthy always. A calculated one passes while as many of its children do as its threshold says: with 0 always, with
+// more than there are never; its own inversion comes after (Route 53). One that does not exist passes.
 func (v *View) CheckHealthy(s *spec.Spec, name string) bool {
 	check := s.HealthChecks[name]
-	if check == nil || check.Disabled {
+	switch {
+	case check == nil || check.Disabled:
 		return true
+	case check.Type != spec.Calculated:
+		return v.observedHealthy(name) != check.Inverted
 	}
-	healthy := true
-	if v != nil {
-		if verdict, ok := v.Health.Lookup(health.CheckKey(name)); ok {
-			healthy = verdict.Healthy
+	healthy := 0
+	for _, child := range check.ChildHealthChecks {
+		// No child is calculated itself: what a spec that was not validated says of such a one is not followed.
+		if c := s.HealthChecks[child]; c == nil || c.Disabled || v.observedHealthy(child) != c.Inverted {
+			healthy++
 		}
 	}
-	return healthy != check.Inverted
+	threshold := 0
+	if check.HealthThreshold != nil {
+		threshold = *check.HealthThreshold
+	}
+	return healthy >= threshold != check.Inverted
 }
 
-// RoundTrip estimates the round trip from this node to a region: the least measured to a member there
-// that has the role, but never less than light in glass takes between the two places. So where many regions
-// stand on one machine, the coordinates win over the loopback. Not ok: neither is known.
+// observedHealthy is what the observers say of a HealthCheck; healthy while they say nothing.
+func (v *View) observedHealthy(name string) bool {
+	if v == nil {
+		return true
+	}
+	verdict, ok := v.Health.Lookup(health.CheckKey(name))
+	return !ok || verdict.Healthy
+}
+
+// CheckStands is how long what CheckHealthy says can stand at least: of a calculated one, as long as its child that can
+// turn first. Not ok: nothing that is observed can turn it.
+func (v *View) CheckStands(s *spec.Spec, name string) (stands time.Duration, ok bool) {
+	check := s.HealthChecks[name]
+	if v == nil || check == nil || check.Disabled {
+		return 0, false
+	}
+	observed := []string{name}
+	if check.Type == spec.Calculated {
+		observed = check.ChildHealthChecks
+	}
+	for _, name := range observed {
+		if c := s.HealthChecks[name]; c == nil || c.Disabled {
+			continue
+		}
+		if verdict, has := v.Health.Lookup(health.CheckKey(name)); has && verdict.Stands > 0 && (!ok || verdict.Stands < stands) {
+			stands, ok = verdict.Stands, true
+		}
+	}
+	return stands, ok
+}
+
+// RoundTrip estimates the round trip from this node to a region: the least to a member there that takes the role (or has it, where none takes it), measured, or where it is not by the view's distances; but never less than light in glass takes between the two places. So where many regions
+// stand on one machine, their places win over the loopback. Not ok: nothing is known.
 func (v *View) RoundTrip(s *spec.Spec, region string, r Role) (rtt time.Duration, ok bool) {
 	if v == nil {
 		return 0, false
 	}
-	measured := time.Duration(-1)
-	for _, m := range v.In(region, r) {
+	least := time.Duration(-1)
+	there := v.In(region, r)
+	if len(there) == 0 {
+		there = v.Having(region, r) // who goes there all the same goes as far
+	}
+	for _, m := range there {
 		if m.Name == v.Self {
 			return 0, true
 		}
-		if d, has := v.RTT[m.Name]; has && (measured < 0 || d < measured) {
-			measured = d
+		if d, has := v.Away(m.Name); has && (least < 0 || d < least) {
+			least = d
 		}
 	}
 	self, here := v.Member(v.Self)
 	if here && self.Region == region {
-		return max(measured, 0), true
+		return max(least, 0), true
 	}
 	from, fromOK := s.Place(self.Region, self.POP)
 	to, toOK := s.Place(region, "")
 	switch {
-	case measured < 0 && fromOK && toOK:
+	case least < 0 && fromOK && toOK:
 		return from.RoundTrip(to), true
-	case measured >= 0 && fromOK && toOK:
-		return max(measured, from.Light(to)), true
-	case measured >= 0:
-		return measured, true
+	case least >= 0 && fromOK && toOK:
+		return max(least, from.Light(to)), true
+	case least >= 0:
+		return least, true
 	}
 	return 0, false
+}
+
+// Away is the round trip from this node to another: measured, or else estimated. Not ok: neither.
+func (v *View) Away(name string) (rtt time.Duration, ok bool) {
+	if v == nil {
+		return 0, false
+	}
+	if d, measured := v.RTT[name]; measured {
+		return d, true
+	}
+	if v.Distance == nil {
+		return 0, false
+	}
+	return v.Distance(v.Self, name)
 }

@@ -104,6 +104,95 @@ func TestAHealthCheckWithoutDataPassesUnlessInverted(t *testing.T) {
 	}
 }
 
+// Route 53: x of y, 0 always, more than there are never, a disabled child is healthy, the parent's inversion comes last.
+func TestACalculatedCheckCountsItsHealthyChildren(t *testing.T) {
+	good, bad := health.Verdict{Healthy: true}, health.Verdict{}
+	verdicts := map[health.Key]health.Verdict{
+		health.CheckKey("good"): good, health.CheckKey("bad"): bad, health.CheckKey("off"): bad,
+		health.CheckKey("inverted-good"): good, health.CheckKey("inverted-bad"): bad,
+	}
+	for _, c := range []struct {
+		name      string
+		children  []string
+		threshold int
+		want      bool
+	}{
+		{"one of two", []string{"good", "bad"}, 1, true},
+		{"two of two, and one fails", []string{"good", "bad"}, 2, false},
+		{"threshold 0", []string{"bad"}, 0, true},
+		{"more than there are", []string{"good"}, 2, false},
+		{"one without data", []string{"silent"}, 1, true},
+		{"one that is disabled", []string{"off"}, 1, true},
+		{"inverted children", []string{"inverted-good", "inverted-bad"}, 2, false},
+		{"an inverted child that fails", []string{"inverted-bad"}, 1, true},
+		{"a child that is calculated itself is not followed", []string{"circle"}, 1, true},
+	} {
+		for _, inverted := range []bool{false, true} {
+			for _, disabled := range []bool{false, true} {
+				s := &spec.Spec{HealthChecks: map[string]*spec.HealthCheck{
+					"good": {}, "bad": {}, "silent": {}, "off": {Disabled: true},
+					"inverted-good": {Inverted: true}, "inverted-bad": {Inverted: true},
+					"circle": {Type: spec.Calculated, ChildHealthChecks: []string{"circle"}},
+					"it":     {Type: spec.Calculated, ChildHealthChecks: c.children, HealthThreshold: &c.threshold, Inverted: inverted, Disabled: disabled},
+				}}
+				v := &View{Health: health.NewTable(verdicts)}
+				if got := v.CheckHealthy(s, "it"); got != (disabled || c.want != inverted) {
+					t.Errorf("%s, inverted %v, disabled %v: got %v", c.name, inverted, disabled, got)
+				}
+			}
+		}
+	}
+}
+
+func TestACheckStandsAsLongAsWhatItIsMadeOf(t *testing.T) {
+	one := 1
+	s := &spec.Spec{HealthChecks: map[string]*spec.HealthCheck{
+		"a": {}, "b": {}, "silent": {}, "off": {Disabled: true},
+		"both": {Type: spec.Calculated, ChildHealthChecks: []string{"silent", "a", "off", "b"}, HealthThreshold: &one},
+		"none": {Type: spec.Calculated, ChildHealthChecks: []string{"silent", "off"}, HealthThreshold: &one},
+	}}
+	v := &View{Health: health.NewTable(map[health.Key]health.Verdict{
+		health.CheckKey("a"): {Stands: time.Minute}, health.CheckKey("b"): {Healthy: true, Stands: time.Second}, health.CheckKey("off"): {Stands: 1},
+	})}
+	for name, want := range map[string]time.Duration{"a": time.Minute, "b": time.Second, "both": time.Second, "silent": 0, "off": 0, "none": 0, "unknown": 0} {
+		if got, ok := v.CheckStands(s, name); got != want || ok != (want > 0) {
+			t.Errorf("%s: got %v, %v, want %v", name, got, ok, want)
+		}
+	}
+}
+
+func TestTargetsThatAreNotCheckedAllTakeTraffic(t *testing.T) {
+	no := false
+	off := group("off", one, two)
+	off.HealthCheck.Enabled = &no
+	empty := group("empty")
+	empty.HealthCheck.Enabled = &no
+	s := &spec.Spec{TargetGroups: map[string]*spec.TargetGroup{"off": off, "empty": empty, "web": group("web", one)}}
+	v := &View{Health: health.NewTable(map[health.Key]health.Verdict{health.TargetKey("off", one): {}})}
+	if !v.TargetTakes(off, one) || !v.TargetTakes(off, two) || v.TargetTakes(s.TargetGroups["web"], one) {
+		t.Error("what is not checked takes no traffic, or what is unhealthy does")
+	}
+	if !v.TargetGroupHealthy(s, "off") || v.TargetGroupHealthy(s, "empty") || v.TargetGroupHealthy(s, "web") {
+		t.Error("a group has no healthy target, or one without targets has")
+	}
+}
+
+func TestAnEndpointWithoutAVerdictIsNotHealthy(t *testing.T) {
+	v := &View{Health: health.NewTable(map[health.Key]health.Verdict{
+		health.EndpointKey("a", "seoul", one): {Healthy: true}, health.EndpointKey("a", "seoul", two): {},
+	})}
+	for _, c := range []struct {
+		view   *View
+		region string
+		at     netip.AddrPort
+		want   bool
+	}{{v, "seoul", one, true}, {v, "seoul", two, false}, {v, "frankfurt", one, false}, {nil, "seoul", one, false}} {
+		if got := c.view.EndpointHealthy("a", c.region, c.at); got != c.want {
+			t.Errorf("%s in %s: got %v", c.at, c.region, got)
+		}
+	}
+}
+
 func TestRoundTripIsMeasuredButNeverFasterThanLight(t *testing.T) {
 	seoul, frankfurt := &spec.Location{Latitude: 37.57, Longitude: 126.98}, &spec.Location{Latitude: 50.11, Longitude: 8.68}
 	s := &spec.Spec{Regions: map[string]*spec.Region{
