@@ -11,11 +11,12 @@ type counters struct {
 	packetsReceived, packetsSent atomic.Uint64
 	strangers                    atomic.Uint64
 	streamsRefused               atomic.Uint64
-	messages, exchanges          atomic.Uint64
+	exchanges, ignored           atomic.Uint64
 	malformed, dropped           atomic.Uint64
 	conflicts, refused           atomic.Uint64
 	packetsShunned               atomic.Uint64
 	libraryErrors                atomic.Uint64
+	suspected                    atomic.Uint64
 }
 
 // Counters counts since Open:
@@ -24,14 +25,15 @@ type counters struct {
 //	gossip_packets_sent_total
 //	gossip_strangers_total          packets without it, dropped
 //	gossip_streams_refused_total    streams closed because too many, or too much of them, were open
-//	gossip_messages_total           values that others spread, those known already included
 //	gossip_exchanges_total          exchanges of full state
-//	gossip_malformed_total          of any of these, what was none, dropped
-//	gossip_dropped_total            values and nodes beyond a bound
-//	gossip_refused_total            times a refused node was said to live, or to have said something
+//	gossip_ignored_total            messages that only releases before this one read, ignored
+//	gossip_malformed_total          names, descriptions and payloads out of bounds, and packets and streams of another encryption, dropped
+//	gossip_dropped_total            times a node beyond the bound was heard of
+//	gossip_refused_total            times a refused node was said to live
 //	gossip_packets_shunned_total    packets from the address of a refused node, or for it, dropped
 //	gossip_conflicts_total          times a second node of one name was heard of
 //	gossip_library_errors_total     errors and warnings of memberlist: undecryptable packets, failed exchanges, refuted suspicions
+//	gossip_suspected_total          times others suspected this node, and it contradicted
 func (g *Gossip) Counters() map[string]uint64 {
 	c := &g.counters
 	return map[string]uint64{
@@ -39,14 +41,15 @@ func (g *Gossip) Counters() map[string]uint64 {
 		"gossip_packets_sent_total":     c.packetsSent.Load(),
 		"gossip_strangers_total":        c.strangers.Load(),
 		"gossip_streams_refused_total":  c.streamsRefused.Load(),
-		"gossip_messages_total":         c.messages.Load(),
 		"gossip_exchanges_total":        c.exchanges.Load(),
+		"gossip_ignored_total":          c.ignored.Load(),
 		"gossip_malformed_total":        c.malformed.Load(),
 		"gossip_dropped_total":          c.dropped.Load(),
 		"gossip_refused_total":          c.refused.Load(),
 		"gossip_packets_shunned_total":  c.packetsShunned.Load(),
 		"gossip_conflicts_total":        c.conflicts.Load(),
 		"gossip_library_errors_total":   c.libraryErrors.Load(),
+		"gossip_suspected_total":        c.suspected.Load(),
 	}
 }
 
@@ -55,6 +58,9 @@ func (g *Gossip) Counters() map[string]uint64 {
 type libraryLog struct{ g *Gossip }
 
 func (l libraryLog) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("Refuting a suspect message")) {
+		l.g.counters.suspected.Add(1)
+	}
 	if bytes.HasPrefix(line, []byte("[ERR")) || bytes.HasPrefix(line, []byte("[WARN]")) {
 		l.g.counters.libraryErrors.Add(1)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -21,76 +20,17 @@ var (
 
 func (d delegate) NodeMeta(int) []byte { return d.g.meta }
 
-// NotifyMsg takes one value that another node spreads.
-func (d delegate) NotifyMsg(b []byte) {
-	g := d.g
-	r, err := decodeMessage(b)
-	if err != nil {
-		g.counters.malformed.Add(1)
-		return
-	}
-	g.counters.messages.Add(1)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed || r.node == g.name {
-		return
-	}
-	if g.refuse(r.node) {
-		g.counters.refused.Add(1)
-		return
-	}
-	switch g.table.take(r, time.Now()) {
-	case fresh:
-		g.spread(r)
-		g.changed()
-	case full:
-		g.counters.dropped.Add(1)
-	}
-}
+// NotifyMsg and MergeRemoteState take what releases before this one spread; nobody asks for it now.
+func (d delegate) NotifyMsg([]byte)                  { d.g.counters.ignored.Add(1) }
+func (d delegate) MergeRemoteState(b []byte, _ bool) { d.g.counters.ignored.Add(1) }
 
-func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
-	return d.g.queue.take(overhead, limit, int(d.g.nodes.Load()))
-}
+// GetBroadcasts: this node spreads nothing but what memberlist does.
+func (d delegate) GetBroadcasts(int, int) [][]byte { return nil }
 
-// LocalState is all that this node knows of the live nodes' values.
+// LocalState is asked for at each exchange of full state, to which nothing is added.
 func (d delegate) LocalState(bool) []byte {
-	g := d.g
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.table.sweep(g.isLive, time.Now())
-	return g.table.encode(g.isLive)
-}
-
-// MergeRemoteState takes what another node's LocalState gave.
-func (d delegate) MergeRemoteState(b []byte, _ bool) {
-	g := d.g
-	state, err := decodeState(b)
-	if err != nil {
-		g.counters.malformed.Add(1)
-		return
-	}
-	g.counters.exchanges.Add(1)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return
-	}
-	if len(state) > 0 && g.refuse(state[0].node) { // who sent it
-		g.counters.refused.Add(1)
-		return
-	}
-	state = slices.DeleteFunc(state, func(n nodeState) bool { return g.refuse(n.node) })
-	news, dropped := g.table.merge(state, time.Now())
-	g.counters.dropped.Add(uint64(dropped))
-	if len(news) == 0 {
-		return
-	}
-	g.changed()
-	if len(news) <= maxRespread {
-		for _, r := range news {
-			g.spread(r)
-		}
-	}
+	d.g.counters.exchanges.Add(1)
+	return nil
 }
 
 func (d delegate) NotifyJoin(n *memberlist.Node) {
@@ -105,8 +45,8 @@ func (d delegate) NotifyJoin(n *memberlist.Node) {
 		g.log.Info("member joined", "name", m.Name, "addr", m.Addr)
 	}
 	g.live[m.Name] = m
+	g.config.SuspicionMult = suspicionMult(len(g.live))
 	g.publishMembers()
-	g.changed()
 }
 
 func (d delegate) NotifyUpdate(n *memberlist.Node) {
@@ -132,9 +72,8 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 		g.log.Info("member gone", "name", n.Name)
 	}
 	delete(g.live, n.Name)
-	g.table.gone(n.Name, time.Now())
+	g.config.SuspicionMult = suspicionMult(len(g.live))
 	g.publishMembers()
-	g.changed()
 }
 
 // NotifyAlive refuses nodes that are refused by name or beyond the bounds; memberlist then neither keeps nor
@@ -172,10 +111,29 @@ func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
 		"name", existing.Name, "first", member(existing).Addr, "second", member(other).Addr)
 }
 
-// isLive says whether a node is a member. g.mu is held.
-func (g *Gossip) isLive(node string) bool {
-	_, is := g.live[node]
-	return is && !g.refuse(node)
+// AckPayload is what is said to whoever probes this node.
+func (d delegate) AckPayload() []byte {
+	if d.g.ping.Payload == nil {
+		return nil
+	}
+	b := d.g.ping.Payload()
+	if len(b) > MaxPayload {
+		d.g.counters.malformed.Add(1)
+		return nil
+	}
+	return b
+}
+
+// NotifyPingComplete hears of an answered probe.
+func (d delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, payload []byte) {
+	g := d.g
+	if len(payload) > MaxPayload {
+		g.counters.malformed.Add(1)
+		payload = nil
+	}
+	if g.ping.Done != nil && !g.refuse(n.Name) {
+		g.ping.Done(n.Name, rtt, payload)
+	}
 }
 
 func member(n *memberlist.Node) Member {

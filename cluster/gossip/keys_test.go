@@ -127,33 +127,14 @@ func TestAKeyIsReplacedWithoutAGap(t *testing.T) {
 				}
 				random := rand.New(rand.NewPCG(3, 4))
 				for _, r := range rotation {
-					for i, g := range w.nodes {
+					for _, g := range w.nodes {
 						time.AfterFunc(time.Duration(random.IntN(5000))*time.Millisecond, func() {
 							if err := g.SetKeys(keys(r.primary)[0], keys(r.others...)); err != nil {
 								t.Error(err)
 							}
-							if err := g.Publish(r.stage, []byte(name(i))); err != nil {
-								t.Error(err)
-							}
 						})
 					}
-					time.Sleep(2500 * time.Millisecond) // some have taken it, some have not
-					for _, g := range w.nodes {
-						if err := g.Publish("amid "+r.stage, []byte("value")); err != nil {
-							t.Error(err)
-						}
-					}
-					w.within(2*time.Second, "values published amid the stage are known", func() bool {
-						return !slices.ContainsFunc(w.nodes, func(g *Gossip) bool {
-							return !knows(w.nodes, g.name, "amid "+r.stage, []byte("value"))
-						})
-					})
-					time.Sleep(5 * time.Second)
-					for i := range w.nodes {
-						if !knows(w.nodes, name(i), r.stage, []byte(name(i))) {
-							t.Errorf("what %s published when it had %s the key is not known", name(i), r.stage)
-						}
-					}
+					time.Sleep(10 * time.Second) // for half of it some have taken it and some have not
 					time.Sleep(pushPullInterval)
 					if n := unread.n.Load(); n != 0 {
 						t.Errorf("%d packets or streams could not be read when the key was %s", n, r.stage)

@@ -45,8 +45,7 @@ func TestOneOfThreeThatDiesSilentlyIsDeclaredDeadInFiveSeconds(t *testing.T) {
 	})
 }
 
-// Who probes whom is drawn, so a single death may take longer. In hundreds of runs half took less than 3.8 s, 95 % less
-// than 4.9 s, none 6 s.
+// Who probes whom is drawn, so a single death may take longer.
 func TestThoseOfTwentyThatDieSilentlyAreDeclaredDeadInFiveSecondsOnAverage(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -93,18 +92,12 @@ func TestTenMinutesOfLossKillNobody(t *testing.T) {
 func TestALeaveIsKnownAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := joined(t, 5)
-		if err := w.nodes[4].Publish("key", []byte("value")); err != nil {
-			t.Fatal(err)
-		}
-		w.within(2*time.Second, "the value is known", func() bool { return knows(w.nodes, name(4), "key", []byte("value")) })
-
 		start := time.Now()
 		if err := w.nodes[4].Leave(time.Second); err != nil {
 			t.Error(err)
 		}
 		w.close(4)
 		w.within(time.Second, "n04 has left", func() bool { return lost(w.others(), name(4)) })
-		w.within(time.Second, "its values are gone", func() bool { return knows(w.others(), name(4), "key", nil) })
 		if took := time.Since(start); took > 2*time.Second {
 			t.Errorf("it took %v", took)
 		}
@@ -170,10 +163,6 @@ func TestADeadNodesNameMayComeBackFromAnotherAddress(t *testing.T) {
 func TestANodeThatIsCutOffGoesOnAloneAndIsTakenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := joined(t, 4)
-		if err := w.nodes[3].Publish("key", []byte("value")); err != nil {
-			t.Fatal(err)
-		}
-		w.within(2*time.Second, "the value is known", func() bool { return knows(w.nodes, name(3), "key", []byte("value")) })
 		w.net.CutOff(name(3))
 		w.within(20*time.Second, "each side holds the other dead", func() bool {
 			return lost(w.others(3), name(3)) && len(names(w.nodes[3])) == 1
@@ -181,9 +170,8 @@ func TestANodeThatIsCutOffGoesOnAloneAndIsTakenBack(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		w.net.Rejoin(name(3))
 		w.join(3, 0)
-		w.within(10*time.Second, "all know each other and the value", func() bool {
-			return !slices.ContainsFunc(w.nodes, func(g *Gossip) bool { return len(names(g)) != 4 }) &&
-				knows(w.nodes, name(3), "key", []byte("value"))
+		w.within(10*time.Second, "all know each other", func() bool {
+			return !slices.ContainsFunc(w.nodes, func(g *Gossip) bool { return len(names(g)) != 4 })
 		})
 	})
 }
@@ -201,11 +189,15 @@ func TestTwoNodesOfOneNameAreCountedAndLoggedOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range 3 {
+		before := w.versions()
+		for range 20 {
 			if err := impostor.Join(t.Context(), []string{w.addr(0)}); err != nil {
 				t.Error(err)
 			}
-			time.Sleep(time.Second)
+			time.Sleep(3 * time.Second)
+		}
+		if n := w.turns(before); n != 0 {
+			t.Errorf("members changed %d times", n)
 		}
 		for i, g := range []*Gossip{w.nodes[0], impostor} {
 			if n := g.Counters()["gossip_conflicts_total"]; n < 3 {
@@ -341,8 +333,8 @@ func TestStrangersAreCountedAndDoNoHarm(t *testing.T) {
 		if counters["gossip_strangers_total"] < 95 {
 			t.Errorf("of 100 packets without label %d were counted", counters["gossip_strangers_total"])
 		}
-		if counters["gossip_library_errors_total"] < 95 {
-			t.Errorf("of 100 packets that do not decrypt %d were counted", counters["gossip_library_errors_total"])
+		if n := counters["gossip_library_errors_total"] + counters["gossip_malformed_total"]; n < 95 {
+			t.Errorf("of 100 packets that do not decrypt %d were counted", n)
 		}
 		if counters["gossip_streams_refused_total"] == 0 {
 			t.Error("no stream was refused")
@@ -428,9 +420,8 @@ func TestAClosedGossipSaysSo(t *testing.T) {
 			t.Errorf("closed twice: %v", err)
 		}
 		for what, err := range map[string]error{
-			"publish": g.Publish("key", nil),
-			"join":    g.Join(t.Context(), []string{w.addr(0)}),
-			"leave":   g.Leave(time.Second),
+			"join":  g.Join(t.Context(), []string{w.addr(0)}),
+			"leave": g.Leave(time.Second),
 		} {
 			if !errors.Is(err, ErrClosed) {
 				t.Errorf("%s: %v", what, err)

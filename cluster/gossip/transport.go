@@ -25,9 +25,17 @@ const (
 	maxPacket = 64 << 10
 	// labelMagic is how memberlist begins a packet that has a label: this, the length of the label, the label.
 	labelMagic = 244
+	// encryption is the version by which memberlist encrypts, the first byte of what it has encrypted. It also reads version 0,
+	// says so in a byte that is not authenticated, and panics on what was encrypted by 1 and says 0 (v0.7.0): one
+	// recorded packet, with a bit changed, would end every process that it is sent to.
+	encryption = 1
+	// beforeEncryption is what a stream has before that byte, beside the label: type and length.
+	beforeEncryption = 5
 )
 
 var errShunned = errors.New("the node is refused")
+
+var errEncryption = errors.New("encrypted by a version that nobody uses")
 
 var errTooMuch = errors.New("too much read from streams at once")
 
@@ -142,6 +150,10 @@ func (t *transport) receive() {
 		}
 		if !bytes.HasPrefix(buffer[:n], t.label) {
 			t.counters.strangers.Add(1)
+			continue
+		}
+		if n == len(t.label) || buffer[len(t.label)] != encryption {
+			t.counters.malformed.Add(1)
 			continue
 		}
 		if t.shuns(from) {
@@ -284,7 +296,7 @@ type stream struct {
 	net.Conn
 	t        *transport
 	incoming bool
-	read     int64 // bytes, counted in t.read
+	read     int64 // bytes; of an incoming stream counted in t.read
 }
 
 func (t *transport) track(conn net.Conn, incoming bool) (*stream, error) {
@@ -304,14 +316,27 @@ func (t *transport) track(conn net.Conn, incoming bool) (*stream, error) {
 
 func (s *stream) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
+	if at := s.encryptionAt() - s.read; at >= 0 && at < int64(n) && b[at] != encryption {
+		s.t.counters.malformed.Add(1)
+		return 0, errEncryption
+	}
+	s.read += int64(n)
 	if s.incoming {
-		s.read += int64(n)
 		if s.t.read.Add(int64(n)) > maxStreamBytes {
 			s.t.counters.streamsRefused.Add(1)
 			return 0, errTooMuch
 		}
 	}
 	return n, err
+}
+
+// encryptionAt is where what is read from the stream has the version of its encryption: who opens a stream begins with the
+// label, and an answer has none. Of a stream with another label memberlist decrypts nothing.
+func (s *stream) encryptionAt() int64 {
+	if s.incoming {
+		return int64(len(s.t.label)) + beforeEncryption
+	}
+	return beforeEncryption
 }
 
 // Write closes the stream if it fails: memberlist forgets one whose label it could not write.

@@ -29,10 +29,12 @@ const port = 7946
 
 // world is nodes n00, n01, … of one cluster, each on a host of its own.
 type world struct {
-	t     *testing.T
-	net   *memnet.Internet
-	hosts []*memnet.Host
-	nodes []*Gossip // nil: closed
+	t         *testing.T
+	net       *memnet.Internet
+	hosts     []*memnet.Host
+	nodes     []*Gossip // nil: closed
+	gates     []*gate   // of newFleet
+	suspected mentions
 }
 
 func newWorld(t *testing.T, size int) *world {
@@ -142,10 +144,18 @@ func names(g *Gossip) []string {
 	return names
 }
 
-// knows says whether all of some nodes hold a value; nil: none at all.
-func knows(nodes []*Gossip, node, key string, value []byte) bool {
-	return !slices.ContainsFunc(nodes, func(g *Gossip) bool {
-		got, has := g.Entries().Get()[node][key]
-		return has != (value != nil) || !bytes.Equal(got, value)
-	})
+func (w *world) versions() []uint64 {
+	versions := make([]uint64, len(w.nodes))
+	for i, g := range w.nodes {
+		versions[i] = g.Members().Version()
+	}
+	return versions
+}
+
+// turns counts how often the members of each node changed since before.
+func (w *world) turns(before []uint64) (total uint64) {
+	for i, v := range w.versions() {
+		total += v - before[i]
+	}
+	return total
 }
