@@ -1,7 +1,7 @@
-// Package probe runs the checks that are this node's to run: of targets (ELB) in its own region, and of
-// HealthCheck resources (Route 53) from a few nodes of every region. Which those are is a pure function of
-// spec and view; what a probe found goes through a tracker of package health, and its verdict to whoever
-// Report leads to.
+// Package probe runs the checks that are this node's to run: of targets (ELB) and of accelerators' endpoints (Global
+// Accelerator) in its own region, and of HealthCheck resources (Route 53) from a few nodes of every region. Which those
+// are is a pure function of spec and view; what a probe found goes through a tracker of package health, and so do failures
+// that the data path saw, and the verdict goes to whoever Report leads to.
 //
 // It decides nothing about traffic. When the node's own network is broken its probes fail and it says so: the
 // merge of many nodes' views is what makes that harmless. What an endpoint answers is a stranger's:
@@ -10,9 +10,7 @@ package probe
 
 import (
 	"cmp"
-	"hash/fnv"
-	"io"
-	"net"
+	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -20,34 +18,45 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/kept"
+	"github.com/perigee-net/perigee/cluster/rendezvous"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
 )
 
 const (
-	// observers is how many nodes check one target, and how many of each region check one HealthCheck: an odd number, so
-	// that one of them may be wrong, and few, so that probes stay a small part of an endpoint's load.
+	// observers is how many nodes check one target or endpoint, and how many of each region check one HealthCheck: an odd
+	// number, so that one of them may be wrong, and few, so that probes stay a small part of an endpoint's load.
 	observers = 3
 
-	// Route 53's timeouts: to connect, then to answer; to connect where that is all.
+	// Route 53's timeouts: to connect, then to answer, then for the string in the body; to connect where that is all.
 	connectTimeout = 4 * time.Second
 	answerTimeout  = 2 * time.Second
+	bodyTimeout    = 2 * time.Second
 	tcpTimeout     = 10 * time.Second
-	// checkMatcher is the statuses with which an endpoint passes a Route 53 health check.
+	// checkMatcher is the statuses with which an endpoint passes a check of Route 53's checkers, which are Global Accelerator's too.
 	checkMatcher = "200-399"
+	// callMatcher is the gRPC codes with which an endpoint passes: the method that is asked for may well not be there.
+	callMatcher = "0,12"
 )
 
 // Check is one thing to be probed, and how. Two that are equal are the same check.
 type Check struct {
-	Key      health.Key
-	Address  netip.AddrPort
-	Protocol string // spec.HTTP, spec.HTTPS or spec.TCP; HTTPS is for encryption only, no certificate is judged
-	Host     string // HTTP: Host, and the server name in TLS if it is one
-	Path     string // HTTP: path and query
-	Matcher  string // HTTP: statuses that pass: "200", "200,302", "200-299"
-	// A probe may take ConnectTimeout to connect (with TLS), then AnswerTimeout to answer, and Timeout in all.
-	ConnectTimeout, AnswerTimeout, Timeout time.Duration
-	Thresholds                             health.Thresholds // with the interval
+	Key     health.Key
+	Address netip.AddrPort // where Name is set, its port alone counts
+	Name    string         // looked up at each probe, for an IPv4 address
+	// Protocol is spec.TCP (to connect is enough), spec.HTTP, spec.HTTPS or spec.GRPC (by HTTP/2, without TLS).
+	Protocol string
+	Host     string // not TCP: the authority asked for, and what the certificate is to name
+	Path     string // not TCP: path and query; for gRPC the method
+	Matcher  string // not TCP: statuses that pass: "200", "200,302", "200-299"; for gRPC its codes
+	Search   string // HTTP and HTTPS: what is to be in the first 5,120 bytes of the body; empty: the body is not read
+	SNI      bool   // HTTPS: tell the server the host, if it is a name
+	Validate bool   // HTTPS: judge the certificate; otherwise TLS is for encryption only
+	// A probe may take ConnectTimeout to look up and connect (with TLS), then AnswerTimeout to answer, then BodyTimeout
+	// until the string is found, and Timeout in all.
+	ConnectTimeout, AnswerTimeout, BodyTimeout, Timeout time.Duration
+
+	Thresholds health.Thresholds // with the interval
 }
 
 // Chooser says which checks are this node's to run. It remembers what it said of the spec and view before, so that
@@ -90,9 +99,10 @@ func (e eyes) equal(o eyes) bool {
 	return e.self == o.self && e.region == o.region && e.origin == o.origin && slices.Equal(e.all, o.all) && slices.Equal(e.origins, o.origins)
 }
 
-// Checks are the checks of this node, ordered by key. Each target is checked by up to three live nodes of its region that
-// have the origin role, each HealthCheck by up to three live nodes of every region. Who that is depends on names
-// only: when a node comes or goes, only checks that it has or had move. Where there is no such node, nobody looks.
+// Checks are the checks of this node, ordered by key. Each target and endpoint is checked by up to three live nodes of its
+// region that have the origin role, each HealthCheck by up to three live nodes of each of its regions. Who that is depends on
+// names only: when a node comes or goes, only checks that it has or had move, and one that is drained or leaves goes on
+// looking. Where there is no such node, nobody looks.
 func Checks(s *spec.Spec, v *view.View) []Check {
 	checks, _ := new(Chooser).Checks(s, v)
 	return checks
@@ -130,7 +140,12 @@ func (c *Chooser) follow(s *spec.Spec) (changed bool) {
 		gone = c.eyes.health(gone, h.Old)
 		come = c.eyes.health(come, h.New)
 	}
-	// As lists in order, each key once: a target may be in its group twice, and its group may name the same ones in another order.
+	for _, a := range kept.Changes(old.Accelerators, s.Accelerators) {
+		gone = c.eyes.endpoints(gone, a.Old)
+		come = c.eyes.endpoints(come, a.New)
+	}
+	// As lists in order, each key once: a target may be in its group twice, and its group may name the same ones in another
+	// order. Of two listeners that check one address at one port in two ways, the first one's way counts.
 	gone, come = inOrder(gone), inOrder(come)
 	if slices.Equal(gone, come) {
 		return false
@@ -142,13 +157,13 @@ func (c *Chooser) follow(s *spec.Spec) (changed bool) {
 func byKey(a, b Check) int { return cmp.Compare(a.Key, b.Key) }
 
 func inOrder(checks []Check) []Check {
-	slices.SortFunc(checks, byKey)
+	slices.SortStableFunc(checks, byKey)
 	return slices.CompactFunc(checks, func(a, b Check) bool { return a.Key == b.Key })
 }
 
 // targets appends the checks of a target group that are this node's; the group may be nil.
 func (e eyes) targets(to []Check, g *spec.TargetGroup) []Check {
-	if g == nil || g.Region != e.region || !e.origin {
+	if g == nil || !on(g.HealthCheck.Enabled) || g.Region != e.region || !e.origin {
 		return to
 	}
 	for _, t := range g.Targets {
@@ -161,46 +176,78 @@ func (e eyes) targets(to []Check, g *spec.TargetGroup) []Check {
 
 // health appends the check of a HealthCheck if it is this node's; it may be nil.
 func (e eyes) health(to []Check, h *spec.HealthCheck) []Check {
-	if h == nil || h.Disabled || !chosen(health.CheckKey(h.Name), e.self, e.all) {
+	if h == nil || !probed(h) || !from(h, e.region) || !chosen(health.CheckKey(h.Name), e.self, e.all) {
 		return to
 	}
 	return append(to, healthCheck(h))
 }
 
-// chosen says whether self is among the observers that the key has of the nodes: those that score highest for
-// it (rendezvous hashing).
+// endpoints appends the checks of an accelerator's endpoints that are this node's; it may be nil.
+func (e eyes) endpoints(to []Check, a *spec.Accelerator) []Check {
+	if !e.origin {
+		return to
+	}
+	for g, end := range endpoints(a) {
+		if g.Region != e.region {
+			continue
+		}
+		if key := health.EndpointKey(a.Name, g.Region, g.CheckAddr(end)); chosen(key, e.self, e.origins) {
+			to = append(to, endpointCheck(g, end, key))
+		}
+	}
+	return to
+}
+
+// endpoints are the endpoints of an accelerator that have a check of their own, being given by address. It may be nil.
+func endpoints(a *spec.Accelerator) iter.Seq2[*spec.EndpointGroup, spec.Endpoint] {
+	return func(yield func(*spec.EndpointGroup, spec.Endpoint) bool) {
+		if a == nil || !on(a.Enabled) {
+			return
+		}
+		for i := range a.Listeners {
+			for j := range a.Listeners[i].EndpointGroups {
+				g := &a.Listeners[i].EndpointGroups[j]
+				for _, end := range g.Endpoints {
+					if end.Address.IsValid() && !yield(g, end) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// on says whether a switch is on, as it is by default.
+func on(b *bool) bool { return b == nil || *b }
+
+// probed says whether a HealthCheck has an endpoint to look at, and is to.
+func probed(h *spec.HealthCheck) bool { return !h.Disabled && h.Type != spec.Calculated }
+
+// from says whether a HealthCheck is checked from a region.
+func from(h *spec.HealthCheck, region string) bool {
+	return len(h.Regions) == 0 || slices.Contains(h.Regions, region)
+}
+
+// chosen says whether self is among the observers that the key has of the nodes. It is rendezvous.Highest without its list.
 func chosen(key health.Key, self string, nodes []string) bool {
-	own := hash(self, string(key))
+	own := rendezvous.Score(self, string(key))
 	above := 0
 	for _, n := range nodes {
-		if score := hash(n, string(key)); score > own || score == own && n < self {
+		if score := rendezvous.Score(n, string(key)); score > own || score == own && n < self {
 			above++
 		}
 	}
 	return above < observers
 }
 
-// hash is the same on all nodes and in all releases. FNV alone hardly spreads what differs in the last bytes,
-// so its sum is mixed (the finalizer of MurmurHash3).
-func hash(a, b string) uint64 {
-	f := fnv.New64a()
-	io.WriteString(f, a)
-	f.Write([]byte{0})
-	io.WriteString(f, b)
-	h := f.Sum64()
-	h = (h ^ h>>33) * 0xff51afd7ed558ccd
-	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
-	return h ^ h>>33
-}
-
 func targetCheck(g *spec.TargetGroup, t spec.Target, key health.Key) Check {
 	h := &g.HealthCheck
-	port := cmp.Or(h.Port, t.Port)
 	timeout := min(h.Timeout.Std(), h.Interval.Std())
 	c := Check{
 		Key:            key,
-		Address:        netip.AddrPortFrom(t.Address, port),
+		Address:        netip.AddrPortFrom(t.Address, cmp.Or(h.Port, t.Port)),
 		Protocol:       h.Protocol,
+		Validate:       h.ValidateCertificate,
 		ConnectTimeout: timeout, AnswerTimeout: timeout, Timeout: timeout,
 		Thresholds: health.Thresholds{Healthy: h.HealthyThreshold, Unhealthy: h.UnhealthyThreshold, Interval: h.Interval.Std()},
 	}
@@ -211,33 +258,75 @@ func targetCheck(g *spec.TargetGroup, t spec.Target, key health.Key) Check {
 }
 
 func healthCheck(h *spec.HealthCheck) Check {
-	interval := h.RequestInterval.Std()
-	c := Check{
-		Key:            health.CheckKey(h.Name),
-		Address:        netip.AddrPortFrom(h.IPAddress, h.Port),
-		Protocol:       h.Type,
-		ConnectTimeout: min(tcpTimeout, interval), Timeout: min(tcpTimeout, interval),
-		Thresholds: health.Thresholds{
-			Healthy: h.FailureThreshold, Unhealthy: h.FailureThreshold, Interval: interval, PresumedHealthy: true,
-		},
+	c := byRoute53(Check{
+		Key:        health.CheckKey(h.Name),
+		Address:    netip.AddrPortFrom(h.IPAddress, h.Port),
+		Protocol:   h.Type,
+		Search:     h.SearchString,
+		Validate:   h.ValidateCertificate,
+		Thresholds: health.Thresholds{Healthy: h.FailureThreshold, Unhealthy: h.FailureThreshold, Interval: h.RequestInterval.Std(), PresumedHealthy: true},
+	})
+	if !h.IPAddress.IsValid() {
+		c.Name = h.FullyQualifiedDomainName
 	}
+	if c.Protocol == spec.TCP {
+		return c
+	}
+	c.Host, c.Path = host(cmp.Or(h.FullyQualifiedDomainName, literal(h.IPAddress)), h.Port, c.Protocol), h.ResourcePath
+	c.SNI = c.Protocol == spec.HTTPS && h.FullyQualifiedDomainName != "" && on(h.EnableSNI)
+	return c
+}
+
+// endpointCheck is as Route 53's checkers do it, who do it for Global Accelerator; but an endpoint is healthy no sooner
+// than it has passed.
+func endpointCheck(g *spec.EndpointGroup, e spec.Endpoint, key health.Key) Check {
+	c := byRoute53(Check{
+		Key:        key,
+		Address:    g.CheckAddr(e),
+		Protocol:   g.HealthCheckProtocol,
+		Thresholds: health.Thresholds{Healthy: g.ThresholdCount, Unhealthy: g.ThresholdCount, Interval: g.HealthCheckInterval.Std()},
+	})
 	if c.Protocol != spec.TCP {
-		c.Host, c.Path, c.Matcher = host(h), h.ResourcePath, checkMatcher
-		c.ConnectTimeout = min(connectTimeout, interval)
-		c.AnswerTimeout = min(answerTimeout, interval)
-		c.Timeout = min(connectTimeout+answerTimeout, interval)
+		c.Host, c.Path = host(literal(e.Address), c.Address.Port(), c.Protocol), g.HealthCheckPath
 	}
 	return c
 }
 
-// host is what Route 53 sends as Host: the name or else the address, with the port where it is not the protocol's own.
-func host(h *spec.HealthCheck) string {
-	name := cmp.Or(h.FullyQualifiedDomainName, h.IPAddress.String())
-	if h.Type == spec.HTTP && h.Port == 80 || h.Type == spec.HTTPS && h.Port == 443 {
-		if h.FullyQualifiedDomainName == "" && h.IPAddress.Is6() {
-			return "[" + name + "]"
-		}
+// byRoute53 gives a check the protocol of its type, and what of Route 53's terms depends on that.
+func byRoute53(c Check) Check {
+	interval := c.Thresholds.Interval
+	c.ConnectTimeout, c.AnswerTimeout = min(connectTimeout, interval), min(answerTimeout, interval)
+	c.Timeout, c.Matcher = connectTimeout+answerTimeout, checkMatcher
+	switch c.Protocol {
+	case spec.TCP:
+		c.ConnectTimeout, c.AnswerTimeout, c.Timeout, c.Matcher = min(tcpTimeout, interval), 0, tcpTimeout, ""
+	case spec.GRPC:
+		c.Matcher = callMatcher
+	case spec.HTTPStringMatch:
+		c.Protocol = spec.HTTP
+	case spec.HTTPSStringMatch:
+		c.Protocol = spec.HTTPS
+	}
+	if c.Search != "" {
+		c.BodyTimeout = min(bodyTimeout, interval)
+		c.Timeout += bodyTimeout
+	}
+	c.Timeout = min(c.Timeout, interval)
+	return c
+}
+
+// literal is an address as a host names it in a URL.
+func literal(a netip.Addr) string {
+	if a.Is6() {
+		return "[" + a.String() + "]"
+	}
+	return a.String()
+}
+
+// host is what Route 53 sends as Host: with the port where it is not the protocol's own.
+func host(name string, port uint16, protocol string) string {
+	if protocol == spec.HTTP && port == 80 || protocol == spec.HTTPS && port == 443 {
 		return name
 	}
-	return net.JoinHostPort(name, strconv.Itoa(int(h.Port)))
+	return name + ":" + strconv.Itoa(int(port))
 }

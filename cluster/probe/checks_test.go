@@ -40,6 +40,14 @@ func wwwCheck() *spec.HealthCheck {
 	}
 }
 
+// goAccelerator has one endpoint, in Seoul.
+func goAccelerator() *spec.Accelerator {
+	return &spec.Accelerator{Name: "go", Listeners: []spec.AcceleratorListener{{Protocol: spec.TCP, EndpointGroups: []spec.EndpointGroup{{
+		Region: "seoul", Endpoints: []spec.Endpoint{{Address: netip.MustParseAddr("10.0.0.9")}},
+		HealthCheckProtocol: spec.TCP, HealthCheckPort: 443, HealthCheckInterval: duration(30 * time.Second), ThresholdCount: 3,
+	}}}}}
+}
+
 func webSpec(targets int) *spec.Spec {
 	return &spec.Spec{
 		TargetGroups: map[string]*spec.TargetGroup{"web": webGroup(targets)},
@@ -199,6 +207,17 @@ func TestAChecksTermsAreThoseOfItsResource(t *testing.T) {
 	}
 	elb := health.Thresholds{Healthy: 5, Unhealthy: 2, Interval: 30 * s}
 	route53 := health.Thresholds{Healthy: 3, Unhealthy: 3, Interval: 30 * s, PresumedHealthy: true}
+	ga := func(change func(*spec.EndpointGroup)) func(*spec.Spec) {
+		return func(s *spec.Spec) {
+			a := goAccelerator()
+			change(&a.Listeners[0].EndpointGroups[0])
+			s.TargetGroups, s.HealthChecks, s.Accelerators = nil, nil, map[string]*spec.Accelerator{"go": a}
+		}
+	}
+	accelerated := Check{
+		Key: "endpoint/go/seoul/10.0.0.9:443", Address: netip.MustParseAddrPort("10.0.0.9:443"), Protocol: spec.TCP,
+		ConnectTimeout: 10 * s, Timeout: 10 * s, Thresholds: health.Thresholds{Healthy: 3, Unhealthy: 3, Interval: 30 * s},
+	}
 	target := Check{
 		Key: "target/web/10.0.0.0:80", Address: netip.MustParseAddrPort("10.0.0.0:80"), Protocol: spec.HTTP,
 		Host: "10.0.0.0:80", Path: "/up", Matcher: "200-299",
@@ -218,6 +237,43 @@ func TestAChecksTermsAreThoseOfItsResource(t *testing.T) {
 		change func(*spec.Spec)
 		want   Check
 	}{
+		{"a target by HTTPS", web(func(h *spec.TargetHealthCheck) { h.Protocol, h.ValidateCertificate = spec.HTTPS, true }), with(target, func(c *Check) {
+			c.Protocol, c.Validate = spec.HTTPS, true
+		})},
+		{"a target by gRPC", web(func(h *spec.TargetHealthCheck) { h.Protocol, h.Path, h.Matcher = spec.GRPC, spec.GRPCHealthPath, "12" }), with(target, func(c *Check) {
+			c.Protocol, c.Path, c.Matcher = spec.GRPC, "/AWS.ALB/healthcheck", "12"
+		})},
+		{"for a string", www(func(h *spec.HealthCheck) { h.Type, h.SearchString = spec.HTTPStringMatch, "up" }), with(endpoint, func(c *Check) {
+			c.Search, c.BodyTimeout, c.Timeout = "up", 2*s, 8*s
+		})},
+		{"for a string by HTTPS, each second", www(func(h *spec.HealthCheck) {
+			h.Type, h.SearchString, h.Port, h.RequestInterval = spec.HTTPSStringMatch, "up", 443, duration(s)
+		}), with(endpoint, func(c *Check) {
+			c.Protocol, c.Search, c.Address = spec.HTTPS, "up", netip.MustParseAddrPort("192.0.2.1:443")
+			c.ConnectTimeout, c.AnswerTimeout, c.BodyTimeout, c.Timeout, c.Thresholds.Interval = s, s, s, s, s
+		})},
+		{"by gRPC", www(func(h *spec.HealthCheck) { h.Type, h.ResourcePath, h.Port = spec.GRPC, spec.GRPCHealthPath, 50051 }), with(endpoint, func(c *Check) {
+			c.Protocol, c.Path, c.Matcher, c.Address, c.Host = spec.GRPC, "/AWS.ALB/healthcheck", "0,12", netip.MustParseAddrPort("192.0.2.1:50051"), "192.0.2.1:50051"
+		})},
+		{"by HTTPS with a name", www(func(h *spec.HealthCheck) {
+			h.Type, h.FullyQualifiedDomainName, h.Port, h.ValidateCertificate = spec.HTTPS, "www.example.com", 443, true
+		}), with(endpoint, func(c *Check) {
+			c.Protocol, c.Host, c.Address, c.SNI, c.Validate = spec.HTTPS, "www.example.com", netip.MustParseAddrPort("192.0.2.1:443"), true, true
+		})},
+		{"by HTTPS with a name that is not told", www(func(h *spec.HealthCheck) {
+			h.Type, h.FullyQualifiedDomainName, h.Port, h.EnableSNI = spec.HTTPS, "www.example.com", 443, new(bool)
+		}), with(endpoint, func(c *Check) {
+			c.Protocol, c.Host, c.Address = spec.HTTPS, "www.example.com", netip.MustParseAddrPort("192.0.2.1:443")
+		})},
+		{"an endpoint that has only a name", www(func(h *spec.HealthCheck) { h.FullyQualifiedDomainName, h.IPAddress = "www.example.com", netip.Addr{} }), with(endpoint, func(c *Check) {
+			c.Host, c.Name, c.Address = "www.example.com", "www.example.com", netip.AddrPortFrom(netip.Addr{}, 80)
+		})},
+		{"from this region among others", www(func(h *spec.HealthCheck) { h.Regions = []string{"frankfurt", "seoul"} }), endpoint},
+		{"an accelerator's endpoint", ga(func(*spec.EndpointGroup) {}), accelerated},
+		{"an accelerator's endpoint by HTTPS", ga(func(g *spec.EndpointGroup) { g.HealthCheckProtocol, g.HealthCheckPath = spec.HTTPS, "/up" }), with(accelerated, func(c *Check) {
+			c.Protocol, c.Path, c.Host, c.Matcher = spec.HTTPS, "/up", "10.0.0.9", "200-399"
+			c.ConnectTimeout, c.AnswerTimeout, c.Timeout = 4*s, 2*s, 6*s
+		})},
 		{"a target", web(func(*spec.TargetHealthCheck) {}), target},
 		{"a target with a port for its checks", web(func(h *spec.TargetHealthCheck) { h.Port = 9000 }), with(target, func(c *Check) {
 			c.Address, c.Host = netip.MustParseAddrPort("10.0.0.0:9000"), "10.0.0.0:9000"
@@ -255,10 +311,132 @@ func TestAChecksTermsAreThoseOfItsResource(t *testing.T) {
 			t.Errorf("%s (-want +got)\n%s", c.name, diff)
 		}
 	}
-	off := www(func(h *spec.HealthCheck) { h.Disabled = true })
-	sp := webSpec(1)
-	off(sp)
-	if got := Checks(sp, &view.View{Self: "seoul-0", Members: members("seoul", 1)}); len(got) != 0 {
-		t.Errorf("a disabled HealthCheck is checked: %v", got)
+	for what, change := range map[string]func(*spec.Spec){
+		"a disabled HealthCheck":         www(func(h *spec.HealthCheck) { h.Disabled = true }),
+		"a HealthCheck of other regions": www(func(h *spec.HealthCheck) { h.Regions = []string{"frankfurt"} }),
+		"a calculated HealthCheck": www(func(h *spec.HealthCheck) {
+			*h = spec.HealthCheck{Name: "www", Type: spec.Calculated, ChildHealthChecks: []string{"a"}}
+		}),
+		"a target whose checks are off":      web(func(h *spec.TargetHealthCheck) { h.Enabled = new(bool) }),
+		"an endpoint that is a target group": ga(func(g *spec.EndpointGroup) { g.Endpoints = []spec.Endpoint{{TargetGroup: "web"}} }),
+		"an endpoint of another region":      ga(func(g *spec.EndpointGroup) { g.Region = "frankfurt" }),
+		"an endpoint of a disabled accelerator": func(s *spec.Spec) {
+			ga(func(*spec.EndpointGroup) {})(s)
+			s.Accelerators["go"].Enabled = new(bool)
+		},
+	} {
+		sp := webSpec(1)
+		change(sp)
+		if got := Checks(sp, &view.View{Self: "seoul-0", Members: members("seoul", 1, view.Origin)}); len(got) != 0 {
+			t.Errorf("%s is checked: %v", what, got)
+		}
+	}
+}
+
+func TestOfTwoWaysToCheckOneEndpointTheFirstCounts(t *testing.T) {
+	a := goAccelerator()
+	second := a.Listeners[0]
+	second.EndpointGroups = slices.Clone(second.EndpointGroups)
+	second.EndpointGroups[0].HealthCheckProtocol, second.EndpointGroups[0].HealthCheckPath = spec.HTTP, "/"
+	a.Listeners = append(a.Listeners, second)
+	s := &spec.Spec{Accelerators: map[string]*spec.Accelerator{"go": a}}
+	got := Checks(s, &view.View{Self: "seoul-0", Members: members("seoul", 1, view.Origin)})
+	if len(got) != 1 || got[0].Protocol != spec.TCP {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestAnEndpointIsCheckedByThreeOriginNodesOfItsRegion(t *testing.T) {
+	s := &spec.Spec{Accelerators: map[string]*spec.Accelerator{"go": goAccelerator()}}
+	live := slices.Concat(members("seoul", 5, view.Origin), members("frankfurt", 3, view.Origin))
+	by := assigned(s, live)["endpoint/go/seoul/10.0.0.9:443"]
+	if len(by) != 3 || slices.ContainsFunc(by, func(n string) bool { return !strings.HasPrefix(n, "seoul") }) {
+		t.Errorf("it is checked by %v", by)
+	}
+}
+
+func TestANodeThatIsDrainedOrLeavesGoesOnLooking(t *testing.T) {
+	s := webSpec(20)
+	seoul := members("seoul", 5, view.Origin)
+	want := assigned(s, seoul)
+	seoul[0].Drained, seoul[1].Leaving = "node seoul-0", true
+	if diff := cmp.Diff(want, assigned(s, seoul)); diff != "" {
+		t.Errorf("checks moved (-want +got)\n%s", diff)
+	}
+}
+
+func TestWhoHasAVoice(t *testing.T) {
+	s := webSpec(2)
+	s.TargetGroups["off"] = webGroup(1)
+	s.TargetGroups["off"].Name, s.TargetGroups["off"].HealthCheck.Enabled = "off", new(bool)
+	s.Accelerators = map[string]*spec.Accelerator{"go": goAccelerator()}
+	near := wwwCheck()
+	near.Name, near.Regions = "near", []string{"seoul", "virginia"}
+	off := wwwCheck()
+	off.Name, off.Disabled = "off", true
+	s.HealthChecks["near"], s.HealthChecks["off"] = near, off
+	s.HealthChecks["all"] = &spec.HealthCheck{Name: "all", Type: spec.Calculated}
+	seoul := members("seoul", 5, view.Origin)
+	seoul[3].Roles = []view.Role{view.Edge}
+	seoul[4].Drained, seoul[4].Leaving = "node seoul-4", true
+	has := Entitled(s, &view.View{Self: "frankfurt-0", Members: slices.Concat(seoul, members("frankfurt", 1, view.Origin))})
+	nodes := []string{"seoul-0", "seoul-1", "seoul-2", "seoul-3", "seoul-4", "frankfurt-0", "gone"}
+	origins := []string{"seoul-0", "seoul-1", "seoul-2", "seoul-4"}
+	for key, want := range map[health.Key][]string{
+		"target/web/10.0.0.0:80":             origins,
+		"target/web/10.0.0.1:80":             origins,
+		"target/web/10.0.0.2:80":             nil,
+		"target/web/10.0.0.0:080":            nil,
+		"target/other/10.0.0.0:80":           nil,
+		"target/off/10.0.0.0:80":             nil,
+		"check/www":                          {"seoul-0", "seoul-1", "seoul-2", "seoul-3", "seoul-4", "frankfurt-0"},
+		"check/near":                         {"seoul-0", "seoul-1", "seoul-2", "seoul-3", "seoul-4"},
+		"check/off":                          nil,
+		"check/all":                          nil,
+		"check/none":                         nil,
+		"endpoint/go/seoul/10.0.0.9:443":     origins,
+		"endpoint/go/seoul/10.0.0.8:443":     nil,
+		"endpoint/go/frankfurt/10.0.0.9:443": nil,
+		"":                                   nil,
+		"target/":                            nil,
+	} {
+		var got []string
+		for _, n := range nodes {
+			if has(key, n) {
+				got = append(got, n)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %v have a voice, want %v", key, got, want)
+		}
+	}
+	if Entitled(nil, &view.View{})("check/www", "a") || Entitled(s, nil)("check/www", "seoul-0") {
+		t.Error("without a spec or a view somebody has a voice")
+	}
+}
+
+func TestWhoLooksHasAVoice(t *testing.T) {
+	s := webSpec(50)
+	s.Accelerators = map[string]*spec.Accelerator{"go": goAccelerator()}
+	live := slices.Concat(members("seoul", 5, view.Origin), members("frankfurt", 4, view.DNS))
+	has := Entitled(s, &view.View{Members: live})
+	for key, nodes := range assigned(s, live) {
+		for _, n := range nodes {
+			if !has(key, n) {
+				t.Errorf("%s looks at %s and has no voice", n, key)
+			}
+		}
+	}
+}
+
+func BenchmarkEntitled(b *testing.B) {
+	s := &spec.Spec{TargetGroups: map[string]*spec.TargetGroup{"web": webGroup(1000)}}
+	has := Entitled(s, &view.View{Members: members("seoul", 10, view.Origin)})
+	var keys []health.Key
+	for _, t := range s.TargetGroups["web"].Targets {
+		keys = append(keys, health.TargetKey("web", t.AddrPort()))
+	}
+	for i := 0; b.Loop(); i++ {
+		has(keys[i%len(keys)], "seoul-3")
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // edited draws a spec that differs from another in a few resources.
 func edited(t *rapid.T, s *spec.Spec) *spec.Spec {
-	next := &spec.Spec{Revision: s.Revision + 1, TargetGroups: s.TargetGroups, HealthChecks: s.HealthChecks}
+	next := &spec.Spec{Revision: s.Revision + 1, TargetGroups: s.TargetGroups, HealthChecks: s.HealthChecks, Accelerators: s.Accelerators}
 	name := rapid.StringMatching(`[a-d]`)
 	if rapid.Bool().Draw(t, "groups") {
 		next.TargetGroups = maps.Clone(s.TargetGroups)
@@ -38,8 +38,28 @@ func edited(t *rapid.T, s *spec.Spec) *spec.Spec {
 			delete(next.HealthChecks, n)
 		} else {
 			h := wwwCheck()
+			if rapid.Bool().Draw(t, "regions") {
+				h.Regions = []string{rapid.SampledFrom([]string{"seoul", "frankfurt"}).Draw(t, "region")}
+			}
 			h.Name, h.Disabled, h.Port = n, rapid.IntRange(0, 4).Draw(t, "disabled") == 0, uint16(rapid.IntRange(80, 82).Draw(t, "port"))
 			next.HealthChecks[n] = h
+		}
+	}
+	if rapid.Bool().Draw(t, "accelerators") {
+		next.Accelerators = maps.Clone(s.Accelerators)
+		if n := name.Draw(t, "accelerator"); rapid.IntRange(0, 3).Draw(t, "delete") == 0 {
+			delete(next.Accelerators, n)
+		} else {
+			a := goAccelerator()
+			a.Name = n
+			g := a.Listeners[0].EndpointGroups[0]
+			for i := range rapid.IntRange(0, 3).Draw(t, "listeners") {
+				g.HealthCheckPort = uint16(rapid.IntRange(80, 81).Draw(t, "port"))
+				g.HealthCheckProtocol = []string{spec.TCP, spec.HTTP, spec.HTTPS}[i]
+				g.Region = rapid.SampledFrom([]string{"seoul", "frankfurt"}).Draw(t, "region")
+				a.Listeners = append(a.Listeners, spec.AcceleratorListener{EndpointGroups: []spec.EndpointGroup{g}})
+			}
+			next.Accelerators[n] = a
 		}
 	}
 	return next
@@ -49,7 +69,7 @@ func TestAChooserThatRemembersSaysWhatOneThatBeginsAnewDoes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var c Chooser
 		var before []Check
-		s := &spec.Spec{TargetGroups: map[string]*spec.TargetGroup{}, HealthChecks: map[string]*spec.HealthCheck{}}
+		s := &spec.Spec{TargetGroups: map[string]*spec.TargetGroup{}, HealthChecks: map[string]*spec.HealthCheck{}, Accelerators: map[string]*spec.Accelerator{}}
 		live := slices.Concat(members("seoul", 4, view.Origin), members("frankfurt", 2, view.Origin))
 		for range rapid.IntRange(1, 12).Draw(t, "steps") {
 			if rapid.IntRange(0, 3).Draw(t, "members") == 0 {
