@@ -174,6 +174,66 @@ func (b *Backbone) Dial(ctx context.Context, node string, h Header) (net.Conn, e
 	return c, nil
 }
 
+// DialEarly is Dial that waits for nobody: what is written is on its way at once, and the first Read awaits the far
+// handler's answer, of which a no is its *RefusedError. So a message is there after half a round trip, and whoever sends
+// it must be ready to send it again.
+func (b *Backbone) DialEarly(ctx context.Context, node string, h Header) (net.Conn, error) {
+	b.count.dials.Add(1)
+	c, err := b.dialEarly(ctx, node, h)
+	if err != nil {
+		b.count.dialsFailed.Add(1)
+		return nil, fmt.Errorf("dial %s over the backbone: %w", node, err)
+	}
+	return c, nil
+}
+
+func (b *Backbone) dialEarly(ctx context.Context, node string, h Header) (net.Conn, error) {
+	header, err := AppendHeader(make([]byte, 0, 64), h)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	if node == b.config.Self {
+		return b.dialSelf(ctx, h)
+	}
+	l := (*b.links.Load())[node]
+	if l == nil {
+		return nil, fmt.Errorf("%w: not a peer", ErrDown)
+	}
+	stream, carrier, err := l.stream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &streamConn{Stream: stream, peer: node, local: Addr(b.config.Self), remote: Addr(node), left: func() { l.release(carrier) }}
+	if _, err := c.Write(header); err != nil {
+		c.Abort()
+		return nil, err
+	}
+	return &earlyConn{duplexConn: c, moved: func() { l.moved(carrier) }}, nil
+}
+
+// earlyConn is a stream whose answer has not come yet.
+type earlyConn struct {
+	duplexConn
+	moved  func() // is called where the far end wants to be asked on another connection
+	answer sync.Once
+	err    error
+}
+
+// Read awaits the answer first.
+func (c *earlyConn) Read(p []byte) (int, error) {
+	c.answer.Do(func() {
+		if c.err = readAnswer(c.duplexConn); errors.Is(c.err, errMoved) {
+			c.moved()
+		}
+	})
+	if c.err != nil {
+		return 0, c.err
+	}
+	return c.duplexConn.Read(p)
+}
+
 func (b *Backbone) dial(ctx context.Context, node string, h Header) (net.Conn, error) {
 	header, err := AppendHeader(make([]byte, 0, 64), h)
 	if err != nil {

@@ -30,7 +30,9 @@ const (
 	Raft  = "perigee-raft/1"
 	Watch = "perigee-watch/1"
 	API   = "perigee-api/1"
-	Join  = identity.JoinProtocol // the one that needs no certificate
+	// Report is what nodes say of themselves (cluster/report).
+	Report = "perigee-report/1"
+	Join   = identity.JoinProtocol // the one that needs no certificate
 )
 
 const (

@@ -1,5 +1,6 @@
 // Package roster decides who belongs to the cluster and who may do what: nodes, revocations, join tokens, access
-// tokens, the certificate authorities and the keys of gossip, as they stand in the cluster's own records.
+// tokens, the certificate authorities and the keys of gossip, as they stand in the cluster's own records. Orders to all nodes
+// stand there too, and what they leave behind: what is drained, who is blocked, which purges were made.
 //
 // It is pure: a Roster is read from a table, and every decision is a change for the store or a refusal. It opens
 // nothing, keeps no goroutine and has no clock: whoever asks says what time it is, and no decision is made for a time
@@ -47,10 +48,19 @@ type Roster struct {
 	Tokens      map[string]Token  // by id
 	Access      map[string]Access // by name
 
+	Drains       map[string]Drain // by scope/name; those that have ended too, until they are swept: see Effects
+	Blocks       map[string]Block // by CIDR; likewise
+	Purges       []Purge          // the oldest first
+	Epoch        uint64           // the revision at which the newest order was agreed, of whatever kind; 0: none was
+	PurgedBefore uint64           // purges of this epoch and earlier ones may be missing in Purges; 0: none is
+
 	table  *store.Table // that it was read from
 	latest time.Time    // the newest record's
 	trust  identity.Trust
 	byID   map[string]string // names in Access by the ids of their tokens
+	purges map[string]Purge  // by id
+	orders map[string]Ordered
+	newest Ordered
 }
 
 // Stage is how far a key or an authority has come on its way through the cluster.
@@ -163,6 +173,7 @@ func Read(t *store.Table, before *Roster) (*Roster, error) {
 		before = &Roster{
 			Nodes: map[string]*Node{}, Revoked: map[string]uint64{}, Revocations: map[string]Revocation{},
 			Tokens: map[string]Token{}, Access: map[string]Access{}, byID: map[string]string{}, table: new(store.Table),
+			Drains: map[string]Drain{}, Blocks: map[string]Block{}, purges: map[string]Purge{}, orders: map[string]Ordered{},
 		}
 	}
 	if before.table == t {
@@ -195,6 +206,8 @@ func (r *Roster) take(e store.Edits) error {
 	nodes, revocations := edited[*Node]{m: r.Nodes}, edited[Revocation]{m: r.Revocations}
 	revoked := edited[uint64]{m: r.Revoked}
 	tokens, access := edited[Token]{m: r.Tokens}, edited[Access]{m: r.Access}
+	drains, blocks, purges := edited[Drain]{m: r.Drains}, edited[Block]{m: r.Blocks}, edited[Purge]{m: r.purges}
+	orders := edited[Ordered]{m: r.orders}
 
 	for _, ref := range e.Delete {
 		switch ref.Kind {
@@ -215,6 +228,14 @@ func (r *Roster) take(e store.Edits) error {
 			tokens.delete(ref.Name)
 		case kindAccess:
 			access.delete(ref.Name)
+		case kindDrain:
+			drains.delete(ref.Name)
+		case kindBlock:
+			blocks.delete(ref.Name)
+		case kindPurge:
+			purges.delete(ref.Name)
+		case kindOrder:
+			orders.delete(ref.Name)
 		}
 	}
 	for _, o := range e.Put {
@@ -242,6 +263,14 @@ func (r *Roster) take(e store.Edits) error {
 			err = readInto(&tokens, o, (*Token).finish)
 		case kindAccess:
 			err = readInto(&access, o, (*Access).finish)
+		case kindDrain:
+			err = readInto(&drains, o, (*Drain).finish)
+		case kindBlock:
+			err = readInto(&blocks, o, (*Block).finish)
+		case kindPurge:
+			err = readInto(&purges, o, (*Purge).finish)
+		case kindOrder:
+			err = readInto(&orders, o, (*Ordered).finish)
 		}
 		if err != nil {
 			return fmt.Errorf("read %s %s: %w", o.Kind, o.Name, err)
@@ -250,6 +279,19 @@ func (r *Roster) take(e store.Edits) error {
 
 	r.Nodes, r.Revocations, r.Revoked = nodes.m, revocations.m, revoked.m
 	r.Tokens, r.Access = tokens.m, access.m
+	r.Drains, r.Blocks, r.purges = drains.m, blocks.m, purges.m
+	if purges.own {
+		r.Purges = inEpochs(r.purges)
+	}
+	if r.orders = orders.m; orders.own {
+		r.newest = Ordered{}
+		for _, o := range r.orders {
+			if earlier(r.newest, o) < 0 {
+				r.newest = o
+			}
+		}
+	}
+	r.Epoch, r.PurgedBefore = r.newest.Epoch, r.newest.PurgedBefore
 	if access.own {
 		r.byID = make(map[string]string, len(r.Access))
 		for name, a := range r.Access {

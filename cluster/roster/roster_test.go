@@ -132,8 +132,12 @@ func TestReadingOnIsReadingAnew(t *testing.T) {
 		for range rapid.IntRange(1, 12).Draw(t, "changes") {
 			c := store.Change{Space: store.Own, Time: w.now.Add(time.Duration(rapid.IntRange(-60, 60).Draw(t, "minutes")) * time.Minute)}
 			for range rapid.IntRange(1, 4).Draw(t, "objects") {
-				kind := rapid.SampledFrom([]string{kindNode, kindRevocation, kindToken, kindAccess, "Quota"}).Draw(t, "kind")
-				name := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "name")
+				kind := rapid.SampledFrom([]string{kindNode, kindRevocation, kindToken, kindAccess, kindDrain, kindBlock, kindPurge, kindOrder, "Quota"}).Draw(t, "kind")
+				named := map[string][]string{kindDrain: {"pop/a", "node/b"}, kindBlock: {"192.0.2.0/24", "::/0"}}[kind]
+				if named == nil {
+					named = []string{"a", "b", "c"}
+				}
+				name := rapid.SampledFrom(named).Draw(t, "name")
 				if rapid.Bool().Draw(t, "delete") {
 					drop(&c, kind, name)
 					continue
@@ -186,12 +190,19 @@ func FuzzRead(f *testing.F) {
 	}
 	w.put(kindAccess, "ci", string(b))
 	w.do(w.roster().Revoke("fra1-a", "root@socket", w.now))
+	w.order(purgeOf("p", "/a/*"))
+	w.order(blockOf("b", "192.0.2.0/24"))
+	w.order(lasting(drainOf("d", ScopePOP, "icn1"), time.Minute))
 	for _, o := range w.state.Own.Objects {
 		f.Add(o.Kind, o.Name, o.Bytes)
 	}
 	f.Add(kindGossipKey, "99999999999999999999", []byte(`{"stage":"introduced"}`))
 	f.Add(kindToken, "0000000000000000", []byte(`{"uses":-1,"expires":"9999-12-31T23:59:59Z","hash":"Zmh6rfhivXdsj8GLjp+OIAiXFIVu4jOzkCpZHQ1fKSU=","more":{"a":[]}}`))
 	f.Add(kindNode, "icn1-a", []byte(`{"ROLES":null,"roles":["voter"],"Addresses":["::1"]}`))
+	f.Add(kindPurge, "q", []byte(`{"epoch":18446744073709551615,"time":"0001-01-01T00:00:00Z"}`))
+	f.Add(kindOrder, "x", []byte(`{"epoch":18446744073709551615,"purgedBefore":18446744073709551615,"kind":"purge"}`))
+	f.Add(kindDrain, "rack/7", []byte(`{"until":"0001-01-01T00:00:01Z"}`))
+	f.Add(kindBlock, "::/0", []byte(`{}`))
 	_, req := w.request(identity.Token{}, "nrt1-a")
 	before := w.roster()
 	f.Fuzz(func(t *testing.T, kind, name string, bytes []byte) {
@@ -226,6 +237,11 @@ func FuzzRead(f *testing.F) {
 		take(r.DeleteToken(name, "root@socket", w.now))
 		take(r.DeleteAccess(name, "root@socket", w.now))
 		take(r.Rotate(RotateGossip, w.keys, w.now))
+		for _, o := range goodOrders() {
+			take(r.Order(o, w.now))
+		}
+		r.Effects(goodOrders(), w.now)
+		r.PurgesAfter(r.Epoch)
 		if _, c, refusal := r.Admit(req, w.keys, w.now); refusal == nil {
 			changes = append(changes, c)
 		}

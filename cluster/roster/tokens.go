@@ -175,9 +175,10 @@ func (r *Roster) DeleteAccess(name, author string, now time.Time) (store.Change,
 // live says whether an access token has not ended.
 func (a Access) live(now time.Time) bool { return a.Expires.IsZero() || now.Before(a.Expires) }
 
-// Sweep drops tokens that expired a day ago, and revocations whose certificates have all ended; false: there are none.
-// It drops at most 300 at once.
+// Sweep drops tokens that expired a day ago, revocations whose certificates have all ended, drains and blocks that have
+// ended, and purges of a week ago; false: there are none. It drops at most 600 at once.
 func (r *Roster) Sweep(now time.Time) (store.Change, bool) {
+	clock := now.UTC().Round(0)
 	now = r.judged(now)
 	c := r.change("cluster", now, "")
 	tokens := r.dropExpired(&c, now.Add(-expiredKept))
@@ -185,7 +186,11 @@ func (r *Roster) Sweep(now time.Time) (store.Change, bool) {
 	for _, name := range ended {
 		drop(&c, kindRevocation, name)
 	}
-	c.Note = fmt.Sprintf("%s and %s have ended", count(tokens, "token"), count(len(ended), "revocation"))
+	orders, err := r.dropEnded(&c, clock)
+	if err != nil {
+		return store.Change{}, false
+	}
+	c.Note = fmt.Sprintf("%s, %s and %s have ended", count(tokens, "token"), count(len(ended), "revocation"), count(orders, "order"))
 	return c, len(c.Delete) > 0
 }
 
