@@ -319,7 +319,12 @@ func (a *asker) able(alias *zone.Alias) bool {
 	case zone.ToDistribution:
 		return len(a.scene.edges) > 0
 	case zone.ToLoadBalancer:
-		return a.table.runsIn(a.scene, alias.Name) != nil && (!alias.EvaluateTargetHealth || a.holds(a.table.loadBalancer(a.scene, alias)))
+		g := a.table.runsIn(a.scene, alias.Name)
+		if g != nil && g.drained != "" {
+			a.trace.Add("%s: all of its nodes are drained (%s)", alias.Name, g.drained)
+			return false
+		}
+		return g != nil && (!alias.EvaluateTargetHealth || a.holds(a.table.loadBalancer(a.scene, alias)))
 	case zone.ToRecord:
 		if !alias.EvaluateTargetHealth {
 			return true
@@ -430,6 +435,9 @@ func (a *asker) nearest(t uint16) *group {
 		return cmp.Or(cmp.Compare(p.last, q.last), cmp.Compare(p.away, q.away), cmp.Compare(p.tie, q.tie))
 	})
 	if a.trace.On() {
+		for _, g := range a.scene.drained {
+			a.trace.Add("%s: drained (%s)", g.pop, g.drained)
+		}
 		for _, p := range pops {
 			switch {
 			case !p.reachable:

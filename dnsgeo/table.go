@@ -58,8 +58,9 @@ type scene struct {
 	self popKey
 
 	edges   []*group          // of each POP, the members that take viewers
+	drained []*group          // POPs without such, all of whose members are drained
 	servers map[popKey]*group // of each POP, the members that answer names
-	origins map[popKey]*group // of each region, the members that run its load balancers
+	origins map[popKey]*group // of each region, the members that run its load balancers; where all are drained, those
 	lbs     sync.Map          // *zone.Alias → verdict, of the load balancers that were asked for
 }
 
@@ -73,6 +74,8 @@ type group struct {
 	reachable bool           // this node's own backbone reaches one of them
 	addresses []netip.Addr   // of those it reaches; if it reaches none, of all
 	others    []netip.Addr   // of those it does not reach
+	left      []netip.Addr   // of those that are drained
+	drained   string         // what drains all of them; empty: not all are
 }
 
 // verdict is whether a thing is healthy, and how long that can be told to others.
@@ -119,15 +122,24 @@ func (t *Table) survey(v *view.View) *scene {
 			g.settle()
 		}
 	}
-	s.edges = slices.SortedFunc(maps.Values(edges), func(a, b *group) int {
+	// Where a POP is drained others take its viewers (view.Drain sees to it that there are), and others answer for the
+	// zone. But what a load balancer carries may be nowhere else.
+	maps.DeleteFunc(s.servers, func(_ popKey, g *group) bool { return g.drained != "" })
+	for _, g := range slices.SortedFunc(maps.Values(edges), func(a, b *group) int {
 		return cmp.Or(cmp.Compare(a.region, b.region), cmp.Compare(a.pop, b.pop))
-	})
+	}) {
+		if g.drained != "" {
+			s.drained = append(s.drained, g)
+		} else {
+			s.edges = append(s.edges, g)
+		}
+	}
 	return s
 }
 
-// join puts a member into the group of a key, if it has the role and an address.
+// join puts a member into the group of a key, if it has the role and an address, and does not leave.
 func (t *Table) join(groups map[popKey]*group, key popKey, m view.Member, role view.Role, v *view.View) {
-	if !m.Has(role) || len(m.Public) == 0 {
+	if !m.Has(role) || m.Leaving || len(m.Public) == 0 {
 		return
 	}
 	g := groups[key]
@@ -135,11 +147,14 @@ func (t *Table) join(groups map[popKey]*group, key popKey, m view.Member, role v
 		g = &group{popKey: key, location: t.location(key)}
 		groups[key] = g
 	}
-	to := &g.addresses
-	if v.Unreachable[m.Name] {
+	var to *[]netip.Addr
+	switch {
+	case !m.Takes(role):
+		to, g.drained = &g.left, m.Drained
+	case v.Unreachable[m.Name]:
 		to = &g.others
-	} else {
-		g.reachable = true
+	default:
+		to, g.reachable = &g.addresses, true
 	}
 	for _, a := range m.Public {
 		*to = append(*to, a.Unmap())
@@ -153,10 +168,16 @@ func (t *Table) location(pop popKey) *spec.Location {
 	return nil
 }
 
-// settle falls back on the members that this node cannot reach, if it reaches none: it may be the one cut off.
+// settle falls back on the members that this node cannot reach, if it reaches none: it may be the one cut off; and on
+// those that are drained, if there are no others.
 func (g *group) settle() {
-	if !g.reachable {
-		g.addresses = g.others
+	switch {
+	case g.reachable:
+		g.drained = ""
+	case len(g.others) > 0:
+		g.addresses, g.drained = g.others, ""
+	default:
+		g.addresses = g.left
 	}
 }
 
@@ -164,10 +185,15 @@ func (g *group) settle() {
 const forever = time.Duration(math.MaxInt64)
 
 func (t *Table) check(v *view.View, name string) verdict {
-	return verdict{v.CheckHealthy(t.spec, name), stands(v, health.CheckKey(name))}
+	of := verdict{v.CheckHealthy(t.spec, name), forever}
+	if d, ok := v.CheckStands(t.spec, name); ok {
+		of.stands = d
+	}
+	return of
 }
 
-// loadBalancer is the verdict on the one that an alias leads to. It takes as many steps as that has targets, so it is found once a view.
+// loadBalancer is the verdict on the one that an alias leads to. It takes as many steps as that has targets, so it is
+// found once a view.
 func (t *Table) loadBalancer(s *scene, alias *zone.Alias) verdict {
 	if found, ok := s.lbs.Load(alias); ok {
 		return found.(verdict)

@@ -39,6 +39,7 @@ type exchange struct {
 // attempt is one try at one target.
 type attempt struct {
 	answered atomic.Bool // a byte of a response has come
+	reused   atomic.Bool // the connection had carried requests before
 	upload   *upload     // nil: the request has no body
 }
 
@@ -138,6 +139,7 @@ func (x *exchange) try(r *http.Request, addr netip.AddrPort) (*http.Response, er
 	a := new(attempt)
 	x.last.Store(a)
 	out := r.WithContext(httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{
+		GotConn:              func(c httptrace.GotConnInfo) { a.reused.Store(c.Reused) },
 		GotFirstResponseByte: func() { a.answered.Store(true) },
 		Got1xxResponse:       x.inform,
 	}))
@@ -148,7 +150,9 @@ func (x *exchange) try(r *http.Request, addr netip.AddrPort) (*http.Response, er
 		a.upload = &upload{from: r.Body, touch: x.touch, reading: make(chan struct{}, 1)}
 		out.Body = a.upload
 	}
-	return x.group.traffic.transport().RoundTrip(out)
+	res, err := x.group.traffic.transport().RoundTrip(out)
+	x.witness(addr, a, res, err)
+	return res, err
 }
 
 // mayTryAgain says whether the last attempt, which ended in err, may be followed by one at the next target. That is so

@@ -185,17 +185,28 @@ func (t *traffic) dial(ctx context.Context, addr netip.AddrPort) (net.Conn, *lea
 	if l == nil {
 		return nil, nil, &dialError{addr, errLeft}
 	}
+	conn, err := t.plane.dialTarget(ctx, addr)
+	return conn, l, err
+}
+
+// dialTarget connects to a target or an endpoint.
+func (p *Plane) dialTarget(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 	limited, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	t.plane.counters.connects.Add(1)
-	conn, err := t.plane.config.Dial(limited, "tcp", addr.String())
+	p.counters.connects.Add(1)
+	conn, err := p.config.Dial(limited, "tcp", addr.String())
 	if err != nil {
 		if ctx.Err() == nil { // or else it was given up, not refused
-			t.plane.counters.connectErrors.Add(1)
+			p.counters.connectErrors.Add(1)
 		}
-		return nil, nil, &dialError{addr, err}
+		return nil, &dialError{addr, err}
 	}
-	return conn, l, nil
+	return conn, nil
+}
+
+// gaveUp says whether a dial tells nothing of the target: it had left, or nobody waited for it long enough.
+func gaveUp(ctx context.Context, err error, took time.Duration) bool {
+	return errors.Is(err, errLeft) || ctx.Err() != nil && took < patience
 }
 
 // dialHTTP is dial for the transport, whose connections outlive requests.

@@ -17,12 +17,14 @@ import (
 	"iter"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/kept"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
@@ -38,7 +40,10 @@ type Config struct {
 	View func() *view.View
 	// Dial reaches targets; nil dials the real network.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	Log  *slog.Logger
+	// Evidence is told what requests and flows meet at targets and endpoints (evidence.go): that they failed and why, or
+	// passed. Client is whose it was; invalid: not known. It is called often and must not wait. Nil: nobody is told.
+	Evidence func(key health.Key, client netip.Addr, failed bool, reason string)
+	Log      *slog.Logger
 }
 
 // Plane serves the load balancers of one region. All its methods may be called at once.
@@ -49,6 +54,7 @@ type Plane struct {
 
 	table atomic.Pointer[table]
 	mu    sync.Mutex // orders Apply and Close
+	flows flows
 }
 
 // table is one spec, compiled. It is immutable but for what its groups share with the tables before it. What did not
@@ -124,7 +130,7 @@ func New(c Config) *Plane {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Plane{config: c}
+	p := &Plane{config: c, flows: flows{at: map[health.Key]map[*flow]struct{}{}}}
 	p.table.Store(&table{spec: new(spec.Spec)})
 	return p
 }
@@ -332,7 +338,8 @@ type counters struct {
 	flows, flowsRefused              atomic.Uint64
 	flowBytesIn, flowBytesOut        atomic.Uint64
 	connects, connectErrors, retries atomic.Uint64
-	deregistered                     atomic.Uint64
+	deregistered, terminated         atomic.Uint64
+	evidenceFailed, evidencePassed   atomic.Uint64
 	fromTarget, fromLoadBalancer     [6]atomic.Uint64 // by class; 1 is 101, 0 is what is no HTTP status
 }
 
@@ -353,6 +360,10 @@ func (p *Plane) Counters() map[string]uint64 {
 		"origin_target_connect_errors_total": c.connectErrors.Load(),
 		"origin_target_retries_total":        c.retries.Load(),
 		"origin_target_deregistered_total":   c.deregistered.Load(),
+		"origin_flows":                       uint64(p.flows.count()),
+		"origin_flows_terminated_total":      c.terminated.Load(),
+		"origin_evidence_failed_total":       c.evidenceFailed.Load(),
+		"origin_evidence_passed_total":       c.evidencePassed.Load(),
 	}
 	for class := 1; class < len(c.fromTarget); class++ {
 		all[fmt.Sprintf("origin_target_%dxx_total", class)] = c.fromTarget[class].Load()

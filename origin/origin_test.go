@@ -746,7 +746,7 @@ func TestABackboneFlowIsAcceptedOnceATargetHasTakenIt(t *testing.T) {
 		var accepted time.Duration
 		var serving sync.WaitGroup
 		serving.Go(func() {
-			w.plane.serveFlow(t.Context(), "targetGroup/web",
+			w.plane.serveFlow(t.Context(), "targetGroup/web", netip.Addr{},
 				func() net.Conn { accepted = time.Since(start); return far },
 				func(reason string) { t.Errorf("refused: %s", reason) })
 		})
@@ -786,7 +786,7 @@ func TestAFlowThatCannotBeIsRefusedWithAReason(t *testing.T) {
 					t.Errorf("%q: refused because %s; want %s", c.resource, reason, c.want)
 				}
 			}
-			w.plane.serveFlow(t.Context(), c.resource, accept, refuse)
+			w.plane.serveFlow(t.Context(), c.resource, netip.Addr{}, accept, refuse)
 			w.counted("origin_flows_refused_total", 1)
 			if _, err := w.plane.DialFlow(t.Context(), c.resource, netip.AddrPort{}); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%q: dialed: %v", c.resource, err)

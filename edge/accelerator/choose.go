@@ -32,7 +32,8 @@ type Flow struct {
 // Candidate is one way for a flow to end: a node of a region, and what it is to dial.
 type Candidate struct {
 	Region string
-	// Resource is the endpoint as origin knows it: targetGroup/<name> or loadBalancer/<name>/<port>.
+	// Resource is the endpoint as origin knows it: targetGroup/<name>, loadBalancer/<name>/<port>, or
+	// endpoint/<accelerator>/<address>:<port> for one that is given by address.
 	Resource string
 	Node     string
 }
@@ -47,6 +48,8 @@ type Candidate struct {
 // takes flows in proportion to its weight. All of it is drawn by a hash of the flow (of its addresses only, with
 // client affinity SOURCE_IP), so a flow is sent to the same endpoint from every node that sees the same, and a
 // change of weights or health moves as few flows as it can.
+//
+// Nodes that leave are no way, nor are those that are drained, unless no group has others.
 func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.AcceleratorListener, f Flow, tr *trace.Trace) []Candidate {
 	if tr.On() {
 		from := "anywhere"
@@ -56,10 +59,15 @@ func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.Accelerator
 		defer tr.In("accelerator %s: a flow from %s to %v, client affinity %s", a.Name, from, f.Local, l.ClientAffinity)()
 	}
 	key := keyOf(f, l.ClientAffinity)
-	groups := weigh(s, v, l, f, key, tr)
+	at := site{s, v, a, f, key}
+	groups := at.weigh(l, v.In, tr)
 	if len(groups) == 0 {
-		tr.Add("no region of its endpoint groups has a node with the origin role")
-		return nil
+		groups = at.weigh(l, staying(v), nil)
+		if len(groups) == 0 {
+			tr.Add("no region of its endpoint groups has a node with the origin role")
+			return nil
+		}
+		tr.Add("all nodes of its endpoint groups are drained: taken all the same")
 	}
 	taken := dial(groups, key, tr)
 	groups = failover(groups, taken, tr)
@@ -95,12 +103,31 @@ type group struct {
 	nodes     []string
 }
 
+// site is what a choice is made by, and for which flow.
+type site struct {
+	spec        *spec.Spec
+	view        *view.View
+	accelerator *spec.Accelerator
+	flow        Flow
+	key         flowKey
+}
+
+// members finds the members of a region that are asked for a role.
+type members func(region string, r view.Role) []view.Member
+
+// staying are the members of a region that have a role and do not leave, be they drained.
+func staying(v *view.View) members {
+	return func(region string, r view.Role) []view.Member {
+		return slices.DeleteFunc(v.Having(region, r), func(m view.Member) bool { return m.Leaving })
+	}
+}
+
 // weigh looks at the groups that have nodes, the nearest first.
-func weigh(s *spec.Spec, v *view.View, l *spec.AcceleratorListener, f Flow, key flowKey, tr *trace.Trace) []*group {
+func (at site) weigh(l *spec.AcceleratorListener, in members, tr *trace.Trace) []*group {
 	groups := make([]*group, len(l.EndpointGroups))
 	for i := range l.EndpointGroups {
 		g := &group{spec: &l.EndpointGroups[i]}
-		g.rtt, g.measured = v.RoundTrip(s, g.spec.Region, view.Origin)
+		g.rtt, g.measured = at.view.RoundTrip(at.spec, g.spec.Region, view.Origin)
 		groups[i] = g
 	}
 	slices.SortStableFunc(groups, func(a, b *group) int {
@@ -115,11 +142,11 @@ func weigh(s *spec.Spec, v *view.View, l *spec.AcceleratorListener, f Flow, key 
 	if tr.On() {
 		defer tr.In("endpoint groups, nearest first:")()
 	}
-	return slices.DeleteFunc(groups, func(g *group) bool { return !g.look(s, v, f, key, tr) })
+	return slices.DeleteFunc(groups, func(g *group) bool { return !g.look(at, in(g.spec.Region, view.Origin), tr) })
 }
 
 // look fills in the nodes and the endpoints that a flow would be offered to. It is false where there are none.
-func (g *group) look(s *spec.Spec, v *view.View, f Flow, key flowKey, tr *trace.Trace) bool {
+func (g *group) look(at site, nodes []view.Member, tr *trace.Trace) bool {
 	if tr.On() {
 		rtt := "round trip unknown"
 		if g.measured {
@@ -127,11 +154,21 @@ func (g *group) look(s *spec.Spec, v *view.View, f Flow, key flowKey, tr *trace.
 		}
 		defer tr.In("%s, %s, traffic dial %v %%", g.spec.Region, rtt, *g.spec.TrafficDial)()
 	}
-	canReach := g.rankNodes(v, key, tr)
-	canTake := g.rankEndpoints(s, v, f, key, tr)
+	if tr.On() {
+		for _, m := range at.view.Having(g.spec.Region, view.Origin) {
+			switch {
+			case m.Leaving:
+				tr.Add("node %s leaves: passed over", m.Name)
+			case !m.Takes(view.Origin):
+				tr.Add("node %s is drained (%s): passed over", m.Name, m.Drained)
+			}
+		}
+	}
+	canReach := g.rankNodes(at, nodes, tr)
+	canTake := g.rankEndpoints(at, tr)
 	g.ready = canReach && canTake
 	if len(g.nodes) == 0 || len(g.resources) == 0 {
-		tr.Add("no node there has the origin role, or there are no endpoints: passed over")
+		tr.Add("no node there takes flows, or there are no endpoints: passed over")
 		return false
 	}
 	return true
@@ -158,18 +195,17 @@ const (
 )
 
 // rankNodes orders the region's nodes, and says whether any can be reached.
-func (g *group) rankNodes(v *view.View, key flowKey, tr *trace.Trace) bool {
-	members := v.In(g.spec.Region, view.Origin)
+func (g *group) rankNodes(at site, members []view.Member, tr *trace.Trace) bool {
 	if len(members) == 0 {
 		return false
 	}
 	nodes := make([]ranked, len(members))
 	for i, m := range members {
-		nodes[i] = ranked{name: m.Name, class: reachable, draw: key.draw("node", m.Name)}
+		nodes[i] = ranked{name: m.Name, class: reachable, draw: at.key.draw("node", m.Name)}
 		switch {
-		case m.Name == v.Self:
+		case m.Name == at.view.Self:
 			nodes[i].class = self
-		case v.Unreachable[m.Name]:
+		case at.view.Unreachable[m.Name]:
 			nodes[i].class = unreachable
 			if tr.On() {
 				tr.Add("node %s cannot be reached from here", m.Name)
@@ -194,10 +230,10 @@ const (
 
 // rankEndpoints orders the endpoints by weighted rendezvous: each draws w / −ln u, the highest draw takes the flow, which
 // is a share of w/Σw. It says whether any is healthy and has weight.
-func (g *group) rankEndpoints(s *spec.Spec, v *view.View, f Flow, key flowKey, tr *trace.Trace) bool {
+func (g *group) rankEndpoints(at site, tr *trace.Trace) bool {
 	endpoints := make([]ranked, len(g.spec.Endpoints))
 	for i, e := range g.spec.Endpoints {
-		resource, fit := judge(s, v, e, f.Local.Port())
+		resource, fit := g.judge(at, e)
 		class, weight := healthy, float64(*e.Weight)
 		switch {
 		case weight == 0:
@@ -205,7 +241,7 @@ func (g *group) rankEndpoints(s *spec.Spec, v *view.View, f Flow, key flowKey, t
 		case !fit:
 			class = sick
 		}
-		endpoints[i] = ranked{resource, class, -weight / math.Log(key.draw("endpoint", resource))}
+		endpoints[i] = ranked{resource, class, -weight / math.Log(at.key.draw("endpoint", resource))}
 		if tr.On() {
 			condition := "healthy"
 			if !fit {
@@ -224,15 +260,20 @@ func (g *group) rankEndpoints(s *spec.Spec, v *view.View, f Flow, key flowKey, t
 	return len(endpoints) > 0 && endpoints[0].class == healthy
 }
 
-// judge names an endpoint and says whether it can take flows of a port.
-func judge(s *spec.Spec, v *view.View, e spec.Endpoint, port uint16) (resource string, healthy bool) {
-	if e.LoadBalancer == "" {
-		return "targetGroup/" + e.TargetGroup, v.TargetGroupHealthy(s, e.TargetGroup)
+// judge names an endpoint and says whether it can take the flow.
+func (g *group) judge(at site, e spec.Endpoint) (resource string, healthy bool) {
+	port := at.flow.Local.Port()
+	switch {
+	case e.Address.IsValid():
+		resource = "endpoint/" + at.accelerator.Name + "/" + netip.AddrPortFrom(e.Address, port).String()
+		return resource, at.view.EndpointHealthy(at.accelerator.Name, g.spec.Region, g.spec.CheckAddr(e))
+	case e.LoadBalancer == "":
+		return "targetGroup/" + e.TargetGroup, at.view.TargetGroupHealthy(at.spec, e.TargetGroup)
 	}
 	resource = "loadBalancer/" + e.LoadBalancer + "/" + strconv.Itoa(int(port))
-	lb := s.LoadBalancers[e.LoadBalancer]
+	lb := at.spec.LoadBalancers[e.LoadBalancer]
 	listens := lb != nil && slices.ContainsFunc(lb.Listeners, func(l spec.Listener) bool { return l.Port == port })
-	return resource, listens && v.LoadBalancerHealthy(s, e.LoadBalancer)
+	return resource, listens && at.view.LoadBalancerHealthy(at.spec, e.LoadBalancer)
 }
 
 // dial returns the index of the group that the traffic dials send the flow to. Health does not enter: a flow that a dial

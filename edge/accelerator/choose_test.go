@@ -2,6 +2,7 @@ package accelerator
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"reflect"
@@ -28,12 +29,12 @@ type testGroup struct {
 	region    string
 	rtt       time.Duration // negative: unknown
 	dial      float64
-	nodes     []string // as "name", or "name!" for one that cannot be reached from here
+	nodes     []string // as "name", "name!" for one that cannot be reached from here, "name-" drained, "name." leaving
 	endpoints []testEndpoint
 }
 
 type testEndpoint struct {
-	name   string // of a target group, or "lb:name" of a load balancer that listens on port 443
+	name   string // of a target group, "lb:name" of a load balancer that listens on port 443, or an IP address
 	weight int
 	sick   bool
 }
@@ -78,10 +79,16 @@ func (n network) build() (*spec.Spec, *view.View, *spec.Accelerator) {
 		s.Regions[g.region] = &spec.Region{Name: g.region}
 		for _, name := range g.nodes {
 			node, isDown := strings.CutSuffix(name, "!")
+			node, drained := strings.CutSuffix(node, "-")
+			node, leaving := strings.CutSuffix(node, ".")
 			if node == "self" {
 				v.Members = v.Members[1:]
 			}
-			v.Members = append(v.Members, view.Member{Name: node, Region: g.region, Roles: []view.Role{view.Origin}})
+			m := view.Member{Name: node, Region: g.region, Roles: []view.Role{view.Origin}, Leaving: leaving}
+			if drained {
+				m.Drained = "node " + node
+			}
+			v.Members = append(v.Members, m)
 			if g.rtt >= 0 {
 				v.RTT[node] = g.rtt
 			}
@@ -90,10 +97,16 @@ func (n network) build() (*spec.Spec, *view.View, *spec.Accelerator) {
 			}
 		}
 		dial := g.dial
-		group := spec.EndpointGroup{Region: g.region, TrafficDial: &dial}
+		group := spec.EndpointGroup{Region: g.region, TrafficDial: &dial, HealthCheckPort: 80}
 		for _, e := range g.endpoints {
 			weight := e.weight
 			endpoint := spec.Endpoint{Weight: &weight}
+			if addr, err := netip.ParseAddr(e.name); err == nil {
+				endpoint.Address = addr
+				verdicts[health.EndpointKey("game", g.region, netip.AddrPortFrom(addr, 80))] = health.Verdict{Healthy: !e.sick}
+				group.Endpoints = append(group.Endpoints, endpoint)
+				continue
+			}
 			name, isBalancer := strings.CutPrefix(e.name, "lb:")
 			target := spec.Target{Address: netip.AddrFrom4([4]byte{10, 0, 0, 1}), Port: 80}
 			s.TargetGroups[name] = &spec.TargetGroup{Name: name, Region: g.region, Protocol: spec.TCP, Targets: []spec.Target{target}}
@@ -273,6 +286,64 @@ func TestALoadBalancerWithoutAListenerOnThePortTakesNothing(t *testing.T) {
 	for i := range 100 {
 		if c := Choose(s, v, a, &a.Listeners[0], Flow{Client: client(i), Local: local}, nil); c[0].Resource != "targetGroup/b" {
 			t.Fatalf("got %v", c)
+		}
+	}
+}
+
+func TestAnEndpointByAddressIsDialledAtThePortOfTheFlow(t *testing.T) {
+	good, bad := testEndpoint{name: "10.1.0.1", weight: 128}, testEndpoint{name: "2001:db8::1", weight: 128, sick: true}
+	want := Candidate{Region: "near", Resource: "endpoint/game/10.1.0.1:443", Node: "near1"}
+	for i := range 50 {
+		if got := only(good, bad).choose(client(i)); len(got) == 0 || got[0].Resource != want.Resource {
+			t.Fatalf("got %v, want %v first", got, want)
+		}
+	}
+	if got := only(bad).choose(client(1)); len(got) != 1 || got[0].Resource != "endpoint/game/[2001:db8::1]:443" {
+		t.Errorf("failing open: %v", got)
+	}
+	far := up("far", 100, 100)
+	n := network{groups: []testGroup{only(bad).groups[0], far}}
+	if got := n.choose(client(1)); got[0].Region != "far" {
+		t.Errorf("a sick endpoint was not failed over: %v", got)
+	}
+}
+
+func TestDrainedAndLeavingNodesTakeNoFlowsUnlessThereAreNoOthers(t *testing.T) {
+	group := func(region string, rtt int, nodes ...string) testGroup {
+		g := up(region, rtt, 100)
+		g.nodes = nodes
+		return g
+	}
+	for _, c := range []struct {
+		name  string
+		nodes [][]string // of the near group and the far one
+		want  string     // the nodes that flows go to first, in order of name
+		why   string     // in the explanation
+	}{
+		{"one of two is drained", [][]string{{"a-", "b"}, {"c"}}, "b", "node a is drained (node a): passed over"},
+		{"one of two leaves", [][]string{{"a.", "b"}, {"c"}}, "b", "node a leaves: passed over"},
+		{"the region is drained", [][]string{{"a-", "b-"}, {"c"}}, "c", "node b is drained"},
+		{"drained before out of reach", [][]string{{"a-", "b!"}, {"c"}}, "c", "cannot be reached"},
+		{"all are drained", [][]string{{"a-", "b-"}, {"c-"}}, "a b", "all nodes of its endpoint groups are drained: taken all the same"},
+		{"drained or leaving", [][]string{{"a.", "b."}, {"c-"}}, "c", "taken all the same"},
+		{"all leave", [][]string{{"a.", "b."}, {"c."}}, "", "has a node with the origin role"},
+	} {
+		// In the order of their names, too: how far drained nodes are is not measured.
+		n := network{groups: []testGroup{group("1st", 10, c.nodes[0]...), group("2nd", 100, c.nodes[1]...)}}
+		s, v, a := n.build()
+		seen := map[string]bool{}
+		tr := new(trace.Trace)
+		for i := range 50 {
+			for _, first := range Choose(s, v, a, &a.Listeners[0], Flow{Client: client(i), Local: local}, tr) {
+				seen[first.Node] = true
+				break
+			}
+		}
+		if got := strings.Join(slices.Sorted(maps.Keys(seen)), " "); got != c.want {
+			t.Errorf("%s: flows go to %q, want %q", c.name, got, c.want)
+		}
+		if !strings.Contains(tr.String(), c.why) {
+			t.Errorf("%s: it is explained by\n%s", c.name, tr)
 		}
 	}
 }

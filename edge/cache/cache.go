@@ -43,13 +43,19 @@ type Cache struct {
 	fills      map[string]*fill // by slot: those that may be joined
 	active     map[*fill]struct{}
 	generation uint64
+	era        uint64 // how many fences there were
+
+	fence atomic.Uint64 // the era of the one that stands; 0: none
 
 	askers  atomic.Int64
 	running sync.WaitGroup // the fills
 	ctx     context.Context
 	cancel  context.CancelFunc
 
-	counts struct{ fills, collapsed, stored, refused, busy, truncated, invalidated, evicted atomic.Uint64 }
+	counts struct {
+		fills, collapsed, stored, refused, busy, truncated, invalidated, evicted atomic.Uint64
+		purges, purged, fenced                                                   atomic.Uint64
+	}
 }
 
 // New makes an empty cache.
@@ -95,6 +101,9 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_truncated_total":   c.counts.truncated.Load(),
 		"cache_invalidated_total": c.counts.invalidated.Load(),
 		"cache_evicted_total":     c.counts.evicted.Load(),
+		"cache_purges_total":      c.counts.purges.Load(),
+		"cache_purged_total":      c.counts.purged.Load(),
+		"cache_fenced_total":      c.counts.fenced.Load(),
 	}
 }
 

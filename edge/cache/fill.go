@@ -43,6 +43,9 @@ type fill struct {
 	want  Want
 	stale *Object // to be validated, or nil
 
+	fenced bool   // stale may not be used as it is
+	era    uint64 // how many fences there were at the start
+
 	slot     string // guarded by cache.mu, like
 	outdated bool   // the URI was invalidated: not to be kept
 
@@ -69,7 +72,8 @@ const firstPiece = 4 << 10
 func (c *Cache) Refresh(w Want, found Found) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fills[found.slot] == nil {
+	still := c.Find(w.Key, w.Policy, w.Header, time.Now(), nil) == found // or else it was purged, say
+	if still && c.fills[found.slot] == nil {
 		c.start(w, found, nil)
 	}
 }
@@ -81,7 +85,10 @@ func (c *Cache) start(w Want, found Found, first *Ask) *fill {
 		return nil
 	}
 	w.Header = w.Header.Clone() // the fill outlives the request
-	f := &fill{cache: c, want: w, stale: found.Object, slot: found.slot, first: first, asks: map[*Ask]struct{}{}}
+	f := &fill{
+		cache: c, want: w, stale: found.Object, fenced: found.Fenced, era: c.era, slot: found.slot,
+		first: first, asks: map[*Ask]struct{}{},
+	}
 	f.moved.L = &f.mu
 	if first != nil {
 		first.fill = f
@@ -90,6 +97,9 @@ func (c *Cache) start(w Want, found Found, first *Ask) *fill {
 	c.fills[f.slot] = f
 	c.active[f] = struct{}{}
 	c.counts.fills.Add(1)
+	if found.Fenced {
+		c.counts.fenced.Add(1)
+	}
 	c.running.Go(f.run)
 	return f
 }
@@ -129,13 +139,14 @@ func (f *fill) fetch(ctx context.Context) (response *http.Response, requested ti
 	if err == nil && response.StatusCode == http.StatusNotModified && check != nil {
 		response.Body.Close()
 		if o, ok := f.stale.freshened(f.want.Policy, response.Header, requested, time.Now()); ok {
+			o.era = f.era
 			f.validated(o)
 			return nil, requested
 		}
 		requested = time.Now()
 		response, err = f.want.Fetch(ctx, nil)
 	}
-	if now := time.Now(); f.stale != nil && failed(response, err) && f.stale.coversErrors(now) {
+	if now := time.Now(); f.stale != nil && !f.fenced && failed(response, err) && f.stale.coversErrors(now) {
 		status := 0
 		if err == nil {
 			status = response.StatusCode
@@ -186,6 +197,7 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 	cc := ParseControl(response.Header)
 	ok, why := p.Storable(response.StatusCode, cc, response.Header, f.authorized())
 	o := p.head(response.StatusCode, cc, response.Header, requested, received)
+	o.era = f.era
 	size := response.ContentLength
 	switch {
 	case !ok:

@@ -80,7 +80,7 @@ func (w *world) get(ctx context.Context, want Want) (how, body string, err error
 		return "apart", "", nil
 	}
 	if o := found.Object; o != nil {
-		switch o.Reuse(time.Now(), nil) {
+		switch found.Reuse(time.Now(), nil) {
 		case Fresh:
 			return "hit", string(o.Body), nil
 		case StaleIfError:

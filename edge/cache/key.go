@@ -105,13 +105,21 @@ func appendLines(b []byte, name string, lines ...string) []byte {
 func parts(s string) []string {
 	var all []string
 	for s != "" {
-		length, rest, ok := strings.Cut(s, ":")
-		n, err := strconv.Atoi(length)
-		if !ok || err != nil || n < 0 || n > len(rest) {
+		part, rest, ok := cutPart(s)
+		if !ok {
 			return nil
 		}
-		all = append(all, rest[:n])
-		s = rest[n:]
+		all, s = append(all, part), rest
 	}
 	return all
+}
+
+// cutPart takes the first part off a sequence.
+func cutPart(s string) (part, rest string, ok bool) {
+	length, rest, ok := strings.Cut(s, ":")
+	n, err := strconv.Atoi(length)
+	if !ok || err != nil || n < 0 || n > len(rest) {
+		return "", "", false
+	}
+	return rest[:n], rest[n:], true
 }

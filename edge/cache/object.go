@@ -22,6 +22,7 @@ type Object struct {
 	held                               time.Time     // until then the origin, which failed, is not asked
 
 	vary []string // the fields that selected it
+	era  uint64   // how many fences there were when it was asked for
 }
 
 // head makes the head of an object of a response that came now. It takes over the header.

@@ -41,8 +41,19 @@ type Found struct {
 	Object *Object
 	// Apart says that requests for the key are not to be collapsed, and nothing is kept of them.
 	Apart bool
+	// Fenced says that a purge that this node has missed may be about the object: the origin is to be asked first.
+	Fenced bool
 
 	slot string
+}
+
+// Reuse says what may be done with the object now.
+func (f Found) Reuse(now time.Time, tr *trace.Trace) Reuse {
+	if f.Fenced {
+		tr.Add("this node has missed purges, and is about to hear of them: the origin is asked first")
+		return Stale
+	}
+	return f.Object.Reuse(now, tr)
 }
 
 // Find looks for the response to a request, which the policy's Key made key of. It does not judge whether it is fresh.
@@ -67,6 +78,7 @@ func (c *Cache) Find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.T
 		}
 	case e.object != nil:
 		f.Object = e.object
+		f.Fenced = e.object.era < c.fence.Load()
 		if tr.On() {
 			tr.Add("a response is kept for %s: status %d, %d bytes, age %s", k, e.object.Status, len(e.object.Body), e.object.Age(now))
 		}
@@ -157,8 +169,13 @@ func (c *Cache) Invalidate(k Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stored.Invalidate(k.URI)
+	c.outdate(func(uri string) bool { return uri == k.URI })
+}
+
+// outdate sees to it that fills under way are neither kept nor joined. c.mu is held.
+func (c *Cache) outdate(which func(uri string) bool) {
 	for f := range c.active {
-		if f.want.Key.URI == k.URI {
+		if which(f.want.Key.URI) {
 			f.outdated = true
 			c.remove(f)
 		}

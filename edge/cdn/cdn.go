@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -129,6 +130,23 @@ func (p *Plane) Apply(s *spec.Spec) error {
 	p.cfg.Log.Debug("distributions are served", "revision", s.Revision, "distributions", t.all.Len())
 	return nil
 }
+
+// Purge forgets what this node keeps of a distribution under the paths, and returns how many responses those were
+// (CloudFront: an invalidation). cache.Purge says what a path names: /x is /x without a query and not below it, /x?a=1
+// what is kept for that query where queries are in the key, /x* all that begins so. The path / names the default root
+// object, too. All schemes, hosts and variants go. The name of a distribution that is not served is fine: what was kept
+// of it goes; an empty one stands for all.
+func (p *Plane) Purge(distribution string, paths []string) (objects int) {
+	if d := p.table.Load().all.Get(distribution); d != nil && d.root != "" && slices.Contains(paths, "/") {
+		paths = append(slices.Clone(paths), d.root)
+	}
+	return p.cache.Purge(cache.Purge{Distribution: distribution, Paths: paths})
+}
+
+// SetFence has the origin asked before anything is served that was kept before, as long as this node knows that it has
+// missed purges. To be told so again begins it anew: it is to be told of each purge that it misses. It must have made
+// them all before it ends.
+func (p *Plane) SetFence(fenced bool) { p.cache.SetFence(fenced) }
 
 // Hosts says whether an enabled distribution answers for a host.
 func (p *Plane) Hosts(host string) bool {

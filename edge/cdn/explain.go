@@ -31,11 +31,14 @@ func (p *Plane) Explain(method string, u *url.URL, tr *trace.Trace) (string, err
 	now, none := time.Now(), http.Header{}
 	found := p.cache.Find(b.Policy.Key(d.target(), none), b.Policy, none, now, tr)
 	if o := found.Object; o != nil {
-		switch o.Reuse(now, tr) {
+		switch found.Reuse(now, tr) {
 		case cache.Fresh:
 			return fmt.Sprintf("hit: status %d, fresh for another %s", o.Status, o.FreshFor(now).Round(time.Second)), nil
 		case cache.StaleWhileRevalidate, cache.StaleIfError:
 			return fmt.Sprintf("hit: status %d, stale for %s", o.Status, -o.FreshFor(now).Round(time.Second)), nil
+		}
+		if found.Fenced {
+			return "fenced: " + p.explainOrigin(d, tr), nil
 		}
 		return "stale: " + p.explainOrigin(d, tr), nil
 	}

@@ -30,30 +30,13 @@ const unknown = time.Duration(math.MaxInt64)
 
 // Order is the order in which an origin's load balancers are asked: those that can be reached, then those that are
 // healthy, then the nearest; in one region, the nearest node. None is left out, for what is held of them may be wrong
-// or old: where all are bad they are asked all the same (as ELB fails open).
+// or old: where all are bad they are asked all the same (as ELB fails open). But nodes that are drained are left out while
+// any that is not runs one of the load balancers, and those that leave are always.
 func Order(s *spec.Spec, v *view.View, o *spec.Origin, tr *trace.Trace) []Candidate {
-	var all []Candidate
-	for _, name := range o.LoadBalancers {
-		lb := s.LoadBalancers[name]
-		port, ok := httpPort(lb)
-		if !ok {
-			tr.Add("%s: no load balancer with an HTTP listener", name)
-			continue
-		}
-		rtt, known := v.RoundTrip(s, lb.Region, view.Origin)
-		if !known {
-			rtt = unknown
-		}
-		healthy := v.LoadBalancerHealthy(s, name)
-		nodes := v.In(lb.Region, view.Origin)
-		if len(nodes) == 0 {
-			tr.Add("%s: no live node in %s runs it", name, lb.Region)
-		}
-		for _, n := range nodes {
-			all = append(all, Candidate{
-				LoadBalancer: name, Port: port, Region: lb.Region, Node: n.Name,
-				RTT: rtt, Healthy: healthy, Reachable: !v.Unreachable[n.Name],
-			})
+	all := candidates(s, v, o, v.In, tr)
+	if len(all) == 0 {
+		if all = candidates(s, v, o, staying(v), nil); len(all) > 0 {
+			tr.Add("all nodes that run them are drained: asked all the same")
 		}
 	}
 	slices.SortStableFunc(all, func(a, b Candidate) int {
@@ -73,6 +56,52 @@ func Order(s *spec.Spec, v *view.View, o *spec.Origin, tr *trace.Trace) []Candid
 		}
 	}
 	return all
+}
+
+// finder finds the members of a region that are asked for a role.
+type finder func(region string, r view.Role) []view.Member
+
+// candidates are the origin's load balancers at those of their regions' nodes that in finds.
+func candidates(s *spec.Spec, v *view.View, o *spec.Origin, in finder, tr *trace.Trace) (all []Candidate) {
+	for _, name := range o.LoadBalancers {
+		lb := s.LoadBalancers[name]
+		port, ok := httpPort(lb)
+		if !ok {
+			tr.Add("%s: no load balancer with an HTTP listener", name)
+			continue
+		}
+		rtt, known := v.RoundTrip(s, lb.Region, view.Origin)
+		if !known {
+			rtt = unknown
+		}
+		healthy := v.LoadBalancerHealthy(s, name)
+		nodes := in(lb.Region, view.Origin)
+		if tr.On() {
+			having := v.Having(lb.Region, view.Origin)
+			for _, m := range having {
+				if !m.Takes(view.Origin) {
+					tr.Add("%s at node %s: passed over, %s", name, m.Name, either(m.Leaving, "it leaves", "drained ("+m.Drained+")"))
+				}
+			}
+			if len(having) == 0 {
+				tr.Add("%s: no live node in %s runs it", name, lb.Region)
+			}
+		}
+		for _, n := range nodes {
+			all = append(all, Candidate{
+				LoadBalancer: name, Port: port, Region: lb.Region, Node: n.Name,
+				RTT: rtt, Healthy: healthy, Reachable: !v.Unreachable[n.Name],
+			})
+		}
+	}
+	return all
+}
+
+// staying are the members of a region that have a role and do not leave, be they drained.
+func staying(v *view.View) finder {
+	return func(region string, r view.Role) []view.Member {
+		return slices.DeleteFunc(v.Having(region, r), func(m view.Member) bool { return m.Leaving })
+	}
 }
 
 // httpPort is the port of a load balancer's first HTTP listener.

@@ -2,6 +2,7 @@ package cdn
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,9 +27,15 @@ func TestLoadBalancersAreAskedInOrder(t *testing.T) {
 		{"healthy before near", view.View{Self: "icn-1", Health: healthy(s, "g-iad", "g-nrt")}, "nrt-1 nrt-2 iad-1 icn-1"},
 		{"none is healthy: as if all were", view.View{Self: "icn-1"}, "icn-1 nrt-1 nrt-2 iad-1"},
 		{"what cannot be reached comes last", view.View{Self: "icn-1", Health: every, Unreachable: map[string]bool{"nrt-1": true}}, "icn-1 nrt-2 iad-1 nrt-1"},
+		{"drained is passed over, though near", view.View{Self: "icn-1", Health: every, Members: drained("icn-1", "nrt-1")}, "nrt-2 iad-1"},
+		{"drained is passed over for what is bad", view.View{Self: "icn-1", Health: healthy(s, "g-icn"), Members: drained("icn-1")}, "nrt-1 nrt-2 iad-1"},
+		{"all are drained: as if none were", view.View{Self: "icn-1", Health: every, Members: drained("icn-1", "nrt-1", "nrt-2", "iad-1")}, "icn-1 nrt-1 nrt-2 iad-1"},
 		{"healthy, but out of reach, is after bad", view.View{Self: "icn-1", Health: healthy(s, "g-nrt"), Unreachable: map[string]bool{"nrt-1": true, "nrt-2": true}}, "icn-1 iad-1 nrt-1 nrt-2"},
 	} {
-		c.view.Members = members()
+		passed := len(c.view.Members)
+		if passed == 0 {
+			c.view.Members = members()
+		}
 		tr := new(trace.Trace)
 		var got []string
 		for _, at := range Order(s, &c.view, &s.Distributions["site"].Origins[0], tr) {
@@ -37,9 +44,32 @@ func TestLoadBalancersAreAskedInOrder(t *testing.T) {
 		if fmt.Sprint(got) != "["+c.want+"]" {
 			t.Errorf("%s: got %v, want %s", c.name, got, c.want)
 		}
-		if len(tr.Lines()) != len(got) {
+		if passed > 0 && !strings.Contains(tr.String(), "web-icn at node icn-1: passed over, drained (node icn-1)") || passed == 0 && len(tr.Lines()) != len(got) {
 			t.Errorf("%s: the reasons are\n%s", c.name, tr)
 		}
+	}
+}
+
+// drained are the members, some of which are.
+func drained(names ...string) []view.Member {
+	all := members()
+	for i := range all {
+		if slices.Contains(names, all[i].Name) {
+			all[i].Drained = "node " + all[i].Name
+		}
+	}
+	return all
+}
+
+func TestNodesThatLeaveAreNeverAsked(t *testing.T) {
+	s := build(t, regions)
+	v := &view.View{Self: "icn-1", Members: members()}
+	for i := range v.Members {
+		v.Members[i].Leaving = true
+	}
+	tr := new(trace.Trace)
+	if got := Order(s, v, &s.Distributions["site"].Origins[0], tr); len(got) != 0 || !strings.Contains(tr.String(), "web-iad at node iad-1: passed over, it leaves") {
+		t.Errorf("got %v by\n%s", got, tr)
 	}
 }
 

@@ -31,7 +31,7 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 			break
 		}
 		if o := found.Object; o != nil {
-			switch o.Reuse(now, nil) {
+			switch found.Reuse(now, nil) {
 			case cache.Fresh:
 				p.hit(w, r, o, now, "")
 				return

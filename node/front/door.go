@@ -85,7 +85,11 @@ func (d *door) accept() (net.Conn, error) {
 			c.Close()
 			continue
 		}
-		d.front.enter(c)
+		if g := d.front.enter(c, d.behind.Load().Anyone); d.front.blocks(g) {
+			d.front.expel(c)
+			d.leave(c)
+			continue
+		}
 		return c, nil
 	}
 }

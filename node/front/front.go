@@ -37,6 +37,9 @@ type Config struct {
 	// ProxyHeadersFrom are the load balancers in front of this node. What they connect must begin with a PROXY
 	// header, version 1 or 2, and comes from whom the header says. From all others it is no header but a bad request.
 	ProxyHeadersFrom []netip.Prefix
+	// Blocked says whether nobody from an address is served; nil: everybody is. It is asked as each connection comes, so it
+	// must be cheap. A connection that carries a PROXY header is judged by whom that names.
+	Blocked func(netip.Addr) bool
 	// Connections is how many one door holds at once; more are closed as they come. 0: 16,384.
 	Connections int
 	Log         *slog.Logger
@@ -52,6 +55,8 @@ type Door struct {
 	// Anycast doors may share their address with those of other processes, and may open before the machine has it.
 	Anycast bool
 	TLS     bool // with Handler only
+	// Anyone may come by this door, blocked or not: who blocks himself by mistake must be able to undo it.
+	Anyone bool
 	// TLSConfig is used instead of Config.Certificate, from the next handshake on; its ALPN is set here. Its
 	// GetConfigForClient, if any, is asked at each handshake.
 	TLSConfig *tls.Config
@@ -89,15 +94,25 @@ type Front struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // all goroutines and connections
 
-	mu     sync.Mutex
-	doors  map[doorKey]*door
-	conns  map[net.Conn]struct{}
-	closed bool
+	mu      sync.Mutex
+	doors   map[doorKey]*door
+	conns   map[net.Conn]*guest
+	retired bool
+	closed  bool
+
+	retiring sync.Mutex // orders Retire and Resume; taken before mu
+}
+
+// guest is a connection as the front keeps track of it.
+type guest struct {
+	anyone bool                       // whoever it is may be here
+	from   atomic.Pointer[netip.Addr] // nil as long as nobody knows: the PROXY header is still to come
 }
 
 type counters struct {
 	connections, refused, requests, badRequests, panics  atomic.Uint64
 	handshakeErrors, serverErrors, proxyErrors, unaccept atomic.Uint64
+	blocked                                              atomic.Uint64
 }
 
 // New makes a Front without doors.
@@ -114,7 +129,7 @@ func New(c Config) *Front {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Front{config: c, doors: map[doorKey]*door{}, conns: map[net.Conn]struct{}{}}
+	f := &Front{config: c, doors: map[doorKey]*door{}, conns: map[net.Conn]*guest{}}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f
 }
@@ -159,6 +174,9 @@ func (f *Front) Set(doors []Door) error {
 		if err != nil {
 			faults = append(faults, fmt.Errorf("open door %s: %w", d.key(), err))
 			continue
+		}
+		if f.retired && open.server != nil {
+			open.server.SetKeepAlivesEnabled(false)
 		}
 		f.doors[d.key()] = open
 	}
@@ -211,16 +229,55 @@ func (f *Front) Close(ctx context.Context) error {
 }
 
 // Retire has every HTTP connection end after the answer that it waits for, so that clients look anew for where to go. The doors
-// stay open for those who do not know better yet.
-func (f *Front) Retire() {
+// stay open for those who do not know better yet. Flows of Conn doors go on.
+func (f *Front) Retire() { f.retire(true) }
+
+// Resume undoes Retire: connections are kept open again. Those that were told to go stay told.
+func (f *Front) Resume() { f.retire(false) }
+
+func (f *Front) retire(now bool) {
+	f.retiring.Lock()
+	defer f.retiring.Unlock()
 	f.mu.Lock()
+	f.retired = now
 	doors := slices.Collect(maps.Values(f.doors))
 	f.mu.Unlock()
 	for _, d := range doors { // without the lock: it closes connections, which then leave
 		if d.server != nil {
-			d.server.SetKeepAlivesEnabled(false)
+			d.server.SetKeepAlivesEnabled(!now)
 		}
 	}
+}
+
+// Recheck ends the connections of clients that are blocked now, at once: what they wait for is cut short. It is to be
+// called when what Blocked says has changed.
+func (f *Front) Recheck() {
+	if f.config.Blocked == nil {
+		return
+	}
+	f.mu.Lock()
+	guests := maps.Clone(f.conns)
+	f.mu.Unlock()
+	for c, g := range guests { // without the lock: to accept must not wait for so many questions
+		if f.blocks(g) {
+			f.expel(c)
+		}
+	}
+}
+
+// blocks says whether a guest is blocked; one of whom nobody knows yet is not: it is asked for when that is known.
+func (f *Front) blocks(g *guest) bool {
+	from := g.from.Load()
+	return from != nil && !g.anyone && f.config.Blocked != nil && f.config.Blocked(*from)
+}
+
+// expel ends the connection of a blocked client. It is reset, so that nothing that waits to be sent goes out.
+func (f *Front) expel(c net.Conn) {
+	f.counters.blocked.Add(1)
+	if l, ok := c.(interface{ SetLinger(int) error }); ok {
+		l.SetLinger(0)
+	}
+	c.Close()
 }
 
 // cut closes all connections under whoever serves them.
@@ -235,12 +292,26 @@ func (f *Front) cut() int {
 }
 
 // enter begins to keep track of a connection, leave ends it.
-func (f *Front) enter(c net.Conn) {
+func (f *Front) enter(c net.Conn, anyone bool) *guest {
+	g := &guest{anyone: anyone}
+	if !f.believes(c) {
+		g.isFrom(c.RemoteAddr())
+	}
 	f.counters.connections.Add(1)
 	f.wg.Add(1) // by the goroutine that accepts, which is counted itself
 	f.mu.Lock()
-	f.conns[c] = struct{}{}
+	f.conns[c] = g
 	f.mu.Unlock()
+	return g
+}
+
+// isFrom notes where a guest comes from. It comes before the guest is judged, so that either that judgement or a Recheck sees a
+// block that is made meanwhile.
+func (g *guest) isFrom(a net.Addr) {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		addr := tcp.AddrPort().Addr().Unmap().WithZone("")
+		g.from.Store(&addr)
+	}
 }
 
 func (f *Front) leave(c net.Conn) {
@@ -276,5 +347,6 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_tls_handshake_errors_total": c.handshakeErrors.Load(),
 		"front_server_errors_total":        c.serverErrors.Load(),
 		"front_proxy_header_errors_total":  c.proxyErrors.Load(),
+		"front_blocked_total":              c.blocked.Load(),
 	}
 }

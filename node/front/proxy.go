@@ -27,8 +27,9 @@ func (f *Front) believes(c net.Conn) bool {
 // who asks for an address or for bytes, not by who accepts.
 type proxied struct {
 	*proxyproto.Conn
-	front *Front
-	count sync.Once
+	front  *Front
+	judge  sync.Once
+	passed bool // set by judge
 }
 
 func (f *Front) proxied(c net.Conn) *proxied {
@@ -50,17 +51,29 @@ func ofTCP(h *proxyproto.Header) error {
 	return nil
 }
 
-// wait reads the header, and says whether it is one.
+// wait reads the header, and says whether it is one of a client that is not blocked.
 func (p *proxied) wait() bool {
-	if p.ProxyHeader() != nil {
-		return true
-	}
-	p.count.Do(func() { p.front.counters.proxyErrors.Add(1) })
-	return false
+	p.judge.Do(func() {
+		if p.ProxyHeader() == nil {
+			p.front.counters.proxyErrors.Add(1)
+			return
+		}
+		p.front.mu.Lock()
+		g := p.front.conns[p.Raw()]
+		p.front.mu.Unlock()
+		if g == nil {
+			return // it is gone already
+		}
+		g.isFrom(p.RemoteAddr())
+		if p.passed = !p.front.blocks(g); !p.passed {
+			p.front.expel(p.Raw())
+		}
+	})
+	return p.passed
 }
 
 func (p *proxied) Read(b []byte) (int, error) {
-	p.wait()
+	p.wait() // one that does not pass fails to be read
 	return p.Conn.Read(b)
 }
 

@@ -40,7 +40,19 @@ type Result struct {
 	AToB, BToA int64
 	// Err is why the flow was broken off: nil if both directions came to their end, ErrIdle, or what an end said.
 	Err error
+	// Broke is the end that said so, where that is known. Of bytes that the kernel moves it is not, once one has arrived.
+	Broke End
 }
+
+// End is one end of a flow.
+type End int
+
+// The ends.
+const (
+	Unknown End = iota
+	A
+	B
+)
 
 // Pipe carries bytes between a and b until both directions have ended, and closes both. The end of a direction travels
 // by CloseWrite() error where the conn has it; one without ends whole. Silence of both directions for idle
@@ -55,14 +67,14 @@ func Pipe(a, b net.Conn, idle time.Duration) Result {
 		f.watch(max(idle/looks, 1))
 	}
 	var back sync.WaitGroup
-	back.Go(func() { f.carry(a, b, &f.bToA) })
-	f.carry(b, a, &f.aToB)
+	back.Go(func() { f.carry(a, b, A, B, &f.bToA) })
+	f.carry(b, a, B, A, &f.aToB)
 	back.Wait()
 
-	err := f.end()
+	err, broke := f.end()
 	a.Close()
 	b.Close()
-	return Result{AToB: f.aToB.written.Load(), BToA: f.bToA.written.Load(), Err: err}
+	return Result{AToB: f.aToB.written.Load(), BToA: f.bToA.written.Load(), Err: err, Broke: broke}
 }
 
 // Abort closes a conn so that the other end sees a reset and not an end: by Abort() if the conn has it, or by
@@ -87,26 +99,34 @@ type flow struct {
 	mu    sync.Mutex
 	over  bool
 	err   error
+	broke End
 	timer *time.Timer
 }
 
 type direction struct{ read, written atomic.Int64 }
 
-// carry is one direction.
-func (f *flow) carry(dst, src net.Conn, d *direction) {
+// carry is one direction, to one end from the other.
+func (f *flow) carry(dst, src net.Conn, to, from End, d *direction) {
+	broke := from
 	var err error
 	if f.spliced {
 		var n int64
 		n, err = dst.(*net.TCPConn).ReadFrom(src)
 		d.written.Store(n)
+		if n > 0 {
+			broke = Unknown
+		}
 	} else {
-		err = copyAll(dst, src, d)
+		var writing bool
+		if writing, err = copyAll(dst, src, d); writing {
+			broke = to
+		}
 	}
 	if err == nil {
-		err = closeWrite(dst)
+		broke, err = to, closeWrite(dst)
 	}
 	if err != nil {
-		f.fail(err)
+		f.fail(err, broke)
 	}
 }
 
@@ -117,7 +137,8 @@ func closeWrite(c net.Conn) error {
 	return c.Close()
 }
 
-func copyAll(dst io.Writer, src io.Reader, d *direction) error {
+// copyAll copies to the end of src. Writing says that an error is that of dst.
+func copyAll(dst io.Writer, src io.Reader, d *direction) (writing bool, err error) {
 	small := make([]byte, smallBuffer)
 	buf := small
 	var large *[largeBuffer]byte
@@ -133,14 +154,14 @@ func copyAll(dst io.Writer, src io.Reader, d *direction) error {
 			w, err := dst.Write(buf[:n])
 			d.written.Add(int64(w))
 			if err != nil {
-				return err
+				return true, err
 			}
 		}
 		if readErr == io.EOF {
-			return nil
+			return false, nil
 		}
 		if readErr != nil {
-			return readErr
+			return false, readErr
 		}
 		switch {
 		case large == nil && n == smallBuffer:
@@ -168,7 +189,7 @@ func (f *flow) watch(every time.Duration) {
 		if now := f.progress(); now != last {
 			last, quiet = now, 0
 		} else if quiet++; quiet == looks {
-			f.fail(ErrIdle)
+			f.fail(ErrIdle, Unknown)
 			return
 		}
 		f.mu.Lock()
@@ -180,24 +201,24 @@ func (f *flow) watch(every time.Duration) {
 }
 
 // fail breaks the flow off for the first reason there is.
-func (f *flow) fail(err error) {
+func (f *flow) fail(err error, broke End) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.over {
 		return
 	}
-	f.over, f.err = true, err
+	f.over, f.err, f.broke = true, err, broke
 	Abort(f.a)
 	Abort(f.b)
 }
 
 // end closes the books: from here on nothing fails.
-func (f *flow) end() error {
+func (f *flow) end() (error, End) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.over = true
 	if f.timer != nil {
 		f.timer.Stop()
 	}
-	return f.err
+	return f.err, f.broke
 }

@@ -363,3 +363,29 @@ func TestEveryByteArrivesOnceAndInOrderOrTheEndIsAnError(t *testing.T) {
 		}
 	})
 }
+
+func TestTheEndThatBrokeIsKnown(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		doing func(client, server tcpConn)
+		want  End
+	}{
+		{"the client", func(client, _ tcpConn) { Abort(client) }, A},
+		{"the server", func(_, server tcpConn) { Abort(server) }, B},
+		{"the client after it was sent something", func(client, server tcpConn) {
+			io.WriteString(server, "x")
+			io.ReadFull(client, make([]byte, 1))
+			Abort(client)
+		}, A},
+		{"nobody", func(client, server tcpConn) { client.CloseWrite(); server.CloseWrite() }, Unknown},
+		{"nobody, they are silent", func(client, server tcpConn) { time.Sleep(2 * testIdle) }, Unknown},
+	} {
+		relayed(t, func(t *testing.T, client, server tcpConn, result func() Result) {
+			time.Sleep(time.Second)
+			c.doing(client, server)
+			if r := result(); r.Broke != c.want {
+				t.Errorf("%s: %v broke, with %v", c.name, r.Broke, r.Err)
+			}
+		})
+	}
+}

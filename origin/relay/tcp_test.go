@@ -162,3 +162,19 @@ func BenchmarkFlow(b *testing.B) {
 		<-done
 	}
 }
+
+func TestTheEndThatBrokeBeforeAByteIsKnownFromTheKernelToo(t *testing.T) {
+	for _, want := range []End{A, B} {
+		client, a, b, server := overTCP(t)
+		done := make(chan Result, 1)
+		go func() { done <- Pipe(a, b, time.Minute) }()
+		if want == A {
+			Abort(client)
+		} else {
+			Abort(server)
+		}
+		if r := <-done; r.Broke != want || r.Err == nil {
+			t.Errorf("%v broke, with %v; want %v", r.Broke, r.Err, want)
+		}
+	}
+}

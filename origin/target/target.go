@@ -17,7 +17,7 @@ import (
 // Pool is the targets of one group, split by their verdicts at one moment. It is immutable.
 type Pool struct {
 	Healthy []netip.AddrPort
-	// Rest are the others: unhealthy, or initial, without a verdict yet.
+	// Rest are the others: unhealthy, or initial, without a verdict yet. In a group that is not checked there are none.
 	Rest []netip.AddrPort
 }
 
@@ -25,7 +25,7 @@ type Pool struct {
 func Split(g *spec.TargetGroup, v *view.View) *Pool {
 	p := new(Pool)
 	for _, t := range g.Targets {
-		if addr := t.AddrPort(); v.TargetHealthy(g.Name, addr) {
+		if addr := t.AddrPort(); v.TargetTakes(g, addr) {
 			p.Healthy = append(p.Healthy, addr)
 		} else {
 			p.Rest = append(p.Rest, addr)
@@ -84,7 +84,10 @@ func Explain(g *spec.TargetGroup, v *view.View, p *Pool, turn uint64, t *trace.T
 
 // state is a target's health in ELB's words.
 func state(g *spec.TargetGroup, v *view.View, addr netip.AddrPort) string {
-	if v == nil {
+	switch {
+	case !g.HealthCheck.On():
+		return "not checked"
+	case v == nil:
 		return "initial"
 	}
 	switch verdict, ok := v.Health.Lookup(health.TargetKey(g.Name, addr)); {

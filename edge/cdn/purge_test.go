@@ -1,0 +1,89 @@
+package cdn
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/trace"
+)
+
+// numbered answers with how often the origin was asked.
+func numbered() http.HandlerFunc {
+	var n atomic.Int32
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "max-age=3600, stale-while-revalidate=3600, stale-if-error=3600")
+		w.Header().Set("Etag", `"always the same"`)
+		if r.Header.Get("If-None-Match") != "" {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		w.Write([]byte{'0' + byte(n.Add(1))})
+	}
+}
+
+func (w *world) explained(path, want string) *trace.Trace {
+	w.t.Helper()
+	tr := new(trace.Trace)
+	got, err := w.Explain("GET", &url.URL{Scheme: "http", Host: "www.test", Path: path}, tr)
+	if err != nil || !strings.HasPrefix(got, want) {
+		w.t.Errorf("%s is explained as %q, %v; want %q", path, got, err, want)
+	}
+	return tr
+}
+
+func TestWhatIsPurgedIsAskedForAgain(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		w.origin(numbered())
+		w.must("/a", 200, "Miss", "1")
+		w.must("/b/c", 200, "Miss", "2")
+		w.must("/b/d", 200, "Miss", "3")
+		if n := w.Purge("other", []string{"/*"}); n != 0 {
+			t.Errorf("another distribution's purge took %d", n)
+		}
+		if n := w.Purge("site", []string{"/a", "/b/*"}); n != 3 {
+			t.Errorf("purged %d, want 3", n)
+		}
+		w.must("/a", 200, "Miss", "4") // and not validated, though it would be
+		w.must("/a", 200, "Hit", "4")
+		w.explained("/b/c", "miss")
+	})
+}
+
+func TestAPurgeOfTheRootIsOneOfTheDefaultRootObject(t *testing.T) {
+	inWorld(t, site("")+"defaultRootObject: start.html\n", func(t *testing.T, w *world) {
+		w.origin(numbered())
+		w.must("/", 200, "Miss", "1")
+		if n := w.Purge("site", []string{"/"}); n != 1 {
+			t.Errorf("purged %d", n)
+		}
+		w.must("/", 200, "Miss", "2")
+		if n := w.Purge("site", []string{"/start.html"}); n != 1 {
+			t.Errorf("purged %d by its own name", n)
+		}
+	})
+}
+
+func TestBehindAFenceNothingOldIsServedUnasked(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		w.origin(numbered())
+		w.must("/a", 200, "Miss", "1")
+		w.must("/b", 200, "Miss", "2")
+		w.SetFence(true)
+		if tr := w.explained("/a", "fenced: asks"); !strings.Contains(tr.String(), "this node has missed purges") {
+			t.Errorf("by\n%s", tr)
+		}
+		w.must("/a", 200, "RefreshHit", "1")
+		w.must("/a", 200, "Hit", "1")
+		time.Sleep(2 * time.Hour) // stale, too, and it would be served while it is asked for
+		w.must("/b", 200, "RefreshHit", "2")
+		w.SetFence(false)
+		w.must("/b", 200, "Hit", "2")
+		if n := w.Counters()["cache_fenced_total"]; n != 2 {
+			t.Errorf("%d were fenced", n)
+		}
+	})
+}

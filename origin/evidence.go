@@ -1,0 +1,110 @@
+package origin
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/origin/relay"
+)
+
+// What requests and flows meet at a target is evidence of its health (NLB and ALB call it passive checks and anomaly
+// detection). Against a target are: a dial that failed, a new connection that it broke before a byte of an answer, a
+// 5xx. For it are any other answer, and a flow that stands. Nothing at all is what may be the client's doing: that it
+// left, sent half a request, or asked for what takes long; or a connection that was kept too long. What follows from
+// evidence is not decided here.
+
+const (
+	// patience is how long a dial must have lasted for its being given up to count against the target: edge nodes wait a
+	// second for one.
+	patience = 800 * time.Millisecond
+	// settled is how long a flow must stand to count for its target.
+	settled = time.Second
+)
+
+func (p *Plane) evidence(key health.Key, client netip.Addr, failed bool, reason string) {
+	if p.config.Evidence == nil {
+		return
+	}
+	if failed {
+		p.counters.evidenceFailed.Add(1)
+	} else {
+		p.counters.evidencePassed.Add(1)
+	}
+	p.config.Evidence(key, client, failed, reason)
+}
+
+// reason is why traffic failed, for people, without the addresses, which the key has.
+func reason(what string, err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Err != nil {
+		err = op.Err
+	} else if dial, ok := errors.AsType[*dialError](err); ok {
+		err = dial.err
+	}
+	return "traffic: " + what + ": " + err.Error()
+}
+
+// settles begins to watch a flow; who calls what it returns tells how the flow ended.
+func (f *flow) settles() (ended func(relay.Result)) {
+	p := f.plane
+	if p.config.Evidence == nil {
+		return func(relay.Result) {}
+	}
+	standing := time.AfterFunc(settled, func() { p.evidence(f.key, f.client, false, "") })
+	return func(r relay.Result) {
+		switch {
+		case !standing.Stop():
+		case r.Err == nil || r.BToA > 0:
+			p.evidence(f.key, f.client, false, "")
+		case r.Broke == relay.B:
+			p.evidence(f.key, f.client, true, reason("broke off before it sent a byte", r.Err))
+		}
+	}
+}
+
+// witness tells what an attempt met at a target.
+func (x *exchange) witness(addr netip.AddrPort, a *attempt, res *http.Response, err error) {
+	if x.plane.config.Evidence == nil {
+		return
+	}
+	failed, why := false, ""
+	dial, unsent := errors.AsType[*dialError](err)
+	switch {
+	case err == nil:
+		if failed = res.StatusCode >= 500; failed {
+			why = fmt.Sprintf("traffic: answered %d", res.StatusCode)
+		}
+	case x.ctx.Err() != nil:
+		return
+	case unsent:
+		if errors.Is(dial.err, errLeft) {
+			return
+		}
+		failed, why = true, reason("dial", err)
+	case a.reused.Load(), a.answered.Load(), a.upload != nil && a.upload.failed() != nil:
+		return
+	default:
+		failed, why = true, reason("broke off before it answered", err)
+	}
+	x.plane.evidence(health.TargetKey(x.group.spec.Name, addr), x.viewer(), failed, why)
+}
+
+// viewer is whose request it is: who connected, or whom the edge node names, last in its X-Forwarded-For. Invalid if
+// that is nobody.
+func (x *exchange) viewer() netip.Addr {
+	if x.inside {
+		if lines := x.in.Header[forwardedFor]; len(lines) > 0 {
+			last := lines[len(lines)-1]
+			addr, _ := netip.ParseAddr(strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:]))
+			return addr.Unmap().WithZone("")
+		}
+		return netip.Addr{}
+	}
+	peer, _ := netip.ParseAddrPort(x.in.RemoteAddr)
+	return peer.Addr().Unmap().WithZone("")
+}
