@@ -223,15 +223,6 @@ func (n *Node) setDoors(s *spec.Spec) {
 	n.publish(doorsKey, []byte(text[:min(len(text), maxRefused)]))
 }
 
-// Keys of what a node publishes by gossip, besides its verdicts.
-const (
-	runningKey = "running" // the revision, and the newest that was tried
-	refusedKey = "refused"
-	doorsKey   = "doors"   // which stay closed, and why
-	leavingKey = "leaving" // it ends: nothing new is sent there
-	verdictKey = "h/"      // and the health key
-)
-
 // maxRefused bounds the reason that travels, in bytes.
 const maxRefused = 400
 
@@ -256,13 +247,4 @@ func readRunning(value []byte) (runs, tried uint64) {
 	runs, _ = strconv.ParseUint(a, 10, 64)
 	tried, _ = strconv.ParseUint(b, 10, 64)
 	return runs, tried
-}
-
-func (n *Node) publish(key string, value []byte) {
-	if n.gossip == nil {
-		return // it starts; what it runs is said as soon as it can be
-	}
-	if err := n.gossip.Publish(key, value); err != nil {
-		n.cfg.Log.Error("publish", "key", key, "error", err)
-	}
 }

@@ -30,7 +30,9 @@ func (n *Node) backend() api.Backend {
 		Authenticate: n.authenticate, NodeMay: n.nodeMay,
 		Apply: n.apply, Rollback: n.rollback, Diff: n.diff,
 		Resources: n.resources, History: n.history, Revision: n.revision, ResourcesAt: n.resourcesAt, Wait: n.wait,
-		Status: n.status, Health: n.health, Explain: n.explain, Counters: n.counters, Schema: spec.Schema,
+		Status: n.status, Health: n.health, Distances: n.distancesFrom, Events: n.timeline, Explain: n.explain, Metrics: n.metrics.Write, Schema: spec.Schema,
+		Purge: n.purgeOrder, Block: n.blockOrder(roster.OrderBlock), Unblock: n.blockOrder(roster.OrderUnblock),
+		Drain: n.drainOrder(roster.OrderDrain), Undrain: n.drainOrder(roster.OrderUndrain), Orders: n.ordered, Order: n.orderOf,
 		Nodes: n.nodes, Revoke: n.revoke, Forget: n.forget,
 		CreateToken: n.createToken, Tokens: n.tokens, DeleteToken: n.deleteToken,
 		CreateAccess: n.createAccess, Access: n.access, DeleteAccess: n.deleteAccess,
@@ -270,13 +272,13 @@ const waitCheck = time.Second
 // wait returns when every live node has run a revision or refused it.
 func (n *Node) wait(ctx context.Context, revision uint64) (api.WaitResponse, error) {
 	for {
-		version := n.gossip.Entries().Version()
+		version := n.reports.Entries().Version()
 		res, settled := n.whoRuns(revision)
 		if settled {
 			return res, nil
 		}
 		bounded, cancel := context.WithTimeout(ctx, waitCheck)
-		n.gossip.Entries().Next(bounded, version)
+		n.reports.Entries().Next(bounded, version)
 		cancel()
 		if ctx.Err() != nil {
 			return res, nil
@@ -288,7 +290,7 @@ func (n *Node) wait(ctx context.Context, revision uint64) (api.WaitResponse, err
 func (n *Node) whoRuns(revision uint64) (res api.WaitResponse, settled bool) {
 	res = api.WaitResponse{Revision: revision, Complete: true}
 	settled = true
-	said := n.gossip.Entries().Get()
+	said := n.sayings()
 	for _, m := range n.view.Get().Members {
 		runs, tried := readRunning(said[m.Name][runningKey])
 		one := api.NodeRunning{Name: m.Name, Running: runs}

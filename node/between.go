@@ -122,6 +122,7 @@ func (n *Node) followLeader(ctx context.Context) {
 		if version = v; leader.Name != "" {
 			n.lastLeader.Store(&leader)
 		}
+		n.tellLead(leader.Name)
 	}
 }
 

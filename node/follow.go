@@ -62,7 +62,7 @@ func (n *Node) newest() uint64 {
 	if n.gossip == nil {
 		return 0
 	}
-	said := n.gossip.Entries().Get()
+	said := n.sayings()
 	var newest uint64
 	for _, m := range n.view.Get().Members {
 		_, tried := readRunning(said[m.Name][runningKey])
@@ -144,7 +144,7 @@ const behindTime = 250 * time.Millisecond
 // that they have shut out, or be cut off, and would keep it in the dark. It ends with the context.
 func (n *Node) keepLevel(ctx context.Context) {
 	for version := uint64(0); ; {
-		_, v, err := n.gossip.Entries().Next(ctx, version)
+		_, v, err := n.reports.Entries().Next(ctx, version)
 		if err != nil {
 			return
 		}
@@ -237,7 +237,7 @@ func (n *Node) leads() lead {
 	if n.gossip == nil {
 		return newest
 	}
-	said := n.gossip.Entries().Get()
+	said := n.sayings()
 	for _, m := range n.view.Get().Members {
 		var one lead
 		if value := said[m.Name][leadsKey]; len(value) > 0 && json.Unmarshal(value, &one) == nil && one.Term >= newest.Term {

@@ -23,11 +23,15 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/control"
+	"github.com/perigee-net/perigee/cluster/distance"
+	"github.com/perigee-net/perigee/cluster/event"
 	"github.com/perigee-net/perigee/cluster/gossip"
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/identity"
+	"github.com/perigee-net/perigee/cluster/lane"
 	"github.com/perigee-net/perigee/cluster/latest"
 	"github.com/perigee-net/perigee/cluster/probe"
+	"github.com/perigee-net/perigee/cluster/report"
 	"github.com/perigee-net/perigee/cluster/roster"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/store"
@@ -39,6 +43,7 @@ import (
 	"github.com/perigee-net/perigee/edge/cdn"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/node/front"
+	"github.com/perigee-net/perigee/node/metrics"
 	"github.com/perigee-net/perigee/origin"
 )
 
@@ -64,6 +69,9 @@ type Node struct {
 	watched    *watch.Server
 	follower   *watch.Follower
 	gossip     *gossip.Gossip
+	reports    *report.Reports
+	controls   peersAt // to which reports go
+	lane       *lane.Lane
 	prober     *probe.Prober
 
 	// What is agreed, as far as this node knows: by Raft, by a watch stream, or by its disk.
@@ -93,14 +101,14 @@ type Node struct {
 	geo         *geo.DB
 	planes      []plane
 
-	// observe's own
-	gossiped struct { // what followed from gossip, by the versions of its parts
-		members, entries uint64
-		list             []view.Member
-		health           *health.Table
-	}
-	kept    map[string]netip.AddrPort // the links that are held
-	chooser probe.Chooser             // what is this node's to probe
+	looks     chan struct{} // wakes observe
+	observed  observed      // observe's own
+	orders    orders
+	distance  *distance.Client
+	distances atomic.Pointer[distance.Map]
+	events    *event.Log
+	metrics   *metrics.Set
+	acked     *metrics.Histogram
 
 	running   latest.Value[running]
 	view      latest.Value[*view.View]
@@ -127,7 +135,10 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, done: make(chan struct{}), deciding: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, done: make(chan struct{}), deciding: make(chan struct{}, 1), looks: make(chan struct{}, 1)}
+	n.events, n.distance = event.New(cfg.Name, 0), distance.New(cfg.Name)
+	n.observed.merger = health.NewMerger()
+	n.counted = append(n.counted, n.events, n.distance)
 	n.running.Set(running{spec: n.empty()})
 	n.view.Set(&view.View{Self: cfg.Name})
 	if err := n.open(ctx); err != nil {
@@ -211,6 +222,7 @@ func (n *Node) open(ctx context.Context) error {
 	n.goes(func() { n.keepOnDisk(loops) })
 	n.goes(func() { n.followLeader(loops) })
 	n.goes(func() { n.followObserved(loops) })
+	n.goes(func() { n.tellDistances(loops) })
 	n.publishRunning()
 	n.publishTaken()
 	return n.meet(ctx, loops)
@@ -384,6 +396,7 @@ func (n *Node) openNodeToNode() error {
 	}
 	n.counted = append(n.counted, n.backbone)
 	n.onClose("backbone", func(context.Context) error { return n.backbone.Close() })
+	n.openLane()
 
 	n.store, err = store.Open(store.Config{
 		Name: n.cfg.Name, Dir: n.cfg.Data, Advertise: n.control.String(), Bootstrap: n.cfg.Bootstrap,
@@ -409,10 +422,14 @@ func (n *Node) openNodeToNode() error {
 			return fmt.Errorf("--api: %w", err)
 		}
 	}
-	meta, err := encodeMember(self)
+	meta, long, err := encodeMember(self)
 	if err != nil {
 		return err
 	}
+	if err := n.openReports(); err != nil {
+		return err
+	}
+	n.publish(publicKey, long)
 	at, err := n.cfg.at(n.cfg.Gossip)
 	if err != nil {
 		return fmt.Errorf("--gossip: %w", err)
@@ -424,7 +441,7 @@ func (n *Node) openNodeToNode() error {
 	}
 	n.gossip, err = gossip.Open(gossip.Config{
 		Name: n.cfg.Name, Meta: meta, Bind: n.cfg.Gossip, Advertise: at, Key: primary, OtherKeys: others, Label: me.ClusterID(),
-		Refuse: n.isRevoked, Listen: n.cfg.Listen, ListenPacket: n.cfg.ListenPacket, Dial: n.cfg.Dial, Log: log,
+		Refuse: n.isRevoked, Ping: n.ping(), Listen: n.cfg.Listen, ListenPacket: n.cfg.ListenPacket, Dial: n.cfg.Dial, Log: log,
 	})
 	if err != nil {
 		return err
@@ -504,7 +521,7 @@ func (n *Node) openPlanes() error {
 		}
 	}
 
-	n.origin = origin.New(origin.Config{Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, Log: log})
+	n.origin = origin.New(origin.Config{Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, Evidence: n.prober.Evidence, Log: log})
 	n.onClose("origin", func(context.Context) error { n.origin.Close(); return nil })
 	n.cdn = cdn.New(cdn.Config{
 		View: now, POP: n.cfg.POP, Dial: n.cfg.Dial, Backbone: n.backbone.Dial, HTTPSPort: httpsPort(n.cfg.HTTPS),
@@ -523,10 +540,11 @@ func (n *Node) openPlanes() error {
 	n.planes = append(n.planes, &certified{to: certificates})
 	n.front = front.New(front.Config{
 		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, Certificate: certificates.Get,
-		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Log: log,
+		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Log: log,
 	})
 	n.onDrain("doors", n.front.Close)
 	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, n.front, n.guard)
+	n.makeMetrics()
 	n.makeAPIs()
 	return n.openDoors()
 }
@@ -561,7 +579,7 @@ func (n *Node) openDoors() error {
 		if err != nil {
 			return fmt.Errorf("--api: %w", err)
 		}
-		n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: true, TLSConfig: n.guard.PublicTLS(), Handler: n.apis.public})
+		n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: true, TLSConfig: n.guard.PublicTLS(), Anyone: true, Handler: n.apis.public})
 	}
 	if err := n.front.Set(n.ownDoors); err != nil {
 		return err
@@ -698,7 +716,7 @@ const leaveTime = time.Second
 
 // leave tells the others to choose this node no more, and serves on for those who were sent here before.
 func (n *Node) leave(ctx context.Context) {
-	if n.gossip == nil {
+	if n.reports == nil {
 		return
 	}
 	n.publish(leavingKey, []byte{1})

@@ -66,6 +66,10 @@ func (n *Node) takeRoster(state *store.State) {
 		n.takeGossipKeys(r)
 		n.gossip.Check()
 	}
+	if n.reports != nil {
+		n.reports.Check()
+		n.takeOrders(r)
+	}
 	n.publishTaken()
 }
 
@@ -93,48 +97,77 @@ func (n *Node) publishTaken() {
 	n.taking.Lock()
 	defer n.taking.Unlock()
 	r := n.roster.Get()
-	if r == nil || n.gossip == nil {
+	if r == nil || n.reports == nil {
 		return
 	}
 	issuer := n.guard.Node().Authority()
-	n.publish(takenKey, fmt.Appendf(nil, "%d %x", r.Revision, issuer[:]))
+	n.publish(takenKey, fmt.Appendf(nil, "%d %x %d", r.Revision, issuer[:], r.Epoch))
+}
+
+// taken is what a node says under takenKey.
+type taken struct {
+	roster.Progress
+	epoch uint64 // of the newest order that it has
+}
+
+func readTaken(value []byte) (t taken) {
+	words := strings.Fields(string(value))
+	if len(words) < 2 {
+		return t
+	}
+	t.Own, _ = strconv.ParseUint(words[0], 10, 64)
+	if hash, err := hex.DecodeString(words[1]); err == nil {
+		copy(t.Authority[:], hash)
+	}
+	if len(words) > 2 {
+		t.epoch, _ = strconv.ParseUint(words[2], 10, 64)
+	}
+	return t
 }
 
 // progress is how far every live node has come, by what it says.
 func (n *Node) progress() map[string]roster.Progress {
-	said := n.gossip.Entries().Get()
+	said := n.sayings()
 	live := map[string]roster.Progress{}
 	for _, m := range n.view.Get().Members {
-		var p roster.Progress
-		revision, issuer, _ := strings.Cut(string(said[m.Name][takenKey]), " ")
-		p.Own, _ = strconv.ParseUint(revision, 10, 64)
-		if hash, err := hex.DecodeString(issuer); err == nil {
-			copy(p.Authority[:], hash)
-		}
-		live[m.Name] = p
+		live[m.Name] = readTaken(said[m.Name][takenKey]).Progress
 	}
 	return live
 }
 
 // judgeJoin has the leader judge a machine that asks to join.
 func (n *Node) judgeJoin(ctx context.Context, req identity.JoinRequest) (identity.JoinAnswer, error) {
+	return atLeader(ctx, n, func(ctx context.Context) (identity.JoinAnswer, error) { return n.admit(ctx, req) },
+		func(ctx context.Context, leader *api.Client) (identity.JoinAnswer, error) {
+			return leader.Join(ctx, req)
+		})
+}
+
+// atLeader has the leader do something that is harmless to do twice: this node, or there by its API. It is asked again as long as no
+// one leads or the one that did is gone.
+func atLeader[T any](ctx context.Context, n *Node, here func(context.Context) (T, error), there func(context.Context, *api.Client) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
-	answer, err := n.admit(ctx, req)
-	for errors.Is(err, api.ErrNotLeader) {
+	for {
+		res, err := here(ctx)
+		if !errors.Is(err, api.ErrNotLeader) {
+			return res, err
+		}
 		leader, err := n.leader(ctx, true)
-		if errors.Is(err, api.ErrIsLeader) {
-			return n.admit(ctx, req)
+		switch {
+		case errors.Is(err, api.ErrIsLeader):
+			if !pause(ctx) {
+				return res, err
+			}
+			continue
+		case err != nil:
+			return res, err
 		}
-		if err != nil {
-			return identity.JoinAnswer{}, err
-		}
-		answer, err := n.peerAPI(leader.Name, leader.Address).Join(ctx, req)
+		res, err = there(ctx, n.peerAPI(leader.Name, leader.Address))
 		if err == nil || errors.As(err, new(*api.Error)) && !unavailable(err) || !pause(ctx) {
-			return answer, err
+			return res, err
 		}
 	}
-	return answer, err
 }
 
 // unavailable says whether another node, or the same a little later, may do what this one could not.
@@ -144,14 +177,7 @@ func unavailable(err error) bool {
 }
 
 // pause waits before another attempt; false: the context has ended.
-func pause(ctx context.Context) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(retryTime):
-		return true
-	}
-}
+func pause(ctx context.Context) bool { return sleep(ctx, retryTime) }
 
 // admit judges a machine that asks to join, on the leader.
 func (n *Node) admit(ctx context.Context, req identity.JoinRequest) (answer identity.JoinAnswer, err error) {

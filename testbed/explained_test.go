@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/testbed/demo"
+
+	"github.com/perigee-net/perigee/node/api"
 )
 
 // do takes a step that can be taken.
@@ -160,7 +162,7 @@ func (w *World) healthyTargets(t *testing.T, node string) int {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	entries, err := w.apiOf(w.nodes[node]).Health(ctx)
+	entries, err := w.apiOf(w.nodes[node]).Health(ctx, api.HealthQuery{})
 	if err != nil {
 		t.Fatal(err)
 	}

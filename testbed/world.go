@@ -43,7 +43,7 @@ type World struct {
 	nodes   map[string]*worldNode
 	targets map[string]*worldTarget
 	clients map[string]*memnet.Host
-	site    fs.FS // of all targets
+	site    *changing // of all targets
 	layout  demo.Layout
 	token   string // by which nodes join
 	access  string // to the API
@@ -235,9 +235,9 @@ func (a *announced) Close() error {
 }
 
 // siteWithFilm is the demo's site, and the film.
-func siteWithFilm() (fs.FS, error) {
+func siteWithFilm() (*changing, error) {
 	site := fstest.MapFS{film: {Data: bytes.Repeat([]byte("frame\n"), filmBytes/6)}}
-	return site, fs.WalkDir(demo.Site(), ".", func(path string, d fs.DirEntry, err error) error {
+	err := fs.WalkDir(demo.Site(), ".", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
 			var data []byte
 			data, err = fs.ReadFile(demo.Site(), path)
@@ -245,6 +245,7 @@ func siteWithFilm() (fs.FS, error) {
 		}
 		return err
 	})
+	return &changing{pages: site}, err
 }
 
 // placeOf is where the spec takes a region of AWS's name to be.
@@ -297,7 +298,7 @@ func (w *World) unsettled(ctx context.Context) error {
 				return fmt.Errorf("%s sees %s at revision %d, up %v, voting %v", st.Node, m.Name, m.Running, m.Up, m.Vote)
 			}
 		}
-		entries, err := w.apiOf(n).Health(ctx)
+		entries, err := w.apiOf(n).Health(ctx, api.HealthQuery{})
 		if err != nil {
 			return err
 		}
@@ -446,6 +447,14 @@ func (w *World) Sleep(d time.Duration) { time.Sleep(d) }
 //	cut A B | cut A | heal A B | heal A | slow A B DELAY    what is between two hosts, or a host and all others
 //	lossy A B PERCENT          how many packets are lost there
 //	apply FILE [NODE]          revision=2, or why not
+//	publish PAGE TEXT          a page of the targets' site is another from now on
+//	browse CLIENT[@NODE] URL TIME    asks now and then over connections that it keeps: connections=1, 20x 200 icn1
+//	purge DISTRIBUTION[@NODE] PATH…  has all caches forget, as icn1 is told or that node: done=3/3 epoch=12
+//	drain | undrain SCOPE/NAME[@NODE] [TIME]    sends nothing new to a node, pop or region; SCOPE says which it is
+//	block | unblock CLIENT|CIDR[@NODE] [TIME]   refuses a client at every door
+//	orders NODE                what it holds to be ordered: epoch=12 purges=1 drains=[pop/icn1] blocks=[]
+//	health NODE NAME           what it holds of that: check/a healthy 3/3 of 1 needed
+//	events NODE WORD           what it tells with that word in it
 //	status NODE|all            members, leader, revision, and who is behind; of all: whether they agree
 func (w *World) Do(ctx context.Context, verb string, args []string) (string, error) {
 	switch verb {
@@ -471,6 +480,18 @@ func (w *World) Do(ctx context.Context, verb string, args []string) (string, err
 		return w.apply(ctx, args)
 	case "status":
 		return w.status(ctx, args)
+	case "publish":
+		return "", w.publish(args)
+	case "browse":
+		return w.browse(ctx, args)
+	case "purge", "drain", "undrain", "block", "unblock":
+		return w.order(ctx, verb, args)
+	case "orders":
+		return w.orders(ctx, args)
+	case "health":
+		return w.health(ctx, args)
+	case "events":
+		return w.events(ctx, args)
 	}
 	return "", fmt.Errorf("no verb %q", verb)
 }
@@ -539,20 +560,8 @@ func (w *World) get(ctx context.Context, args []string) (string, error) {
 
 // request asks for a URL, at the POP of a node or where its name leads. The response's body is to be closed.
 func (w *World) request(ctx context.Context, from *memnet.Host, pop *worldNode, u *url.URL) (*http.Response, error) {
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-		host, port, err := net.SplitHostPort(address)
-		if err != nil {
-			return nil, err
-		}
-		if pop != nil {
-			return from.Dial(ctx, network, net.JoinHostPort(pop.cfg.Advertise.String(), port))
-		}
-		ip, err := w.resolve(ctx, from, host)
-		if err != nil {
-			return nil, err
-		}
-		return from.Dial(ctx, network, net.JoinHostPort(ip, port))
-	}}
+	transport := w.transport(from, pop)
+	transport.DisableKeepAlives = true
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, err

@@ -509,7 +509,7 @@ func (d *dev) complete(ctx context.Context, c *api.Client, revision uint64) erro
 			return fmt.Errorf("no link to %s yet", m.Name)
 		}
 	}
-	all, err := c.Health(ctx)
+	all, err := c.Health(ctx, api.HealthQuery{})
 	if err != nil {
 		return err
 	}

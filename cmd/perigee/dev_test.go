@@ -308,6 +308,8 @@ func TestThreeRegionsOfRealProcesses(t *testing.T) {
 
 	t.Run("with the clients a user has", func(t *testing.T) { realClients(t, n) })
 
+	t.Run("orders are in effect everywhere when the command returns", func(t *testing.T) { orders(t, n) })
+
 	t.Run("a killed region's targets hand over to another region at once", func(t *testing.T) {
 		door := strings.Replace(iad.HTTP, ":8080", ":7777", 1)
 		greeting, echo, err := flow(t, door)
@@ -353,6 +355,67 @@ func TestThreeRegionsOfRealProcesses(t *testing.T) {
 			return err == nil && greeting != ""
 		})
 	})
+}
+
+// orders gives orders from the command line, and looks at what they do at every node.
+func orders(t *testing.T, n *network) {
+	icn, fra := n.region(t, "icn1"), n.region(t, "fra1")
+	at := []string{"--api", fra.Data}
+	order := func(words string, args ...string) string {
+		t.Helper()
+		out := tool(t, append(args, at...)...)
+		if !strings.Contains(out, words) {
+			t.Errorf("perigee %s: %q is not in\n%s", strings.Join(args, " "), words, out)
+		}
+		return out
+	}
+
+	n.get(t, icn, "/")
+	order("purged at 3 of 3 nodes", "purge", "site", "/*")
+	if res, _ := n.get(t, icn, "/"); res.Header.Get("X-Cache") != "Miss from perigee" {
+		t.Errorf("after the purge: X-Cache %q", res.Header.Get("X-Cache"))
+	}
+	if code, _, said := do(t, append([]string{"purge", "nosuch", "/*"}, at...)...); code != exitRefused || !strings.Contains(said, "there is no distribution nosuch") {
+		t.Errorf("a purge of nothing: exit code %d, %s", code, said)
+	}
+
+	order("drained at 3 of 3 nodes", "drain", "ap-northeast-2", "--for", "10m", "--reason", "new kernel")
+	for _, r := range n.Regions {
+		if got := n.nearest(t, r, "1.208.0.0/16"); got == "icn1" {
+			t.Errorf("%s leads Korea to the drained POP", r.POP)
+		}
+	}
+	order("new kernel", "drain")
+	order("drained: region ap-northeast-2", "members")
+	order("icn1: drained", "explain", "dns", n.Distribution, "--from", "1.208.0.1")
+	order("undrained at 3 of 3 nodes", "undrain", "ap-northeast-2")
+	if got := n.nearest(t, fra, "1.208.0.0/16"); got != "icn1" {
+		t.Errorf("after undrain Korea is led to %s", got)
+	}
+	if code, _, said := do(t, append([]string{"undrain", "ap-northeast-2"}, at...)...); code != exitUsage || !strings.Contains(said, "is not drained") {
+		t.Errorf("undrain of what is not: exit code %d, %s", code, said)
+	}
+
+	order("blocked at 3 of 3 nodes", "block", "127.0.0.0/8")
+	if res, err := http.Get("http://" + icn.HTTP + "/"); err == nil {
+		res.Body.Close()
+		t.Error("a blocked client is served")
+	}
+	order("127.0.0.0/8", "block")
+	order("unblocked at 3 of 3 nodes", "unblock", "127.0.0.0/8")
+	if res, _ := n.get(t, icn, "/"); res.StatusCode != 200 {
+		t.Errorf("after unblock: %s", res.Status)
+	}
+
+	events := order("drain region ap-northeast-2", "events")
+	if !strings.Contains(events, "POP icn1 answers no more  ← #") {
+		t.Errorf("the events lack what followed from the drain, with its cause:\n%s", events)
+	}
+	one := order("observers", "health", "target/web-fra/"+strings.Replace(fra.HTTP, ":8080", ":9001", 1))
+	if !strings.Contains(one, "local         healthy") || !strings.Contains(one, "healthy in 1 of 1 views") {
+		t.Errorf("all that is known of one target:\n%s", one)
+	}
+	order("measured", "members", "--from", "iad1")
 }
 
 // realClients shows the same with curl, dig and nc.

@@ -85,7 +85,8 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		newDev(), newNode(), newTarget(),
 		newApply(), newDiff(), newDelete(), newGet(), newHistory(), newShow(), newRollback(),
-		newStatus(), newMembers(), newNodes(), newHealth(), newExplain(),
+		newStatus(), newMembers(), newNodes(), newHealth(), newExplain(), newEvents(),
+		newDrain(), newUndrain(), newBlock(), newUnblock(), newPurge(),
 		newToken(), newAccess(), newKeys(), newRotate(), newSnapshot(), newRecover(), newSchema(), newVersion(),
 	)
 	return root

@@ -1,9 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"maps"
+	"io"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -65,88 +66,174 @@ func newStatus() *cobra.Command {
 }
 
 func newMembers() *cobra.Command {
-	var a addressed
-	var asJSON bool
+	var from string
 	c := &cobra.Command{
 		Use:     "members",
-		Short:   "The live nodes, their addresses, and how far they are from the node that is asked",
-		Example: "  perigee members --api /var/lib/perigee",
+		Short:   "The live nodes, their addresses, and how far they are from the node that is asked, or from another",
+		Example: "  perigee members --api /var/lib/perigee\n  perigee members --from gru1-a",
 		Args:    noArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			st, err := ask(c, a, func(ctx context.Context, n *api.Client) (api.Status, error) { return n.Status(ctx) })
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(c.OutOrStdout(), st.Members)
-			}
-			t := newTable("NODE", "REGION", "POP", "PUBLIC", "CONTROL", "API", "LINK FROM "+st.Node)
-			for _, m := range st.Members {
-				link := "down"
-				switch {
-				case m.Name == st.Node:
-					link = "itself"
-				case m.Up:
-					link = m.RTT.Round(10 * time.Microsecond).String()
-				}
-				t.row(m.Name, m.Region, m.POP, addresses(m.Public), m.Control.String(), validAddr(m.API), link)
-			}
-			return t.print(c.OutOrStdout())
-		},
 	}
-	a.flags(c)
-	outputFlag(c, &asJSON)
+	var asked, origin string
+	question(c, func(ctx context.Context, n *api.Client, _ []string) ([]api.MemberStatus, error) {
+		st, err := n.Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		asked, origin = st.Node, cmp.Or(from, st.Node)
+		if origin == asked {
+			return st.Members, nil
+		}
+		list, err := n.Distances(ctx, from)
+		if err != nil {
+			return nil, err
+		}
+		for i := range st.Members {
+			at := slices.IndexFunc(list.Distances, func(d api.Distance) bool { return d.To == st.Members[i].Name })
+			if st.Members[i].Distance, st.Members[i].By = 0, ""; at >= 0 {
+				st.Members[i].Distance, st.Members[i].By = list.Distances[at].RTT, list.Distances[at].By
+			}
+		}
+		return st.Members, nil
+	}, func(w io.Writer, members []api.MemberStatus) error {
+		t := newTable("NODE", "REGION", "POP", "STATE", "PUBLIC", "CONTROL", "API", "LINK FROM "+asked, "DISTANCE FROM "+origin, "BY")
+		for _, m := range members {
+			link, far := "down", ""
+			switch {
+			case m.Name == asked:
+				link = "itself"
+			case m.Up:
+				link = rounded(m.RTT).String()
+			}
+			if m.By != "" {
+				far = rounded(m.Distance).String()
+			}
+			t.row(m.Name, m.Region, m.POP, memberState(m), addresses(m.Public), m.Control.String(), validAddr(m.API), link, far, m.By)
+		}
+		return t.print(w)
+	})
+	c.Flags().StringVar(&from, "from", "", "estimate the distances from this node")
 	return c
 }
 
+// memberState is what there is to know of a live node before it is chosen for anything.
+func memberState(m api.MemberStatus) string {
+	switch {
+	case m.Leaving:
+		return "leaving"
+	case m.Drained != "":
+		return "drained: " + m.Drained
+	case m.Fenced:
+		return "behind"
+	}
+	return "live"
+}
+
 func newHealth() *cobra.Command {
-	var a addressed
-	var asJSON bool
 	c := &cobra.Command{
-		Use:     "health [PREFIX]",
-		Short:   "The verdicts on targets and health checks, and who says what",
+		Use:     "health [NAME]",
+		Short:   "The verdicts on targets, endpoints and health checks, and who says what; of one alone, all that is known",
 		Example: "  perigee health\n  perigee health web-icn",
 		Args:    maxArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			all, err := ask(c, a, func(ctx context.Context, n *api.Client) ([]api.HealthEntry, error) { return n.Health(ctx) })
-			if err != nil {
-				return err
-			}
-			if len(args) > 0 {
-				all = slices.DeleteFunc(all, func(e api.HealthEntry) bool {
-					return !strings.HasPrefix(e.Key, args[0]) && !strings.Contains(e.Key, "/"+args[0])
-				})
-			}
-			if asJSON {
-				return printJSON(c.OutOrStdout(), all)
-			}
-			if len(all) == 0 && len(args) > 0 {
-				return fmt.Errorf("nothing is checked whose key begins with %q, or its name: perigee health lists all", args[0])
-			}
-			t := newTable("KEY", "STATE", "SINCE", "SEEN BY", "REASON")
-			for _, e := range all {
-				state := "healthy"
-				if !e.Healthy {
-					state = "unhealthy"
-				}
-				t.row(e.Key, state, e.Since.Format(time.TimeOnly), seenBy(e), e.Reason)
-			}
-			return t.print(c.OutOrStdout())
-		},
 	}
-	a.flags(c)
-	outputFlag(c, &asJSON)
-	return c
+	return question(c, func(ctx context.Context, n *api.Client, args []string) ([]api.HealthEntry, error) {
+		q := api.HealthQuery{}
+		if len(args) > 0 {
+			q.Name = args[0]
+		}
+		all, err := n.Health(ctx, q)
+		if err == nil && len(all) == 0 && q.Name != "" {
+			err = fmt.Errorf("nothing is checked whose key begins with %q, or its name: perigee health lists all", q.Name)
+		}
+		return all, err
+	}, func(w io.Writer, all []api.HealthEntry) error {
+		if len(all) == 1 && len(all[0].Turns) > 0 {
+			return printHealth(w, all[0])
+		}
+		t := newTable("KEY", "STATE", "SINCE", "SEEN BY", "REASON")
+		for _, e := range all {
+			t.row(e.Key, healthState(e.Healthy), clock(e.Since), seenBy(e), cmp.Or(e.Reason, e.Override))
+		}
+		return t.print(w)
+	})
+}
+
+// printHealth is all that is known of one key.
+func printHealth(w io.Writer, e api.HealthEntry) error {
+	quorum := fmt.Sprintf("%s by %d of %d observers (%d must say healthy)", healthState(e.Quorum), saying(e.Views, e.Quorum), e.Observers, e.Needed)
+	if e.Observers == 0 {
+		quorum = "nobody has looked yet"
+	}
+	rows := [][2]string{
+		{"key", e.Key}, {"state", healthState(e.Healthy) + since(e.Since)}, {"reason", e.Reason}, {"override", e.Override}, {"quorum", quorum},
+		{"stands", ""}, {"local", ""}, {"last failure", ""},
+	}
+	if e.Stands > 0 {
+		rows[5][1] = "at least " + e.Stands.String() + ": no DNS answer that rests on it lives longer"
+	}
+	if e.Local != nil {
+		rows[6][1] = healthState(e.Local.Healthy) + since(e.Local.Since)
+	}
+	if e.LastFailure != "" {
+		rows[7][1] = e.LastFailure + since(e.LastFailureAt)
+	}
+	for _, r := range rows {
+		if r[1] != "" {
+			fmt.Fprintf(w, "%-13s %s\n", r[0], r[1])
+		}
+	}
+	fmt.Fprintln(w)
+	t := newTable("OBSERVER", "SAYS", "SINCE", "REASON")
+	for _, v := range e.Views {
+		t.row(v.Node, healthState(v.Healthy), clock(v.Since), v.Reason)
+	}
+	if err := t.print(w); err != nil || len(e.Turns) == 0 {
+		return err
+	}
+	fmt.Fprintln(w)
+	for _, turn := range e.Turns {
+		fmt.Fprintln(w, eventText(turn))
+	}
+	return nil
+}
+
+func healthState(healthy bool) string {
+	if healthy {
+		return "healthy"
+	}
+	return "unhealthy"
+}
+
+func saying(views []api.HealthView, healthy bool) (n int) {
+	for _, v := range views {
+		if v.Healthy == healthy {
+			n++
+		}
+	}
+	return n
+}
+
+func since(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return " since " + t.Local().Format(time.DateTime)
+}
+
+func clock(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Local().Format(time.TimeOnly)
 }
 
 func seenBy(e api.HealthEntry) string {
 	var by []string
-	for _, node := range slices.Sorted(maps.Keys(e.Views)) {
+	for _, v := range e.Views {
 		mark := "+"
-		if e.Views[node] != "healthy" {
+		if !v.Healthy {
 			mark = "−"
 		}
-		by = append(by, mark+node)
+		by = append(by, mark+v.Node)
 	}
 	return strings.Join(by, " ")
 }

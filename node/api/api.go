@@ -14,8 +14,10 @@ package api
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/event"
 	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
@@ -193,15 +195,174 @@ type MemberStatus struct {
 	Follows string        `json:"follows,omitempty"` // the node whose watch stream it follows; "": it is in Raft, or follows nobody
 	RTT     time.Duration `json:"rtt,omitempty"`     // measured from the node that was asked, in nanoseconds
 	Up      bool          `json:"up"`                // the backbone of the node that was asked reaches it
+	// Distance is the estimate of the round trip from the node that was asked, and By what it rests on: measured, region, coordinates.
+	Distance time.Duration `json:"distance,omitempty"`
+	By       string        `json:"by,omitempty"`
+	Fenced   bool          `json:"fenced,omitempty"` // it has missed orders, and catches up
 }
 
-// HealthEntry is the verdict on one key, and who says what.
+// HealthEntry is the verdict on one key, and how it came about.
 type HealthEntry struct {
-	Key     string            `json:"key"`
-	Healthy bool              `json:"healthy"`
-	Reason  string            `json:"reason,omitempty"`
-	Since   time.Time         `json:"since"`
-	Views   map[string]string `json:"views"` // node → "healthy", or why not
+	Key     string    `json:"key"`
+	Healthy bool      `json:"healthy"`          // what everything that routes goes by: the quorum's view, with what lies over it
+	Reason  string    `json:"reason,omitempty"` // why not
+	Since   time.Time `json:"since,omitzero"`
+	// Stands is how long the verdict can stand at least, in nanoseconds: no answer that rests on it lives longer.
+	Stands time.Duration `json:"stands,omitempty"`
+	// Quorum is what the observers make of it together, Needed how many of Observers must say healthy.
+	Quorum    bool `json:"quorum"`
+	Needed    int  `json:"needed,omitempty"`
+	Observers int  `json:"observers"`
+	// Override is what lies over what is observed: disabled, inverted, calculated from others; empty: nothing.
+	Override string `json:"override,omitempty"`
+	// Local is what the node that was asked has found itself; absent where it does not look.
+	Local *HealthView `json:"local,omitempty"`
+	// LastFailure is the reason of the newest failure that any observer tells of, even where it turned nothing.
+	LastFailure   string       `json:"lastFailure,omitempty"`
+	LastFailureAt time.Time    `json:"lastFailureAt,omitzero"`
+	Views         []HealthView `json:"views"` // by node
+	// Turns are the last ones, newest first. Only of a key that is asked for by itself.
+	Turns []event.Event `json:"turns,omitempty"`
+}
+
+// HealthView is what one observer says.
+type HealthView struct {
+	Node    string    `json:"node"`
+	Healthy bool      `json:"healthy"`
+	Reason  string    `json:"reason,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+}
+
+// HealthQuery says which verdicts are asked for: those whose key, or the name in it, begins with Name; empty: all.
+type HealthQuery struct{ Name string }
+
+// Event is one thing that turned, and by what.
+type Event = event.Event
+
+// EventList is a part of a node's timeline, oldest first.
+type EventList struct {
+	Node   string  `json:"node"`
+	Events []Event `json:"events"`
+	// Lost is how many events after the one asked for are kept no more.
+	Lost uint64 `json:"lost,omitempty"`
+}
+
+// EventQuery asks for what came after an event.
+type EventQuery struct {
+	After uint64        // the ID of an event; 0: from the beginning
+	Limit int           // 1 to MaxEvents
+	Wait  time.Duration // how long to wait for an event, where there is none yet
+}
+
+// Scopes of a drain.
+const (
+	ScopeNode   = "node"
+	ScopePOP    = "pop"
+	ScopeRegion = "region"
+)
+
+// PurgeRequest asks that objects be forgotten by all caches (CloudFront CreateInvalidation).
+type PurgeRequest struct {
+	ID           string   `json:"id,omitempty"` // makes a repeated request harmless; chosen by the client
+	Distribution string   `json:"distribution"`
+	Paths        []string `json:"paths"` // begin with /; * only at the end
+}
+
+// BlockRequest asks that clients be refused, or be so no more.
+type BlockRequest struct {
+	ID     string         `json:"id,omitempty"`
+	CIDRs  []netip.Prefix `json:"cidrs"`
+	For    Duration       `json:"for,omitempty"` // absent: until it is undone
+	Reason string         `json:"reason,omitempty"`
+	Force  bool           `json:"force,omitempty"` // also what is wider than /8 (IPv4) or /19 (IPv6)
+}
+
+// DrainRequest asks that nothing new be sent somewhere, or that it be so again.
+type DrainRequest struct {
+	ID     string   `json:"id,omitempty"`
+	Scope  string   `json:"scope"` // node, pop or region
+	Name   string   `json:"name"`
+	For    Duration `json:"for,omitempty"` // absent: until it is undone
+	Reason string   `json:"reason,omitempty"`
+}
+
+// OrderResponse is the receipt of an order: what was agreed, and who has done it.
+type OrderResponse struct {
+	ID    string `json:"id"`
+	Epoch uint64 `json:"epoch"` // the revision of the cluster's own records that has it
+	// Agreed is how long it took until the order was agreed, in nanoseconds, from when it was asked for; in effect it was
+	// on the nodes before, as Acks tell.
+	Agreed time.Duration `json:"agreed"`
+	Acks   []OrderAck    `json:"acks"` // by node, this one included
+	// Warning is what whoever orders should know.
+	Warning string `json:"warning,omitempty"`
+}
+
+// OrderAck is one node's answer: it has taken effect there.
+type OrderAck struct {
+	Node  string        `json:"node"`
+	After time.Duration `json:"after,omitempty"` // in nanoseconds
+	// Error is why there was no answer. The node does it when it hears of it; where it has missed one, its cache asks the
+	// origin before it serves what it kept, until then.
+	Error string `json:"error,omitempty"`
+}
+
+// OrderList is what is ordered now.
+type OrderList struct {
+	Epoch  uint64      `json:"epoch"`            // the newest order that this node knows to be agreed
+	Fenced bool        `json:"fenced,omitempty"` // it has heard of newer ones
+	Drains []DrainInfo `json:"drains"`
+	Blocks []BlockInfo `json:"blocks"`
+	Purges []PurgeInfo `json:"purges"` // the last ones, newest first
+}
+
+// DrainInfo is a drain that is in force.
+type DrainInfo struct {
+	Scope  string    `json:"scope"`
+	Name   string    `json:"name"`
+	Since  time.Time `json:"since"`
+	Until  time.Time `json:"until,omitzero"`
+	Author string    `json:"author,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+}
+
+// BlockInfo is one range of clients that is refused.
+type BlockInfo struct {
+	CIDR   netip.Prefix `json:"cidr"`
+	Since  time.Time    `json:"since"`
+	Until  time.Time    `json:"until,omitzero"`
+	Author string       `json:"author,omitempty"`
+	Reason string       `json:"reason,omitempty"`
+}
+
+// PurgeInfo is a purge of the past.
+type PurgeInfo struct {
+	ID           string    `json:"id"`
+	Epoch        uint64    `json:"epoch"`
+	Distribution string    `json:"distribution"`
+	Paths        []string  `json:"paths"`
+	Time         time.Time `json:"time"`
+	Author       string    `json:"author,omitempty"`
+}
+
+// NodeOrder is an order on its way to the leader, as a node encodes it.
+type NodeOrder struct {
+	Order []byte `json:"order"`
+}
+
+// Distance is an estimate of a round trip between two nodes.
+type Distance struct {
+	From string        `json:"from"`
+	To   string        `json:"to"`
+	RTT  time.Duration `json:"rtt"` // in nanoseconds
+	// By is what it rests on: measured, region (measured between others there), coordinates.
+	By string `json:"by"`
+}
+
+// DistanceList is the estimates from one node to all others, by name.
+type DistanceList struct {
+	From      string     `json:"from"`
+	Distances []Distance `json:"distances"`
 }
 
 // ExplainRequest asks why a client would be served as it would be.

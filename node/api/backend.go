@@ -10,7 +10,7 @@ import (
 
 // Backend is what the API asks of a node. Errors that are *Error are sent as they are, ErrNotLeader leads to Forward,
 // ErrBusy to 429; others are 500. What is given as by is who asks and what the history is to call it; that it has the
-// route's role was seen to. All fields are needed but Join and Renew, which only the control port's server asks for.
+// route's role was seen to. All fields are needed but Order, Join and Renew, which only the control port's server asks for.
 type Backend struct {
 	// Authenticate says whose an access token is; its error is told to whoever showed the token.
 	Authenticate func(bearer string) (Principal, error)
@@ -31,11 +31,15 @@ type Backend struct {
 	// the context ends.
 	Wait func(ctx context.Context, revision uint64) (WaitResponse, error)
 
-	Status  func() Status
-	Health  func() []HealthEntry
+	Status func() Status
+	Health func(HealthQuery) []HealthEntry
+	// Distances are the estimates from a node; "": from this one.
+	Distances func(from string) (DistanceList, error)
+	// Events returns at least one, or else none when the context or the query's time ends.
+	Events  func(context.Context, EventQuery) (EventList, error)
 	Explain func(ExplainRequest) (ExplainResponse, error)
-	// Counters are those of the whole node, by name.
-	Counters func() map[string]uint64
+	// Metrics writes those of the whole node in Prometheus's text form.
+	Metrics func(io.Writer) error
 	// Schema is the JSON Schema of the spec.
 	Schema func() []byte
 
@@ -53,12 +57,22 @@ type Backend struct {
 	Keys   func() (Keys, error)
 	Rotate func(ctx context.Context, by Principal, req RotateRequest) (Recorded, error)
 
+	// The orders take effect everywhere at once, and are agreed. They return when all live nodes have acknowledged, or with
+	// what is when the context ends or a second has passed.
+	Purge   func(ctx context.Context, by Principal, req PurgeRequest) (OrderResponse, error)
+	Block   func(ctx context.Context, by Principal, req BlockRequest) (OrderResponse, error)
+	Unblock func(ctx context.Context, by Principal, req BlockRequest) (OrderResponse, error)
+	Drain   func(ctx context.Context, by Principal, req DrainRequest) (OrderResponse, error)
+	Undrain func(ctx context.Context, by Principal, req DrainRequest) (OrderResponse, error)
+	Orders  func() OrderList
+
 	// Snapshot writes all that is agreed. An error before the first byte is answered as such, one after it cuts the stream.
 	Snapshot func(ctx context.Context, w io.Writer) error
 	// Restore replaces all that is agreed. It returns ErrNotLeader before it reads.
 	Restore func(ctx context.Context, by Principal, r io.Reader) (RestoreResponse, error)
 
-	// Join and Renew answer another node, which the control port has named.
+	// Order, Join and Renew answer another node, which the control port has named.
+	Order func(ctx context.Context, peer string, req NodeOrder) (Recorded, error)
 	Join  func(ctx context.Context, peer string, req identity.JoinRequest) (identity.JoinAnswer, error)
 	Renew func(ctx context.Context, peer string, req RenewRequest) (identity.JoinAnswer, error)
 

@@ -172,8 +172,73 @@ func (c *Client) Status(ctx context.Context) (res Status, err error) {
 }
 
 // Health is the verdicts as the node sees them.
-func (c *Client) Health(ctx context.Context) (res []HealthEntry, err error) {
-	return res, c.get(ctx, "/v1/health", nil, &res)
+func (c *Client) Health(ctx context.Context, q HealthQuery) (res []HealthEntry, err error) {
+	v := url.Values{}
+	if q.Name != "" {
+		v.Set("name", q.Name)
+	}
+	return res, c.get(ctx, "/v1/health", v, &res)
+}
+
+// Distances are the estimates of the round trips from a node to all others; from "": from the node that is asked.
+func (c *Client) Distances(ctx context.Context, from string) (res DistanceList, err error) {
+	v := url.Values{}
+	if from != "" {
+		v.Set("from", from)
+	}
+	return res, c.get(ctx, "/v1/distances", v, &res)
+}
+
+// Events is what turned, as the node sees it.
+func (c *Client) Events(ctx context.Context, q EventQuery) (res EventList, err error) {
+	ctx, cancel := context.WithTimeout(ctx, q.Wait+answerTime)
+	defer cancel()
+	v := url.Values{}
+	if q.After > 0 {
+		v.Set("after", strconv.FormatUint(q.After, 10))
+	}
+	if q.Limit > 0 {
+		v.Set("limit", strconv.Itoa(q.Limit))
+	}
+	if q.Wait > 0 {
+		v.Set("wait", q.Wait.String())
+	}
+	return res, c.get(ctx, "/v1/events", v, &res)
+}
+
+// Purge has all caches forget objects.
+func (c *Client) Purge(ctx context.Context, req PurgeRequest) (res OrderResponse, err error) {
+	return res, c.ask(ctx, http.MethodPost, "/v1/purge", req, &res, "")
+}
+
+// Block has clients refused.
+func (c *Client) Block(ctx context.Context, req BlockRequest) (res OrderResponse, err error) {
+	return res, c.ask(ctx, http.MethodPost, "/v1/block", req, &res, "")
+}
+
+// Unblock takes it back.
+func (c *Client) Unblock(ctx context.Context, req BlockRequest) (res OrderResponse, err error) {
+	return res, c.ask(ctx, http.MethodPost, "/v1/unblock", req, &res, "")
+}
+
+// Drain has nothing new sent somewhere.
+func (c *Client) Drain(ctx context.Context, req DrainRequest) (res OrderResponse, err error) {
+	return res, c.ask(ctx, http.MethodPost, "/v1/drain", req, &res, "")
+}
+
+// Undrain takes it back.
+func (c *Client) Undrain(ctx context.Context, req DrainRequest) (res OrderResponse, err error) {
+	return res, c.ask(ctx, http.MethodPost, "/v1/undrain", req, &res, "")
+}
+
+// Orders is what is drained, blocked and was purged.
+func (c *Client) Orders(ctx context.Context) (res OrderList, err error) {
+	return res, c.get(ctx, "/v1/orders", nil, &res)
+}
+
+// Order has the leader agree on an order; it works at the control port only.
+func (c *Client) Order(ctx context.Context, req NodeOrder) (res Recorded, err error) {
+	return res, c.ask(ctx, http.MethodPost, "/v1/order", req, &res, "")
 }
 
 // Explain asks why.

@@ -229,7 +229,7 @@ func TestWhatIsNoAPIIsSaidToBeNone(t *testing.T) {
 		ask                  func(*Client) error
 	}{
 		{"a web server", web.URL, "not the API", status},
-		{"one that answers", web.URL, "not the API", func(c *Client) error { _, err := c.Health(t.Context()); return err }},
+		{"one that answers", web.URL, "not the API", func(c *Client) error { _, err := c.Health(t.Context(), HealthQuery{}); return err }},
 		{"one that leads elsewhere", web.URL, "not the API", func(c *Client) error { _, err := c.Nodes(t.Context()); return err }},
 		{"one without TLS", strings.TrimPrefix(web.URL, "http://"), "http://", status},
 		{"nobody", free.Addr().String(), "nothing listens", status},

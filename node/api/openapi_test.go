@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -80,7 +81,17 @@ func walk(t *testing.T, c *Client) []error {
 	did(c.ResourcesAt(ctx, 6))
 	did(c.Wait(ctx, 7, 3*time.Second))
 	did(c.Status(ctx))
-	did(c.Health(ctx))
+	did(c.Health(ctx, HealthQuery{}))
+	did(c.Health(ctx, HealthQuery{Name: "web"}))
+	did(c.Distances(ctx, "b"))
+	did(c.Events(ctx, EventQuery{}))
+	did(c.Events(ctx, EventQuery{After: 3, Limit: 7, Wait: time.Second}))
+	did(c.Purge(ctx, PurgeRequest{ID: "1", Distribution: "shop", Paths: []string{"/*"}}))
+	did(c.Block(ctx, BlockRequest{CIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, For: Duration(time.Hour), Reason: "flood", Force: true}))
+	did(c.Unblock(ctx, BlockRequest{CIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}))
+	did(c.Drain(ctx, DrainRequest{Scope: ScopePOP, Name: "icn1", For: Duration(time.Minute), Reason: "repair"}))
+	did(c.Undrain(ctx, DrainRequest{Scope: ScopePOP, Name: "icn1"}))
+	did(c.Orders(ctx))
 	did(c.Explain(ctx, ExplainRequest{What: "dns", Target: "www.example.com"}))
 	did(c.Schema(ctx))
 	did(c.OpenAPI(ctx))
@@ -162,10 +173,13 @@ func TestWhatNodesAskIsInTheControlPortsDocument(t *testing.T) {
 	if _, err := c.Renew(t.Context(), RenewRequest{CSR: []byte{3}, Claim: claim}); err != nil {
 		t.Error(err)
 	}
-	if want := []string{"POST /v1/join", "POST /v1/renew"}; !slices.Equal(slices.Sorted(maps.Keys(v.seen)), want) {
+	if _, err := c.Order(t.Context(), NodeOrder{Order: []byte{1}}); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"POST /v1/join", "POST /v1/order", "POST /v1/renew"}; !slices.Equal(slices.Sorted(maps.Keys(v.seen)), want) {
 		t.Errorf("asked %v", v.seen)
 	}
-	for _, path := range []string{"/v1/join", "/v1/renew"} {
+	for _, path := range []string{"/v1/join", "/v1/order", "/v1/renew"} {
 		if w := asked(serverOf(backendOf()), "admin", http.MethodPost, path, "{}"); w.Code != http.StatusNotFound {
 			t.Errorf("at another door %s answers %d", path, w.Code)
 		}
@@ -174,7 +188,7 @@ func TestWhatNodesAskIsInTheControlPortsDocument(t *testing.T) {
 
 func TestANodeOfALaterReleaseIsUnderstood(t *testing.T) {
 	s := NewNodeServer(backendOf(), func(*http.Request) string { return "edge" })
-	for _, path := range []string{"/v1/join", "/v1/renew"} {
+	for _, path := range []string{"/v1/join", "/v1/order", "/v1/renew"} {
 		if w := asked(s, "", http.MethodPost, path, `{"csr":"AQ==","more":{"than":"is known"}}`); w.Code != http.StatusOK {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
 		}

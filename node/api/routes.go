@@ -1,12 +1,11 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-	"maps"
 	"net/http"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -110,8 +109,33 @@ func routes() []route {
 
 		{method: http.MethodGet, path: "/v1/status", role: Read, summary: "Show the network as this node sees it",
 			handler: gives(func(c *call) (Status, error) { return c.server.backend.Status(), nil })},
-		{method: http.MethodGet, path: "/v1/health", role: Read, summary: "Show the verdicts on health as this node sees them",
-			handler: gives(func(c *call) ([]HealthEntry, error) { return c.server.backend.Health(), nil })},
+		{method: http.MethodGet, path: "/v1/health", role: Read, params: []param{
+			inQuery("name", "whose key, or the name in it, begins so; one alone comes with its last turns", text)},
+			summary: "Show the verdicts on health as this node sees them", handler: gives(func(c *call) ([]HealthEntry, error) {
+				return c.server.backend.Health(HealthQuery{Name: c.query.Get("name")}), nil
+			})},
+		{method: http.MethodGet, path: "/v1/distances", role: Read, params: []param{inQuery("from", "the node from which; default the one that is asked", text)},
+			summary: "Estimate the round trips to all nodes", handler: gives(func(c *call) (DistanceList, error) {
+				return c.server.backend.Distances(c.query.Get("from"))
+			})},
+		{method: http.MethodGet, path: "/v1/events", role: Read, params: []param{
+			inQuery("after", "the ID of an event: only later ones", number),
+			inQuery("limit", "at most so many", schema{"type": "integer", "minimum": 1, "maximum": MaxEvents, "default": defaultEvents}),
+			inQuery("wait", "how long to wait for an event where there is none, such as 30s; at most 1m", text)},
+			summary: "Show what turned, and by what, oldest first", handler: gives(events)},
+
+		{method: http.MethodPost, path: "/v1/purge", role: Purge, again: true, most: MaxBody,
+			summary: "Have all caches forget objects, at once", handler: takes(purge)},
+		{method: http.MethodPost, path: "/v1/block", role: Operate, again: true, most: MaxBody,
+			summary: "Refuse clients, everywhere and at once", handler: takes(block(func(b *Backend) blockOrder { return b.Block }))},
+		{method: http.MethodPost, path: "/v1/unblock", role: Operate, again: true, most: MaxBody,
+			summary: "Take clients again that were refused", handler: takes(block(func(b *Backend) blockOrder { return b.Unblock }))},
+		{method: http.MethodPost, path: "/v1/drain", role: Operate, again: true, most: maxSmall,
+			summary: "Send nothing new to a node, a POP or a region", handler: takes(drain(func(b *Backend) drainOrder { return b.Drain }))},
+		{method: http.MethodPost, path: "/v1/undrain", role: Operate, again: true, most: maxSmall,
+			summary: "Take a drain back", handler: takes(drain(func(b *Backend) drainOrder { return b.Undrain }))},
+		{method: http.MethodGet, path: "/v1/orders", role: Read, summary: "Show what is drained, blocked and was purged",
+			handler: gives(func(c *call) (OrderList, error) { return c.server.backend.Orders(), nil })},
 		{method: http.MethodPost, path: "/v1/explain", role: Read, most: maxSmall, summary: "Say why a client would be served as it would be",
 			handler: takes(func(c *call, req ExplainRequest) (ExplainResponse, error) { return c.server.backend.Explain(req) })},
 		{method: http.MethodGet, path: "/v1/schema", role: Read, summary: "Get the JSON Schema of the spec",
@@ -161,6 +185,10 @@ func routes() []route {
 				return c.server.backend.Restore(c.ctx, c.by, c.r.Body)
 			})},
 
+		{method: http.MethodPost, path: "/v1/order", nodes: true, leader: true, again: true, most: MaxBody,
+			summary: "Agree on an order that another node tells all", handler: takes(func(c *call, req NodeOrder) (Recorded, error) {
+				return c.server.backend.Order(c.ctx, c.peer, req)
+			})},
 		{method: http.MethodPost, path: "/v1/join", nodes: true, leader: true, most: maxSmall,
 			summary: "Judge a machine that asks to join", handler: takes(func(c *call, req identity.JoinRequest) (identity.JoinAnswer, error) {
 				return c.server.backend.Join(c.ctx, c.peer, req)
@@ -337,17 +365,74 @@ func schemaOfSpec(c *call) error {
 }
 
 func metrics(c *call) error {
-	var out strings.Builder
-	all := c.server.backend.Counters()
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		kind := "gauge"
-		if strings.HasSuffix(name, "_total") {
-			kind = "counter"
-		}
-		fmt.Fprintf(&out, "# TYPE perigee_%s %s\nperigee_%s %d\n", name, kind, name, all[name])
+	var out bytes.Buffer
+	if err := c.server.backend.Metrics(&out); err != nil {
+		return err
 	}
-	c.server.send(c.w, http.StatusOK, "text/plain; version=0.0.4", []byte(out.String()))
+	c.server.send(c.w, http.StatusOK, "text/plain; version=0.0.4", out.Bytes())
 	return nil
+}
+
+func events(c *call) (EventList, error) {
+	q := EventQuery{Limit: defaultEvents}
+	var err error
+	if given := c.query.Get("after"); given != "" {
+		if q.After, err = strconv.ParseUint(given, 10, 63); err != nil {
+			return EventList{}, refuse(http.StatusBadRequest, "after %.40q: want the ID of an event", given)
+		}
+	}
+	if given := c.query.Get("limit"); given != "" {
+		if q.Limit, err = strconv.Atoi(given); err != nil || q.Limit < 1 || q.Limit > MaxEvents {
+			return EventList{}, refuse(http.StatusBadRequest, "limit %.40q: want 1 to %d", given, MaxEvents)
+		}
+	}
+	if given := c.query.Get("wait"); given != "" {
+		if q.Wait, err = time.ParseDuration(given); err != nil || q.Wait < 0 || q.Wait > maxEventWait {
+			return EventList{}, refuse(http.StatusBadRequest, "wait %.40q: want a duration up to %s", given, maxEventWait)
+		}
+	}
+	s := c.server
+	defer s.waiting.Add(-1)
+	if s.waiting.Add(1) > maxWaiting {
+		return EventList{}, ErrBusy
+	}
+	return s.backend.Events(c.ctx, q)
+}
+
+type (
+	blockOrder = func(context.Context, Principal, BlockRequest) (OrderResponse, error)
+	drainOrder = func(context.Context, Principal, DrainRequest) (OrderResponse, error)
+)
+
+func purge(c *call, req PurgeRequest) (OrderResponse, error) {
+	if err := Touch(c.by, []Change{{Kind: "Distribution", Name: req.Distribution}}); err != nil {
+		return OrderResponse{}, err
+	}
+	return c.server.backend.Purge(c.ctx, c.by, req)
+}
+
+func block(f func(*Backend) blockOrder) func(*call, BlockRequest) (OrderResponse, error) {
+	return func(c *call, req BlockRequest) (OrderResponse, error) {
+		for _, cidr := range req.CIDRs {
+			if err := Touch(c.by, []Change{{Kind: "Block", Name: strings.ReplaceAll(cidr.String(), "/", "-")}}); err != nil {
+				return OrderResponse{}, err
+			}
+		}
+		return f(&c.server.backend)(c.ctx, c.by, req)
+	}
+}
+
+func drain(f func(*Backend) drainOrder) func(*call, DrainRequest) (OrderResponse, error) {
+	return func(c *call, req DrainRequest) (OrderResponse, error) {
+		kind, known := map[string]string{ScopeNode: "Node", ScopePOP: "POP", ScopeRegion: "Region"}[req.Scope]
+		if !known {
+			return OrderResponse{}, refuse(http.StatusBadRequest, "scope %.40q: want node, pop or region", req.Scope)
+		}
+		if err := Touch(c.by, []Change{{Kind: kind, Name: req.Name}}); err != nil {
+			return OrderResponse{}, err
+		}
+		return f(&c.server.backend)(c.ctx, c.by, req)
+	}
 }
 
 // snapshot sends all that is agreed. What breaks off must not pass for a whole one: it ends the connection.

@@ -27,8 +27,11 @@ const (
 	MaxHistory     = 1000 // changes of one answer
 	defaultHistory = 50
 
-	MaxWait     = 5 * time.Minute // for the nodes to run a revision; beyond it 400
-	defaultWait = time.Minute
+	MaxEvents     = 1000 // of one answer; beyond it 400
+	defaultEvents = 200
+	maxEventWait  = time.Minute     // for an event; beyond it 400
+	MaxWait       = 5 * time.Minute // for the nodes to run a revision; beyond it 400
+	defaultWait   = time.Minute
 
 	maxRequests = 512      // served at once; beyond it 429
 	maxWaiting  = 256      // of them those that wait for nodes; beyond it 429

@@ -15,6 +15,12 @@ func (r route) line() (method, target, body string) {
 	if r.request != nil {
 		body = "{}"
 	}
+	switch {
+	case strings.HasSuffix(r.path, "/purge"):
+		body = `{"distribution": "team-shop"}`
+	case strings.HasSuffix(r.path, "drain"):
+		body = `{"scope": "node", "name": "team-a"}`
+	}
 	return r.method, target, body
 }
 

@@ -28,7 +28,7 @@ var principals = map[string]Principal{
 	"operator": {Name: "operator", Roles: []Role{Operate}},
 	"purger":   {Name: "purger", Roles: []Role{Purge}},
 	"admin":    {Name: "admin", Roles: []Role{Admin}},
-	"team":     {Name: "team", Roles: []Role{Admin}, Resources: []string{"LoadBalancer/team-*"}},
+	"team":     {Name: "team", Roles: []Role{Admin}, Resources: []string{"LoadBalancer/team-*", "Distribution/team-*", "Node/team-*"}},
 	"none":     {Name: "none"},
 }
 
@@ -36,6 +36,8 @@ var then = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 // backendOf answers everything with something.
 func backendOf() Backend {
+	turned := Event{ID: 4, Node: "a", Time: then, Kind: "health", Subject: "k", Text: "it is healthy again", Causes: []uint64{3}}
+	receipt := OrderResponse{ID: "1", Epoch: 3, Agreed: time.Millisecond, Acks: []OrderAck{{Node: "a"}, {Node: "b", Error: "no answer yet"}}}
 	changes := []Change{{Op: "updated", Kind: "LoadBalancer", Name: "team-web", Fields: []string{"a: 1 → 2"}}}
 	list := ResourceList{Revision: 7, Resources: []Resource{
 		{Kind: "LoadBalancer", Name: "team-web", Revision: 3, YAML: "kind: LoadBalancer\n", Spec: map[string]any{"name": "team-web"}},
@@ -92,14 +94,40 @@ func backendOf() Backend {
 			return Status{Node: "a", Cluster: "c", Leader: "a", Revision: 7, Running: 7, Own: 3, Voters: 1, Members: []MemberStatus{
 				{Member: view.Member{Name: "a", Region: "r", POP: "p", Control: netip.MustParseAddrPort("10.0.0.1:7947")}, RTT: time.Millisecond}}}
 		},
-		Health: func() []HealthEntry {
-			return []HealthEntry{{Key: "k", Healthy: true, Since: then, Views: map[string]string{"a": "healthy"}}, {Key: "l", Since: then}}
+		Health: func(q HealthQuery) []HealthEntry {
+			views := []HealthView{{Node: "a", Healthy: true, Since: then}}
+			return []HealthEntry{
+				{Key: "k", Healthy: true, Since: then, Views: views, Local: &views[0], Turns: []Event{turned}},
+				{Key: "l", Since: then, Override: "disabled", LastFailure: q.Name, Views: []HealthView{}},
+			}
 		},
+		Distances: func(from string) (DistanceList, error) {
+			return DistanceList{From: from, Distances: []Distance{{From: from, To: "b", RTT: time.Millisecond, By: "measured"}}}, nil
+		},
+		Events: func(_ context.Context, q EventQuery) (EventList, error) {
+			return EventList{Node: "a", Events: []Event{turned}, Lost: q.After}, nil
+		},
+		Purge:   func(context.Context, Principal, PurgeRequest) (OrderResponse, error) { return receipt, nil },
+		Block:   func(context.Context, Principal, BlockRequest) (OrderResponse, error) { return receipt, nil },
+		Unblock: func(context.Context, Principal, BlockRequest) (OrderResponse, error) { return receipt, nil },
+		Drain:   func(context.Context, Principal, DrainRequest) (OrderResponse, error) { return receipt, nil },
+		Undrain: func(context.Context, Principal, DrainRequest) (OrderResponse, error) { return receipt, nil },
+		Orders: func() OrderList {
+			return OrderList{
+				Epoch: 3, Drains: []DrainInfo{{Scope: ScopePOP, Name: "icn1", Since: then}},
+				Blocks: []BlockInfo{{CIDR: netip.MustParsePrefix("192.0.2.0/24"), Since: then, Until: then}},
+				Purges: []PurgeInfo{{ID: "1", Epoch: 3, Distribution: "shop", Paths: []string{"/*"}, Time: then}},
+			}
+		},
+		Order: func(context.Context, string, NodeOrder) (Recorded, error) { return Recorded{Own: 3}, nil },
 		Explain: func(ExplainRequest) (ExplainResponse, error) {
 			return ExplainResponse{Node: "a", Lines: []trace.Line{{Depth: 1, Text: "so"}}, Answer: "10.0.0.1"}, nil
 		},
-		Counters: func() map[string]uint64 { return map[string]uint64{"dns_queries_total": 3, "cache_bytes": 9} },
-		Schema:   func() []byte { return []byte(`{"type":"object"}`) },
+		Metrics: func(w io.Writer) error {
+			_, err := io.WriteString(w, "# TYPE perigee_cache_bytes gauge\nperigee_cache_bytes 9\n")
+			return err
+		},
+		Schema: func() []byte { return []byte(`{"type":"object"}`) },
 		Nodes: func() (NodeList, error) {
 			return NodeList{Own: 3, Nodes: []NodeRecord{{Name: "a", Region: "r", POP: "p", Live: true}}, Revoked: []Revocation{{"b", 2}}}, nil
 		},

@@ -1,0 +1,354 @@
+package event
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/spec"
+)
+
+// Index knows what of a spec rests on what: on which verdicts, regions and other things. It is immutable. What it holds
+// and the time to make it go by the targets, checks, load balancers, endpoint groups, and records whose answer depends on any
+// of these.
+type Index struct {
+	things   []thing // each after all that it rests on
+	subjects map[string]int32
+	leaves   []leaf               // by key
+	keys     map[health.Key]int32 // where among the leaves
+	regions  map[string][]int32   // what rests on the nodes of a region
+	viewers  []int32              // what rests on there being a node that takes viewers
+}
+
+// leaf is a verdict and what rests on it.
+type leaf struct {
+	key    health.Key
+	things []int32
+}
+
+// thing is what has a status that follows from others.
+type thing struct {
+	kind     string // of events
+	subject  string
+	resource any // comparable; another where the spec says otherwise of it
+	look     func(m *moment) status
+	say      func(was, is status) string // in words, or empty: not worth telling
+
+	dependants []int32
+}
+
+// status is what becomes of a thing.
+type status struct {
+	up    bool   // it takes what is new
+	alive bool   // there is somebody to answer with at all
+	n, of int    // parts that are up, of all
+	why   string // it is not up
+}
+
+// knows says whether a verdict means something to the spec.
+func (x *Index) knows(key health.Key) bool {
+	_, ok := x.keys[key]
+	return ok
+}
+
+// NewIndex makes the index of a spec, which may be nil.
+func NewIndex(s *spec.Spec) *Index {
+	if s == nil {
+		s = &spec.Spec{}
+	}
+	keys := len(s.HealthChecks)
+	for _, g := range s.TargetGroups {
+		keys += len(g.Targets)
+	}
+	things := len(s.TargetGroups) + len(s.LoadBalancers) + len(s.HealthChecks)
+	x := &Index{
+		things: make([]thing, 0, things), subjects: make(map[string]int32, things),
+		leaves: make([]leaf, 0, keys), keys: make(map[health.Key]int32, keys), regions: map[string][]int32{},
+	}
+	b := builder{Index: x, spec: s, groups: map[string]int32{}, balancers: map[string]int32{}, checks: map[string]int32{}}
+	for _, name := range slices.Sorted(maps.Keys(s.TargetGroups)) {
+		b.targetGroup(s.TargetGroups[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.LoadBalancers)) {
+		b.loadBalancer(s.LoadBalancers[name])
+	}
+	b.healthChecks()
+	for _, name := range slices.Sorted(maps.Keys(s.Accelerators)) {
+		b.accelerator(s.Accelerators[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.HostedZones)) {
+		b.hostedZone(s.HostedZones[name])
+	}
+	return x
+}
+
+// builder makes an index.
+type builder struct {
+	*Index
+	spec                      *spec.Spec
+	groups, balancers, checks map[string]int32
+}
+
+// put adds a thing that rests on others.
+func (b *builder) put(t thing, rests ...int32) int32 {
+	i := int32(len(b.things))
+	b.things = append(b.things, t)
+	b.subjects[t.subject] = i
+	for _, r := range rests {
+		if d := b.things[r].dependants; !slices.Contains(d, i) {
+			b.things[r].dependants = append(d, i)
+		}
+	}
+	return i
+}
+
+// rest has a thing rest on a verdict too.
+func (b *builder) rest(i int32, key health.Key) {
+	at, ok := b.keys[key]
+	if !ok {
+		at = int32(len(b.leaves))
+		b.keys[key] = at
+		b.leaves = append(b.leaves, leaf{key: key})
+	}
+	if l := &b.leaves[at]; !slices.Contains(l.things, i) {
+		l.things = append(l.things, i)
+	}
+}
+
+// nothing is for things that are between others and not told of.
+func nothing(was, is status) string { return "" }
+
+// targetGroup is up while a target is healthy. What it does is told of the load balancers and endpoint groups before it.
+func (b *builder) targetGroup(g *spec.TargetGroup) {
+	i := b.put(thing{subject: "targetGroup/" + g.Name, resource: g, say: nothing, look: func(m *moment) status {
+		st := status{of: len(g.Targets)}
+		for _, t := range g.Targets {
+			if m.View.TargetTakes(g, t.AddrPort()) {
+				st.n++
+			}
+		}
+		st.up = st.n > 0
+		return st
+	}})
+	b.groups[g.Name] = i
+	if !g.HealthCheck.On() {
+		return
+	}
+	for _, t := range g.Targets {
+		b.rest(i, health.TargetKey(g.Name, t.AddrPort()))
+	}
+}
+
+// loadBalancer is up while it is healthy and a node runs it.
+func (b *builder) loadBalancer(lb *spec.LoadBalancer) {
+	var groups []string
+	var rests []int32
+	for _, g := range lb.TargetGroups() {
+		if i, ok := b.groups[g]; ok {
+			groups, rests = append(groups, g), append(rests, i)
+		}
+	}
+	i := b.put(thing{kind: Route, subject: "loadBalancer/" + lb.Name, resource: lb,
+		look: func(m *moment) status {
+			st := status{alive: m.at(place{region: lb.Region}).origin > 0}
+			without := ""
+			for at, i := range rests {
+				of := m.of(i)
+				st.n, st.of = st.n+of.n, st.of+of.of
+				if of.of > 0 && of.n == 0 && without == "" {
+					without = groups[at]
+				}
+			}
+			switch {
+			case !st.alive:
+				st.why = "no node of " + lb.Region + " takes the role origin"
+			case st.of == 0:
+				st.why = "it has no targets"
+			case without != "" && len(groups) > 1:
+				st.why = "target group " + without + " has no healthy target"
+			case without != "":
+				st.why = "no target is healthy"
+			default:
+				st.up = true
+			}
+			return st
+		},
+		say: func(was, is status) string {
+			has := fmt.Sprintf("%d of %d targets are healthy", is.n, is.of)
+			switch {
+			case was.up && !is.up:
+				return fmt.Sprintf("load balancer %s is out: %s (%s)", lb.Name, is.why, has)
+			case is.up && !was.up:
+				return fmt.Sprintf("load balancer %s is in: %s", lb.Name, has)
+			case was.n != is.n || was.of != is.of:
+				return fmt.Sprintf("load balancer %s: %s", lb.Name, has)
+			}
+			return ""
+		},
+	}, rests...)
+	b.balancers[lb.Name] = i
+	b.regions[lb.Region] = append(b.regions[lb.Region], i)
+}
+
+// healthChecks are up while they pass. Of those that are probed the verdict was told; those that are reckoned of others
+// are told of here.
+func (b *builder) healthChecks() {
+	names := slices.Sorted(maps.Keys(b.spec.HealthChecks))
+	calculated := func(name string) bool { return b.spec.HealthChecks[name].Type == spec.Calculated }
+	for _, name := range names {
+		if calculated(name) {
+			continue
+		}
+		i := b.put(thing{
+			subject: "check/" + name, resource: b.spec.HealthChecks[name], say: nothing,
+			look: func(m *moment) status { return status{up: m.View.CheckHealthy(m.Spec, name)} },
+		})
+		b.checks[name] = i
+		b.rest(i, health.CheckKey(name))
+	}
+	for _, name := range names {
+		if calculated(name) {
+			b.calculated(b.spec.HealthChecks[name])
+		}
+	}
+}
+
+func (b *builder) calculated(c *spec.HealthCheck) {
+	var rests []int32
+	for _, child := range c.ChildHealthChecks {
+		if i, ok := b.checks[child]; ok {
+			rests = append(rests, i)
+		}
+	}
+	b.checks[c.Name] = b.put(thing{kind: Health, subject: "check/" + c.Name, resource: c,
+		look: func(m *moment) status {
+			st := status{up: m.View.CheckHealthy(m.Spec, c.Name), of: len(rests)}
+			for _, i := range rests {
+				if m.of(i).up {
+					st.n++
+				}
+			}
+			return st
+		},
+		say: func(was, is status) string {
+			if was.up == is.up {
+				return ""
+			}
+			needs := ""
+			if c.HealthThreshold != nil {
+				needs = fmt.Sprintf(", %d are asked for", *c.HealthThreshold)
+			}
+			if c.Inverted {
+				needs += " (inverted)"
+			}
+			return fmt.Sprintf("health check %s %s: %d of %d checks pass%s", c.Name, either(is.up, "passes", "fails"), is.n, is.of, needs)
+		},
+	}, rests...)
+}
+
+// accelerator has a thing for each endpoint group that takes flows.
+func (b *builder) accelerator(a *spec.Accelerator) {
+	if a.Enabled != nil && !*a.Enabled {
+		return
+	}
+	for l := range a.Listeners {
+		for g := range a.Listeners[l].EndpointGroups {
+			b.endpointGroup(a, &a.Listeners[l], &a.Listeners[l].EndpointGroups[g])
+		}
+	}
+}
+
+// endpointGroup is up while an endpoint with weight is healthy and a node of its region can be reached.
+func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener, g *spec.EndpointGroup) {
+	port := ports(l.PortRanges)
+	var rests []int32
+	weighty := 0
+	for _, e := range g.Endpoints {
+		if e.Weight != nil && *e.Weight == 0 {
+			continue
+		}
+		weighty++
+		if i, ok := b.groups[e.TargetGroup]; ok && e.TargetGroup != "" {
+			rests = append(rests, i)
+		}
+		if i, ok := b.balancers[e.LoadBalancer]; ok && e.LoadBalancer != "" && listens(b.spec.LoadBalancers[e.LoadBalancer], l.PortRanges) {
+			rests = append(rests, i)
+		}
+	}
+	healthy := func(m *moment) int {
+		n := 0
+		for _, i := range rests {
+			if m.of(i).up {
+				n++
+			}
+		}
+		for _, e := range g.Endpoints {
+			if e.Address.IsValid() && (e.Weight == nil || *e.Weight > 0) && m.View.EndpointHealthy(a.Name, g.Region, g.CheckAddr(e)) {
+				n++
+			}
+		}
+		return n
+	}
+	name := fmt.Sprintf("accelerator %s, port %s: endpoint group %s", a.Name, port, g.Region)
+	i := b.put(thing{kind: Route, subject: "accelerator/" + a.Name + "/" + port + "/" + g.Region, resource: a,
+		look: func(m *moment) status {
+			here := m.at(place{region: g.Region})
+			st := status{alive: here.origin > 0, n: healthy(m), of: weighty}
+			switch {
+			case !st.alive:
+				st.why = "no node there takes the role origin"
+			case here.reached == 0:
+				st.why = "no node there can be reached from here"
+			case weighty == 0:
+				st.why = "no endpoint has weight"
+			case st.n == 0:
+				st.why = "no endpoint is healthy"
+			default:
+				st.up = true
+			}
+			return st
+		},
+		say: func(was, is status) string {
+			switch {
+			case was.up && !is.up:
+				return name + " is out: " + is.why
+			case is.up && !was.up:
+				return fmt.Sprintf("%s is in: %d of %d endpoints are healthy", name, is.n, is.of)
+			}
+			return ""
+		},
+	}, rests...)
+	for _, e := range g.Endpoints {
+		if e.Address.IsValid() && (e.Weight == nil || *e.Weight > 0) {
+			b.rest(i, health.EndpointKey(a.Name, g.Region, g.CheckAddr(e)))
+		}
+	}
+	b.regions[g.Region] = append(b.regions[g.Region], i)
+}
+
+func listens(lb *spec.LoadBalancer, ranges []spec.PortRange) bool {
+	return slices.ContainsFunc(lb.Listeners, func(l spec.Listener) bool {
+		return slices.ContainsFunc(ranges, func(r spec.PortRange) bool { return r.FromPort <= l.Port && l.Port <= max(r.FromPort, r.ToPort) })
+	})
+}
+
+// ports are port ranges in words: 80,443,8000-8080.
+func ports(ranges []spec.PortRange) string {
+	words := make([]string, len(ranges))
+	for i, r := range ranges {
+		words[i] = fmt.Sprint(r.FromPort)
+		if r.ToPort > r.FromPort {
+			words[i] += fmt.Sprint("-", r.ToPort)
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+func either(is bool, yes, no string) string {
+	if is {
+		return yes
+	}
+	return no
+}

@@ -1,0 +1,532 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/event"
+	"github.com/perigee-net/perigee/cluster/lane"
+	"github.com/perigee-net/perigee/cluster/report"
+	"github.com/perigee-net/perigee/cluster/roster"
+	"github.com/perigee-net/perigee/cluster/store"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/node/api"
+)
+
+// laneService is the service of the backbone by which orders are told.
+const laneService = "lane"
+
+const (
+	// pendingTime is how long an order is in effect here that was told and is not agreed.
+	pendingTime = 30 * time.Second
+	// maxPending bounds the orders that were told and are not agreed yet; one more is refused by this node, which hears of it
+	// when it is agreed.
+	maxPending = 1024
+	// tellTime is how long a node is told an order directly. Who does not hear it by then gets it when it is agreed.
+	tellTime = 10 * time.Second
+	// receiptTime is how long the answer to an order waits for the last nodes after it is agreed.
+	receiptTime = time.Second
+	// repairTime is how long an order stands among what the node says that was asked.
+	repairTime = 10 * time.Second
+	// fenceGrace is how long after it heard of a newer epoch a node is not fenced yet. What was told directly is done by then, and
+	// what was agreed has come; else every purge would have every cache ask its origins for everything.
+	fenceGrace = 500 * time.Millisecond
+	// doubtTime is how long a node believes another that says it has orders which this one has not, and which do not come.
+	// From then on more than half of all must say so: one that is wrong does not take the caches of all away for ever.
+	doubtTime = time.Minute
+)
+
+// orders is what this node knows of orders: those that are agreed, by the roster, and those that it was told.
+type orders struct {
+	mu         sync.Mutex
+	pending    map[string]pending
+	purged     uint64 // the epoch up to which all purges are made
+	drainEvent uint64 // that tells of the newest drain, or of its end
+	wake       *time.Timer
+
+	fence   lane.Fence
+	heard   uint64    // the newest epoch that others have
+	since   time.Time // since when that is newer than this node's
+	fenced  bool      // the cache goes by it
+	doubted uint64    // an epoch that did not come in doubtTime
+
+	effects atomic.Pointer[roster.Effects]
+	blocked atomic.Pointer[bart.Lite]
+}
+
+type pending struct {
+	order roster.Order
+	until time.Time // by the process's clock
+}
+
+// openLane opens the fast lane.
+func (n *Node) openLane() {
+	o := &n.orders
+	o.pending = map[string]pending{}
+	o.wake = time.AfterFunc(time.Hour, n.layOrders)
+	o.wake.Stop()
+	n.lane = lane.Open(lane.Config{
+		Self: n.cfg.Name, Do: n.do, Log: n.cfg.Log,
+		Dial: func(ctx context.Context, node string) (net.Conn, error) {
+			return n.backbone.DialEarly(ctx, node, backbone.Header{Service: laneService})
+		},
+	})
+	n.counted = append(n.counted, n.lane)
+	n.backbone.Handle(laneService, func(in *backbone.Incoming) { n.lane.Serve(in.Accept(), in.From) })
+	n.onClose("lane", func(context.Context) error {
+		o.mu.Lock()
+		o.wake.Stop()
+		o.mu.Unlock()
+		return n.lane.Close()
+	})
+}
+
+// do has an order take effect here, before it is agreed.
+func (n *Node) do(id string, encoded []byte) error {
+	order, err := roster.DecodeOrder(encoded)
+	if err != nil {
+		return err
+	}
+	if order.ID != id {
+		return fmt.Errorf("the order's ID is %s, not %s", order.ID, id)
+	}
+	o := &n.orders
+	o.mu.Lock()
+	_, known := o.pending[id]
+	_, agreed := n.roster.Get().Ordered(id)
+	switch {
+	case known || agreed:
+		o.mu.Unlock()
+		return nil
+	case len(o.pending) >= maxPending:
+		o.mu.Unlock()
+		return errors.New("too many orders wait to be agreed on")
+	}
+	told := n.orderEvent(id, order.String(), order.Author)
+	o.pending[id] = pending{order, time.Now().Add(pendingTime)}
+	if order.Kind == roster.OrderDrain || order.Kind == roster.OrderUndrain {
+		o.drainEvent = told
+	}
+	o.mu.Unlock()
+	if order.Kind == roster.OrderPurge {
+		n.purge(order.Distribution, order.Paths, told)
+		return nil
+	}
+	n.layOrders()
+	return nil
+}
+
+// orderEvent is the event that tells of an order.
+func (n *Node) orderEvent(id, text, author string) uint64 {
+	if told := n.events.Last("order/"+id, 1); len(told) > 0 {
+		return told[0].ID
+	}
+	return n.events.Add(event.Order, "order/"+id, fmt.Sprintf("%s, by %s", text, cmp.Or(author, "nobody")))
+}
+
+// purge empties the cache of what an order names.
+func (n *Node) purge(distribution string, paths []string, cause uint64) {
+	gone := n.cdn.Purge(distribution, paths)
+	n.events.Add(event.Purge, "distribution/"+distribution, fmt.Sprintf("%d objects of %s are forgotten", gone, cmp.Or(distribution, "all distributions")), cause)
+}
+
+// takeOrders makes the orders so that have become agreed.
+func (n *Node) takeOrders(r *roster.Roster) {
+	o := &n.orders
+	o.mu.Lock()
+	missed, whole := r.PurgesAfter(o.purged)
+	told := maps.Clone(o.pending)
+	o.mu.Unlock()
+	if n.cdn != nil {
+		if !whole {
+			n.purge("", []string{"/*"}, 0)
+		}
+		for _, p := range missed {
+			if _, done := told[p.ID]; !done {
+				n.purge(p.Distribution, p.Paths, n.orderEvent(p.ID, "purge of "+p.Distribution, p.Author))
+			}
+		}
+	}
+	o.mu.Lock()
+	o.purged = r.Epoch
+	o.fence.Have(r.Epoch)
+	o.mu.Unlock()
+	n.setFence()
+	n.layOrders()
+}
+
+// layOrders makes what is ordered so: it is to be called when orders came, were agreed or have ended.
+func (n *Node) layOrders() {
+	o := &n.orders
+	o.mu.Lock()
+	r, now := n.roster.Get(), n.cfg.Now()
+	next := time.Duration(-1)
+	soonest := func(d time.Duration) {
+		if d = max(d, time.Millisecond); next < 0 || d < next {
+			next = d
+		}
+	}
+	var told []roster.Order
+	for id, p := range o.pending {
+		if _, agreed := r.Ordered(id); agreed || !time.Now().Before(p.until) {
+			delete(o.pending, id)
+			continue
+		}
+		soonest(time.Until(p.until))
+		told = append(told, p.order)
+	}
+	effects, before := r.Effects(told, now), o.effects.Load()
+	if !effects.Next.IsZero() {
+		soonest(effects.Next.Sub(now))
+	}
+	if o.wake != nil && next >= 0 {
+		o.wake.Reset(next)
+	}
+	o.effects.Store(&effects)
+	if before == nil {
+		before = new(roster.Effects)
+	}
+	n.tellEffects(before, &effects)
+	again := o.blocked.Load() == nil || !slices.Equal(slices.Sorted(maps.Keys(before.Blocks)), slices.Sorted(maps.Keys(effects.Blocks)))
+	if again {
+		blocked := new(bart.Lite)
+		for _, b := range effects.Blocks {
+			blocked.Insert(b.Prefix)
+		}
+		o.blocked.Store(blocked)
+	}
+	o.mu.Unlock()
+	if again && n.front != nil {
+		n.front.Recheck()
+	}
+	n.look()
+}
+
+// maxBlocksTold is of how many ranges there is an event each, of those that are blocked or taken again at once.
+const maxBlocksTold = 16
+
+// tellEffects adds to the events what is blocked, what not any more, and of drains what was not told directly. o.mu is held.
+func (n *Node) tellEffects(before, now *roster.Effects) {
+	o, told := &n.orders, 0
+	block := func(name, text string, cause uint64) {
+		if told++; told <= maxBlocksTold {
+			n.events.Add(event.Block, "block/"+name, name+text, cause)
+		}
+	}
+	for name, d := range now.Drains {
+		if was, drained := before.Drains[name]; !drained || was.Order != d.Order {
+			o.drainEvent = n.orderEvent(d.Order, "drain "+d.Text(), d.Author)
+		}
+	}
+	for name, b := range now.Blocks {
+		if was, blocked := before.Blocks[name]; !blocked || was.Order != b.Order {
+			block(name, " is blocked", n.orderEvent(b.Order, "block "+name, b.Author))
+		}
+	}
+	for name := range before.Blocks {
+		if _, still := now.Blocks[name]; !still {
+			block(name, " is blocked no more", 0)
+		}
+	}
+	if told > maxBlocksTold {
+		n.events.Add(event.Block, "block", fmt.Sprintf("and %d more ranges are blocked, or no more", told-maxBlocksTold))
+	}
+}
+
+// look has this node look again at what is observed; soon, and on its own goroutine.
+func (n *Node) look() {
+	select {
+	case n.looks <- struct{}{}:
+	default:
+	}
+}
+
+// isBlocked says whether nobody from an address is served.
+func (n *Node) isBlocked(a netip.Addr) bool {
+	b := n.orders.blocked.Load()
+	return b != nil && b.Contains(a.Unmap())
+}
+
+// drainRules are what is drained, as the view lays it over the members.
+func (n *Node) drainRules() (rules []view.DrainRule) {
+	e := n.orders.effects.Load()
+	if e == nil {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.Drains)) {
+		d := e.Drains[name]
+		rules = append(rules, view.DrainRule{Scope: d.Scope, Name: d.Name, Text: d.Text()})
+	}
+	return rules
+}
+
+// hear takes the orders that others say, for which they had no link to this node, and the epochs that they have.
+func (n *Node) hear(said report.Entries, members []view.Member) {
+	o := &n.orders
+	epochs := make([]uint64, 0, len(members))
+	for _, m := range members {
+		for key, value := range said[m.Name] {
+			if id, is := strings.CutPrefix(key, orderKey); is && m.Name != n.cfg.Name {
+				if err := n.do(id, value); err != nil {
+					n.malformed.Add(1)
+				}
+			}
+		}
+		epochs = append(epochs, readTaken(said[m.Name][takenKey]).epoch)
+	}
+	slices.Sort(epochs)
+	o.mu.Lock()
+	o.fence.Forget()
+	if len(epochs) > 0 {
+		heard := epochs[len(epochs)-1]
+		if heard <= o.doubted {
+			heard = epochs[(len(epochs)-1)/2]
+		}
+		o.fence.Heard(heard)
+		if heard > o.heard || o.since.IsZero() {
+			o.since = time.Now()
+		}
+		o.heard = heard
+	}
+	o.mu.Unlock()
+	n.setFence()
+}
+
+// setFence has the cache ask the origin before it serves what it kept, as long as this node has missed orders.
+func (n *Node) setFence() {
+	o := &n.orders
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	waits := time.Since(o.since)
+	switch behind := o.fence.Fenced(); {
+	case !behind:
+		o.since = time.Time{}
+		if o.fenced {
+			o.fenced = false
+			n.cdn.SetFence(false)
+		}
+	case waits < fenceGrace:
+		time.AfterFunc(fenceGrace-waits, n.looksAtFence)
+	case waits > doubtTime:
+		o.doubted = max(o.doubted, o.heard)
+		n.cfg.Log.Error("others say that they have orders which do not come: they are believed no more unless most say so", "epoch", o.heard)
+	case !o.fenced && n.cdn != nil:
+		o.fenced = true
+		n.cdn.SetFence(true)
+		time.AfterFunc(doubtTime-waits, n.looksAtFence)
+	}
+}
+
+// looksAtFence is setFence some time later.
+func (n *Node) looksAtFence() {
+	n.setFence()
+	n.look()
+}
+
+func (n *Node) isFenced() bool {
+	n.orders.mu.Lock()
+	defer n.orders.mu.Unlock()
+	return n.orders.fenced
+}
+
+// order gives an order: at once to all live nodes, and to the leader to be agreed on.
+func (n *Node) order(ctx context.Context, by roster.Principal, o roster.Order, lasts api.Duration) (api.OrderResponse, error) {
+	start := time.Now()
+	o.ID, o.Time, o.Author = cmp.Or(o.ID, rand.Text()), n.cfg.Now().UTC().Round(0), by.Name
+	if lasts > 0 {
+		o.Until = o.Time.Add(time.Duration(lasts))
+	}
+	r, s, v := n.roster.Get(), n.running.Get().spec, n.view.Get()
+	if known, done := r.Ordered(o.ID); done {
+		return api.OrderResponse{ID: o.ID, Epoch: known.Epoch, Acks: []api.OrderAck{}}, nil
+	}
+	lives := func(is func(view.Member) bool) bool { return slices.ContainsFunc(v.Members, is) }
+	err := o.Validate(r, roster.Names{
+		Distribution: func(name string) bool { return s.Distributions[name] != nil },
+		Node:         func(name string) bool { return lives(func(m view.Member) bool { return m.Name == name }) },
+		POP:          func(name string) bool { return lives(func(m view.Member) bool { return m.POP == name }) },
+		Region:       func(name string) bool { return lives(func(m view.Member) bool { return m.Region == name }) },
+	})
+	if err == nil {
+		_, err = r.Order(o, n.cfg.Now())
+	}
+	if err != nil && !errors.As(err, new(*roster.MootError)) { // what it undoes may be agreed, and not known here yet
+		return api.OrderResponse{}, refusedOrder(err)
+	}
+	encoded := roster.EncodeOrder(o)
+	if err := n.do(o.ID, encoded); err != nil {
+		return api.OrderResponse{}, &api.Error{Status: http.StatusServiceUnavailable, Message: err.Error()}
+	}
+	acks := []api.OrderAck{{Node: n.cfg.Name, After: time.Since(start)}}
+	var others []string
+	for _, m := range v.Members {
+		if m.Name != n.cfg.Name {
+			others = append(others, m.Name)
+		}
+	}
+	telling, told := context.WithTimeout(context.WithoutCancel(ctx), tellTime)
+	t := n.lane.Tell(telling, o.ID, encoded, others)
+	n.goes(func() { <-t.Done(); told() }) // it outlives who asked
+	if len(encoded) <= report.MaxValue {
+		n.publish(orderKey+o.ID, encoded)
+		time.AfterFunc(repairTime, func() { n.publish(orderKey+o.ID, nil) })
+	}
+	epoch, err := n.agreeOn(ctx, o, encoded)
+	if err != nil {
+		return api.OrderResponse{}, n.notAgreed(o, err)
+	}
+	agreed := time.Since(start)
+	n.holdOwn(ctx, epoch) // the next order may be about this one
+	select {
+	case <-t.Done():
+	case <-time.After(receiptTime):
+	case <-ctx.Done():
+	}
+	for _, a := range t.Acks() {
+		if a.Answered && a.Err == "" {
+			n.acked.Observe(a.After.Seconds())
+		}
+		acks = append(acks, api.OrderAck{Node: a.Node, After: a.After, Error: a.Err})
+	}
+	slices.SortFunc(acks, func(a, b api.OrderAck) int { return strings.Compare(a.Node, b.Node) })
+	return api.OrderResponse{ID: o.ID, Epoch: epoch, Agreed: agreed, Acks: acks, Warning: n.warning(o)}, nil
+}
+
+// notAgreed is what whoever ordered is to know where the cluster did not agree. What was told ends by itself, but a purge.
+func (n *Node) notAgreed(o roster.Order, err error) error {
+	if o.Kind != roster.OrderPurge {
+		n.orders.mu.Lock()
+		delete(n.orders.pending, o.ID)
+		n.orders.mu.Unlock()
+		n.layOrders()
+	}
+	n.publish(orderKey+o.ID, nil)
+	what := fmt.Sprintf("it is not agreed; where it was told it is in effect for %s at most", pendingTime)
+	if o.Kind == roster.OrderPurge {
+		what = "it is not agreed; nodes that could be told have purged, others will not be told again"
+	}
+	var refusal *api.Error
+	status := http.StatusServiceUnavailable
+	if errors.As(err, &refusal) {
+		status = refusal.Status
+	}
+	return &api.Error{Status: status, Message: fmt.Sprintf("%v (%s)", err, what)}
+}
+
+func refusedOrder(err error) error {
+	var moot *roster.MootError
+	if errors.As(err, &moot) {
+		return &api.Error{Status: http.StatusConflict, Message: err.Error()}
+	}
+	return &api.Error{Status: http.StatusUnprocessableEntity, Message: err.Error()}
+}
+
+// warning says where a drain does not do what whoever asked for it may think.
+func (n *Node) warning(o roster.Order) string {
+	if o.Kind != roster.OrderDrain {
+		return ""
+	}
+	needed := map[view.Role]bool{}
+	for _, m := range view.Drain(n.view.Get().Members, n.drainRules()) {
+		for _, r := range m.Needed {
+			needed[r] = true
+		}
+	}
+	if len(needed) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("nobody else is left with the role %v: who is drained goes on with it", slices.Sorted(maps.Keys(needed)))
+}
+
+// agreeOn has the cluster agree on an order, and returns its epoch.
+func (n *Node) agreeOn(ctx context.Context, o roster.Order, encoded []byte) (uint64, error) {
+	return atLeader(ctx, n, func(ctx context.Context) (uint64, error) { return n.recordOrder(ctx, o) },
+		func(ctx context.Context, leader *api.Client) (uint64, error) {
+			res, err := leader.Order(ctx, api.NodeOrder{Order: encoded})
+			return res.Own, err
+		})
+}
+
+// recordOrder agrees on an order, on the leader.
+func (n *Node) recordOrder(ctx context.Context, o roster.Order) (epoch uint64, err error) {
+	err = n.decide(ctx, func(r *roster.Roster) (store.Change, error) {
+		if known, done := r.Ordered(o.ID); done {
+			epoch = known.Epoch
+			return store.Change{}, errNothingToDo
+		}
+		epoch = r.Revision + 1
+		change, err := r.Order(o, n.cfg.Now())
+		if err != nil {
+			return store.Change{}, refusedOrder(err)
+		}
+		return change, nil
+	})
+	if errors.Is(err, errNothingToDo) {
+		err = nil
+	}
+	return epoch, err
+}
+
+// orderOf answers another node that has an order agreed on.
+func (n *Node) orderOf(ctx context.Context, _ string, req api.NodeOrder) (api.Recorded, error) {
+	o, err := roster.DecodeOrder(req.Order)
+	if err != nil {
+		return api.Recorded{}, &api.Error{Status: http.StatusBadRequest, Message: err.Error()}
+	}
+	epoch, err := n.recordOrder(ctx, o)
+	return api.Recorded{Own: epoch}, err
+}
+
+// ordered are the orders in force, for the API.
+func (n *Node) ordered() api.OrderList {
+	r := n.roster.Get()
+	list := api.OrderList{Epoch: r.Epoch, Fenced: n.view.Get().Fenced, Drains: []api.DrainInfo{}, Blocks: []api.BlockInfo{}, Purges: []api.PurgeInfo{}}
+	if e := n.orders.effects.Load(); e != nil {
+		for _, name := range slices.Sorted(maps.Keys(e.Drains)) {
+			d := e.Drains[name]
+			list.Drains = append(list.Drains, api.DrainInfo{Scope: d.Scope, Name: d.Name, Since: d.Since, Until: d.Until, Author: d.Author, Reason: d.Reason})
+		}
+		for _, name := range slices.Sorted(maps.Keys(e.Blocks)) {
+			b := e.Blocks[name]
+			list.Blocks = append(list.Blocks, api.BlockInfo{CIDR: b.Prefix, Since: b.Since, Until: b.Until, Author: b.Author, Reason: b.Reason})
+		}
+	}
+	for _, p := range slices.Backward(r.Purges) {
+		if len(list.Purges) == api.MaxHistory {
+			break
+		}
+		list.Purges = append(list.Purges, api.PurgeInfo{ID: p.ID, Epoch: p.Epoch, Distribution: p.Distribution, Paths: p.Paths, Time: p.Time, Author: p.Author})
+	}
+	return list
+}
+
+func (n *Node) purgeOrder(ctx context.Context, by roster.Principal, req api.PurgeRequest) (api.OrderResponse, error) {
+	return n.order(ctx, by, roster.Order{ID: req.ID, Kind: roster.OrderPurge, Distribution: req.Distribution, Paths: req.Paths}, 0)
+}
+
+func (n *Node) blockOrder(kind string) func(context.Context, roster.Principal, api.BlockRequest) (api.OrderResponse, error) {
+	return func(ctx context.Context, by roster.Principal, req api.BlockRequest) (api.OrderResponse, error) {
+		return n.order(ctx, by, roster.Order{ID: req.ID, Kind: kind, CIDRs: req.CIDRs, Force: req.Force, Reason: req.Reason}, req.For)
+	}
+}
+
+func (n *Node) drainOrder(kind string) func(context.Context, roster.Principal, api.DrainRequest) (api.OrderResponse, error) {
+	return func(ctx context.Context, by roster.Principal, req api.DrainRequest) (api.OrderResponse, error) {
+		return n.order(ctx, by, roster.Order{ID: req.ID, Kind: kind, Scope: req.Scope, Name: req.Name, Reason: req.Reason}, req.For)
+	}
+}

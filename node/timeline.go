@@ -1,0 +1,133 @@
+package node
+
+import (
+	"context"
+
+	"github.com/perigee-net/perigee/cluster/event"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/node/api"
+	"github.com/perigee-net/perigee/node/metrics"
+)
+
+// timeline is a part of this node's events, for the API.
+func (n *Node) timeline(ctx context.Context, q api.EventQuery) (api.EventList, error) {
+	events, lost := n.events.Since(q.After, q.Limit)
+	if len(events) == 0 && q.Wait > 0 {
+		waiting, cancel := context.WithTimeout(ctx, q.Wait)
+		defer cancel()
+		if n.events.Next(waiting, q.After) == nil {
+			events, lost = n.events.Since(q.After, q.Limit)
+		}
+	}
+	if events == nil {
+		events = []api.Event{}
+	}
+	return api.EventList{Node: n.cfg.Name, Events: events, Lost: lost}, nil
+}
+
+// tellLead tells who leads.
+func (n *Node) tellLead(leader string) {
+	if leader == "" {
+		n.events.Add(event.Leader, "leader", "nobody leads: changes are refused, the data plane goes on")
+		return
+	}
+	n.events.Add(event.Leader, "leader", leader+" leads")
+}
+
+// makeMetrics makes what the node tells Prometheus: its counters, and what is observed by name. All labels are bounded by what is in
+// the cluster: nodes, regions, kinds.
+func (n *Node) makeMetrics() {
+	m := metrics.New()
+	n.metrics = m
+	m.Runtime()
+	m.Counters(n.counters)
+	m.Gauge("members", "live nodes by region and state: live, leaving, drained, unreachable", []string{"region", "state"}, func(emit func(float64, ...string)) {
+		v := n.view.Get()
+		count := map[[2]string]float64{}
+		var order [][2]string
+		for _, one := range v.Members {
+			key := [2]string{one.Region, memberState(v, one)}
+			if count[key] == 0 {
+				order = append(order, key)
+			}
+			count[key]++
+		}
+		for _, key := range order {
+			emit(count[key], key[0], key[1])
+		}
+	})
+	m.Gauge("link_round_trip_seconds", "measured round trip over the backbone", []string{"peer", "region"}, func(emit func(float64, ...string)) {
+		v := n.view.Get()
+		for _, one := range v.Members {
+			if rtt, up := v.RTT[one.Name]; up {
+				emit(rtt.Seconds(), one.Name, one.Region)
+			}
+		}
+	})
+	m.Gauge("link_up", "whether the backbone reaches a live node", []string{"peer", "region"}, func(emit func(float64, ...string)) {
+		v := n.view.Get()
+		for _, one := range v.Members {
+			if one.Name == n.cfg.Name {
+				continue
+			}
+			up := 0.0
+			if _, has := v.RTT[one.Name]; has {
+				up = 1
+			}
+			emit(up, one.Name, one.Region)
+		}
+	})
+	m.Gauge("health_verdicts", "merged verdicts by kind (target, endpoint, check) and state", []string{"kind", "state"}, func(emit func(float64, ...string)) {
+		count := map[[2]string]float64{}
+		for _, row := range n.view.Get().Health.All() {
+			kind := "target"
+			switch {
+			case row.Key.IsCheck():
+				kind = "check"
+			case row.Key.IsEndpoint():
+				kind = "endpoint"
+			}
+			state := "unhealthy"
+			if row.Healthy {
+				state = "healthy"
+			}
+			count[[2]string{kind, state}]++
+		}
+		for _, kind := range []string{"check", "endpoint", "target"} {
+			for _, state := range []string{"healthy", "unhealthy"} {
+				emit(count[[2]string{kind, state}], kind, state)
+			}
+		}
+	})
+	m.Gauge("orders", "what is in force by kind: block, drain; and whether this node is fenced", []string{"kind"}, func(emit func(float64, ...string)) {
+		blocks, drains, fenced := 0, 0, 0.0
+		if e := n.orders.effects.Load(); e != nil {
+			blocks, drains = len(e.Blocks), len(e.Drains)
+		}
+		if n.isFenced() {
+			fenced = 1
+		}
+		emit(float64(blocks), "block")
+		emit(float64(drains), "drain")
+		emit(fenced, "fence")
+	})
+	m.Gauge("revision", "the newest that is known, and the one that runs", []string{"of"}, func(emit func(float64, ...string)) {
+		state := n.agreed.Get()
+		emit(float64(state.Own.Revision), "own")
+		emit(float64(n.running.Get().spec.Revision), "running")
+		emit(float64(state.Revision), "spec")
+	})
+	n.acked = m.Histogram("order_acknowledged_seconds", "from an order to its acknowledgement by another node", []float64{.01, .025, .05, .1, .15, .2, .3, .5, 1, 2, 5})
+}
+
+func memberState(v *view.View, m view.Member) string {
+	switch {
+	case m.Leaving:
+		return "leaving"
+	case m.Drained != "":
+		return "drained"
+	case v.Unreachable[m.Name]:
+		return "unreachable"
+	}
+	return "live"
+}
