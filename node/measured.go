@@ -10,6 +10,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/distance"
 	"github.com/perigee-net/perigee/cluster/gossip"
+	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/node/api"
 )
 
@@ -27,18 +28,31 @@ func (n *Node) ping() gossip.Ping {
 	}
 }
 
-// measuredTime is how often a node looks whether what it says of its distances is to be said anew.
-const measuredTime = 5 * time.Second
+const (
+	// A node says anew where it is and how far others are after measuredTime at first, then less and less often up to
+	// measuredMost, unless many of the others are elsewhere now.
+	measuredTime = 5 * time.Second
+	measuredMost = time.Minute
+	// measuredOf is of how many nodes of each other region it says how far they are: the rest is estimated.
+	measuredOf = 3
+)
 
 // tellDistances says where this node is in the network, and how far others are, until the context ends.
 func (n *Node) tellDistances(ctx context.Context) {
 	var told map[string]time.Duration
 	var at []byte
+	since, wait := measuredTime, measuredTime
 	for sleep(ctx, measuredTime) {
-		if now := n.view.Get().RTT; moved(told, now) {
-			told = now
-			n.publish(measuredKey, distance.EncodeMeasured(now))
+		now := worthTelling(n.view.Get())
+		if since += measuredTime; since < wait && !moved(told, now) {
+			continue
 		}
+		if moved(told, now) {
+			wait = measuredTime
+		}
+		since, wait = 0, min(2*wait, measuredMost)
+		told = now
+		n.publish(measuredKey, distance.EncodeMeasured(now))
 		if now := n.distance.Coordinate().Append(nil); !slices.Equal(at, now) {
 			at = now
 			n.publish(coordinateKey, now)
@@ -46,18 +60,31 @@ func (n *Node) tellDistances(ctx context.Context) {
 	}
 }
 
-// moved says whether round trips are others than those that were told: by a tenth and a millisecond.
-func moved(told, now map[string]time.Duration) bool {
-	if len(told) != len(now) {
-		return true
+// worthTelling are the measured round trips to the own region and to a few nodes of each other.
+func worthTelling(v *view.View) map[string]time.Duration {
+	self, _ := v.Member(v.Self)
+	all, of := map[string]time.Duration{}, map[string]int{}
+	for _, m := range v.Members {
+		rtt, up := v.RTT[m.Name]
+		if !up || m.Region != self.Region && of[m.Region] >= measuredOf {
+			continue
+		}
+		of[m.Region]++
+		all[m.Name] = rtt
 	}
+	return all
+}
+
+// moved says whether a quarter of the round trips are others than those that were told: by a tenth and a millisecond.
+func moved(told, now map[string]time.Duration) bool {
+	others := max(0, len(told)-len(now))
 	for node, rtt := range now {
 		was, known := told[node]
 		if away := (rtt - was).Abs(); !known || away > time.Millisecond && away > was/10 {
-			return true
+			others++
 		}
 	}
-	return false
+	return others > 0 && 4*others >= len(now)
 }
 
 // mapTime is how old the map of distances may be before it is drawn anew.

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -58,6 +59,7 @@ type observed struct {
 	roster           *roster.Roster
 	effects          *roster.Effects
 	list             []view.Member
+	described        map[string]described // by name
 
 	merger  *health.Merger
 	said    report.Entries // of which the merger knows the verdicts
@@ -68,6 +70,14 @@ type observed struct {
 	peers   map[string]netip.AddrPort
 	chooser probe.Chooser
 	drained bool // this node's doors are retired
+}
+
+// described is what a member says of itself, read.
+type described struct {
+	meta   []byte
+	at     netip.AddrPort
+	member view.Member
+	err    error
 }
 
 // observe publishes the view of this moment, tells what is new in it, and sets the probes and links that follow from it. Round
@@ -224,12 +234,21 @@ func (n *Node) serveDrained(v *view.View) {
 // describe reads the members as they describe themselves, and what they say of it since.
 func (n *Node) describe(members []gossip.Member, said report.Entries) []view.Member {
 	var list []view.Member
+	before := n.observed.described
+	n.observed.described = make(map[string]described, len(members))
 	for _, m := range members {
-		member, err := decodeMember(m)
-		if err != nil {
-			n.malformed.Add(1)
+		d, known := before[m.Name]
+		if !known || d.at != m.Addr || !bytes.Equal(d.meta, m.Meta) {
+			d = described{meta: m.Meta, at: m.Addr}
+			if d.member, d.err = decodeMember(m); d.err != nil {
+				n.malformed.Add(1)
+			}
+		}
+		n.observed.described[m.Name] = d
+		if d.err != nil {
 			continue
 		}
+		member := d.member
 		if n.isRevoked(m.Name) {
 			continue
 		}

@@ -88,6 +88,11 @@ func (n *Node) openLane() {
 	})
 	n.counted = append(n.counted, n.lane)
 	n.backbone.Handle(laneService, func(in *backbone.Incoming) { n.lane.Serve(in.Accept(), in.From) })
+	// What is agreed is in force before any door opens. The cache is empty: no purge is left to be made.
+	r := n.roster.Get()
+	o.purged = r.Epoch
+	o.fence.Have(r.Epoch)
+	n.layOrders()
 	n.onClose("lane", func(context.Context) error {
 		o.mu.Lock()
 		o.wake.Stop()
@@ -365,10 +370,17 @@ func (n *Node) order(ctx context.Context, by roster.Principal, o roster.Order, l
 	if err == nil {
 		_, err = r.Order(o, n.cfg.Now())
 	}
-	if err != nil && !errors.As(err, new(*roster.MootError)) { // what it undoes may be agreed, and not known here yet
+	encoded := roster.EncodeOrder(o)
+	moot := errors.As(err, new(*roster.MootError))
+	if err != nil && !moot {
 		return api.OrderResponse{}, refusedOrder(err)
 	}
-	encoded := roster.EncodeOrder(o)
+	var epoch uint64
+	if moot { // unless what it undoes is agreed and not known here yet: then it is told when it is agreed
+		if epoch, err = n.agreeOn(ctx, o, encoded); err != nil {
+			return api.OrderResponse{}, err
+		}
+	}
 	if err := n.do(o.ID, encoded); err != nil {
 		return api.OrderResponse{}, &api.Error{Status: http.StatusServiceUnavailable, Message: err.Error()}
 	}
@@ -386,9 +398,10 @@ func (n *Node) order(ctx context.Context, by roster.Principal, o roster.Order, l
 		n.publish(orderKey+o.ID, encoded)
 		time.AfterFunc(repairTime, func() { n.publish(orderKey+o.ID, nil) })
 	}
-	epoch, err := n.agreeOn(ctx, o, encoded)
-	if err != nil {
-		return api.OrderResponse{}, n.notAgreed(o, err)
+	if epoch == 0 {
+		if epoch, err = n.agreeOn(ctx, o, encoded); err != nil {
+			return api.OrderResponse{}, n.notAgreed(o, err)
+		}
 	}
 	agreed := time.Since(start)
 	n.holdOwn(ctx, epoch) // the next order may be about this one

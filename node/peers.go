@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -142,7 +143,14 @@ func (n *Node) firstMeeting(ctx context.Context) error {
 			at = append(at, m.Gossip.String())
 		}
 	}
-	return n.gossip.Join(ctx, at)
+	return n.gossip.Join(ctx, few(at))
+}
+
+// few are some of many addresses: gossip leads from one node to all, and each that is joined costs an exchange of all there is.
+func few(at []string) []string {
+	const enough = 3
+	rand.Shuffle(len(at), func(i, j int) { at[i], at[j] = at[j], at[i] })
+	return at[:min(len(at), enough)]
 }
 
 // keepJoined looks for the nodes that are missing, until the context ends.
@@ -150,7 +158,7 @@ func (n *Node) keepJoined(ctx context.Context) {
 	for {
 		if at := n.peers.missing(); len(at) > 0 {
 			attempt, cancel := context.WithTimeout(ctx, rejoinTime)
-			if err := n.gossip.Join(attempt, at); err != nil {
+			if err := n.gossip.Join(attempt, few(at)); err != nil {
 				n.cfg.Log.Debug("look for missing nodes", "at", at, "error", err)
 			}
 			cancel()

@@ -284,7 +284,8 @@ type Effects struct {
 
 // Effects is what is in force at a time: what is recorded, with orders over it that are told and not agreed yet (purges
 // are no such thing: they are done once). Pending orders count by their time and then their ID, in whatever order they are
-// given, so that nodes that were told the same do the same; those that are agreed by now do not count. What has ended by the
+// given, so that nodes that were told the same do the same; those that are agreed by now do not count, nor does one given before
+// what it would change was agreed: the leader may have refused it. What has ended by the
 // clock of this node is left out, so a node whose clock is wrong by an hour goes by it an hour too long or too short.
 func (r *Roster) Effects(pending []Order, now time.Time) Effects {
 	drains, blocks := edited[Drain]{m: r.Drains}, edited[Block]{m: r.Blocks}
@@ -293,18 +294,23 @@ func (r *Roster) Effects(pending []Order, now time.Time) Effects {
 			continue // and what undid it may be agreed as well
 		}
 		switch o.Kind {
-		case OrderDrain:
-			d := o.drains(o.Time, 0)
-			drains.set(o.scoped(), d)
-		case OrderUndrain:
-			drains.delete(o.scoped())
-		case OrderBlock:
-			for _, p := range o.CIDRs {
-				blocks.set(p.String(), o.blocks(p, o.Time, 0))
+		case OrderDrain, OrderUndrain:
+			switch d, drained := drains.m[o.scoped()]; {
+			case drained && d.Epoch > 0 && !o.Time.After(d.Since):
+			case o.Kind == OrderDrain:
+				drains.set(o.scoped(), o.drains(o.Time, 0))
+			default:
+				drains.delete(o.scoped())
 			}
-		case OrderUnblock:
+		case OrderBlock, OrderUnblock:
 			for _, p := range o.CIDRs {
-				blocks.delete(p.String())
+				switch b, blocked := blocks.m[p.String()]; {
+				case blocked && b.Epoch > 0 && !o.Time.After(b.Since):
+				case o.Kind == OrderBlock:
+					blocks.set(p.String(), o.blocks(p, o.Time, 0))
+				default:
+					blocks.delete(p.String())
+				}
 			}
 		}
 	}

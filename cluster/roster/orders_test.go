@@ -413,3 +413,26 @@ func BenchmarkReadOneBlockOf10000(b *testing.B) {
 		}
 	}
 }
+
+// An undrain that the leader refused, for nothing was drained then, must not undo what was drained since.
+func TestAnOrderThatCameBeforeWhatItWouldChangeDoesNotCount(t *testing.T) {
+	w := found(t)
+	w.join("fra1-a")
+	refused := Order{ID: "moot", Kind: OrderUndrain, Time: w.now, Scope: ScopeNode, Name: "fra1-a"}
+	w.now = w.now.Add(time.Second)
+	w.do(w.roster().Order(Order{ID: "drain", Kind: OrderDrain, Time: w.now, Scope: ScopeNode, Name: "fra1-a"}, w.now))
+	if e := w.roster().Effects([]Order{refused}, w.now); len(e.Drains) != 1 {
+		t.Errorf("in force: %v", e.Drains)
+	}
+	later := refused
+	later.ID, later.Time = "later", w.now.Add(time.Second)
+	if e := w.roster().Effects([]Order{refused, later}, later.Time); len(e.Drains) != 0 {
+		t.Errorf("after one that came later: %v", e.Drains)
+	}
+	prefix := netip.MustParsePrefix("192.0.2.0/24")
+	w.do(w.roster().Order(Order{ID: "block", Kind: OrderBlock, Time: w.now, CIDRs: []netip.Prefix{prefix}}, w.now))
+	refused = Order{ID: "moot2", Kind: OrderUnblock, Time: w.now.Add(-time.Second), CIDRs: []netip.Prefix{prefix}}
+	if e := w.roster().Effects([]Order{refused}, w.now); len(e.Blocks) != 1 {
+		t.Errorf("blocked: %v", e.Blocks)
+	}
+}
