@@ -350,14 +350,14 @@ func (n *Node) status() api.Status {
 		}
 	}
 	entries := n.sayings()
-	drawn, epoch := n.distances.Load(), n.roster.Get().Epoch
+	drawn := n.distances.Load()
 	for _, m := range v.Members {
 		said := entries[m.Name]
 		runs, _ := readRunning(said[runningKey])
 		rtt, up := v.RTT[m.Name]
 		st.Members = append(st.Members, api.MemberStatus{
 			Member: m, Running: runs, Refused: string(said[refusedKey]), Doors: string(said[doorsKey]), Follows: string(said[followsKey]), Vote: slices.Contains(voters, m.Name),
-			RTT: rtt, Up: up || m.Name == n.cfg.Name, Fenced: readTaken(said[takenKey]).epoch < epoch,
+			RTT: rtt, Up: up || m.Name == n.cfg.Name, Fenced: said[fencedKey] != nil,
 		})
 		if e, ok := drawn.Between(n.cfg.Name, m.Name); ok && m.Name != n.cfg.Name {
 			last := &st.Members[len(st.Members)-1]

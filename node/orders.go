@@ -53,11 +53,11 @@ const (
 
 // orders is what this node knows of orders: those that are agreed, by the roster, and those that it was told.
 type orders struct {
-	mu         sync.Mutex
-	pending    map[string]pending
-	purged     uint64 // the epoch up to which all purges are made
-	drainEvent uint64 // that tells of the newest drain, or of its end
-	wake       *time.Timer
+	mu                       sync.Mutex
+	pending                  map[string]pending
+	purged                   uint64 // the epoch up to which all purges are made
+	drainEvent, unblockEvent uint64 // that tell of the newest drain or its end, and of the newest end of a block
+	wake                     *time.Timer
 
 	fence   lane.Fence
 	heard   uint64    // the newest epoch that others have
@@ -124,8 +124,11 @@ func (n *Node) do(id string, encoded []byte) error {
 	}
 	told := n.orderEvent(id, order.String(), order.Author)
 	o.pending[id] = pending{order, time.Now().Add(pendingTime)}
-	if order.Kind == roster.OrderDrain || order.Kind == roster.OrderUndrain {
+	switch order.Kind {
+	case roster.OrderDrain, roster.OrderUndrain:
 		o.drainEvent = told
+	case roster.OrderUnblock:
+		o.unblockEvent = told
 	}
 	o.mu.Unlock()
 	if order.Kind == roster.OrderPurge {
@@ -146,8 +149,12 @@ func (n *Node) orderEvent(id, text, author string) uint64 {
 
 // purge empties the cache of what an order names.
 func (n *Node) purge(distribution string, paths []string, cause uint64) {
-	gone := n.cdn.Purge(distribution, paths)
-	n.events.Add(event.Purge, "distribution/"+distribution, fmt.Sprintf("%d objects of %s are forgotten", gone, cmp.Or(distribution, "all distributions")), cause)
+	text := fmt.Sprintf("%d objects of %s are forgotten", n.cdn.Purge(distribution, paths), cmp.Or(distribution, "all distributions"))
+	if cause == 0 {
+		n.events.Add(event.Purge, "distribution/"+distribution, text+": purges were missed that are kept no more")
+		return
+	}
+	n.events.Add(event.Purge, "distribution/"+distribution, text, cause)
 }
 
 // takeOrders makes the orders so that have become agreed.
@@ -230,7 +237,11 @@ func (n *Node) tellEffects(before, now *roster.Effects) {
 	o, told := &n.orders, 0
 	block := func(name, text string, cause uint64) {
 		if told++; told <= maxBlocksTold {
-			n.events.Add(event.Block, "block/"+name, name+text, cause)
+			causes := []uint64{cause}
+			if cause == 0 {
+				causes = nil
+			}
+			n.events.Add(event.Block, "block/"+name, name+text, causes...)
 		}
 	}
 	for name, d := range now.Drains {
@@ -245,7 +256,7 @@ func (n *Node) tellEffects(before, now *roster.Effects) {
 	}
 	for name := range before.Blocks {
 		if _, still := now.Blocks[name]; !still {
-			block(name, " is blocked no more", 0)
+			block(name, " is blocked no more", o.unblockEvent)
 		}
 	}
 	if told > maxBlocksTold {
@@ -324,6 +335,7 @@ func (n *Node) setFence() {
 		if o.fenced {
 			o.fenced = false
 			n.cdn.SetFence(false)
+			n.publish(fencedKey, nil)
 		}
 	case waits < fenceGrace:
 		time.AfterFunc(fenceGrace-waits, n.looksAtFence)
@@ -333,6 +345,7 @@ func (n *Node) setFence() {
 	case !o.fenced && n.cdn != nil:
 		o.fenced = true
 		n.cdn.SetFence(true)
+		n.publish(fencedKey, []byte{1})
 		time.AfterFunc(doubtTime-waits, n.looksAtFence)
 	}
 }
@@ -457,9 +470,10 @@ func (n *Node) warning(o roster.Order) string {
 	needed := map[view.Role]bool{}
 	for _, m := range view.Drain(n.view.Get().Members, n.drainRules()) {
 		for _, r := range m.Needed {
-			needed[r] = true
+			needed[r] = r != view.Voter // a vote is nothing that is drained
 		}
 	}
+	maps.DeleteFunc(needed, func(_ view.Role, is bool) bool { return !is })
 	if len(needed) == 0 {
 		return ""
 	}

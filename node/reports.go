@@ -19,6 +19,7 @@ const (
 	refusedKey    = "refused"
 	doorsKey      = "doors"      // which stay closed, and why
 	leavingKey    = "leaving"    // it ends: nothing new is sent there
+	fencedKey     = "fenced"     // it has missed orders
 	publicKey     = "public"     // its addresses, where they do not fit its description in gossip
 	coordinateKey = "coordinate" // in the network
 	measuredKey   = "measured"   // its round trips to others

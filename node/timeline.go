@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"math"
 
 	"github.com/perigee-net/perigee/cluster/event"
 	"github.com/perigee-net/perigee/cluster/view"
@@ -9,9 +10,14 @@ import (
 	"github.com/perigee-net/perigee/node/metrics"
 )
 
-// timeline is a part of this node's events, for the API.
+// timeline is a part of this node's events, for the API: what came after one, or else the newest.
 func (n *Node) timeline(ctx context.Context, q api.EventQuery) (api.EventList, error) {
 	events, lost := n.events.Since(q.After, q.Limit)
+	if q.After == 0 {
+		all, before := n.events.Since(0, math.MaxInt)
+		events = all[max(0, len(all)-q.Limit):]
+		lost = before + uint64(len(all)-len(events))
+	}
 	if len(events) == 0 && q.Wait > 0 {
 		waiting, cancel := context.WithTimeout(ctx, q.Wait)
 		defer cancel()

@@ -70,7 +70,7 @@ func newBlock() *cobra.Command {
 	}, receiptOr("blocked", printBlocks))
 	c.Flags().DurationVar(&lasts, "for", 0, "how long; default until perigee unblock")
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for people")
-	c.Flags().BoolVar(&req.Force, "force", false, "also a range that is wider than /8, or /19 of IPv6")
+	c.Flags().BoolVar(&req.Force, "force", false, "also everybody: 0.0.0.0/0 or ::/0")
 	return c
 }
 
@@ -304,7 +304,7 @@ func newEvents() *cobra.Command {
 	}
 	a.flags(c)
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what comes")
-	c.Flags().IntVar(&q.Limit, "limit", 200, "how many at most, the newest")
+	c.Flags().IntVar(&q.Limit, "limit", 200, "how many at most: the newest, or with --after the next")
 	c.Flags().Uint64Var(&q.After, "after", 0, "only those after the one with this number")
 	outputFlag(c, &asJSON)
 	return c

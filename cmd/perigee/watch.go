@@ -174,7 +174,7 @@ func printHealth(w io.Writer, e api.HealthEntry) error {
 		rows[6][1] = healthState(e.Local.Healthy) + since(e.Local.Since)
 	}
 	if e.LastFailure != "" {
-		rows[7][1] = e.LastFailure + since(e.LastFailureAt)
+		rows[7][1] = e.LastFailure + " at " + e.LastFailureAt.Local().Format(time.DateTime)
 	}
 	for _, r := range rows {
 		if r[1] != "" {

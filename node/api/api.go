@@ -243,13 +243,13 @@ type Event = event.Event
 type EventList struct {
 	Node   string  `json:"node"`
 	Events []Event `json:"events"`
-	// Lost is how many events after the one asked for are kept no more.
+	// Lost is how many events before these are not among them, though they came after the one asked for.
 	Lost uint64 `json:"lost,omitempty"`
 }
 
 // EventQuery asks for what came after an event.
 type EventQuery struct {
-	After uint64        // the ID of an event; 0: from the beginning
+	After uint64        // the ID of an event; 0: the newest are asked for
 	Limit int           // 1 to MaxEvents
 	Wait  time.Duration // how long to wait for an event, where there is none yet
 }
@@ -274,7 +274,7 @@ type BlockRequest struct {
 	CIDRs  []netip.Prefix `json:"cidrs"`
 	For    Duration       `json:"for,omitempty"` // absent: until it is undone
 	Reason string         `json:"reason,omitempty"`
-	Force  bool           `json:"force,omitempty"` // also what is wider than /8 (IPv4) or /19 (IPv6)
+	Force  bool           `json:"force,omitempty"` // also everybody: 0.0.0.0/0 and ::/0
 }
 
 // DrainRequest asks that nothing new be sent somewhere, or that it be so again.

@@ -119,7 +119,7 @@ func routes() []route {
 				return c.server.backend.Distances(c.query.Get("from"))
 			})},
 		{method: http.MethodGet, path: "/v1/events", role: Read, params: []param{
-			inQuery("after", "the ID of an event: only later ones", number),
+			inQuery("after", "the ID of an event: only later ones, the earliest of them; without it the newest", number),
 			inQuery("limit", "at most so many", schema{"type": "integer", "minimum": 1, "maximum": MaxEvents, "default": defaultEvents}),
 			inQuery("wait", "how long to wait for an event where there is none, such as 30s; at most 1m", text)},
 			summary: "Show what turned, and by what, oldest first", handler: gives(events)},
