@@ -121,10 +121,8 @@ func (n *Node) keepOnDisk(ctx context.Context) {
 			failed = false
 			n.cfg.Log.Info("what is agreed is on disk again")
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, saveTime) {
 			return // Close saves the rest
-		case <-time.After(saveTime):
 		}
 	}
 }

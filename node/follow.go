@@ -91,20 +91,14 @@ func (n *Node) depth() int {
 func (n *Node) followOthers(ctx context.Context) {
 	for ctx.Err() == nil {
 		if n.inRaft() || len(n.sources()) == 0 {
-			select {
-			case <-ctx.Done():
-			case <-time.After(followCheck):
-			}
+			sleep(ctx, followCheck)
 			continue
 		}
 		following, stop := context.WithCancel(ctx)
-		n.goes(func() { // a bubble's worth of patience: as soon as it hears a leader, it follows that
+		n.goes(func() { // as soon as it is in Raft, it follows nobody
 			defer stop()
 			for following.Err() == nil && !n.inRaft() {
-				select {
-				case <-following.Done():
-				case <-time.After(followCheck):
-				}
+				sleep(following, followCheck)
 			}
 		})
 		n.follower.Run(following)
@@ -126,10 +120,8 @@ func (n *Node) tellSource(ctx context.Context) {
 			said = source
 			n.publish(followsKey, []byte(source))
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, sourceTime) {
 			return
-		case <-time.After(sourceTime):
 		}
 	}
 }
@@ -151,10 +143,8 @@ func (n *Node) keepLevel(ctx context.Context) {
 		if version = v; !n.isBehind() {
 			continue
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, behindTime) {
 			return
-		case <-time.After(behindTime):
 		}
 		for n.isBehind() && !n.inRaft() {
 			if n.catchUp(ctx); !pause(ctx) {

@@ -723,18 +723,12 @@ func (n *Node) leave(ctx context.Context) {
 	if len(n.view.Get().Members) < 2 {
 		return // nobody hears it
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(leaveTime):
-	}
+	sleep(ctx, leaveTime)
 	if n.front == nil || n.cfg.Drain == 0 {
 		return
 	}
 	n.front.Retire()
-	select {
-	case <-ctx.Done():
-	case <-time.After(n.cfg.Drain):
-	}
+	sleep(ctx, n.cfg.Drain)
 }
 
 // Close ends the node in order: it tells the others to choose it no more, its doors close and what is in flight

@@ -163,10 +163,8 @@ func (n *Node) keepJoined(ctx context.Context) {
 			}
 			cancel()
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, rejoinTime) {
 			return
-		case <-time.After(rejoinTime):
 		}
 	}
 }

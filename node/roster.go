@@ -320,10 +320,8 @@ func (n *Node) claim() identity.Claim {
 func (n *Node) keepHouse(ctx context.Context) {
 	h := house{node: n, since: map[string]seen{}}
 	for {
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, houseTime) {
 			return
-		case <-time.After(houseTime):
 		}
 		h.keep(ctx)
 	}
@@ -494,10 +492,8 @@ func (n *Node) agreeOnFounding(ctx context.Context) {
 				n.cfg.Log.Warn("the founding of the cluster is not agreed yet", "error", err)
 			}
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, foundingTime) {
 			return
-		case <-time.After(foundingTime):
 		}
 	}
 }

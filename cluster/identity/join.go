@@ -72,7 +72,6 @@ type JoinAnswer struct {
 	Authorities  [][]byte `json:"authorities,omitempty"` // DER
 	ClusterKey   []byte   `json:"clusterKey,omitempty"`
 	AuthorityKey []byte   `json:"authorityKey,omitempty"` // only for one that may vote
-	State        []byte   `json:"state,omitempty"`        // to begin with; nothing to this package
 }
 
 // Format implements fmt.Formatter: the keys are not shown.
@@ -105,38 +104,26 @@ func Join(
 	claim Claim,
 	now func() time.Time,
 ) (*Node, error) {
-	node, _, err := JoinWithState(ctx, dial, address, token, claim, now)
-	return node, err
-}
-
-// JoinWithState is Join, and returns too the state that came with the answer, if any.
-func JoinWithState(
-	ctx context.Context,
-	dial func(ctx context.Context, network, address string) (net.Conn, error),
-	address, token string,
-	claim Claim,
-	now func() time.Time,
-) (*Node, []byte, error) {
 	if err := claim.Validate(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	t, err := ParseToken(token)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if now == nil {
 		now = time.Now
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	node, state, err := join(ctx, dial, address, t, claim, now)
+	node, err := join(ctx, dial, address, t, claim, now)
 	if err != nil {
 		if ctx.Err() != nil { // the connection was cut for it: say that, not how the cut was felt
 			err = ctx.Err()
 		}
-		return nil, nil, fmt.Errorf("join at %s: %w", address, err)
+		return nil, fmt.Errorf("join at %s: %w", address, err)
 	}
-	return node, state, nil
+	return node, nil
 }
 
 func join(
@@ -146,14 +133,14 @@ func join(
 	t Token,
 	claim Claim,
 	now func() time.Time,
-) (*Node, []byte, error) {
+) (*Node, error) {
 	r, err := NewRequest()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	raw, err := dial(ctx, "tcp", address)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer raw.Close()
 	defer context.AfterFunc(ctx, func() { raw.Close() })()
@@ -162,21 +149,17 @@ func join(
 	config.NextProtos = []string{JoinProtocol}
 	conn := tls.Client(raw, config)
 	if err := shakeHands(ctx, conn); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	request := JoinRequest{TokenID: t.ID[:], Secret: t.Secret[:], Claim: claim, CSR: r.CSR()}
 	if err := writeMessage(conn, maxRequest, request); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	var answer JoinAnswer
 	if err := readMessage(conn, maxAnswer, &answer); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	node, err := t.accept(r, answer, claim, now())
-	if err != nil {
-		return nil, nil, err
-	}
-	return node, answer.State, nil
+	return t.accept(r, answer, claim, now())
 }
 
 func shakeHands(ctx context.Context, conn *tls.Conn) error {

@@ -51,7 +51,7 @@ func (c *cluster) admits(token Token, epoch uint64) judge {
 		if err != nil {
 			return JoinAnswer{Refused: err.Error()}, nil
 		}
-		answer := JoinAnswer{Certificate: der, Authorities: [][]byte{c.Certificate()}, ClusterKey: c.keys.Cluster[:], State: []byte("state")}
+		answer := JoinAnswer{Certificate: der, Authorities: [][]byte{c.Certificate()}, ClusterKey: c.keys.Cluster[:]}
 		if c.keys.Authority != nil {
 			answer.AuthorityKey = c.keys.Authority[:]
 		}
@@ -77,7 +77,7 @@ func TestAMachineJoinsByTheToken(t *testing.T) {
 		})
 		claim := claim("nrt1-a")
 		claim.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.7")}
-		joined, state, err := JoinWithState(t.Context(), dialTo(admitting(first, gate)), "first:7947", token.String(), claim, nil)
+		joined, err := Join(t.Context(), dialTo(admitting(first, gate)), "first:7947", token.String(), claim, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,9 +86,6 @@ func TestAMachineJoinsByTheToken(t *testing.T) {
 		}
 		if keys := joined.Keys(); keys.Cluster != c.keys.Cluster || keys.Authority != nil {
 			t.Error("it was given other keys")
-		}
-		if string(state) != "state" {
-			t.Errorf("it begins with state %q", state)
 		}
 		if len(asked) != 1 || !reflect.DeepEqual(asked[0].Claim, claim) {
 			t.Errorf("the judge was asked about %v", asked)
@@ -229,7 +226,7 @@ func TestTheGateTellsItsCallerWhatBecameOfTheRequest(t *testing.T) {
 		"refused":   {c.admits(Token{}, 1), func(err error) bool { return errors.As(err, new(*RefusedError)) }},
 		"undecided": {func(context.Context, JoinRequest) (JoinAnswer, error) { return JoinAnswer{}, noLeader }, func(err error) bool { return errors.Is(err, noLeader) }},
 		"too much to say": {func(context.Context, JoinRequest) (JoinAnswer, error) {
-			return JoinAnswer{State: make([]byte, maxAnswer)}, nil
+			return JoinAnswer{Certificate: make([]byte, maxAnswer)}, nil
 		}, func(err error) bool { return err != nil && strings.Contains(err.Error(), "at most") }},
 	} {
 		synctest.Test(t, func(t *testing.T) {

@@ -18,9 +18,6 @@ const secretShown = "(secret)"
 // Secret is a text that nothing prints: fmt, encoding/json and log/slog show (secret).
 type Secret struct{ text string }
 
-// NewSecret keeps a text secret.
-func NewSecret(text []byte) Secret { return Secret{string(text)} }
-
 // Reveal is a copy of the text itself.
 func (s Secret) Reveal() []byte { return []byte(s.text) }
 
