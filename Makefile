@@ -3,6 +3,7 @@
 # make verify tries for minutes what make test tries for seconds: agreement over SEEDS seeds in virtual time, and over real
 #             processes for VERIFYTIME (2m) of kill -9 and SIGSTOP; an upgrade under load
 # make bench  runs the benchmarks of the hot paths COUNT times each, and those of whole clusters once
+# make scale  lets fleets of SIZES nodes (10,100,1000) live in virtual time, and prints as a table what they take, and how that grows
 # make fuzz   runs every fuzz target for FUZZTIME each (30s)
 
 GO       ?= go
@@ -10,12 +11,13 @@ FUZZTIME ?= 30s
 COUNT    ?= 6
 SEEDS    ?= 1000
 VERIFYTIME ?= 2m
+SIZES    ?= 10,100,1000
 
 # The race detector needs a C compiler; without one the tests run without it, and say so.
 RACE := $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo -race)
 export GOTOOLCHAIN ?= local
 
-.PHONY: all build run test check verify bench fuzz clean
+.PHONY: all build run test check verify bench scale fuzz clean
 
 all: build
 
@@ -43,6 +45,11 @@ bench:
 	$(GO) test -run '^$$' -bench . -skip '^BenchmarkCluster' -benchmem -count $(COUNT) ./... | tee bench.txt
 	$(GO) tool -modfile=tools/go.mod benchstat bench.txt
 	$(GO) test -run '^$$' -bench '^BenchmarkCluster' -benchtime 1x -timeout 1h ./testbed
+
+# A binary of its own, so that nothing but the table is written to stdout. 1,000 nodes live in one process: less garbage is worth the time.
+scale:
+	$(GO) test -c -o bin/scale.test ./testbed/scale
+	GOGC=50 bin/scale.test -test.run '^TestAFleetGrows$$' -test.timeout 5h -sizes $(SIZES)
 
 fuzz:
 	@for pkg in $$($(GO) list ./...); do \

@@ -396,7 +396,6 @@ func (n *Node) openNodeToNode() error {
 	}
 	n.counted = append(n.counted, n.backbone)
 	n.onClose("backbone", func(context.Context) error { return n.backbone.Close() })
-	n.openLane()
 
 	n.store, err = store.Open(store.Config{
 		Name: n.cfg.Name, Dir: n.cfg.Data, Advertise: n.control.String(), Bootstrap: n.cfg.Bootstrap,
@@ -546,6 +545,7 @@ func (n *Node) openPlanes() error {
 	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, n.front, n.guard)
 	n.makeMetrics()
 	n.makeAPIs()
+	n.openLane()
 	return n.openDoors()
 }
 
