@@ -44,8 +44,8 @@ const (
 	// repairTime is how long an order stands among what the node says that was asked.
 	repairTime = 10 * time.Second
 	// fenceGrace is how long after it heard of a newer epoch a node is not fenced yet. What was told directly is done by then, and
-	// what was agreed has come; else every purge would have every cache ask its origins for everything.
-	fenceGrace = 500 * time.Millisecond
+	// what was agreed has come, to those who vote too, which Raft tells last (a round trip and a half, and 100 ms); else every purge would have every cache ask its origins for everything.
+	fenceGrace = 1500 * time.Millisecond
 	// doubtTime is how long a node believes another that says it has orders which this one has not, and which do not come.
 	// From then on more than half of all must say so: one that is wrong does not take the caches of all away for ever.
 	doubtTime = time.Minute
@@ -55,8 +55,9 @@ const (
 type orders struct {
 	mu                       sync.Mutex
 	pending                  map[string]pending
-	purged                   uint64 // the epoch up to which all purges are made
-	drainEvent, unblockEvent uint64 // that tell of the newest drain or its end, and of the newest end of a block
+	seen                     map[string]time.Time // when an order that ends by itself was first heard of
+	purged                   uint64               // the epoch up to which all purges are made
+	drainEvent, unblockEvent uint64               // that tell of the newest drain or its end, and of the newest end of a block
 	wake                     *time.Timer
 
 	fence   lane.Fence
@@ -186,7 +187,7 @@ func (n *Node) takeOrders(r *roster.Roster) {
 func (n *Node) layOrders() {
 	o := &n.orders
 	o.mu.Lock()
-	r, now := n.roster.Get(), n.cfg.Now()
+	r, now := n.roster.Get(), time.Now()
 	next := time.Duration(-1)
 	soonest := func(d time.Duration) {
 		if d = max(d, time.Millisecond); next < 0 || d < next {
@@ -202,7 +203,8 @@ func (n *Node) layOrders() {
 		soonest(time.Until(p.until))
 		told = append(told, p.order)
 	}
-	effects, before := r.Effects(told, now), o.effects.Load()
+	before := o.effects.Load()
+	effects := r.Effects(told, o.firstSeen(now), now)
 	if !effects.Next.IsZero() {
 		soonest(effects.Next.Sub(now))
 	}
@@ -227,6 +229,20 @@ func (n *Node) layOrders() {
 		n.front.Recheck()
 	}
 	n.look()
+}
+
+// firstSeen says when this node first heard of an order, by the process's clock. o.mu is held.
+func (o *orders) firstSeen(now time.Time) func(order string) time.Time {
+	before := o.seen
+	o.seen = map[string]time.Time{} // what nobody asks for any more is forgotten
+	return func(order string) time.Time {
+		at, known := before[order]
+		if !known {
+			at = now
+		}
+		o.seen[order] = at
+		return at
+	}
 }
 
 // maxBlocksTold is of how many ranges there is an event each, of those that are blocked or taken again at once.

@@ -192,7 +192,7 @@ func FuzzDecodeOrder(f *testing.F) {
 		if string(EncodeOrder(o)) != string(b) || len(o.String()) == 0 {
 			t.Fatalf("%s was read from %s", EncodeOrder(o), b)
 		}
-		if e := r.Effects([]Order{o, o}, noon); len(e.Blocks)+len(e.Drains) > 2+len(o.CIDRs)+1 {
+		if e := r.Effects([]Order{o, o}, nil, noon); len(e.Blocks)+len(e.Drains) > 2+len(o.CIDRs)+1 {
 			t.Fatalf("%+v", e)
 		}
 		c, err := r.Order(o, noon)

@@ -285,10 +285,18 @@ type Effects struct {
 // Effects is what is in force at a time: what is recorded, with orders over it that are told and not agreed yet (purges
 // are no such thing: they are done once). Pending orders count by their time and then their ID, in whatever order they are
 // given, so that nodes that were told the same do the same; those that are agreed by now do not count, nor does one given before
-// what it would change was agreed: the leader may have refused it. What has ended by the
-// clock of this node is left out, so a node whose clock is wrong by an hour goes by it an hour too long or too short.
-func (r *Roster) Effects(pending []Order, now time.Time) Effects {
+// what it would change was agreed: the leader may have refused it.
+//
+// What has ended is left out, also while nobody leads who would sweep it. Clocks differ: seen says when, by the clock of now, this
+// node first heard of an order, and what is ordered lasts from then on as long as it was meant to. Nil goes by the records' own times.
+func (r *Roster) Effects(pending []Order, seen func(order string) time.Time, now time.Time) Effects {
 	drains, blocks := edited[Drain]{m: r.Drains}, edited[Block]{m: r.Blocks}
+	ends := func(order string, since, until time.Time) time.Time {
+		if seen == nil || until.IsZero() {
+			return until
+		}
+		return seen(order).Add(until.Sub(since))
+	}
 	for _, o := range inTime(pending) {
 		if _, agreed := r.orders[o.ID]; agreed {
 			continue // and what undid it may be agreed as well
@@ -316,17 +324,17 @@ func (r *Roster) Effects(pending []Order, now time.Time) Effects {
 	}
 	e := Effects{}
 	for name, d := range drains.m {
-		if over(d.Until, now) {
+		if end := ends(d.Order, d.Since, d.Until); over(end, now) {
 			drains.delete(name)
 		} else {
-			e.ends(d.Until)
+			e.ends(end)
 		}
 	}
 	for name, b := range blocks.m {
-		if over(b.Until, now) {
+		if end := ends(b.Order, b.Since, b.Until); over(end, now) {
 			blocks.delete(name)
 		} else {
-			e.ends(b.Until)
+			e.ends(end)
 		}
 	}
 	e.Drains, e.Blocks = drains.m, blocks.m

@@ -141,7 +141,7 @@ func TestWhatHasEndedIsNotInForceAndIsSwept(t *testing.T) {
 		{10 * time.Minute, "[]", "[192.0.2.0/24 198.51.100.0/24]", 20 * time.Minute},
 		{20 * time.Minute, "[]", "[198.51.100.0/24]", 0},
 	} {
-		e := w.roster().Effects(nil, start.Add(c.after))
+		e := w.roster().Effects(nil, nil, start.Add(c.after))
 		next := time.Duration(0)
 		if !e.Next.IsZero() {
 			next = e.Next.Sub(start)
@@ -184,7 +184,7 @@ func TestWhatIsToldAndNotAgreedYetIsInForceInOneOrderEverywhere(t *testing.T) {
 	}
 	before := flat(r)
 	for range 20 {
-		e := r.Effects(pending, noon.Add(10*time.Second))
+		e := r.Effects(pending, nil, noon.Add(10*time.Second))
 		if keys(e.Drains) != "[node/icn1-a]" || keys(e.Blocks) != "[192.0.2.0/24]" || !e.Next.Equal(noon.Add(63*time.Second)) {
 			t.Fatalf("%s, %s, next %v", keys(e.Drains), keys(e.Blocks), e.Next)
 		}
@@ -208,11 +208,11 @@ func TestWhatIsAgreedAndUndoneIsNotInForceBecauseItWasToldOnce(t *testing.T) {
 	drain, undrain := drainOf("d", ScopePOP, "icn1"), undrainOf("u", ScopePOP, "icn1")
 	w.order(drain)
 	w.order(undrain)
-	if e := w.roster().Effects([]Order{undrain, drain}, w.now); len(e.Drains) != 0 {
+	if e := w.roster().Effects([]Order{undrain, drain}, nil, w.now); len(e.Drains) != 0 {
 		t.Errorf("%s", keys(e.Drains))
 	}
 	w.order(drainOf("d2", ScopePOP, "icn1"))
-	if e := w.roster().Effects([]Order{undrain}, w.now); len(e.Drains) != 1 {
+	if e := w.roster().Effects([]Order{undrain}, nil, w.now); len(e.Drains) != 1 {
 		t.Errorf("%s", keys(e.Drains))
 	}
 }
@@ -398,7 +398,7 @@ func BenchmarkEffectsOf10000Blocks(b *testing.B) {
 	w.blocked(MaxBlocks, func(int) Block { return Block{Until: w.now.Add(time.Hour)} })
 	r := w.roster()
 	for b.Loop() {
-		r.Effects(nil, w.now)
+		r.Effects(nil, nil, w.now)
 	}
 }
 
@@ -421,18 +421,33 @@ func TestAnOrderThatCameBeforeWhatItWouldChangeDoesNotCount(t *testing.T) {
 	refused := Order{ID: "moot", Kind: OrderUndrain, Time: w.now, Scope: ScopeNode, Name: "fra1-a"}
 	w.now = w.now.Add(time.Second)
 	w.do(w.roster().Order(Order{ID: "drain", Kind: OrderDrain, Time: w.now, Scope: ScopeNode, Name: "fra1-a"}, w.now))
-	if e := w.roster().Effects([]Order{refused}, w.now); len(e.Drains) != 1 {
+	if e := w.roster().Effects([]Order{refused}, nil, w.now); len(e.Drains) != 1 {
 		t.Errorf("in force: %v", e.Drains)
 	}
 	later := refused
 	later.ID, later.Time = "later", w.now.Add(time.Second)
-	if e := w.roster().Effects([]Order{refused, later}, later.Time); len(e.Drains) != 0 {
+	if e := w.roster().Effects([]Order{refused, later}, nil, later.Time); len(e.Drains) != 0 {
 		t.Errorf("after one that came later: %v", e.Drains)
 	}
 	prefix := netip.MustParsePrefix("192.0.2.0/24")
 	w.do(w.roster().Order(Order{ID: "block", Kind: OrderBlock, Time: w.now, CIDRs: []netip.Prefix{prefix}}, w.now))
 	refused = Order{ID: "moot2", Kind: OrderUnblock, Time: w.now.Add(-time.Second), CIDRs: []netip.Prefix{prefix}}
-	if e := w.roster().Effects([]Order{refused}, w.now); len(e.Blocks) != 1 {
+	if e := w.roster().Effects([]Order{refused}, nil, w.now); len(e.Blocks) != 1 {
 		t.Errorf("blocked: %v", e.Blocks)
+	}
+}
+
+// A node whose clock is hours ahead holds a drain as long as the others do.
+func TestAnOrderLastsAsLongAsItWasMeantToByAnyClock(t *testing.T) {
+	w := found(t)
+	w.join("fra1-a")
+	w.do(w.roster().Order(Order{ID: "drain", Kind: OrderDrain, Time: w.now, Until: w.now.Add(time.Minute), Scope: ScopeNode, Name: "fra1-a"}, w.now))
+	here := w.now.Add(5 * time.Hour)
+	seen := func(string) time.Time { return here }
+	if e := w.roster().Effects(nil, seen, here.Add(59*time.Second)); len(e.Drains) != 1 || !e.Next.Equal(here.Add(time.Minute)) {
+		t.Errorf("in force: %v, until %v", e.Drains, e.Next)
+	}
+	if e := w.roster().Effects(nil, seen, here.Add(time.Minute)); len(e.Drains) != 0 {
+		t.Errorf("in force after its end: %v", e.Drains)
 	}
 }

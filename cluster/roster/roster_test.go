@@ -240,7 +240,7 @@ func FuzzRead(f *testing.F) {
 		for _, o := range goodOrders() {
 			take(r.Order(o, w.now))
 		}
-		r.Effects(goodOrders(), w.now)
+		r.Effects(goodOrders(), nil, w.now)
 		r.PurgesAfter(r.Epoch)
 		if _, c, refusal := r.Admit(req, w.keys, w.now); refusal == nil {
 			changes = append(changes, c)
