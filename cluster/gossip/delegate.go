@@ -46,7 +46,7 @@ func (d delegate) NotifyJoin(n *memberlist.Node) {
 	}
 	g.live[m.Name] = m
 	g.config.SuspicionMult = suspicionMult(len(g.live))
-	g.publishMembers()
+	g.membersChanged()
 }
 
 func (d delegate) NotifyUpdate(n *memberlist.Node) {
@@ -58,7 +58,7 @@ func (d delegate) NotifyUpdate(n *memberlist.Node) {
 	}
 	m := member(n)
 	g.live[m.Name] = m
-	g.publishMembers()
+	g.membersChanged()
 }
 
 func (d delegate) NotifyLeave(n *memberlist.Node) {
@@ -73,7 +73,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	}
 	delete(g.live, n.Name)
 	g.config.SuspicionMult = suspicionMult(len(g.live))
-	g.publishMembers()
+	g.membersChanged()
 }
 
 // NotifyAlive refuses nodes that are refused by name or beyond the bounds; memberlist then neither keeps nor

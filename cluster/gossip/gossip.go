@@ -165,6 +165,9 @@ type Gossip struct {
 	mu        sync.Mutex                // guards what follows; nothing of memberlist is called with it held
 	live      map[string]Member         // by memberlist; those refused are held dead by it only seconds later
 	shunned   map[string]netip.AddrPort // where those refused were
+	published time.Time                 // when the members last were
+	waits     bool                      // they are to be, by the timer
+	timer     *time.Timer
 	closed    bool
 	conflicts map[string]bool // names whose conflict was logged
 
@@ -193,6 +196,8 @@ func Open(c Config) (*Gossip, error) {
 	if g.transport, err = openTransport(c, g.refuse, &g.counters); err != nil {
 		return nil, fmt.Errorf("open gossip: %w", err)
 	}
+	g.timer = time.AfterFunc(time.Hour, g.publishLate)
+	g.timer.Stop()
 	mc := memberlist.DefaultWANConfig()
 	mc.Name, mc.Label, mc.Keyring, mc.Transport = c.Name, c.Label, &g.keys.ring, g.transport
 	mc.ProbeInterval, mc.ProbeTimeout, mc.IndirectChecks = probeInterval, probeTimeout, indirectChecks
@@ -376,6 +381,7 @@ func (g *Gossip) Close() error {
 
 	g.mu.Lock()
 	g.closed = true
+	g.timer.Stop()
 	g.mu.Unlock()
 
 	err := g.list.Shutdown()
@@ -389,8 +395,36 @@ func (g *Gossip) Close() error {
 	return nil
 }
 
+// membersPause is the least time between two publications of the members, but for those that Check makes: where a thousand
+// come at once, each would else be a list of all of them on every node.
+const membersPause = 20 * time.Millisecond
+
+// membersChanged publishes who is there: at once, or when the pause after the last time is over. g.mu is held.
+func (g *Gossip) membersChanged() {
+	switch rest := membersPause - time.Since(g.published); {
+	case g.waits:
+	case rest <= 0:
+		g.publishMembers()
+	default:
+		g.waits = true
+		g.timer.Reset(rest)
+	}
+}
+
+// publishLate publishes what changed in the pause.
+func (g *Gossip) publishLate() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return
+	}
+	g.waits = false
+	g.publishMembers()
+}
+
 // publishMembers publishes who is there, if that has changed. g.mu is held.
 func (g *Gossip) publishMembers() {
+	g.published = time.Now()
 	g.transport.shun(g.shunnedAddrs())
 	members := make([]Member, 0, len(g.live))
 	for name, m := range g.live {
