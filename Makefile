@@ -29,7 +29,7 @@ run: build
 
 test: check
 	@test -n "$(RACE)" || echo "no C compiler: testing without the race detector"
-	$(GO) test $(RACE) -timeout 10m ./...
+	$(GO) test $(RACE) -timeout 20m ./...
 
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
@@ -44,7 +44,7 @@ verify:
 bench:
 	$(GO) test -run '^$$' -bench . -skip '^BenchmarkCluster' -benchmem -count $(COUNT) ./... | tee bench.txt
 	$(GO) tool -modfile=tools/go.mod benchstat bench.txt
-	$(GO) test -run '^$$' -bench '^BenchmarkCluster' -benchtime 1x -timeout 1h ./testbed
+	$(GO) test -run '^$$' -bench '^BenchmarkCluster' -benchtime 1x -timeout 1h ./testbed ./testbed/procs
 
 # A binary of its own, so that nothing but the table is written to stdout. 1,000 nodes in one process make much garbage: they have some 10 GB.
 scale:
