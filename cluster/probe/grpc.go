@@ -13,8 +13,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // maxCall is how many bytes are read of an answer to a call, frames of all kinds together.
@@ -26,12 +24,13 @@ const maxCall = maxHead + maxWire
 func call(ctx context.Context, conn wire, c *Check, patience time.Duration) string {
 	bounded := &bounded{Conn: conn}
 	bounded.left.Store(maxCall)
-	transport := &http2.Transport{DisableCompression: true, MaxHeaderListSize: maxHead, MaxReadFrameSize: maxHead, StrictMaxConcurrentStreams: true}
-	client, err := transport.NewClientConn(bounded)
-	if err != nil {
-		return "send: " + cause(err, patience)
+	transport := &http.Transport{
+		Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxReadFrameSize: maxHead}, MaxResponseHeaderBytes: maxHead,
+		DisableCompression: true, DisableKeepAlives: true, DialContext: bounded.once,
 	}
-	defer client.Close()
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	defer transport.CloseIdleConnections()
+	defer bounded.Close() // the transport's goroutines end with it
 	u, err := url.ParseRequestURI(c.Path)
 	if err != nil {
 		return "path: " + err.Error()
@@ -42,7 +41,7 @@ func call(ctx context.Context, conn wire, c *Check, patience time.Duration) stri
 		Header: http.Header{"User-Agent": {userAgent}, "Content-Type": {"application/grpc"}, "Te": {"trailers"}},
 		Body:   io.NopCloser(bytes.NewReader(make([]byte, 5))), // not compressed, of length 0
 	}
-	r, err := client.RoundTrip(ask.WithContext(ctx))
+	r, err := transport.RoundTrip(ask.WithContext(ctx))
 	if err != nil {
 		return bounded.why(err, patience)
 	}
@@ -77,10 +76,22 @@ func call(ctx context.Context, conn wire, c *Check, patience time.Duration) stri
 // bounded is a connection of which no more than so many bytes are read.
 type bounded struct {
 	net.Conn
-	left atomic.Int64
+	left   atomic.Int64
+	dialed atomic.Bool
 }
 
-var errTooLong = errors.New("answer too long")
+var (
+	errTooLong = errors.New("answer too long")
+	errAgain   = errors.New("a probe connects once")
+)
+
+// once gives the connection to whoever dials first: a probe is not repeated behind its back.
+func (b *bounded) once(context.Context, string, string) (net.Conn, error) {
+	if b.dialed.Swap(true) {
+		return nil, errAgain
+	}
+	return b, nil
+}
 
 func (b *bounded) Read(p []byte) (int, error) {
 	left := b.left.Load()
@@ -94,15 +105,15 @@ func (b *bounded) Read(p []byte) (int, error) {
 
 // why says why a call failed, in words that are not the far end's.
 func (b *bounded) why(err error, patience time.Duration) string {
-	var closed http2.GoAwayError
-	var reset http2.StreamError
+	// The library's errors have no types for these, and hold words of the far end.
+	text := err.Error()
 	switch {
 	case b.left.Load() <= 0:
 		return fmt.Sprintf("answer over %d bytes", maxCall)
-	case errors.As(err, &closed):
-		return "HTTP/2 connection ended: " + closed.ErrCode.String()
-	case errors.As(err, &reset):
-		return "HTTP/2 stream reset: " + reset.Code.String()
+	case errors.Is(err, errAgain), strings.Contains(text, "GOAWAY"):
+		return "HTTP/2 connection ended"
+	case strings.Contains(text, "stream error: "):
+		return "HTTP/2 stream reset"
 	}
 	return broken(err, patience, "closed without an answer", "malformed response")
 }

@@ -21,8 +21,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/testbed/memnet"
@@ -156,10 +154,42 @@ func byGRPC(c Check) Check {
 // serveGRPC lets h have the requests of an HTTP/2 connection.
 func serveGRPC(h http.HandlerFunc) func(net.Conn) {
 	return func(conn net.Conn) {
-		server := new(http2.Server)
-		http2.ConfigureServer(new(http.Server), server) // so that it shares no channels with servers in other bubbles
-		server.ServeConn(conn, &http2.ServeConnOpts{Handler: h})
+		server := &http.Server{Handler: h, Protocols: new(http.Protocols)}
+		server.Protocols.SetUnencryptedHTTP2(true)
+		defer server.Close()
+		server.Serve(&oneConn{conn: conn})
 	}
+}
+
+// oneConn is a listener that has one connection to give, and ends with it.
+type oneConn struct {
+	conn  net.Conn
+	given chan struct{}
+	once  sync.Once
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	first := false
+	l.once.Do(func() { first, l.given = true, make(chan struct{}) })
+	if first {
+		return &tellsClose{Conn: l.conn, closed: l.given}, nil
+	}
+	<-l.given
+	return nil, net.ErrClosed
+}
+
+func (l *oneConn) Close() error   { return nil }
+func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
+
+type tellsClose struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *tellsClose) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
 }
 
 // grpcAnswer is a message, and the code in the trailers.

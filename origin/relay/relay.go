@@ -71,7 +71,7 @@ func Pipe(a, b net.Conn, idle time.Duration) Result {
 	f.carry(b, a, B, A, &f.aToB)
 	back.Wait()
 
-	err, broke := f.end()
+	broke, err := f.end()
 	a.Close()
 	b.Close()
 	return Result{AToB: f.aToB.written.Load(), BToA: f.bToA.written.Load(), Err: err, Broke: broke}
@@ -213,12 +213,12 @@ func (f *flow) fail(err error, broke End) {
 }
 
 // end closes the books: from here on nothing fails.
-func (f *flow) end() (error, End) {
+func (f *flow) end() (End, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.over = true
 	if f.timer != nil {
 		f.timer.Stop()
 	}
-	return f.err, f.broke
+	return f.broke, f.err
 }
