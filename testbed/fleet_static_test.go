@@ -104,9 +104,9 @@ func TestTheNetworkServesForADayWithoutAnyVoter(t *testing.T) {
 		if err := f.Agree(ctx, settled); err != nil {
 			t.Fatal(err)
 		}
-		run := func(text string) {
+		run := func(when, text string) {
 			t.Helper()
-			s, err := ParseScenario("day", text)
+			s, err := ParseScenario(when, text)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -116,13 +116,13 @@ func TestTheNetworkServesForADayWithoutAnyVoter(t *testing.T) {
 		}
 		all := `
 within 30s get seoul http://www.demo.perigee.test/region   => 200 "ap-northeast-2 icn-"
-get london http://www.demo.perigee.test/region  => 200 "eu-central-1 fra-"
-get newyork http://www.demo.perigee.test/region => 200 "us-east-1 iad-"
-dig seoul www.demo.perigee.test A               => NOERROR
-dial seoul tcp.demo.perigee.test:7777           => "ap-northeast-2 icn-" echoed
-dial london tcp.demo.perigee.test:7777          => "eu-central-1 fra-" echoed
+within 30s get london http://www.demo.perigee.test/region  => 200 "eu-central-1 fra-"
+within 30s get newyork http://www.demo.perigee.test/region => 200 "us-east-1 iad-"
+dig seoul www.demo.perigee.test A                          => NOERROR
+within 30s dial seoul tcp.demo.perigee.test:7777           => "ap-northeast-2 icn-" echoed
+within 30s dial london tcp.demo.perigee.test:7777          => "eu-central-1 fra-" echoed
 `
-		run(all)
+		run("at first", all)
 		for i, name := range voters {
 			if i%2 == 0 {
 				f.Kill(name)
@@ -131,8 +131,8 @@ dial london tcp.demo.perigee.test:7777          => "eu-central-1 fra-" echoed
 			}
 		}
 		time.Sleep(time.Minute)
-		run(all)
-		run(`
+		run("without voters", all)
+		run("without voters and targets", `
 kill icn-a
 kill icn-b
 within 60s get seoul http://www.demo.perigee.test/region => 200
@@ -142,14 +142,14 @@ start icn-b
 `)
 		pop := demo.Regions()[1].POP
 		f.Kill(pop)
-		run(`
+		run("without voters and a POP", `
 within 60s get london http://www.demo.perigee.test/region => 200
 `)
 		time.Sleep(10 * time.Minute)
 		if err := f.Start(ctx, pop); err != nil {
 			t.Fatal(err)
 		}
-		run(all)
+		run("after a restart", all)
 		// One restarts with nobody to hear it.
 		f.Pause(pop)
 		time.Sleep(time.Minute)
@@ -168,14 +168,14 @@ within 60s get london http://www.demo.perigee.test/region => 200
 		}
 		f.Resume(pop)
 		time.Sleep(time.Minute)
-		run(all)
+		run("after it restarted alone", all)
 		rest := 10 * time.Minute
 		if os.Getenv("PERIGEE_LONG") != "" {
 			rest = 24 * time.Hour
 		}
 		f.JumpAll(24*time.Hour - rest) // the clocks show that a day has passed; to live through each second of it takes minutes
 		time.Sleep(rest)
-		run(all)
+		run("with voters again", all)
 		_, err = f.apply(ctx, pop, registerYAML(0, 1))
 		if err == nil || !strings.Contains(err.Error(), "leader") {
 			t.Errorf("a change without voters: %v", err)
@@ -192,7 +192,7 @@ within 60s get london http://www.demo.perigee.test/region => 200
 		if err := f.Agree(ctx, settled); err != nil {
 			t.Error(err)
 		}
-		run(all)
+		run("at the end", all)
 		for _, target := range w.targets {
 			target.end()
 		}
