@@ -175,7 +175,7 @@ within 60s get london http://www.demo.perigee.test/region => 200
 		}
 		f.JumpAll(24*time.Hour - rest) // the clocks show that a day has passed; to live through each second of it takes minutes
 		time.Sleep(rest)
-		run("with voters again", all)
+		run("after a day", all)
 		_, err = f.apply(ctx, pop, registerYAML(0, 1))
 		if err == nil || !strings.Contains(err.Error(), "leader") {
 			t.Errorf("a change without voters: %v", err)
