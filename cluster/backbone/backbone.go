@@ -165,52 +165,24 @@ func withALPN(c *tls.Config) *tls.Config {
 // ErrDown says that the node cannot be reached, without waiting for it. The stream has CloseWrite() error and
 // Abort() as well. To dial oneself is a connection within the process, to the same handlers.
 func (b *Backbone) Dial(ctx context.Context, node string, h Header) (net.Conn, error) {
-	b.count.dials.Add(1)
-	c, err := b.dial(ctx, node, h)
-	if err != nil {
-		b.count.dialsFailed.Add(1)
-		return nil, fmt.Errorf("dial %s over the backbone: %w", node, err)
-	}
-	return c, nil
+	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, h, false) })
 }
 
 // DialEarly is Dial that waits for nobody: what is written is on its way at once, and the first Read awaits the far
 // handler's answer, of which a no is its *RefusedError. So a message is there after half a round trip, and whoever sends
-// it must be ready to send it again.
+// it must be ready to send it again. To dial oneself is Dial.
 func (b *Backbone) DialEarly(ctx context.Context, node string, h Header) (net.Conn, error) {
+	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, h, true) })
+}
+
+func (b *Backbone) counted(node string, dial func() (net.Conn, error)) (net.Conn, error) {
 	b.count.dials.Add(1)
-	c, err := b.dialEarly(ctx, node, h)
+	c, err := dial()
 	if err != nil {
 		b.count.dialsFailed.Add(1)
 		return nil, fmt.Errorf("dial %s over the backbone: %w", node, err)
 	}
 	return c, nil
-}
-
-func (b *Backbone) dialEarly(ctx context.Context, node string, h Header) (net.Conn, error) {
-	header, err := AppendHeader(make([]byte, 0, 64), h)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	if node == b.config.Self {
-		return b.dialSelf(ctx, h)
-	}
-	l := (*b.links.Load())[node]
-	if l == nil {
-		return nil, fmt.Errorf("%w: not a peer", ErrDown)
-	}
-	stream, carrier, err := l.stream(ctx)
-	if err != nil {
-		return nil, err
-	}
-	c := &streamConn{Stream: stream, peer: node, local: Addr(b.config.Self), remote: Addr(node), left: func() { l.release(carrier) }}
-	if _, err := c.Write(header); err != nil {
-		c.Abort()
-		return nil, err
-	}
-	return &earlyConn{duplexConn: c, moved: func() { l.moved(carrier) }}, nil
 }
 
 // earlyConn is a stream whose answer has not come yet.
@@ -234,7 +206,7 @@ func (c *earlyConn) Read(p []byte) (int, error) {
 	return c.duplexConn.Read(p)
 }
 
-func (b *Backbone) dial(ctx context.Context, node string, h Header) (net.Conn, error) {
+func (b *Backbone) dial(ctx context.Context, node string, h Header, early bool) (net.Conn, error) {
 	header, err := AppendHeader(make([]byte, 0, 64), h)
 	if err != nil {
 		return nil, err
@@ -253,7 +225,14 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header) (net.Conn, e
 		if err != nil {
 			return nil, err
 		}
-		c, err := b.ask(ctx, stream, node, header, func() { l.release(carrier) })
+		asked, err := b.send(stream, node, header, func() { l.release(carrier) })
+		if err == nil && early {
+			return &earlyConn{duplexConn: asked, moved: func() { l.moved(carrier) }}, nil
+		}
+		var c net.Conn
+		if err == nil {
+			c, err = await(ctx, asked)
+		}
 		if !errors.Is(err, errMoved) {
 			return c, err
 		}
@@ -264,14 +243,14 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header) (net.Conn, e
 	}
 }
 
-// ask sends the header on a new stream and awaits the answer. left is called once the stream is closed at this end.
-func (b *Backbone) ask(ctx context.Context, stream *quic.Stream, node string, header []byte, left func()) (net.Conn, error) {
+// send sends the header on a new stream. left is called once the stream is closed at this end.
+func (b *Backbone) send(stream *quic.Stream, node string, header []byte, left func()) (*streamConn, error) {
 	c := &streamConn{Stream: stream, peer: node, local: Addr(b.config.Self), remote: Addr(node), left: left}
 	if _, err := c.Write(header); err != nil {
 		c.Abort()
 		return nil, err
 	}
-	return await(ctx, c)
+	return c, nil
 }
 
 func (b *Backbone) dialSelf(ctx context.Context, h Header) (net.Conn, error) {

@@ -310,7 +310,11 @@ func (l *link) ask(ctx context.Context, conn *quic.Conn, service string) (net.Co
 	if err != nil {
 		return nil, err
 	}
-	return l.b.ask(ctx, stream, l.node, header, nil)
+	c, err := l.b.send(stream, l.node, header, nil)
+	if err != nil {
+		return nil, err
+	}
+	return await(ctx, c)
 }
 
 // up takes a carrier into use, in place of the old one if there is one, unless its peer has been refused since the handshake
