@@ -217,7 +217,7 @@ func (n *Node) tellWhatTurned(s *spec.Spec, v *view.View) {
 // serveDrained has this node's doors send their clients elsewhere while it is drained, and take them again afterwards.
 func (n *Node) serveDrained(v *view.View) {
 	me, lives := v.Member(n.cfg.Name)
-	if !lives || me.Leaving || n.front == nil {
+	if !lives || me.Leaving {
 		return
 	}
 	drained := me.Drained != "" && !slices.Contains(me.Needed, view.Edge)

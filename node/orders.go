@@ -61,10 +61,11 @@ type orders struct {
 	wake                     *time.Timer
 
 	fence   lane.Fence
-	heard   uint64    // the newest epoch that others have
-	since   time.Time // since when that is newer than this node's
-	fenced  bool      // the cache goes by it
-	doubted uint64    // an epoch that did not come in doubtTime
+	heard   uint64      // the newest epoch that others have
+	since   time.Time   // since when that is newer than this node's
+	fenced  bool        // the cache goes by it
+	doubted uint64      // an epoch that did not come in doubtTime
+	later   *time.Timer // looks at the fence again
 
 	effects atomic.Pointer[roster.Effects]
 	blocked atomic.Pointer[bart.Lite]
@@ -81,6 +82,8 @@ func (n *Node) openLane() {
 	o.pending = map[string]pending{}
 	o.wake = time.AfterFunc(time.Hour, n.layOrders)
 	o.wake.Stop()
+	o.later = time.AfterFunc(time.Hour, n.looksAtFence)
+	o.later.Stop()
 	n.lane = lane.Open(lane.Config{
 		Self: n.cfg.Name, Do: n.do, Log: n.cfg.Log,
 		Dial: func(ctx context.Context, node string) (net.Conn, error) {
@@ -97,6 +100,7 @@ func (n *Node) openLane() {
 	n.onClose("lane", func(context.Context) error {
 		o.mu.Lock()
 		o.wake.Stop()
+		o.later.Stop()
 		o.mu.Unlock()
 		return n.lane.Close()
 	})
@@ -165,14 +169,12 @@ func (n *Node) takeOrders(r *roster.Roster) {
 	missed, whole := r.PurgesAfter(o.purged)
 	told := maps.Clone(o.pending)
 	o.mu.Unlock()
-	if n.cdn != nil {
-		if !whole {
-			n.purge("", []string{"/*"}, 0)
-		}
-		for _, p := range missed {
-			if _, done := told[p.ID]; !done {
-				n.purge(p.Distribution, p.Paths, n.orderEvent(p.ID, "purge of "+p.Distribution, p.Author))
-			}
+	if !whole {
+		n.purge("", []string{"/*"}, 0)
+	}
+	for _, p := range missed {
+		if _, done := told[p.ID]; !done {
+			n.purge(p.Distribution, p.Paths, n.orderEvent(p.ID, "purge of "+p.Distribution, p.Author))
 		}
 	}
 	o.mu.Lock()
@@ -196,11 +198,11 @@ func (n *Node) layOrders() {
 	}
 	var told []roster.Order
 	for id, p := range o.pending {
-		if _, agreed := r.Ordered(id); agreed || !time.Now().Before(p.until) {
+		if _, agreed := r.Ordered(id); agreed || !now.Before(p.until) {
 			delete(o.pending, id)
 			continue
 		}
-		soonest(time.Until(p.until))
+		soonest(p.until.Sub(now))
 		told = append(told, p.order)
 	}
 	before := o.effects.Load()
@@ -208,7 +210,7 @@ func (n *Node) layOrders() {
 	if !effects.Next.IsZero() {
 		soonest(effects.Next.Sub(now))
 	}
-	if o.wake != nil && next >= 0 {
+	if next >= 0 {
 		o.wake.Reset(next)
 	}
 	o.effects.Store(&effects)
@@ -216,7 +218,7 @@ func (n *Node) layOrders() {
 		before = new(roster.Effects)
 	}
 	n.tellEffects(before, &effects)
-	again := o.blocked.Load() == nil || !slices.Equal(slices.Sorted(maps.Keys(before.Blocks)), slices.Sorted(maps.Keys(effects.Blocks)))
+	again := o.blocked.Load() == nil || !maps.EqualFunc(before.Blocks, effects.Blocks, func(a, b roster.Block) bool { return a.Prefix == b.Prefix })
 	if again {
 		blocked := new(bart.Lite)
 		for _, b := range effects.Blocks {
@@ -225,7 +227,7 @@ func (n *Node) layOrders() {
 		o.blocked.Store(blocked)
 	}
 	o.mu.Unlock()
-	if again && n.front != nil {
+	if again {
 		n.front.Recheck()
 	}
 	n.look()
@@ -354,15 +356,15 @@ func (n *Node) setFence() {
 			n.publish(fencedKey, nil)
 		}
 	case waits < fenceGrace:
-		time.AfterFunc(fenceGrace-waits, n.looksAtFence)
+		o.later.Reset(fenceGrace - waits)
 	case waits > doubtTime:
 		o.doubted = max(o.doubted, o.heard)
 		n.cfg.Log.Error("others say that they have orders which do not come: they are believed no more unless most say so", "epoch", o.heard)
-	case !o.fenced && n.cdn != nil:
+	case !o.fenced:
 		o.fenced = true
 		n.cdn.SetFence(true)
 		n.publish(fencedKey, []byte{1})
-		time.AfterFunc(doubtTime-waits, n.looksAtFence)
+		o.later.Reset(doubtTime - waits)
 	}
 }
 
@@ -486,10 +488,11 @@ func (n *Node) warning(o roster.Order) string {
 	needed := map[view.Role]bool{}
 	for _, m := range view.Drain(n.view.Get().Members, n.drainRules()) {
 		for _, r := range m.Needed {
-			needed[r] = r != view.Voter // a vote is nothing that is drained
+			if r != view.Voter { // a vote is nothing that is drained
+				needed[r] = true
+			}
 		}
 	}
-	maps.DeleteFunc(needed, func(_ view.Role, is bool) bool { return !is })
 	if len(needed) == 0 {
 		return ""
 	}

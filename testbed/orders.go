@@ -235,18 +235,7 @@ func (w *World) events(ctx context.Context, args []string) (string, error) {
 // browse asks for a URL again and again over connections that it keeps, as a browser does, and says who answered how often,
 // and over how many connections.
 func (w *World) browse(ctx context.Context, args []string) (string, error) {
-	if len(args) != 3 {
-		return "", errors.New("browse wants a client, a URL and a duration")
-	}
-	from, at, err := w.clientAt(args[0])
-	if err != nil {
-		return "", err
-	}
-	u, err := url.Parse(args[1])
-	if err != nil {
-		return "", err
-	}
-	d, err := time.ParseDuration(args[2])
+	from, at, u, d, err := w.visit("browse", args)
 	if err != nil {
 		return "", err
 	}

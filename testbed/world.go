@@ -602,20 +602,23 @@ func said(res *http.Response) string {
 // pieces is in how many a slow client reads or sends.
 const pieces = 20
 
+// visit reads the words of a verb: a client, a URL, and how long it takes.
+func (w *World) visit(verb string, args []string) (from *memnet.Host, at *worldNode, u *url.URL, d time.Duration, err error) {
+	if len(args) != 3 {
+		return nil, nil, nil, 0, fmt.Errorf("%s wants a client, a URL and a duration", verb)
+	}
+	if from, at, err = w.clientAt(args[0]); err == nil {
+		u, err = url.Parse(args[1])
+	}
+	if err == nil {
+		d, err = time.ParseDuration(args[2])
+	}
+	return from, at, u, d, err
+}
+
 // download reads a body evenly over a time.
 func (w *World) download(ctx context.Context, args []string) (string, error) {
-	if len(args) != 3 {
-		return "", errors.New("download wants a client, a URL and a duration")
-	}
-	from, at, err := w.clientAt(args[0])
-	if err != nil {
-		return "", err
-	}
-	u, err := url.Parse(args[1])
-	if err != nil {
-		return "", err
-	}
-	d, err := time.ParseDuration(args[2])
+	from, at, u, d, err := w.visit("download", args)
 	if err != nil {
 		return "", err
 	}
