@@ -25,8 +25,12 @@ const (
 	// whose connection is closed tries again or elsewhere, and UDP goes on.
 	maxConns = 1024
 
-	// maxQueries is how many queries one connection may send before it is closed: nobody keeps a place for ever.
-	maxQueries = 1000
+	// lifeTime is how long a connection is kept whatever comes: nobody keeps a place for ever. From then on it is closed at
+	// the first pause of pauseTime, for a query that lies unread at a close resets the answers before it, too; and at last
+	// after lingerTime.
+	lifeTime   = 10 * time.Minute
+	pauseTime  = 200 * time.Millisecond
+	lingerTime = time.Minute
 
 	// idleTimeout closes a connection that has not sent a whole query, or taken a response, for that long
 	// (RFC 7766 §6.2.3: a few seconds).
@@ -204,8 +208,13 @@ func (s *Server) serveConn(conn net.Conn) {
 	s.counts.conns.Add(1)
 	from := addrOf(conn.RemoteAddr())
 	query, room := make([]byte, maxQuerySize), make([]byte, 2+roomSize)
-	for range maxQueries {
-		_ = conn.SetDeadline(time.Now().Add(idleTimeout))
+	began := time.Now()
+	for {
+		lived, wait := time.Since(began), idleTimeout
+		if lived > lifeTime {
+			wait = min(pauseTime, lifeTime+lingerTime-lived)
+		}
+		_ = conn.SetDeadline(time.Now().Add(wait))
 		if _, err := io.ReadFull(conn, query[:2]); err != nil {
 			return
 		}

@@ -280,15 +280,30 @@ func TestConnectionsAreBounded(t *testing.T) {
 	})
 }
 
-func TestAConnectionHasABoundOfQueries(t *testing.T) {
+// A client that goes on asking is served for as long as a connection lives, and then until it pauses, so that no answer is lost; one
+// that never pauses is closed all the same.
+func TestAConnectionIsClosedInAPauseOnceItIsOld(t *testing.T) {
 	serving(t, "www A 192.0.2.1", func(t *testing.T, _ *Server, _ *wire, d *door) {
-		conn := d.dial()
 		query := framed(packed(t, "www.example.com.", dns.TypeA))
-		for range maxQueries {
-			send(t, conn, query)
-			receive(t, conn)
+		for _, pause := range []time.Duration{idleTimeout / 2, pauseTime / 2} {
+			conn, began := d.dial(), time.Now()
+			for time.Since(began) < lifeTime {
+				send(t, conn, query)
+				receive(t, conn)
+				time.Sleep(pause)
+			}
+			if pause < pauseTime {
+				for time.Since(began) < lifeTime+lingerTime-pause {
+					send(t, conn, query)
+					receive(t, conn)
+					time.Sleep(pause)
+				}
+			}
+			closes(t, conn)
+			if lived := time.Since(began); lived < lifeTime || lived > lifeTime+lingerTime+pauseTime {
+				t.Errorf("asked each %v it lived for %v", pause, lived)
+			}
 		}
-		closes(t, conn)
 	})
 }
 
