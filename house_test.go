@@ -49,10 +49,18 @@ var doors = []struct {
 	{"node/metrics", nil},
 	{"node/api", []string{"cluster/view", "cluster/event", "cluster/trace", "cluster/identity", "cluster/roster"}},
 	{"node/...", []string{"node/...", "edge/...", "origin/...", "dnsgeo/...", "cluster/..."}},
+	{"testbed/netns", []string{"testbed/wan"}},
+	{"testbed/pump", []string{"testbed/wan", "testbed/netns"}},
+	{"testbed/wan", []string{"cluster/spec"}},
+	{"testbed/page", nil},
+	{"testbed/load", nil},
+	{"testbed/faulty", nil},
+	{"testbed/uml", nil},
+	{"testbed/bed", []string{"testbed/wan", "testbed/netns", "testbed/pump", "testbed/demo", "testbed/faulty", "node/api", "cluster/spec", "cluster/file"}},
 	{"testbed/memnet", []string{"cluster/spec"}},
 	{"testbed/demo", nil},
 	{"testbed/...", []string{"testbed/...", "node/...", "cluster/...", "dnsgeo/..."}},
-	{"cmd/perigee", []string{"node/...", "testbed/...", "cluster/spec", "cluster/view", "cluster/trace", "cluster/identity", "cluster/store", "cluster/file", "dnsgeo/geo"}},
+	{"cmd/perigee", []string{"node/...", "testbed/...", "cluster/spec", "cluster/view", "cluster/trace", "cluster/identity", "cluster/store", "cluster/file", "dnsgeo/geo", "edge/anycast"}},
 }
 
 // behind says which room is the only one to import a library. Tests may import it anywhere; a library that is not
@@ -75,6 +83,9 @@ var behind = map[string][]string{
 	"github.com/maypok86/otter":            {"edge/cache"},
 	"github.com/pires/go-proxyproto":       {"node/front"},
 	"github.com/spf13/cobra":               {"cmd/perigee"},
+	"github.com/osrg/gobgp":                {"edge/anycast"},
+	"github.com/vishvananda/netlink":       {"testbed/netns"},
+	"github.com/maxmind/mmdbwriter":        {"testbed/bed", "testbed/bench"},
 	"golang.org/x":                         {"..."},
 }
 

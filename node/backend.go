@@ -30,7 +30,7 @@ func (n *Node) backend() api.Backend {
 		Authenticate: n.authenticate, NodeMay: n.nodeMay,
 		Apply: n.apply, Rollback: n.rollback, Diff: n.diff,
 		Resources: n.resources, History: n.history, Revision: n.revision, ResourcesAt: n.resourcesAt, Wait: n.wait,
-		Status: n.status, Health: n.health, Distances: n.distancesFrom, Events: n.timeline, Explain: n.explain, Metrics: n.metrics.Write, Schema: spec.Schema,
+		Status: n.status, Health: n.health, Distances: n.distancesFrom, Anycast: n.anycastList, Events: n.timeline, Explain: n.explain, Metrics: n.metrics.Write, Schema: spec.Schema,
 		Purge: n.purgeOrder, Block: n.blockOrder(roster.OrderBlock), Unblock: n.blockOrder(roster.OrderUnblock),
 		Drain: n.drainOrder(roster.OrderDrain), Undrain: n.drainOrder(roster.OrderUndrain), Orders: n.ordered, Order: n.orderOf,
 		Nodes: n.nodes, Revoke: n.revoke, Forget: n.forget,

@@ -51,6 +51,9 @@ type Config struct {
 	// OwnDoors opens the accelerators' ports on the address of HTTP too, so that a client can choose the POP.
 	OwnDoors bool
 
+	// BGP has routers lead traffic to this node's anycast addresses; without an AS it announces nothing.
+	BGP BGP
+
 	// ProxyHeadersFrom are the balancers in front of this node, whose connections begin with a PROXY header.
 	ProxyHeadersFrom []netip.Prefix
 
@@ -125,6 +128,9 @@ func (c *Config) complete() error {
 		if _, err := os.Stat(c.GeoDB); err != nil {
 			return fmt.Errorf("--geo-db: %w", err)
 		}
+	}
+	if err := c.BGP.check(c.Advertise); err != nil {
+		return err
 	}
 	if c.Drain < 0 {
 		return fmt.Errorf("--drain %v: want 0s or more", c.Drain)

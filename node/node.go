@@ -40,6 +40,7 @@ import (
 	"github.com/perigee-net/perigee/dnsgeo"
 	"github.com/perigee-net/perigee/dnsgeo/geo"
 	"github.com/perigee-net/perigee/edge/accelerator"
+	"github.com/perigee-net/perigee/edge/anycast"
 	"github.com/perigee-net/perigee/edge/cdn"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/node/front"
@@ -98,6 +99,7 @@ type Node struct {
 	cdn         *cdn.Plane
 	accelerator *accelerator.Plane
 	names       *dnsgeo.Server
+	speaker     *anycast.Speaker // nil: nothing is announced
 	geo         *geo.DB
 	planes      []plane
 
@@ -546,7 +548,10 @@ func (n *Node) openPlanes() error {
 	n.makeMetrics()
 	n.makeAPIs()
 	n.openLane()
-	return n.openDoors()
+	if err := n.openDoors(); err != nil {
+		return err
+	}
+	return n.openSpeaker()
 }
 
 // openDoors opens what this node was told to open: one that cannot be opened is an error of the start.
@@ -736,6 +741,7 @@ func (n *Node) leave(ctx context.Context) {
 // when nothing of the node runs any more.
 func (n *Node) Close(ctx context.Context) error {
 	n.leave(ctx)
+	n.withdraw()
 	errs := make([]error, len(n.drains))
 	end := func(c closer) error {
 		if err := c.close(ctx); err != nil {

@@ -70,6 +70,8 @@ type observed struct {
 	peers   map[string]netip.AddrPort
 	chooser probe.Chooser
 	drained bool // this node's doors are retired
+
+	announced string // what routers are told, in words
 }
 
 // described is what a member says of itself, read.
@@ -135,6 +137,7 @@ func (n *Node) observe() {
 	g.entries = entries
 	n.tellWhatTurned(s, v)
 	n.serveDrained(v)
+	n.attract(v)
 	if l := n.leads(); l.Name != "" { // a node outside Raft is to name the last one too when it is cut off
 		n.lastLeader.Store(&store.Leader{Name: l.Name, Address: l.Address, Term: l.Term})
 	}

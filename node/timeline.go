@@ -6,6 +6,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/event"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/anycast"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/node/metrics"
 )
@@ -103,6 +104,18 @@ func (n *Node) makeMetrics() {
 			for _, state := range []string{"healthy", "unhealthy"} {
 				emit(count[[2]string{kind, state}], kind, state)
 			}
+		}
+	})
+	m.Gauge("bgp_session_up", "whether a router takes what this node announces", []string{"neighbor"}, func(emit func(float64, ...string)) {
+		if n.speaker == nil {
+			return
+		}
+		for _, s := range n.speaker.Sessions().Get() {
+			up := 0.0
+			if s.State == anycast.Established {
+				up = 1
+			}
+			emit(up, s.Neighbor.Address.String())
 		}
 	})
 	m.Gauge("orders", "what is in force by kind: block, drain; and whether this node is fenced", []string{"kind"}, func(emit func(float64, ...string)) {

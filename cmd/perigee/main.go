@@ -53,6 +53,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return 0
 	}
+	if status, ended := err.(exitError); ended {
+		return status.code
+	}
 	fmt.Fprintf(stderr, "perigee: %v\n", err)
 	var usage usageError
 	var refusal *api.Error
@@ -70,6 +73,11 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
+// exitError is the status of a command that was run for somebody, who has seen what it said.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func newRoot() *cobra.Command {
@@ -85,7 +93,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		newDev(), newNode(), newTarget(),
 		newApply(), newDiff(), newDelete(), newGet(), newHistory(), newShow(), newRollback(),
-		newStatus(), newMembers(), newNodes(), newHealth(), newExplain(), newEvents(),
+		newStatus(), newMembers(), newAnycast(), newNodes(), newHealth(), newExplain(), newEvents(),
 		newDrain(), newUndrain(), newBlock(), newUnblock(), newPurge(),
 		newToken(), newAccess(), newKeys(), newRotate(), newSnapshot(), newRecover(), newSchema(), newVersion(),
 	)

@@ -12,12 +12,14 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/anycast"
 	"github.com/perigee-net/perigee/node"
 	"github.com/perigee-net/perigee/testbed/demo"
 	"github.com/spf13/cobra"
@@ -29,7 +31,9 @@ const stopTime = 10 * time.Second
 func newNode() *cobra.Command {
 	var cfg node.Config
 	var bind, advertise, roles string
-	var public, proxies []string
+	var public, proxies, neighbors, anycasts []string
+	var hold time.Duration
+	var routerID, nextHop6 string
 	var withParent, verbose bool
 	c := &cobra.Command{
 		Use:   "node --data DIR --region R --pop P (--bootstrap | --join HOST:PORT --token T)",
@@ -80,6 +84,9 @@ func newNode() *cobra.Command {
 				}
 				cfg.ProxyHeadersFrom = append(cfg.ProxyHeadersFrom, prefix)
 			}
+			if err := readBGP(&cfg.BGP, neighbors, anycasts, routerID, nextHop6, hold); err != nil {
+				return usageError{err}
+			}
 			if cfg.POP == "" {
 				return usagef("--pop is missing")
 			}
@@ -121,6 +128,12 @@ func newNode() *cobra.Command {
 	f.StringSliceVar(&public, "public", nil, "its addresses for the world, which DNS answers (default: where the others reach it)")
 	f.BoolVar(&cfg.OwnDoors, "own-doors", false, "open the accelerators' ports on the address of --http too, so that a client can choose the POP")
 	f.StringSliceVar(&proxies, "proxy-headers-from", nil, "CIDRs of balancers in front, whose connections begin with a PROXY header")
+	f.Uint32Var(&cfg.BGP.AS, "bgp-as", 0, "the nodes' autonomous system; 0: nothing is announced")
+	f.StringArrayVar(&neighbors, "bgp-neighbor", nil, "ADDRESS[:PORT],AS of a router that is told the accelerators' addresses; again for more")
+	f.DurationVar(&hold, "bgp-hold", anycast.DefaultHoldTime, "how long a router may take to notice that this machine is gone; 3s or more")
+	f.StringVar(&routerID, "bgp-router-id", "", "this node's BGP identifier, an IPv4 address (default: where the others reach it)")
+	f.StringVar(&nextHop6, "bgp-next-hop6", "", "where routers that are told over IPv4 send IPv6")
+	f.StringSliceVar(&anycasts, "anycast", nil, "more addresses to announce while the node serves; its doors must be on all addresses")
 	f.StringVar(&cfg.GeoDB, "geo-db", "", "a MaxMind-format file to use instead of the built-in country table")
 	f.Int64Var(&cfg.CacheBytes, "cache-bytes", 256<<20, "memory for cached objects")
 	f.DurationVar(&cfg.Drain, "drain", node.DrainTime, "how long it serves on when it is told to end, for clients that DNS has sent here; 0: not at all")
@@ -129,6 +142,45 @@ func newNode() *cobra.Command {
 	f.MarkHidden("with-parent")
 	c.AddCommand(nodeCommands()...)
 	return c
+}
+
+// readBGP reads what the flags say of BGP.
+func readBGP(b *node.BGP, neighbors, anycasts []string, routerID, nextHop6 string, hold time.Duration) error {
+	for _, text := range neighbors {
+		at, as, _ := strings.Cut(text, ",")
+		n := anycast.Neighbor{HoldTime: hold}
+		number, err := strconv.ParseUint(as, 10, 32)
+		if whole, bad := netip.ParseAddrPort(at); bad == nil {
+			n.Address, n.Port = whole.Addr(), whole.Port()
+		} else if n.Address, bad = netip.ParseAddr(at); bad != nil {
+			err = bad
+		}
+		if err != nil {
+			return fmt.Errorf("--bgp-neighbor %q: want ADDRESS,AS or ADDRESS:PORT,AS", text)
+		}
+		n.AS = uint32(number)
+		b.Neighbors = append(b.Neighbors, n)
+	}
+	for _, text := range anycasts {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("--anycast: %w", err)
+		}
+		b.Anycast = append(b.Anycast, a)
+	}
+	for _, one := range []struct {
+		flag, text string
+		to         *netip.Addr
+	}{{"bgp-router-id", routerID, &b.RouterID}, {"bgp-next-hop6", nextHop6, &b.NextHop6}} {
+		if one.text == "" {
+			continue
+		}
+		var err error
+		if *one.to, err = netip.ParseAddr(one.text); err != nil {
+			return fmt.Errorf("--%s: %w", one.flag, err)
+		}
+	}
+	return nil
 }
 
 // heldLog keeps what a node says while it starts, so that one that cannot start says only why.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -112,6 +113,31 @@ func newMembers() *cobra.Command {
 		return t.print(w)
 	})
 	c.Flags().StringVar(&from, "from", "", "estimate the distances from this node")
+	return c
+}
+
+func newAnycast() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "anycast",
+		Short:   "Which addresses the node that is asked announces by BGP, why, and to which routers",
+		Example: "  perigee anycast --api /var/lib/perigee",
+		Args:    noArgs,
+	}
+	question(c, func(ctx context.Context, n *api.Client, _ []string) (api.AnycastList, error) {
+		return n.Anycast(ctx)
+	}, func(w io.Writer, list api.AnycastList) error {
+		for _, line := range list.Lines {
+			fmt.Fprintln(w, line)
+		}
+		if len(list.Sessions) == 0 {
+			return nil
+		}
+		t := newTable("ROUTER", "AS", "STATE", "SINCE", "TOLD", "LAST ERROR")
+		for _, s := range list.Sessions {
+			t.row(s.Neighbor.String(), strconv.FormatUint(uint64(s.AS), 10), s.State, since(s.Since), strconv.Itoa(s.Sent), s.LastError)
+		}
+		return t.print(w)
+	})
 	return c
 }
 

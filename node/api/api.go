@@ -365,6 +365,31 @@ type DistanceList struct {
 	Distances []Distance `json:"distances"`
 }
 
+// AnycastList is which addresses a node has routers lead to it, why, and to which routers it says so.
+type AnycastList struct {
+	Node     string         `json:"node"`
+	Routes   []AnycastRoute `json:"routes"`
+	Lines    []string       `json:"lines"` // why these and no others
+	Sessions []BGPSession   `json:"sessions"`
+}
+
+// AnycastRoute is one address, as a prefix, that a node announces.
+type AnycastRoute struct {
+	Prefix           netip.Prefix `json:"prefix"`
+	GracefulShutdown bool         `json:"gracefulShutdown,omitempty"` // others are to be preferred (RFC 8326)
+}
+
+// BGPSession is what there is between a node and one router.
+type BGPSession struct {
+	Neighbor  netip.Addr `json:"neighbor"`
+	AS        uint32     `json:"as"`
+	State     string     `json:"state"` // idle, connect, opensent, openconfirm, established (RFC 4271)
+	Since     time.Time  `json:"since"`
+	Sent      int        `json:"sent"`             // prefixes that it was told
+	Unsent    int        `json:"unsent,omitempty"` // that it can't be told: of a family that it does not take
+	LastError string     `json:"lastError,omitempty"`
+}
+
 // ExplainRequest asks why a client would be served as it would be.
 type ExplainRequest struct {
 	What   string `json:"what"`             // dns, http or tcp

@@ -35,6 +35,8 @@ type Backend struct {
 	Health func(HealthQuery) []HealthEntry
 	// Distances are the estimates from a node; "": from this one.
 	Distances func(from string) (DistanceList, error)
+	// Anycast is what this node announces.
+	Anycast func() AnycastList
 	// Events returns at least one, or else none when the context or the query's time ends.
 	Events  func(context.Context, EventQuery) (EventList, error)
 	Explain func(ExplainRequest) (ExplainResponse, error)

@@ -189,6 +189,11 @@ func (c *Client) Distances(ctx context.Context, from string) (res DistanceList, 
 	return res, c.get(ctx, "/v1/distances", v, &res)
 }
 
+// Anycast is what the node that is asked announces by BGP.
+func (c *Client) Anycast(ctx context.Context) (res AnycastList, err error) {
+	return res, c.get(ctx, "/v1/anycast", nil, &res)
+}
+
 // Events is what turned, as the node sees it.
 func (c *Client) Events(ctx context.Context, q EventQuery) (res EventList, err error) {
 	ctx, cancel := context.WithTimeout(ctx, q.Wait+answerTime)

@@ -174,7 +174,7 @@ func (t *types) of(of reflect.Type, taken bool) schema {
 		return schema{"type": "boolean"}
 	case reflect.Int, reflect.Int64:
 		return schema{"type": "integer", "format": "int64"}
-	case reflect.Uint64:
+	case reflect.Uint32, reflect.Uint64:
 		return schema{"type": "integer", "format": "int64", "minimum": 0}
 	case reflect.Slice:
 		return schema{"type": "array", "items": t.of(of.Elem(), taken)}

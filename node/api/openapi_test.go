@@ -84,6 +84,7 @@ func walk(t *testing.T, c *Client) []error {
 	did(c.Health(ctx, HealthQuery{}))
 	did(c.Health(ctx, HealthQuery{Name: "web"}))
 	did(c.Distances(ctx, "b"))
+	did(c.Anycast(ctx))
 	did(c.Events(ctx, EventQuery{}))
 	did(c.Events(ctx, EventQuery{After: 3, Limit: 7, Wait: time.Second}))
 	did(c.Purge(ctx, PurgeRequest{ID: "1", Distribution: "shop", Paths: []string{"/*"}}))

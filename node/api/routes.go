@@ -118,6 +118,8 @@ func routes() []route {
 			summary: "Estimate the round trips to all nodes", handler: gives(func(c *call) (DistanceList, error) {
 				return c.server.backend.Distances(c.query.Get("from"))
 			})},
+		{method: http.MethodGet, path: "/v1/anycast", role: Read, summary: "Show which addresses this node announces by BGP, why, and to whom",
+			handler: gives(func(c *call) (AnycastList, error) { return c.server.backend.Anycast(), nil })},
 		{method: http.MethodGet, path: "/v1/events", role: Read, params: []param{
 			inQuery("after", "the ID of an event: only later ones, the earliest of them; without it the newest", number),
 			inQuery("limit", "at most so many", schema{"type": "integer", "minimum": 1, "maximum": MaxEvents, "default": defaultEvents}),

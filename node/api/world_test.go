@@ -104,6 +104,10 @@ func backendOf() Backend {
 		Distances: func(from string) (DistanceList, error) {
 			return DistanceList{From: from, Distances: []Distance{{From: from, To: "b", RTT: time.Millisecond, By: "measured"}}}, nil
 		},
+		Anycast: func() AnycastList {
+			return AnycastList{Node: "a", Routes: []AnycastRoute{{Prefix: netip.MustParsePrefix("198.51.100.1/32"), GracefulShutdown: true}}, Lines: []string{"why"},
+				Sessions: []BGPSession{{Neighbor: netip.MustParseAddr("10.0.0.1"), AS: 64500, State: "established", Since: then, Sent: 1}}}
+		},
 		Events: func(_ context.Context, q EventQuery) (EventList, error) {
 			return EventList{Node: "a", Events: []Event{turned}, Lost: q.After}, nil
 		},

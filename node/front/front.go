@@ -183,6 +183,18 @@ func (f *Front) Set(doors []Door) error {
 	return errors.Join(faults...)
 }
 
+// IsOpen says whether a door is open at this address.
+func (f *Front) IsOpen(network string, address netip.AddrPort) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for key := range f.doors {
+		if key.network == network && key.address == address {
+			return true
+		}
+	}
+	return false
+}
+
 func (f *Front) check(d *Door) error {
 	switch {
 	case d.Network != "tcp":
