@@ -29,9 +29,18 @@ func (f *Fleet) sees(t *testing.T, name, other string) (m api.MemberStatus, live
 const shortly = 50 * time.Millisecond
 
 // A machine dies without a word: whoever holds a link to it goes round it within the backbone's idle timeout, and a moment later
-// it is no member any more, with packets lost as on real oceans.
+// it is no member any more, with packets lost as on real oceans. Of eight nodes, or with PERIGEE_LONG=1 a hundred.
 func TestASilentDeathIsActedOnWithinTwoSeconds(t *testing.T) {
-	inFleet(t, FleetConfig{Nodes: 8, Regions: 4, Voters: 5}, func(t *testing.T, f *Fleet) {
+	nodes := 8
+	if os.Getenv("PERIGEE_LONG") != "" {
+		nodes = 100
+	}
+	inFleet(t, FleetConfig{Nodes: nodes, Regions: 4, Voters: 5}, func(t *testing.T, f *Fleet) {
+		began := time.Now()
+		if err := f.Agree(t.Context(), settled); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%d nodes agree after %v", nodes, time.Since(began))
 		for i, a := range f.Names {
 			for _, b := range f.Names[:i] {
 				f.Lossy(a, b, 0.01)

@@ -50,12 +50,12 @@ publish news "two"
 		if err != nil || !strings.Contains(receipt(res), "done=2/3") {
 			t.Fatalf("%s %v", receipt(res), err)
 		}
-		held, err := w.orders(t.Context(), []string{"fra1"})
+		held, err := w.verbs().orders(t.Context(), []string{"fra1"})
 		t.Logf("when the receipt is there, fra1 holds %s %v", held, err) // fenced, or it has been told by others meanwhile
 		w.steps(t, `
 within 5s get london@fra1 http://kept.demo.perigee.test/news => 200 "two"
 `)
-		held, err = w.orders(t.Context(), []string{"fra1"})
+		held, err = w.verbs().orders(t.Context(), []string{"fra1"})
 		t.Logf("when it asks the origin, it holds %s %v", held, err)
 		w.steps(t, `
 for 60s get london@fra1 http://kept.demo.perigee.test/news => 200 "two"

@@ -163,7 +163,7 @@ within 60s get london http://www.demo.perigee.test/region => 200
 			t.Errorf("alone it runs revision %d: %v", st.Running, err)
 		}
 		q := new(dns.Msg).SetQuestion("www.demo.perigee.test.", dns.TypeA)
-		if res, err := exchange(ctx, f.nodes[pop].host, netip.AddrPortFrom(f.nodes[pop].cfg.Advertise, dnsPort), q, "udp"); err != nil || len(res.Answer) == 0 {
+		if res, err := exchange(ctx, visitor{dial: f.nodes[pop].host.Dial}, netip.AddrPortFrom(f.nodes[pop].cfg.Advertise, dnsPort), q, "udp"); err != nil || len(res.Answer) == 0 {
 			t.Errorf("alone it answers %v: %v", res, err)
 		}
 		f.Resume(pop)

@@ -5,77 +5,40 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"maps"
-	"net"
-	"net/http"
-	"net/http/httptrace"
 	"net/netip"
-	"net/url"
-	"slices"
 	"strings"
-	"sync"
-	"testing/fstest"
 	"time"
 
 	"github.com/perigee-net/perigee/node/api"
-	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
-// changing is a site whose pages may change while it is served.
-type changing struct {
-	mu    sync.Mutex
-	pages fstest.MapFS
-}
-
-// Open opens a page as it is now.
-func (c *changing) Open(name string) (fs.File, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.pages.Open(name)
-}
-
-// publish makes a page of the site, at all targets.
-func (w *World) publish(args []string) error {
-	if len(args) != 2 {
-		return errors.New("publish wants a page and its text")
-	}
-	w.site.mu.Lock()
-	defer w.site.mu.Unlock()
-	w.site.pages[strings.TrimPrefix(args[0], "/")] = &fstest.MapFile{Data: []byte(args[1] + "\n")}
-	return nil
-}
-
 // orderAt reads NAME[@NODE]: what an order is about, and who is given it.
-func (w *World) orderAt(text string) (name string, at *worldNode, err error) {
+func (v *verbs) orderAt(text string) (name string, at *seat, err error) {
 	name, node, chosen := strings.Cut(text, "@")
 	if !chosen {
-		node = "icn1"
+		node = v.entry
 	}
-	if at = w.nodes[node]; at == nil {
-		return "", nil, fmt.Errorf("no node %q", node)
-	}
-	return name, at, nil
+	at, err = v.named(node)
+	return name, at, err
 }
 
 // order gives one order: its subject is the first argument, what follows depends on the verb.
-func (w *World) order(ctx context.Context, verb string, args []string) (string, error) {
+func (v *verbs) order(ctx context.Context, verb string, args []string) (string, error) {
 	if len(args) == 0 {
 		return "", fmt.Errorf("%s wants to know what", verb)
 	}
-	subject, at, err := w.orderAt(args[0])
+	subject, at, err := v.orderAt(args[0])
 	if err != nil {
 		return "", err
 	}
-	ask := w.apiOf(at)
+	ask := at.api
 	var give func(context.Context) (api.OrderResponse, error)
 	if verb == "purge" {
 		give = func(ctx context.Context) (api.OrderResponse, error) {
 			return ask.Purge(ctx, api.PurgeRequest{ID: rand.Text(), Distribution: subject, Paths: args[1:]})
 		}
 	} else {
-		if give, err = w.lasting(verb, subject, args[1:], ask); err != nil {
+		if give, err = v.lasting(ctx, verb, subject, args[1:], ask); err != nil {
 			return "", err
 		}
 	}
@@ -89,7 +52,7 @@ func (w *World) order(ctx context.Context, verb string, args []string) (string, 
 }
 
 // lasting makes an order that is in force for a time, or until it is undone.
-func (w *World) lasting(verb, subject string, rest []string, ask *api.Client) (func(context.Context) (api.OrderResponse, error), error) {
+func (v *verbs) lasting(ctx context.Context, verb, subject string, rest []string, ask *api.Client) (func(context.Context) (api.OrderResponse, error), error) {
 	var lasts time.Duration
 	if len(rest) > 0 {
 		var err error
@@ -98,7 +61,7 @@ func (w *World) lasting(verb, subject string, rest []string, ask *api.Client) (f
 		}
 	}
 	if strings.HasSuffix(verb, "block") {
-		cidr, err := w.cidr(subject)
+		cidr, err := v.cidr(ctx, subject)
 		if err != nil {
 			return nil, err
 		}
@@ -120,9 +83,9 @@ func (w *World) lasting(verb, subject string, rest []string, ask *api.Client) (f
 }
 
 // cidr is a range as it is written, or the address of a client.
-func (w *World) cidr(subject string) (netip.Prefix, error) {
-	if h, known := w.clients[subject]; known {
-		return h.Addr().Prefix(h.Addr().BitLen())
+func (v *verbs) cidr(ctx context.Context, subject string) (netip.Prefix, error) {
+	if c, err := v.client(ctx, subject); err == nil {
+		return c.addr.Prefix(c.addr.BitLen())
 	}
 	return netip.ParsePrefix(subject)
 }
@@ -145,13 +108,17 @@ func receipt(res api.OrderResponse) string {
 }
 
 // orders says what a node holds to be ordered.
-func (w *World) orders(ctx context.Context, args []string) (string, error) {
-	if len(args) != 1 || w.nodes[args[0]] == nil {
+func (v *verbs) orders(ctx context.Context, args []string) (string, error) {
+	if len(args) != 1 {
 		return "", errors.New("orders wants the name of a node")
+	}
+	at, err := v.named(args[0])
+	if err != nil {
+		return "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	list, err := w.apiOf(w.nodes[args[0]]).Orders(ctx)
+	list, err := at.api.Orders(ctx)
 	if err != nil {
 		return "error: " + plain(err), nil
 	}
@@ -174,13 +141,17 @@ func ordersText(list api.OrderList) string {
 }
 
 // health says what a node holds of one key, and why.
-func (w *World) health(ctx context.Context, args []string) (string, error) {
-	if len(args) != 2 || w.nodes[args[0]] == nil {
+func (v *verbs) health(ctx context.Context, args []string) (string, error) {
+	if len(args) != 2 {
 		return "", errors.New("health wants the name of a node, and what of")
+	}
+	at, err := v.named(args[0])
+	if err != nil {
+		return "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	entries, err := w.apiOf(w.nodes[args[0]]).Health(ctx, api.HealthQuery{Name: args[1]})
+	entries, err := at.api.Health(ctx, api.HealthQuery{Name: args[1]})
 	if err != nil {
 		return "error: " + plain(err), nil
 	}
@@ -213,13 +184,17 @@ func healthText(e api.HealthEntry) string {
 }
 
 // events are the newest things that a node tells of, those whose text or kind has a word in them.
-func (w *World) events(ctx context.Context, args []string) (string, error) {
-	if len(args) != 2 || w.nodes[args[0]] == nil {
+func (v *verbs) events(ctx context.Context, args []string) (string, error) {
+	if len(args) != 2 {
 		return "", errors.New("events wants the name of a node, and a word")
+	}
+	at, err := v.named(args[0])
+	if err != nil {
+		return "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	list, err := w.apiOf(w.nodes[args[0]]).Events(ctx, api.EventQuery{Limit: api.MaxEvents})
+	list, err := at.api.Events(ctx, api.EventQuery{Limit: api.MaxEvents})
 	if err != nil {
 		return "error: " + plain(err), nil
 	}
@@ -230,66 +205,4 @@ func (w *World) events(ctx context.Context, args []string) (string, error) {
 		}
 	}
 	return text, nil
-}
-
-// browse asks for a URL again and again over connections that it keeps, as a browser does, and says who answered how often,
-// and over how many connections.
-func (w *World) browse(ctx context.Context, args []string) (string, error) {
-	from, at, u, d, err := w.visit("browse", args)
-	if err != nil {
-		return "", err
-	}
-	ctx, cancel := context.WithTimeout(ctx, d+patience)
-	defer cancel()
-	transport := w.transport(from, at)
-	defer transport.CloseIdleConnections()
-	tally, connections := map[string]int{}, 0
-	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		if !info.Reused {
-			connections++
-		}
-	}}
-	for range pieces {
-		tally[browseOnce(httptrace.WithClientTrace(ctx, trace), transport, u)]++
-		time.Sleep(d / pieces)
-	}
-	text := fmt.Sprintf("connections=%d", connections)
-	for _, answer := range slices.Sorted(maps.Keys(tally)) {
-		text += fmt.Sprintf(", %dx %s", tally[answer], answer)
-	}
-	return text, nil
-}
-
-func browseOnce(ctx context.Context, transport *http.Transport, u *url.URL) string {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return err.Error()
-	}
-	res, err := transport.RoundTrip(req)
-	if err != nil {
-		return "error: " + plain(err)
-	}
-	defer res.Body.Close()
-	if _, err := io.Copy(io.Discard, res.Body); err != nil {
-		return "cut off: " + plain(err)
-	}
-	return fmt.Sprintf("%d %s", res.StatusCode, res.Header.Get("X-Perigee-Pop"))
-}
-
-// transport dials the POP of a node, or where a name leads.
-func (w *World) transport(from *memnet.Host, pop *worldNode) *http.Transport {
-	return &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-		host, port, err := net.SplitHostPort(address)
-		if err != nil {
-			return nil, err
-		}
-		if pop != nil {
-			return from.Dial(ctx, network, net.JoinHostPort(pop.cfg.Advertise.String(), port))
-		}
-		ip, err := w.resolve(ctx, from, host)
-		if err != nil {
-			return nil, err
-		}
-		return from.Dial(ctx, network, net.JoinHostPort(ip, port))
-	}}
 }

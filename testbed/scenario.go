@@ -21,7 +21,8 @@ import (
 // A step is a verb, its arguments, and after => what its result must contain: each word on its own, or, after
 // an exclamation mark, must not. Double quotes keep words together. "within D" takes the step again and again
 // until it comes true, at most for that long; "for D" takes it again and again for that long, and each time it must
-// come true. "begin NAME" before a step lets the next ones be taken meanwhile, until "end NAME", whose result is that
+// come true. "watch D" takes it so too, and lets pass what does not come true: its result says how often it did, and how long it
+// did not at the longest, "true=37/40 longest=2.1s". "begin NAME" before a step lets the next ones be taken meanwhile, until "end NAME", whose result is that
 // of the step:
 //
 //	begin pages for 20s get london http://www.demo.perigee.test/ => 200
@@ -41,7 +42,9 @@ type Step struct {
 	Want   []string // "!word" must not be there
 	Within time.Duration
 	For    time.Duration
+	Watch  time.Duration
 	Begin  string // its name, if the next ones do not wait for it
+	Begun  *Step  // of an end that was taken: the step that it ends
 }
 
 // Ground is what a scenario runs on: a World, or a laboratory on a real kernel. Steps that were begun are taken at once
@@ -96,7 +99,7 @@ func parseStep(line string) (Step, error) {
 		}
 		step.Begin, words = words[1], words[2:]
 	}
-	if len(words) > 0 && (words[0] == "within" || words[0] == "for") {
+	if len(words) > 0 && (words[0] == "within" || words[0] == "for" || words[0] == "watch") {
 		how := words[0]
 		if len(words) < 3 || len(step.Want) == 0 {
 			return Step{}, fmt.Errorf("%s wants a duration, a step, and what must come true after =>", how)
@@ -105,10 +108,13 @@ func parseStep(line string) (Step, error) {
 		if err != nil || d <= 0 {
 			return Step{}, fmt.Errorf("%s %s: not a duration above zero", how, words[1])
 		}
-		if how == "within" {
+		switch how {
+		case "within":
 			step.Within = d
-		} else {
+		case "for":
 			step.For = d
+		case "watch":
+			step.Watch = d
 		}
 		words = words[2:]
 	}
@@ -116,7 +122,7 @@ func parseStep(line string) (Step, error) {
 		return Step{}, fmt.Errorf("a step begins with a verb")
 	}
 	step.Verb, step.Args = words[0], words[1:]
-	if step.Verb == "end" && (len(step.Args) != 1 || step.Begin != "" || step.Within+step.For != 0) {
+	if step.Verb == "end" && (len(step.Args) != 1 || step.Begin != "" || step.Within+step.For+step.Watch != 0) {
 		return Step{}, fmt.Errorf("end wants the name of a step that was begun, and nothing before it")
 	}
 	return step, nil
@@ -163,10 +169,24 @@ const again = 100 * time.Millisecond
 // Outcome is what came of one step.
 type Outcome struct {
 	Step   Step
+	At     time.Time     // it began
 	Result string        // the last, of a step that was taken often
 	Took   time.Duration // until it came true, for a step under "within"; all of it, for one under "for" or one that was begun
 	Times  int           // it was taken
+	Fault  string        // why it did not come true; "": it did
+	Tries  []Try         // each time it was taken, up to maxTries
 }
+
+// Try is one of the times that a step was taken.
+type Try struct {
+	At     time.Time
+	Took   time.Duration
+	Result string
+	True   bool // it came out as wanted
+}
+
+// maxTries bounds what is kept of a step that is taken again and again. Later ones are counted only.
+const maxTries = 20_000
 
 // begun is a step that is taken while others are.
 type begun struct {
@@ -176,7 +196,7 @@ type begun struct {
 }
 
 // Run takes the steps in order and stops at the first that does not come true. It tells after each step what came of it,
-// and returns when every step that was begun has ended.
+// the last one that was taken included, and returns when every step that was begun has ended.
 func (s Scenario) Run(ctx context.Context, g Ground, tell func(Outcome)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	open := map[string]*begun{}
@@ -189,10 +209,13 @@ func (s Scenario) Run(ctx context.Context, g Ground, tell func(Outcome)) error {
 	for _, step := range s.Steps {
 		o, err := step.run(ctx, g, open)
 		if err != nil {
-			return fmt.Errorf("%s:%d: %s\n\t%w", s.Name, step.Line, step.Text, err)
+			o.Fault = err.Error()
 		}
 		if tell != nil {
 			tell(o)
+		}
+		if err != nil {
+			return fmt.Errorf("%s:%d: %s\n\t%w", s.Name, step.Line, step.Text, err)
 		}
 	}
 	for name := range open {
@@ -203,10 +226,11 @@ func (s Scenario) Run(ctx context.Context, g Ground, tell func(Outcome)) error {
 
 // run takes a step, or begins it, or ends one that was begun.
 func (s Step) run(ctx context.Context, g Ground, open map[string]*begun) (Outcome, error) {
+	o := Outcome{Step: s, At: time.Now()}
 	switch {
 	case s.Begin != "":
 		if open[s.Begin] != nil {
-			return Outcome{}, fmt.Errorf("%q has not ended", s.Begin)
+			return o, fmt.Errorf("%q has not ended", s.Begin)
 		}
 		b := &begun{done: make(chan struct{})}
 		open[s.Begin] = b
@@ -214,28 +238,30 @@ func (s Step) run(ctx context.Context, g Ground, open map[string]*begun) (Outcom
 			defer close(b.done)
 			b.outcome, b.err = s.take(ctx, g)
 		}()
-		return Outcome{Step: s}, nil
+		return o, nil
 	case s.Verb == "end":
 		b := open[s.Args[0]]
 		if b == nil {
-			return Outcome{}, fmt.Errorf("nothing was begun as %q", s.Args[0])
+			return o, fmt.Errorf("nothing was begun as %q", s.Args[0])
 		}
 		<-b.done
 		delete(open, s.Args[0])
+		o, began := b.outcome, b.outcome.Step
+		o.Step = s
+		o.Step.Begun = &began
 		if b.err != nil {
-			return Outcome{}, fmt.Errorf("of line %d: %w", b.outcome.Step.Line, b.err)
+			return o, fmt.Errorf("of line %d: %w", began.Line, b.err)
 		}
-		if miss := missing(b.outcome.Result, s.Want); miss != "" {
-			return Outcome{}, fmt.Errorf("got: %s\n\tbut %s", b.outcome.Result, miss)
+		if miss := missing(o.Result, s.Want); miss != "" {
+			return o, fmt.Errorf("got: %s\n\tbut %s", o.Result, miss)
 		}
-		b.outcome.Step = s
-		return b.outcome, nil
+		return o, nil
 	}
 	return s.take(ctx, g)
 }
 
 func (s Step) take(ctx context.Context, g Ground) (Outcome, error) {
-	o := Outcome{Step: s}
+	o := Outcome{Step: s, At: time.Now()}
 	if s.Verb == "after" {
 		if len(s.Args) != 1 {
 			return o, fmt.Errorf("after wants one duration")
@@ -248,15 +274,21 @@ func (s Step) take(ctx context.Context, g Ground) (Outcome, error) {
 		o.Took = d
 		return o, nil
 	}
-	began := time.Now()
+	if s.Watch > 0 {
+		return s.watch(ctx, g)
+	}
 	for {
+		began := time.Now()
 		var err error
 		if o.Result, err = g.Do(ctx, s.Verb, s.Args); err != nil {
 			return o, err
 		}
 		o.Times++
-		o.Took = time.Since(began)
+		o.Took = time.Since(o.At)
 		miss := missing(o.Result, s.Want)
+		if len(o.Tries) < maxTries {
+			o.Tries = append(o.Tries, Try{began, time.Since(began), o.Result, miss == ""})
+		}
 		switch {
 		case miss == "" && o.Took >= s.For:
 			return o, nil
@@ -267,6 +299,42 @@ func (s Step) take(ctx context.Context, g Ground) (Outcome, error) {
 		}
 		g.Sleep(again)
 	}
+}
+
+// watch takes a step for a while and counts how often it comes true.
+func (s Step) watch(ctx context.Context, g Ground) (Outcome, error) {
+	o := Outcome{Step: s, At: time.Now()}
+	count, longest, good := 0, time.Duration(0), o.At // since when it has not come true
+	for {
+		began := time.Now()
+		result, err := g.Do(ctx, s.Verb, s.Args)
+		if err != nil {
+			return o, err
+		}
+		o.Times++
+		came := missing(result, s.Want) == ""
+		if len(o.Tries) < maxTries {
+			o.Tries = append(o.Tries, Try{began, time.Since(began), result, came})
+		}
+		if came {
+			if count > 0 || began != o.At {
+				longest = max(longest, began.Sub(good)-again)
+			}
+			count, good = count+1, time.Now()
+		}
+		if o.Took = time.Since(o.At); o.Took >= s.Watch {
+			if !came {
+				longest = max(longest, time.Since(good))
+			}
+			break
+		}
+		if ctx.Err() != nil {
+			return o, ctx.Err()
+		}
+		g.Sleep(again)
+	}
+	o.Result = fmt.Sprintf("true=%d/%d longest=%v", count, o.Times, max(longest, 0).Round(time.Millisecond))
+	return o, nil
 }
 
 // when says at which time of many a step did not come true.

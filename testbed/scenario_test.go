@@ -89,6 +89,22 @@ func TestWithinWaitsUntilAStepComesTrueAndNoLonger(t *testing.T) {
 	}
 }
 
+func TestWatchCountsHowOftenAStepComesTrueAndSaysTheLongestGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := ParseScenario("x", "begin a watch 9s tick => !3s !4s !7s\nafter 1s\nend a => longest=2s")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last Outcome
+		if err := s.Run(t.Context(), ticking{time.Now()}, func(o Outcome) { last = o }); err != nil {
+			t.Fatal(err)
+		}
+		if last.Result != "true=61/91 longest=2s" || len(last.Tries) != 91 || last.Step.Begun == nil || last.Step.Begun.Line != 1 {
+			t.Errorf("got %q after %d tries, of %+v", last.Result, len(last.Tries), last.Step.Begun)
+		}
+	})
+}
+
 func TestForHoldsAStepToItAllTheTimeAndBeginLetsOthersGoOnMeanwhile(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"for 3s tick => !4s\ntick => 3s", ""},

@@ -6,20 +6,15 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
-	"net/http"
 	"net/netip"
-	"net/url"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing/fstest"
 	"time"
 
@@ -234,6 +229,30 @@ func (a *announced) Close() error {
 	return a.Listener.Close()
 }
 
+// changing is a site whose pages may change while it is served.
+type changing struct {
+	mu    sync.Mutex
+	pages fstest.MapFS
+}
+
+// Open opens a page as it is now.
+func (c *changing) Open(name string) (fs.File, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pages.Open(name)
+}
+
+// publish makes a page of the site, at all targets.
+func (w *World) publish(args []string) error {
+	if len(args) != 2 {
+		return errors.New("publish wants a page and its text")
+	}
+	w.site.mu.Lock()
+	defer w.site.mu.Unlock()
+	w.site.pages[strings.TrimPrefix(args[0], "/")] = &fstest.MapFile{Data: []byte(args[1] + "\n")}
+	return nil
+}
+
 // siteWithFilm is the demo's site, and the film.
 func siteWithFilm() (*changing, error) {
 	site := fstest.MapFS{film: {Data: bytes.Repeat([]byte("frame\n"), filmBytes/6)}}
@@ -445,6 +464,7 @@ func (w *World) Sleep(d time.Duration) { time.Sleep(d) }
 //	kill targets REGION        all of a region's targets
 //	stop NODE                  it ends in order, with a minute for what is in flight: stopped after 2s
 //	cut A B | cut A | heal A B | heal A | slow A B DELAY    what is between two hosts, or a host and all others
+//	cut FROM TO oneway, lossy FROM TO PERCENT oneway    the same in one direction only
 //	lossy A B PERCENT          how many packets are lost there
 //	apply FILE [NODE]          revision=2, or why not
 //	publish PAGE TEXT          a page of the targets' site is another from now on
@@ -458,16 +478,6 @@ func (w *World) Sleep(d time.Duration) { time.Sleep(d) }
 //	status NODE|all            members, leader, revision, and who is behind; of all: whether they agree
 func (w *World) Do(ctx context.Context, verb string, args []string) (string, error) {
 	switch verb {
-	case "get":
-		return w.get(ctx, args)
-	case "download":
-		return w.download(ctx, args)
-	case "dig":
-		return w.dig(ctx, args)
-	case "dial":
-		return w.dial(ctx, args)
-	case "explain":
-		return w.explain(ctx, args)
 	case "requests":
 		return w.requests(args)
 	case "kill", "crash", "start":
@@ -476,182 +486,53 @@ func (w *World) Do(ctx context.Context, verb string, args []string) (string, err
 		return w.stopNode(args)
 	case "cut", "heal", "slow", "lossy":
 		return "", w.path(verb, args)
-	case "apply":
-		return w.apply(ctx, args)
-	case "status":
-		return w.status(ctx, args)
 	case "publish":
 		return "", w.publish(args)
-	case "browse":
-		return w.browse(ctx, args)
-	case "purge", "drain", "undrain", "block", "unblock":
-		return w.order(ctx, verb, args)
-	case "orders":
-		return w.orders(ctx, args)
-	case "health":
-		return w.health(ctx, args)
-	case "events":
-		return w.events(ctx, args)
+	}
+	result, known, err := w.verbs().do(ctx, verb, args)
+	if known {
+		return result, err
 	}
 	return "", fmt.Errorf("no verb %q", verb)
+}
+
+// verbs are those of any network.
+func (w *World) verbs() *verbs {
+	return &verbs{
+		files: w.files, entry: "icn1",
+		client: func(_ context.Context, name string) (visitor, error) {
+			h, ok := w.clients[name]
+			if !ok {
+				return visitor{}, fmt.Errorf("no client %q (%s)", name, strings.Join(slices.Sorted(maps.Keys(w.clients)), ", "))
+			}
+			return visitor{name, h.Addr(), h.Dial}, nil
+		},
+		nodes: func() (all []*seat) {
+			for _, name := range slices.Sorted(maps.Keys(w.nodes)) {
+				n := w.nodes[name]
+				all = append(all, &seat{name, n.cfg.Advertise, n.lives, w.apiOf(n)})
+			}
+			return all
+		},
+		servers: w.servers, resolve: w.resolve,
+	}
 }
 
 // patience bounds how long a client waits for anything that it does not itself make longer.
 const patience = 20 * time.Second
 
-func (w *World) client(name string) (*memnet.Host, error) {
-	if h, ok := w.clients[name]; ok {
-		return h, nil
-	}
-	return nil, fmt.Errorf("no client %q (%s)", name, strings.Join(slices.Sorted(maps.Keys(w.clients)), ", "))
-}
-
-// clientAt reads CLIENT[@NODE]; the node is nil where none is named.
-func (w *World) clientAt(text string) (from *memnet.Host, at *worldNode, err error) {
-	name, node, chosen := strings.Cut(text, "@")
-	if from, err = w.client(name); err != nil || !chosen {
-		return from, nil, err
-	}
-	if at = w.nodes[node]; at == nil {
-		return nil, nil, fmt.Errorf("no node %q", node)
-	}
-	return from, at, nil
-}
-
-func (w *World) get(ctx context.Context, args []string) (string, error) {
-	count := 1
-	if len(args) == 3 {
-		var err error
-		if count, err = strconv.Atoi(args[0]); err != nil || count < 1 {
-			return "", fmt.Errorf("get: %q is no count", args[0])
-		}
-		args = args[1:]
-	}
-	if len(args) != 2 {
-		return "", errors.New("get wants a client and a URL")
-	}
-	from, at, err := w.clientAt(args[0])
-	if err != nil {
-		return "", err
-	}
-	u, err := url.Parse(args[1])
-	if err != nil {
-		return "", err
-	}
-	results := make([]string, count)
-	var all sync.WaitGroup
-	for i := range results {
-		all.Go(func() { results[i] = w.getOne(ctx, from, at, u) })
-	}
-	all.Wait()
-	if count == 1 {
-		return results[0], nil
-	}
-	tally := map[string]int{}
-	for _, r := range results {
-		tally[r]++
-	}
-	var text []string
-	for _, r := range slices.Sorted(maps.Keys(tally)) {
-		text = append(text, fmt.Sprintf("%dx %s", tally[r], r))
-	}
-	return strings.Join(text, ", "), nil
-}
-
-// request asks for a URL, at the POP of a node or where its name leads. The response's body is to be closed.
-func (w *World) request(ctx context.Context, from *memnet.Host, pop *worldNode, u *url.URL) (*http.Response, error) {
-	transport := w.transport(from, pop)
-	transport.DisableKeepAlives = true
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	return transport.RoundTrip(req)
-}
-
-func (w *World) getOne(ctx context.Context, from *memnet.Host, pop *worldNode, u *url.URL) string {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	res, err := w.request(ctx, from, pop, u)
-	if err != nil {
-		return "error: " + plain(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		return fmt.Sprintf("%d cut off: %s", res.StatusCode, plain(err))
-	}
-	text := said(res)
-	if target := res.Header.Get("X-Target"); target != "" {
-		text += " target=" + target
-	}
-	line, _, _ := bytes.Cut(body, []byte("\n"))
-	return fmt.Sprintf("%s %q", text, line)
-}
-
-// said is a response's head in few words: 200 Hit icn1 age=3.
-func said(res *http.Response) string {
-	cache, _, _ := strings.Cut(res.Header.Get("X-Cache"), " ")
-	text := fmt.Sprintf("%d %s %s", res.StatusCode, cache, res.Header.Get("X-Perigee-Pop"))
-	if age := res.Header.Get("Age"); age != "" {
-		text += " age=" + age
-	}
-	return text
-}
-
 // pieces is in how many a slow client reads or sends.
 const pieces = 20
 
-// visit reads the words of a verb: a client, a URL, and how long it takes.
-func (w *World) visit(verb string, args []string) (from *memnet.Host, at *worldNode, u *url.URL, d time.Duration, err error) {
-	if len(args) != 3 {
-		return nil, nil, nil, 0, fmt.Errorf("%s wants a client, a URL and a duration", verb)
-	}
-	if from, at, err = w.clientAt(args[0]); err == nil {
-		u, err = url.Parse(args[1])
-	}
-	if err == nil {
-		d, err = time.ParseDuration(args[2])
-	}
-	return from, at, u, d, err
-}
-
-// download reads a body evenly over a time.
-func (w *World) download(ctx context.Context, args []string) (string, error) {
-	from, at, u, d, err := w.visit("download", args)
-	if err != nil {
-		return "", err
-	}
-	ctx, cancel := context.WithTimeout(ctx, d+patience)
-	defer cancel()
-	res, err := w.request(ctx, from, at, u)
-	if err != nil {
-		return "error: " + plain(err), nil
-	}
-	defer res.Body.Close()
-	want := max(1, res.ContentLength)
-	got := int64(0)
-	for err == nil {
-		var n int64
-		n, err = io.CopyN(io.Discard, res.Body, (want+pieces-1)/pieces)
-		got += n
-		time.Sleep(d / pieces)
-	}
-	if err != io.EOF {
-		return fmt.Sprintf("%s cut off after %d of %d bytes: %s", said(res), got, want, plain(err)), nil
-	}
-	return fmt.Sprintf("%s whole, %d bytes", said(res), got), nil
-}
-
 // servers are the name servers that a resolver at a host would ask, nearest first: it has learned that from their delays.
-func (w *World) servers(from *memnet.Host) []netip.AddrPort {
+func (w *World) servers(from visitor) []netip.AddrPort {
 	type server struct {
 		at    netip.AddrPort
 		delay time.Duration
 	}
 	var all []server
 	for _, n := range w.nodes {
-		all = append(all, server{netip.AddrPortFrom(n.cfg.Advertise, dnsPort), w.in.RoundTrip(from.Name(), n.host.Name())})
+		all = append(all, server{netip.AddrPortFrom(n.cfg.Advertise, dnsPort), w.in.RoundTrip(from.name, n.host.Name())})
 	}
 	slices.SortFunc(all, func(a, b server) int { return int(a.delay - b.delay) })
 	var list []netip.AddrPort
@@ -662,193 +543,12 @@ func (w *World) servers(from *memnet.Host) []netip.AddrPort {
 }
 
 // resolve is what a resolver does: ask the name servers one after the other until one answers.
-func (w *World) resolve(ctx context.Context, from *memnet.Host, name string) (string, error) {
-	if _, err := netip.ParseAddr(name); err == nil {
-		return name, nil
-	}
-	res, err := w.ask(ctx, from, w.servers(from), name, dns.TypeA, "udp")
+func (w *World) resolve(ctx context.Context, from visitor, name string) (string, error) {
+	res, err := ask(ctx, from, w.servers(from), name, dns.TypeA, "udp")
 	if err != nil {
 		return "", err
 	}
-	for _, rr := range res.Answer {
-		if a, ok := rr.(*dns.A); ok {
-			return a.A.String(), nil
-		}
-	}
-	return "", fmt.Errorf("%s has no address: %s", name, dns.RcodeToString[res.Rcode])
-}
-
-// askTime is how long a resolver waits for one name server before it asks the next.
-const askTime = time.Second
-
-func (w *World) ask(ctx context.Context, from *memnet.Host, servers []netip.AddrPort, name string, kind uint16, network string) (*dns.Msg, error) {
-	q := new(dns.Msg).SetQuestion(dns.Fqdn(name), kind)
-	err := errors.New("no name server")
-	for _, s := range servers {
-		var res *dns.Msg
-		if res, err = exchange(ctx, from, s, q, network); err == nil {
-			return res, nil
-		}
-	}
-	return nil, err
-}
-
-func exchange(ctx context.Context, from *memnet.Host, server netip.AddrPort, q *dns.Msg, network string) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
-	defer cancel()
-	conn, err := from.Dial(ctx, network, server.String())
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	conn.SetDeadline(deadline)
-	c := &dns.Conn{Conn: conn}
-	if err := c.WriteMsg(q); err != nil {
-		return nil, err
-	}
-	return c.ReadMsg()
-}
-
-func (w *World) dig(ctx context.Context, args []string) (string, error) {
-	network := "udp"
-	if len(args) > 0 && args[len(args)-1] == "tcp" {
-		network, args = "tcp", args[:len(args)-1]
-	}
-	if len(args) < 2 || len(args) > 3 {
-		return "", errors.New("dig wants a client, a name, and perhaps a type")
-	}
-	from, at, err := w.clientAt(args[0])
-	if err != nil {
-		return "", err
-	}
-	servers := w.servers(from)
-	if at != nil {
-		servers = []netip.AddrPort{netip.AddrPortFrom(at.cfg.Advertise, dnsPort)}
-	}
-	kind := dns.TypeA
-	if len(args) == 3 {
-		var ok bool
-		if kind, ok = dns.StringToType[strings.ToUpper(args[2])]; !ok {
-			return "", fmt.Errorf("no type %q", args[2])
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	res, err := w.ask(ctx, from, servers, args[1], kind, network)
-	if err != nil {
-		return "error: " + plain(err), nil
-	}
-	text := dns.RcodeToString[res.Rcode]
-	if res.Authoritative {
-		text += " aa"
-	}
-	for _, section := range []struct {
-		name string
-		rrs  []dns.RR
-	}{{"answer", res.Answer}, {"authority", res.Ns}} {
-		for _, rr := range section.rrs {
-			text += fmt.Sprintf(" %s: %s", section.name, strings.Join(strings.Fields(rr.String()), " "))
-			if a, ok := rr.(*dns.A); ok {
-				text += w.nameOf(a.A.String())
-			}
-		}
-	}
-	return text, nil
-}
-
-// nameOf is the node at an address, in brackets.
-func (w *World) nameOf(address string) string {
-	for name, n := range w.nodes {
-		if n.cfg.Advertise.String() == address {
-			return "(" + name + ")"
-		}
-	}
-	return ""
-}
-
-func (w *World) dial(ctx context.Context, args []string) (string, error) {
-	if len(args) < 2 || len(args) > 3 {
-		return "", errors.New("dial wants a client, an address with a port, and perhaps a duration")
-	}
-	from, err := w.client(args[0])
-	if err != nil {
-		return "", err
-	}
-	host, port, err := net.SplitHostPort(args[1])
-	if err != nil {
-		return "", err
-	}
-	var long time.Duration
-	if len(args) == 3 {
-		if long, err = time.ParseDuration(args[2]); err != nil {
-			return "", err
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, long+patience)
-	defer cancel()
-	ip, err := w.resolve(ctx, from, host)
-	if err != nil {
-		return "error: " + plain(err), nil
-	}
-	conn, err := from.Dial(ctx, "tcp", net.JoinHostPort(ip, port))
-	if err != nil {
-		return "error: " + plain(err), nil
-	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	conn.SetDeadline(deadline)
-	const line = "echo this\n"
-	sent := line
-	_, err = io.WriteString(conn, line)
-	for i := 0; i < pieces && long > 0 && err == nil; i++ {
-		time.Sleep(long / pieces)
-		sent += line
-		_, err = io.WriteString(conn, line)
-	}
-	if err == nil {
-		err = conn.(interface{ CloseWrite() error }).CloseWrite()
-	}
-	if err != nil {
-		return "error: " + plain(err), nil
-	}
-	all, err := io.ReadAll(conn)
-	greeting, echo, _ := strings.Cut(string(all), "\n")
-	switch {
-	case err != nil:
-		return fmt.Sprintf("%s error: %s", greeting, plain(err)), nil
-	case echo != sent:
-		return fmt.Sprintf("%s echoed %q, closed", greeting, echo), nil
-	}
-	return greeting + " echoed, closed", nil
-}
-
-func (w *World) explain(ctx context.Context, args []string) (string, error) {
-	if len(args) < 3 || len(args) > 4 {
-		return "", errors.New("explain wants a client at a node, dns, tcp or http, a target, and perhaps a type")
-	}
-	from, at, err := w.clientAt(args[0])
-	if err != nil {
-		return "", err
-	}
-	if at == nil {
-		return "", fmt.Errorf("explain %s: which node is asked?", args[0])
-	}
-	req := api.ExplainRequest{What: args[1], Target: args[2], From: from.Addr().String()}
-	if len(args) == 4 {
-		req.Type = args[3]
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	res, err := w.apiOf(at).Explain(ctx, req)
-	if err != nil {
-		return "error: " + plain(err), nil
-	}
-	text := res.Answer
-	for _, l := range res.Lines {
-		text += "\n\t" + strings.Repeat("  ", l.Depth) + l.Text
-	}
-	return text, nil
+	return addressIn(res, name)
 }
 
 func (w *World) requests(args []string) (string, error) {
@@ -929,7 +629,15 @@ func (w *World) path(verb string, args []string) error {
 			return fmt.Errorf("no host %q", name)
 		}
 	}
+	oneWay := len(args) > 0 && args[len(args)-1] == "oneway"
+	if oneWay {
+		args = args[:len(args)-1]
+	}
 	switch {
+	case oneWay && verb == "cut" && len(args) == 2:
+		w.in.CutOneWay(args[0], args[1])
+	case oneWay && (verb != "lossy" || len(args) != 3):
+		return fmt.Errorf("%s: only cut and lossy go one way, from one host to another", verb)
 	case verb == "slow" && len(args) == 3:
 		d, err := time.ParseDuration(args[2])
 		if err != nil {
@@ -937,11 +645,14 @@ func (w *World) path(verb string, args []string) error {
 		}
 		w.in.Slow(args[0], args[1], d)
 	case verb == "lossy" && len(args) == 3:
-		percent, err := strconv.ParseFloat(strings.TrimSuffix(args[2], "%"), 64)
-		if err != nil || percent < 0 || percent >= 100 {
-			return fmt.Errorf("lossy: %q is no share below 100%%", args[2])
+		lost, err := share(args[2])
+		if err != nil {
+			return err
 		}
-		w.in.Link(args[0], args[1], memnet.Path{Jitter: jitter, Loss: percent / 100})
+		w.in.LinkOneWay(args[0], args[1], memnet.Path{Jitter: jitter, Loss: lost})
+		if !oneWay {
+			w.in.LinkOneWay(args[1], args[0], memnet.Path{Jitter: jitter, Loss: lost})
+		}
 	case verb == "cut" && len(args) == 2:
 		w.in.Cut(args[0], args[1])
 	case verb == "cut" && len(args) == 1:
@@ -957,89 +668,4 @@ func (w *World) path(verb string, args []string) error {
 		return fmt.Errorf("%s: wrong number of arguments", verb)
 	}
 	return nil
-}
-
-func (w *World) apply(ctx context.Context, args []string) (string, error) {
-	if len(args) < 1 || len(args) > 2 {
-		return "", errors.New("apply wants a file, and perhaps a node")
-	}
-	n := w.nodes["icn1"]
-	if len(args) == 2 {
-		var ok bool
-		if n, ok = w.nodes[args[1]]; !ok {
-			return "", fmt.Errorf("no node %q", args[1])
-		}
-	}
-	data, err := fs.ReadFile(w.files, args[0])
-	if err != nil {
-		return "", err
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	res, err := w.apiOf(n).Apply(ctx, api.ApplyRequest{ID: rand.Text(), Files: []api.File{{Name: args[0], Data: string(data)}}})
-	if err != nil {
-		return "refused: " + err.Error(), nil
-	}
-	text := fmt.Sprintf("revision=%d", res.Revision)
-	for _, c := range res.Changes {
-		text += fmt.Sprintf(" %s:%s/%s", c.Op, c.Kind, c.Name)
-	}
-	return text, nil
-}
-
-func (w *World) status(ctx context.Context, args []string) (string, error) {
-	if len(args) != 1 {
-		return "", errors.New("status wants a node, or all")
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	if args[0] != "all" {
-		n, ok := w.nodes[args[0]]
-		if !ok {
-			return "", fmt.Errorf("no node %q", args[0])
-		}
-		return w.statusOf(ctx, n), nil
-	}
-	said := map[string][]string{}
-	for name, n := range w.nodes {
-		if n.lives() {
-			st := w.statusOf(ctx, n)
-			said[st] = append(said[st], name)
-		}
-	}
-	if len(said) == 1 {
-		for st := range said {
-			return "agree " + st, nil
-		}
-	}
-	return fmt.Sprintf("differ %v", said), nil
-}
-
-func (w *World) statusOf(ctx context.Context, n *worldNode) string {
-	st, err := w.apiOf(n).Status(ctx)
-	if err != nil {
-		return "error: " + plain(err)
-	}
-	text := fmt.Sprintf("leader=%s revision=%d", st.Leader, st.Revision)
-	for _, m := range st.Members {
-		text += fmt.Sprintf(" %s/%s/%v@%d", m.Name, m.Region, m.Roles, m.Running)
-		if m.Running != st.Revision {
-			text += "(behind)"
-		}
-	}
-	return text
-}
-
-// plain is an error in few words, the same wherever it comes from.
-func plain(err error) string {
-	var timeout interface{ Timeout() bool }
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return "refused"
-	case errors.Is(err, syscall.ECONNRESET):
-		return "reset"
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return "timeout"
-	}
-	return err.Error()
 }

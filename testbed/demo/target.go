@@ -45,8 +45,9 @@ func (t *Target) Requests(path string) int {
 
 // Paths of the demo's HTTP service besides its site.
 const (
-	HealthPath = "/healthz" // 200 as long as the target runs
-	RegionPath = "/region"  // says region and target; no-store
+	HealthPath = "/healthz"  // 200 as long as the target runs
+	RegionPath = "/region"   // says region and target; no-store
+	CountPath  = "/requests" // says how often the path in ?path= was asked for
 )
 
 // maxCounted bounds the paths that Requests counts; those beyond are served and not counted.
@@ -62,6 +63,10 @@ func (t *Target) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case RegionPath:
 		w.Header().Set("Cache-Control", "no-store")
 		fmt.Fprintf(w, "%s %s\n", t.Region, t.Name)
+		return
+	case CountPath:
+		w.Header().Set("Cache-Control", "no-store")
+		fmt.Fprintf(w, "%d\n", t.Requests(r.URL.Query().Get("path")))
 		return
 	}
 	t.mu.Lock()
