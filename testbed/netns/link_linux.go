@@ -557,15 +557,11 @@ func netem(link int, p wan.Path) *netlink.Netem {
 	if rate == 0 && p.Jitter > 0 {
 		rate = orderRate
 	}
-	queue := p.Queue
-	if queue == 0 {
-		queue = wan.DefaultQueue
-	}
 	q := &netlink.Netem{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
 		Latency:    ticks(p.Delay),
 		Jitter:     ticks(p.Jitter),
-		Limit:      uint32(queue),
+		Limit:      limit(p),
 		Loss:       chance(p.Loss),
 		Rate64:     uint64(rate / 8), // bytes
 	}
@@ -573,6 +569,20 @@ func netem(link int, p wan.Path) *netlink.Netem {
 		q.Gap, q.ReorderProb = 1, chance(p.Reorder) // 1: any packet may be the one that overtakes
 	}
 	return q
+}
+
+const (
+	smallest = 64      // bytes: more packets of a rate than of these are not on their way at once
+	anyLimit = 100_000 // packets, of a link without a rate, where none wait
+)
+
+// limit is netem's, which counts the packets on their way, too, and not only those that wait for the rate.
+func limit(p wan.Path) uint32 {
+	if p.Rate == 0 {
+		return anyLimit
+	}
+	way := float64(p.Rate) / 8 / smallest * (p.Delay + p.Jitter).Seconds()
+	return uint32(min(p.Limit()+int(math.Ceil(way)), math.MaxInt32))
 }
 
 // ticks is a time in the packet scheduler's unit, 64 ns (PSCHED_SHIFT of the kernel).

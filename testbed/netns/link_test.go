@@ -347,7 +347,7 @@ func TestASettingIsTheNamespacesAndNeverTheMachines(t *testing.T) {
 func TestAPathInNetemsWords(t *testing.T) {
 	full := wan.Path{Delay: 100 * time.Millisecond, Jitter: 10 * time.Millisecond, Loss: 0.2, Reorder: 0.25, Rate: 8_000_000, Queue: 50}
 	q := netem(7, full)
-	if q.LinkIndex != 7 || q.Latency != 1_562_500 || q.Jitter != 156_250 || q.Limit != 50 || q.Rate64 != 1_000_000 || q.Gap != 1 {
+	if q.LinkIndex != 7 || q.Latency != 1_562_500 || q.Jitter != 156_250 || q.Limit != 50+1_719 || q.Rate64 != 1_000_000 || q.Gap != 1 {
 		t.Errorf("got %+v", q)
 	}
 	if got := float64(q.Loss) / math.MaxUint32; math.Abs(got-0.2) > 1e-9 {
@@ -356,7 +356,7 @@ func TestAPathInNetemsWords(t *testing.T) {
 	if got := float64(q.ReorderProb) / math.MaxUint32; math.Abs(got-0.25) > 1e-9 {
 		t.Errorf("reorder %v", got)
 	}
-	if q := netem(7, wan.Path{Loss: 1}); q.Loss != math.MaxUint32 || q.Rate64 != 0 || q.Gap != 0 || q.Limit != wan.DefaultQueue {
+	if q := netem(7, wan.Path{Loss: 1}); q.Loss != math.MaxUint32 || q.Rate64 != 0 || q.Gap != 0 || q.Limit != anyLimit {
 		t.Errorf("all lost: %+v", q)
 	}
 	if q := netem(7, wan.Path{Delay: time.Second, Jitter: time.Millisecond}); q.Rate64 != orderRate/8 {
@@ -386,7 +386,7 @@ func TestNetemIsSetChangedAndAskedBackWhereTheKernelHasIt(t *testing.T) {
 	if !has {
 		t.Skip("the kernel has no sch_netem: setting it is tested in user-mode-linux")
 	}
-	if show := output(t, n, "tc", "qdisc", "show", "dev", "one"); !strings.Contains(show, "limit 77") || !strings.Contains(show, "delay 20") ||
+	if show := output(t, n, "tc", "qdisc", "show", "dev", "one"); !strings.Contains(show, "limit 119") || !strings.Contains(show, "delay 20") ||
 		!strings.Contains(show, "loss 20%") || !strings.Contains(show, "reorder 10%") || !strings.Contains(show, "rate 1Mbit") {
 		t.Errorf("tc shows %s", show)
 	}
