@@ -1,0 +1,106 @@
+//go:build linux
+
+package bench
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/perigee-net/perigee/node/api"
+)
+
+// oursName is how the program that is measured is called in a report.
+const oursName = "perigee"
+
+// maxSocket bounds the path of a unix socket (unix(7): 108 bytes with a zero at the end).
+const maxSocket = 107
+
+// ours is a real node, alone, which runs a spec: the first text is filled with what the stage has, then applied.
+func ours(spec func(s Stage) (string, error), args ...string) Peer {
+	return Peer{Name: oursName, Start: func(ctx context.Context, s Stage) (*Process, error) {
+		text, err := spec(s)
+		if err != nil {
+			return nil, err
+		}
+		var ports [3]int
+		for i := range ports {
+			if ports[i], err = freePort(s.Host); err != nil {
+				return nil, err
+			}
+		}
+		data := filepath.Join(s.Dir, "data")
+		if socket := filepath.Join(data, api.Socket); len(socket) > maxSocket {
+			return nil, fmt.Errorf("the path %s is too long for a unix socket: say a folder with a shorter one", socket)
+		}
+		argv := append([]string{s.Program, "node", "--data", data, "--bootstrap", "--name", "bench1", "--region", "bench", "--pop", "bench1",
+			"--bind", s.Host, "--gossip", s.at(ports[0]), "--control", s.at(ports[1]), "--api", s.at(ports[2]), "--drain", "0s"}, args...)
+		p, err := s.Start(nil, argv...)
+		if err != nil {
+			return nil, err
+		}
+		if err := apply(ctx, filepath.Join(data, api.Socket), s.Fill(text), p); err != nil {
+			p.Stop()
+			return nil, err
+		}
+		return p, nil
+	}}
+}
+
+// apply gives a node its spec, as soon as it takes one, and waits until it runs.
+func apply(ctx context.Context, socket, spec string, p *Process) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	client, err := api.NewClient(socket, api.Options{})
+	if err != nil {
+		return err
+	}
+	// One change has a bound, so the documents go in as many as fit.
+	var files []api.File
+	size := 0
+	send := func() error {
+		if len(files) == 0 {
+			return nil
+		}
+		res, err := client.Apply(ctx, api.ApplyRequest{Files: files})
+		if err != nil {
+			return err
+		}
+		files, size = nil, 0
+		waited, err := client.Wait(ctx, res.Revision, startTime)
+		if err == nil && !waited.Complete {
+			err = fmt.Errorf("the node does not run revision %d: %+v", res.Revision, waited.Nodes)
+		}
+		return err
+	}
+	for { // until it serves
+		status, err := client.Status(ctx)
+		if err == nil && status.Leader != "" {
+			break
+		}
+		if failed := p.Failed(); failed != nil {
+			return failed
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the node: %w: %w\n%s", context.Cause(ctx), err, p.Log())
+		case <-time.After(again):
+		}
+	}
+	const most = 6 << 20
+	for i, document := range strings.Split(spec, "\n---\n") {
+		if size+len(document) > most {
+			if err := send(); err != nil {
+				return err
+			}
+		}
+		files = append(files, api.File{Name: fmt.Sprintf("bench%d.yaml", i), Data: document})
+		size += len(document)
+	}
+	if err := send(); err != nil {
+		return fmt.Errorf("give the node its spec: %w", err)
+	}
+	return nil
+}

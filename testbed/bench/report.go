@@ -1,0 +1,387 @@
+//go:build linux
+
+package bench
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// Report is what a run found. Its JSON form is what is kept of a run.
+type Report struct {
+	Began    time.Time   `json:"began"`
+	Took     string      `json:"took"`
+	Ours     string      `json:"ours"` // the version of the program that is measured
+	Seed     uint64      `json:"seed"`
+	Rounds   int         `json:"rounds"`
+	Seconds  int         `json:"seconds"` // of one sample
+	Machine  Machine     `json:"machine"`
+	Warnings []string    `json:"warnings,omitempty"` // what disturbed the run, or keeps its figures from meaning what they seem to
+	Install  []string    `json:"install,omitempty"`  // commands that bring what is missing
+	Rows     []RowResult `json:"rows"`
+	Micro    []Micro     `json:"micro,omitempty"`
+}
+
+// Machine is where it was run.
+type Machine struct {
+	CPU        string  `json:"cpu"`
+	Cores      int     `json:"cores"`
+	Kernel     string  `json:"kernel"`
+	Go         string  `json:"go"`
+	Servers    []int   `json:"servers"` // cores
+	Loads      []int   `json:"loads"`
+	LoadBefore float64 `json:"loadBefore"` // load average of one minute
+	LoadAfter  float64 `json:"loadAfter"`
+}
+
+// RowResult is one row's.
+type RowResult struct {
+	Name    string       `json:"name"`
+	Work    string       `json:"work"`
+	Unit    string       `json:"unit"`
+	Command string       `json:"command"`
+	Hits    bool         `json:"hits,omitempty"`
+	Skipped string       `json:"skipped,omitempty"` // why it was not measured
+	Absent  []string     `json:"absent,omitempty"`  // peers that are not installed
+	Peers   []PeerResult `json:"peers,omitempty"`
+}
+
+// PeerResult is one server's in one row.
+type PeerResult struct {
+	Name    string   `json:"name"`
+	Ours    bool     `json:"isOurs,omitempty"`
+	Version string   `json:"version,omitempty"`
+	Note    string   `json:"note,omitempty"`
+	Fault   string   `json:"fault,omitempty"` // why it was not measured, or not to the end
+	Void    int      `json:"void,omitempty"`  // samples that count for nothing
+	Rate    Figure   `json:"rate"`            // each second
+	Ratio   Figure   `json:"ratio"`           // to ours, in the same round
+	CPU     Figure   `json:"cpu"`             // of the server for each, µs
+	Yield   Figure   `json:"yield"`           // ratio to ours, in the same round, of what is done in a second of CPU
+	Mean    Figure   `json:"mean"`            // latency, µs; without samples: the tool does not say
+	P50     Figure   `json:"p50"`
+	P99     Figure   `json:"p99"`
+	Busy    Figure   `json:"busy"` // share of the servers' cores that it used
+	Samples []Sample `json:"samples,omitempty"`
+}
+
+// Sample is one time that a server was under load.
+type Sample struct {
+	Round       int     `json:"round"`
+	Count       int64   `json:"count"`
+	Rate        float64 `json:"rate"`
+	CPU         float64 `json:"cpu"`           // of the server for each, µs
+	Mean        float64 `json:"mean"`          // latency, µs; 0: unknown
+	P50         float64 `json:"p50,omitempty"` // the same
+	P99         float64 `json:"p99,omitempty"`
+	Busy        float64 `json:"busy"`        // share of the servers' cores that it used
+	Others      float64 `json:"others"`      // share of the servers' cores that others used
+	OthersLoads float64 `json:"othersLoads"` // share of the load's cores that neither the load nor the origin used
+	Steal       float64 `json:"steal"`       // share that the machine under this one took
+	Void        string  `json:"void,omitempty"`
+}
+
+// compute sums up the samples of a row.
+func (r *RowResult) compute() {
+	ours := map[int]Sample{}
+	for _, p := range r.Peers {
+		for _, s := range p.Samples {
+			if p.Ours && s.Void == "" {
+				ours[s.Round] = s
+			}
+		}
+	}
+	for i := range r.Peers {
+		p := &r.Peers[i]
+		var rate, ratio, yield, cpu, mean, p50, p99, busy []float64
+		p.Void = 0
+		for _, s := range p.Samples {
+			if s.Void != "" {
+				p.Void++
+				continue
+			}
+			rate, cpu, busy = append(rate, s.Rate), append(cpu, s.CPU), append(busy, s.Busy)
+			if o := ours[s.Round]; o.Rate > 0 {
+				ratio = append(ratio, s.Rate/o.Rate)
+				if s.CPU > 0 && o.CPU > 0 {
+					yield = append(yield, o.CPU/s.CPU)
+				}
+			}
+			for _, l := range []struct {
+				value float64
+				into  *[]float64
+			}{{s.Mean, &mean}, {s.P50, &p50}, {s.P99, &p99}} {
+				if l.value > 0 {
+					*l.into = append(*l.into, l.value)
+				}
+			}
+		}
+		p.Yield, p.Rate, p.Ratio, p.CPU, p.Mean, p.P50, p.P99, p.Busy = figureOf(yield), figureOf(rate), figureOf(ratio), figureOf(cpu), figureOf(mean), figureOf(p50), figureOf(p99), figureOf(busy)
+	}
+}
+
+// judge says what keeps the figures from meaning what they seem to.
+func (r *Report) judge() {
+	warn := func(format string, args ...any) { r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...)) }
+	var others, loads, steal []float64
+	void, samples, alone := 0, 0, true
+	for _, row := range r.Rows {
+		for _, p := range row.Peers {
+			alone = alone && p.Ours
+			for _, s := range p.Samples {
+				samples++
+				if s.Void != "" {
+					void++
+				}
+				others, loads, steal = append(others, s.Others), append(loads, s.OthersLoads), append(steal, s.Steal)
+			}
+		}
+	}
+	if slices.Equal(r.Machine.Servers, r.Machine.Loads) {
+		warn("servers and load share the same cores: rates say little, CPU each says more")
+	}
+	for _, of := range []struct {
+		what   string
+		shares []float64
+	}{{"others used %.0f %% of the servers' cores in the median sample, %.0f %% at most", others},
+		{"others used %.0f %% of the load's cores in the median sample, %.0f %% at most", loads},
+		{"the machine under this one took %.0f %% of the time in the median sample, %.0f %% at most", steal}} {
+		if f := figureOf(of.shares); f.Median > calm || f.Max > 4*calm {
+			warn("the machine was busy: "+of.what, 100*f.Median, 100*f.Max)
+		}
+	}
+	if f := figureOf(make([]float64, r.Rounds)); f.Confidence < wanted {
+		warn("%d rounds: intervals hold with %.0f %% confidence, not 95 (6 rounds are enough)", r.Rounds, 100*f.Confidence)
+	}
+	if void > 0 {
+		warn("%d of %d samples are void, because something failed in them", void, samples)
+	}
+	if alone && samples > 0 {
+		warn("nobody was measured beside ours, so there are no ratios")
+	}
+}
+
+// fault is what is wrong with ours: the error of a run.
+func (r *Report) fault() error {
+	var faults []error
+	for _, row := range r.Rows {
+		for _, p := range row.Peers {
+			if p.Ours && p.Fault != "" {
+				faults = append(faults, fmt.Errorf("row %s: %s: %s", row.Name, p.Name, p.Fault))
+			}
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// JSON writes the report for machines.
+func (r *Report) JSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
+
+// sorted is the peers of a row, the fastest first, those without a figure last.
+func (r RowResult) sorted() []PeerResult {
+	peers := slices.Clone(r.Peers)
+	slices.SortStableFunc(peers, func(a, b PeerResult) int {
+		switch {
+		case a.Rate.Median > b.Rate.Median:
+			return -1
+		case a.Rate.Median < b.Rate.Median:
+			return 1
+		}
+		return 0
+	})
+	return peers
+}
+
+// Table is the report for people, as text.
+func (r *Report) Table() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, %s, %d cores, %s; servers on %v, load on %v; %d rounds of %d s; load average %.2f before, %.2f after; %s\n",
+		r.Began.Format("2006-01-02 15:04"), r.Machine.CPU, r.Machine.Cores, r.Machine.Kernel, r.Machine.Servers, r.Machine.Loads, r.Rounds, r.Seconds, r.Machine.LoadBefore, r.Machine.LoadAfter, r.Took)
+	for _, w := range r.Warnings {
+		fmt.Fprintf(&b, "! %s\n", w)
+	}
+	for _, row := range r.Rows {
+		fmt.Fprintf(&b, "\n%s: %s\n", row.Name, row.Work)
+		if row.Skipped != "" {
+			fmt.Fprintf(&b, "  not measured: %s\n", row.Skipped)
+			continue
+		}
+		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(w, "  \t%s\tmin–max\tratio to ours\tinterval\tCPU each\tratio by CPU\tlatency mean\tp99\t\n", row.Unit)
+		for _, p := range row.sorted() {
+			name := strings.TrimSpace(p.Name + " " + p.Version)
+			if p.Ours {
+				name = "▸ " + name
+			}
+			if p.Rate.N == 0 {
+				fmt.Fprintf(w, "  %s\t–\t\t\t\t\t\t\t\t%s\n", name, firstLine(p.Fault, p.firstVoid()))
+				continue
+			}
+			ratio, yield, interval := "1", "1", ""
+			if !p.Ours {
+				ratio, yield, interval = p.Ratio.ratio(), p.Yield.ratio(), p.Ratio.interval()
+			}
+			fmt.Fprintf(w, "  %s\t%s\t%s–%s\t%s\t%s\t%.2f µs\t%s\t%s\t%s\t%s\n", name, thousands(p.Rate.Median), thousands(p.Rate.Min), thousands(p.Rate.Max), ratio, interval,
+				p.CPU.Median, yield, latency(p.Mean), latency(p.P99), strings.Join(p.remarks(), "; "))
+		}
+		w.Flush()
+		if len(row.Absent) > 0 {
+			fmt.Fprintf(&b, "  not installed: %s\n", strings.Join(row.Absent, ", "))
+		}
+	}
+	if len(r.Micro) > 0 {
+		b.WriteString("\nGo benchmarks, median (min–max)\n")
+		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		for _, m := range r.Micro {
+			fmt.Fprintf(w, "  %s\t%s\t", m.Package, m.Name)
+			for _, unit := range m.units() {
+				f := m.Values[unit]
+				fmt.Fprintf(w, "%s %s (%s–%s)\t", short(f.Median), unit, short(f.Min), short(f.Max))
+			}
+			fmt.Fprintln(w)
+		}
+		w.Flush()
+	}
+	if len(r.Install) > 0 {
+		b.WriteString("\nTo measure what is missing too:\n")
+		for _, line := range r.Install {
+			fmt.Fprintf(&b, "  %s\n", line)
+		}
+	}
+	return regexp.MustCompile(`(?m) +$`).ReplaceAllString(b.String(), "")
+}
+
+// short is a number with four digits that count, or all of those before the point.
+func short(v float64) string {
+	if v >= 1000 || v <= -1000 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.4g", v)
+}
+
+// remarks are what is to be known beside a server's figures.
+func (p PeerResult) remarks() (remarks []string) {
+	if p.Busy.N > 0 && p.Busy.Median < full {
+		var others []float64
+		for _, s := range p.Samples {
+			others = append(others, s.Others)
+		}
+		if f := figureOf(others); p.Busy.Median+f.Median >= full {
+			remarks = append(remarks, fmt.Sprintf("used %.0f %% of its core, others %.0f %%", 100*p.Busy.Median, 100*f.Median))
+		} else {
+			remarks = append(remarks, fmt.Sprintf("used %.0f %% of its core: the rate is the load's limit, not its own", 100*p.Busy.Median))
+		}
+	}
+	if p.Void > 0 {
+		remarks = append(remarks, fmt.Sprintf("%d void: %s", p.Void, firstLine(p.firstVoid())))
+	}
+	if p.Fault != "" {
+		remarks = append(remarks, firstLine(p.Fault))
+	}
+	return remarks
+}
+
+// firstVoid is why the first void sample is void.
+func (p PeerResult) firstVoid() string {
+	for _, s := range p.Samples {
+		if s.Void != "" {
+			return s.Void
+		}
+	}
+	return ""
+}
+
+// ratio is the median of a ratio as text; –: there is none, because a sample of either is void in each round.
+func (f Figure) ratio() string {
+	if f.N == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", f.Median)
+}
+
+// interval is the interval of a ratio as text.
+func (f Figure) interval() string {
+	if f.N == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f–%.2f", f.Low, f.High)
+}
+
+// units are the units of a benchmark in the order that Go prints them in, those of its own last.
+func (m Micro) units() []string {
+	var units []string
+	for u := range m.Values {
+		units = append(units, u)
+	}
+	rank := func(u string) int {
+		if i := slices.Index([]string{"ns/op", "MB/s", "B/op", "allocs/op"}, u); i >= 0 {
+			return i
+		}
+		return 9
+	}
+	slices.SortFunc(units, func(a, b string) int {
+		if d := rank(a) - rank(b); d != 0 {
+			return d
+		}
+		return strings.Compare(a, b)
+	})
+	return units
+}
+
+// firstLine is the first line of the first text that is not empty.
+func firstLine(texts ...string) string {
+	for _, t := range texts {
+		if line, _, _ := strings.Cut(strings.TrimSpace(t), "\n"); line != "" {
+			return line
+		}
+	}
+	return ""
+}
+
+// latency is a figure in microseconds; –: unknown.
+func latency(f Figure) string {
+	switch {
+	case f.N == 0:
+		return "–"
+	case f.Median >= 1000:
+		return fmt.Sprintf("%.2f ms", f.Median/1000)
+	}
+	return fmt.Sprintf("%.0f µs", f.Median)
+}
+
+// thousands is a whole number with commas.
+func thousands(v float64) string {
+	s := fmt.Sprintf("%.0f", v)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// writeFile writes a file whole, or leaves what was there.
+func writeFile(name string, write func(io.Writer) error) error {
+	f, err := os.Create(name + ".new")
+	if err != nil {
+		return err
+	}
+	if err = errors.Join(write(f), f.Close()); err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
+}

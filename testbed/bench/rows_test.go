@@ -1,0 +1,143 @@
+//go:build linux
+
+package bench
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/perigee-net/perigee/testbed/procs"
+)
+
+func TestRowsAreWhole(t *testing.T) {
+	names := map[string]bool{}
+	for _, r := range Rows() {
+		if names[r.Name] || !regexp.MustCompile(`^[a-z0-9-]+$`).MatchString(r.Name) {
+			t.Errorf("the name %q", r.Name)
+		}
+		names[r.Name] = true
+		if r.Work == "" || r.Unit == "" || r.Check == nil || r.Ours.Start == nil || r.Ours.Name != oursName || (r.Load.Own == nil) == (r.Load.Tool == "own") {
+			t.Errorf("row %s: %+v", r.Name, r)
+		}
+		peers := map[string]bool{oursName: true}
+		for _, p := range r.Peers {
+			if peers[p.Name] || p.Start == nil || len(p.Needs) == 0 || len(p.Version) == 0 && p.Module == "" {
+				t.Errorf("row %s: peer %+v", r.Name, p)
+			}
+			peers[p.Name] = true
+			for _, n := range p.Needs {
+				if (n.Program == "") == (n.File == "") || (n.Package == "") == (n.Make == "") {
+					t.Errorf("row %s: peer %s needs %+v", r.Name, p.Name, n)
+				}
+			}
+		}
+	}
+}
+
+func TestPlacesAreSpreadOverAllRegions(t *testing.T) {
+	count := map[int]int{}
+	for n := range places {
+		network, nearest := place(n)
+		if !network.IsValid() || network != network.Masked() || network.Addr().IsPrivate() {
+			t.Errorf("network %v", network)
+		}
+		count[nearest]++
+	}
+	for i := range regions {
+		if count[i] != places/len(regions) {
+			t.Errorf("region %d has %d networks", i, count[i])
+		}
+	}
+}
+
+// needed fails where the laboratory is required, and skips elsewhere.
+func needed(t *testing.T, lacks string) {
+	t.Helper()
+	if os.Getenv("PERIGEE_LAB") == "required" {
+		t.Fatal(lacks)
+	}
+	t.Skip(lacks)
+}
+
+// Each row is run for a second with ours and two of the peers that are installed; PERIGEE_BENCH=all: with all. Nothing is said of how fast they are.
+func TestEachRowRuns(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts servers")
+	}
+	program := filepath.Join(t.TempDir(), "perigee")
+	if binary := os.Getenv("PERIGEE_BINARY"); binary != "" {
+		program = binary
+	} else if err := procs.Build(t.Context(), program); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range Rows() {
+		t.Run(row.Name, func(t *testing.T) {
+			var r run
+			r.Path = []string{"../../bin/peers"}
+			if r.find(Need{Program: row.Load.Tool}) == "" {
+				needed(t, row.Load.Tool+" is not installed: apt-get install "+toolPackages()[row.Load.Tool])
+			}
+			rows := []Row{row}
+			if os.Getenv("PERIGEE_BENCH") != "all" {
+				rows[0].Peers = nil
+				for _, p := range row.Peers {
+					if p.Module == "" && p.Needs[0].Package != "" && r.find(p.Needs[0]) != "" && len(rows[0].Peers) < 1 {
+						rows[0].Peers = append(rows[0].Peers, p)
+					}
+				}
+			}
+			got, err := ran(t, Config{Program: program, Path: r.Path, Rows: rows, Rounds: 1, Duration: time.Second, Warm: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range got.Rows[0].Peers {
+				if p.Fault != "" || len(p.Samples) != 1 || p.Version == "" && !p.Ours {
+					t.Errorf("%s %s: %s", p.Name, p.Version, p.Fault)
+				}
+			}
+		})
+	}
+}
+
+func TestAWrongAddressIsFound(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a server")
+	}
+	var r run
+	if r.find(Need{Program: "nsd"}) == "" {
+		needed(t, "nsd is not installed: apt-get install nsd")
+	}
+	wrong := nsd(1)
+	start := wrong.Start
+	wrong.Start = func(ctx context.Context, s Stage) (*Process, error) {
+		file := filepath.Join(s.Row, zoneName(0))
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(file, []byte(strings.Replace(string(text), "\nh0 A "+addressOf(0).String()+"\n", "\nh0 A 192.0.2.66\n", 1)), 0o644); err != nil {
+			return nil, err
+		}
+		return start(ctx, s)
+	}
+	row := Row{Name: "row", Load: Load{Tool: "own", Own: func(context.Context, Stage, time.Duration) (Measured, error) { return Measured{Count: 1, Rate: 1}, nil }},
+		Prepare: writeZones(1), Ours: wrong, Check: func(ctx context.Context, s Stage) error {
+			err := checkZones(1, "udp")(ctx, s)
+			if err != nil && strings.Contains(err.Error(), "192.0.2.66") {
+				t.Log("found:", err)
+				return nil
+			}
+			if err == nil {
+				t.Error("a wrong address is not found")
+			}
+			return err
+		}}
+	if _, err := ran(t, Config{Rows: []Row{row}}); err != nil {
+		t.Error(err)
+	}
+}
