@@ -269,15 +269,15 @@ func counters(t *testing.T, file string, names map[string]bool) {
 
 // The configurations of routers are read by the program that they are for.
 func TestTheRouterExamplesAreRead(t *testing.T) {
+	if os.Getenv("PERIGEE_LAB") == "" {
+		t.Skip("make lab runs it")
+	}
 	bird, err := exec.LookPath("bird")
 	if err != nil {
 		bird = "/usr/sbin/bird"
 	}
 	if _, err := os.Stat(bird); err != nil {
-		if os.Getenv("PERIGEE_LAB") == "required" {
-			t.Fatal("BIRD is missing: apt-get install bird2")
-		}
-		t.Skip("BIRD is missing: apt-get install bird2")
+		t.Fatal("BIRD is missing: apt-get install bird2")
 	}
 	if out, err := exec.Command(bird, "-p", "-c", "deployments/routers/bird.conf").CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)

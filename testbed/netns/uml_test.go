@@ -19,6 +19,7 @@ func TestAnotherKernelWithNetemDoesTheSame(t *testing.T) {
 	if os.Getenv("PERIGEE_UML") != "" {
 		t.Skip("this is the other kernel")
 	}
+	lab(t)
 	if missing := uml.Missing(); missing != "" {
 		if os.Getenv("PERIGEE_LAB") == "required" {
 			t.Fatal(missing)

@@ -41,6 +41,9 @@ func TestMain(m *testing.M) {
 // needs skips where there is no user-mode-linux, and fails where CI says that there has to be.
 func needs(t *testing.T) {
 	t.Helper()
+	if os.Getenv("PERIGEE_LAB") == "" {
+		t.Skip("make lab runs it")
+	}
 	lacks(t, Missing())
 }
 
@@ -483,17 +486,8 @@ func goTool(t *testing.T, args ...string) {
 	}
 }
 
-// long is for tests that take a minute.
-func long(t *testing.T) {
-	t.Helper()
-	if os.Getenv("PERIGEE_LAB") != "required" {
-		t.Skip("it takes a minute: PERIGEE_LAB=required runs it")
-	}
-	needs(t)
-}
-
 func TestNetemsLinksAreAsAsked(t *testing.T) {
-	long(t)
+	needs(t)
 	program := filepath.Join(t.TempDir(), "pump.test")
 	goTool(t, "test", "-c", "-o", program, "../pump")
 	out, code := runIt(t, Config{Command: []string{program, "-test.run", "^TestLinksAreAsAsked$/^netem$", "-test.v"},
@@ -506,7 +500,7 @@ func TestNetemsLinksAreAsAsked(t *testing.T) {
 
 // Two sites, with all that a bed has: BIRD over netem, resolvers, the root and a TLD, nodes, and a client far away.
 func TestASmallWorldLivesUnderNetem(t *testing.T) {
-	long(t)
+	needs(t)
 	dir := t.TempDir()
 	goTool(t, "build", "-o", filepath.Join(dir, "perigee"), "../../cmd/perigee")
 	world := "name: two\nsites:\n  - {name: icn, region: ap-northeast-2}\n  - {name: fra, region: eu-central-1}\n"
