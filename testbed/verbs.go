@@ -24,6 +24,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/perigee-net/perigee/node/api"
+	"github.com/perigee-net/perigee/testbed/load"
 )
 
 // verbs are what a scenario can have done to any network, whatever it is made of, as it needs no more than its doors: what
@@ -87,7 +88,7 @@ func share(text string) (float64, error) {
 // do takes a step by one of these verbs; known says whether there is such a verb here.
 func (v *verbs) do(ctx context.Context, verb string, args []string) (result string, known bool, err error) {
 	do := map[string]func(context.Context, []string) (string, error){
-		"get": v.get, "download": v.download, "browse": v.browse, "dig": v.dig, "dial": v.dial, "explain": v.explain,
+		"get": v.get, "download": v.download, "browse": v.browse, "flows": v.flows, "dig": v.dig, "dial": v.dial, "explain": v.explain,
 		"apply": v.apply, "status": v.status, "orders": v.orders, "health": v.health, "events": v.events,
 	}[verb]
 	switch verb {
@@ -359,6 +360,47 @@ func (v *verbs) dial(ctx context.Context, args []string) (string, error) {
 		return fmt.Sprintf("%s echoed %q, closed", greeting, echo), nil
 	}
 	return greeting + " echoed, closed", nil
+}
+
+// Of each flow of the verb flows: messages a second, and bytes of each.
+const (
+	flowRate  = 10
+	flowBytes = 200
+	maxFlows  = 5000
+)
+
+// flows holds many flows to a service that greets and echoes, and says what became of them.
+func (v *verbs) flows(ctx context.Context, args []string) (string, error) {
+	if len(args) != 4 {
+		return "", errors.New("flows wants a client, an address with a port, how many, and how long")
+	}
+	from, err := v.client(ctx, args[0])
+	if err != nil {
+		return "", err
+	}
+	host, port, err := net.SplitHostPort(args[1])
+	if err != nil {
+		return "", err
+	}
+	count, err := strconv.Atoi(args[2])
+	if err != nil || count < 1 || count > maxFlows {
+		return "", fmt.Errorf("flows: %q is no number of flows, 1–%d", args[2], maxFlows)
+	}
+	long, err := time.ParseDuration(args[3])
+	if err != nil {
+		return "", err
+	}
+	ip, err := v.place(ctx, from, host)
+	if err != nil {
+		return "error: " + plain(err), nil
+	}
+	res, err := load.Flows(ctx, load.FlowConfig{
+		Dial: from.dial, Address: net.JoinHostPort(ip, port), Flows: count, Ramp: long / 10, Rate: flowRate, Bytes: flowBytes, Echo: true, Greeting: true, For: long,
+	})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s by=%v", &res, res.By), nil
 }
 
 func (v *verbs) explain(ctx context.Context, args []string) (string, error) {

@@ -458,6 +458,7 @@ func (w *World) Sleep(d time.Duration) { time.Sleep(d) }
 //	download CLIENT[@NODE] URL TIME   reads the body as slowly as that: 200 whole
 //	dig CLIENT[@NODE] NAME [TYPE] [tcp]    NOERROR aa www… 30 A 192.0.2.1(icn1)
 //	dial CLIENT ADDRESS:PORT [TIME]   opens a flow, reads its greeting, sends now and then for TIME, half-closes: eu-central-1 fra-a echoed closed
+//	flows CLIENT ADDRESS:PORT COUNT TIME   holds so many flows that send and are echoed: opened=20 … lost=0 … silence=101ms
 //	explain CLIENT@NODE dns|tcp|http TARGET [TYPE]   what the node says would become of it, and why
 //	requests PATH              how often the targets were asked: requests=1
 //	kill | crash | start NAME  a process dies (its machine refuses), a machine dies (silence), it comes back
