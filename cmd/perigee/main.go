@@ -91,7 +91,7 @@ func newRoot() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		newDev(), newNode(), newTarget(),
+		newDev(), newNode(), newTarget(), newTestbed(), newBench(),
 		newApply(), newDiff(), newDelete(), newGet(), newHistory(), newShow(), newRollback(),
 		newStatus(), newMembers(), newAnycast(), newNodes(), newHealth(), newExplain(), newEvents(),
 		newDrain(), newUndrain(), newBlock(), newUnblock(), newPurge(),
