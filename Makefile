@@ -2,7 +2,9 @@
 # make test   checks the code and runs every test
 # make verify tries for minutes what make test tries for seconds: agreement over SEEDS seeds in virtual time, and over real
 #             processes for VERIFYTIME (2m) of kill -9 and SIGSTOP; an upgrade under load
-# make bench  runs the benchmarks of the hot paths COUNT times each, and those of whole clusters once
+# make bench  measures this program beside others that are installed (ROUNDS samples of SAMPLE each, to bench.json and bench.html), the
+#             benchmarks of the hot paths COUNT times each, and those of whole clusters once. make peers builds two that Debian has not
+# make lab    runs what needs root and a Linux kernel: namespaces, links, BIRD, unbound, a browser, user-mode-linux
 # make scale  lets fleets of SIZES nodes (10,100,1000) live in virtual time, and prints as a table what they take, and how that grows
 # make fuzz   runs every fuzz target for FUZZTIME each (30s)
 
@@ -12,12 +14,14 @@ COUNT    ?= 6
 SEEDS    ?= 1000
 VERIFYTIME ?= 2m
 SIZES    ?= 10,100,1000
+ROUNDS   ?= 7
+SAMPLE   ?= 5s
 
 # The race detector needs a C compiler; without one the tests run without it, and say so.
 RACE := $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo -race)
 export GOTOOLCHAIN ?= local
 
-.PHONY: all build run test check verify bench scale fuzz clean
+.PHONY: all build run test check lab verify bench peers scale fuzz clean
 
 all: build
 
@@ -36,15 +40,31 @@ check:
 	$(GO) vet ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 
+# One package after the other, since they measure times. The race detector's memory does not fit into user-mode-linux, so what runs there is
+# run again without it.
+lab: export PERIGEE_LAB = required
+lab:
+	$(GO) test $(RACE) -count 1 -p 1 -timeout 30m ./edge/anycast ./testbed/netns ./testbed/pump ./testbed/page ./testbed/bench ./testbed/bed
+	$(GO) test $(RACE) -count 1 -p 1 -timeout 40m -run 'Router|Testbed' . ./cmd/perigee
+	$(GO) test -count 1 -p 1 -run 'AnotherKernel' ./testbed/netns
+	$(GO) test -count 1 -p 1 -timeout 20m ./testbed/uml
+
 # The processes first: a thousand seeds take a quarter of an hour on two cores.
 verify:
 	$(GO) test -count 1 -v -timeout 30m -run 'NoAcknowledgedChange|ARollingUpgrade' ./testbed/procs -linear.for $(VERIFYTIME) -upgrades
 	PERIGEE_SEEDS=$(SEEDS) $(GO) test -count 1 -v -timeout 3h -run AppliesAreLinearizable ./testbed
 
-bench:
-	$(GO) test -run '^$$' -bench . -skip '^BenchmarkCluster' -benchmem -count $(COUNT) ./... | tee bench.txt
+bench: build
+	$(GO) test -run '^$$' -bench . -skip '^BenchmarkCluster' -benchmem -count $(COUNT) $$($(GO) list ./... | grep -v '/testbed/pump$$') | tee bench.txt
 	$(GO) tool -modfile=tools/go.mod benchstat bench.txt
+	bin/perigee bench --micro bench.txt --json bench.json --html bench.html --rounds $(ROUNDS) --duration $(SAMPLE)
 	$(GO) test -run '^$$' -bench '^BenchmarkCluster' -benchtime 1x -timeout 1h ./testbed ./testbed/procs
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./testbed/pump
+
+# Programs to be measured beside that are Go modules; Debian has the others.
+peers:
+	cd tools/peers/caddy && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../../bin/peers/caddy github.com/caddyserver/caddy/v2/cmd/caddy
+	cd tools/peers/coredns && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../../bin/peers/coredns github.com/coredns/coredns
 
 # A binary of its own, so that nothing but the table is written to stdout. 1,000 nodes in one process make much garbage: they have some 10 GB.
 scale:
@@ -59,4 +79,4 @@ fuzz:
 	done
 
 clean:
-	rm -rf bin bench.txt
+	rm -rf bin bench.txt bench.json bench.html
