@@ -1,7 +1,6 @@
 package front
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"log"
@@ -164,31 +163,9 @@ func (d *door) newServer() *http.Server {
 	s.Protocols.SetHTTP1(true)
 	if d.key.tls {
 		s.Protocols.SetHTTP2(true)
-		s.TLSConfig = &tls.Config{
-			MinVersion:         tls.VersionTLS12,
-			GetCertificate:     d.front.config.Certificate,
-			GetConfigForClient: d.configFor,
-		}
+		s.TLSConfig = d.tlsConfig()
 	}
 	return s
-}
-
-// configFor is the TLS that who is behind the door brings; nil: that of all doors. Session tickets are the door's own.
-func (d *door) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-	own := d.behind.Load().TLSConfig
-	if own == nil {
-		return nil, nil
-	}
-	if own.GetConfigForClient != nil {
-		theirs, err := own.GetConfigForClient(hello)
-		if err != nil {
-			return nil, err
-		}
-		own = cmp.Or(theirs, own)
-	}
-	own = own.Clone()
-	own.NextProtos = []string{"h2", "http/1.1"}
-	return own, nil
 }
 
 // acceptor is a door as its server sees it.

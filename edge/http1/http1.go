@@ -1,0 +1,51 @@
+// Package http1 is the head of an HTTP/1 request as bytes: read strictly, without allocation, and graded by how far two
+// readers of it could disagree about where it ends. It opens no sockets and answers nothing: node/front reads from
+// connections, edge/cdn answers.
+//
+// When things break: what is not of the plain form is no error here. It is left, bytes and all, to net/http.
+package http1
+
+import (
+	"net/netip"
+	"os"
+)
+
+// Field is one line of a header, as it was sent. The name is a token; the value has no white space around it.
+type Field struct{ Name, Value []byte }
+
+// Request is the head of a request of the plain form: GET or HEAD for an origin-form target by HTTP/1.1, one Host, no body,
+// nothing that would make its connection another protocol's. All of it aliases the buffer that it was read from, and is
+// good until the answer is written.
+type Request struct {
+	Head   bool   // the method is HEAD; else it is GET
+	Target []byte // as it was sent
+	Path   []byte // of Target
+	Query  []byte // of Target, without the question mark
+	Host   []byte // as it was sent
+	Fields []Field
+	Bytes  int // of the request line and the header, with their ends
+
+	// What who reads from the connection knows besides.
+	TLS    bool
+	Remote netip.AddrPort
+}
+
+// Response is an answer that is there already. What answers appends the status line and all fields, with the empty line at
+// their end, to Head, which comes with room. There is no Connection among the fields: who writes it to the connection
+// knows whether that stays open, and adds it.
+type Response struct {
+	Status int
+	Head   []byte
+	// Body is what follows. It is shared, and nobody changes it.
+	Body []byte
+	// File, if it is set, follows Body: so many bytes of a file, from an offset on.
+	File   *os.File
+	Offset int64
+	Length int64
+	// Done, if it is set, is called when File is not read any more.
+	Done func()
+}
+
+// Quick answers a request of the plain form at once, without waiting for anything and without allocation, or says that it
+// does not: then the request is served as any other. It is called by many goroutines at a time.
+type Quick func(q *Request, a *Response) bool
