@@ -45,6 +45,7 @@ var doors = []struct {
 	{"origin/...", []string{"origin/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone"}},
 	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace"}},
 	{"edge/http1", nil},
+	{"edge/cache/disk", []string{"cluster/file"}},
 	{"edge/...", []string{"edge/...", "origin/...", "dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone"}},
 	{"node/front", []string{"edge/http1"}},
 	{"node/metrics", nil},
