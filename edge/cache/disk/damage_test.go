@@ -436,3 +436,50 @@ func FuzzSegment(f *testing.F) {
 		}
 	})
 }
+
+// TestAnIndexThatIsLostWhileItRunsDoesNotMatter spoils the index of a segment that is sealed. What is in it is yielded still, and goes
+// when it is its turn.
+func TestAnIndexThatIsLostWhileItRunsDoesNotMatter(t *testing.T) {
+	cfg := Config{Dir: t.TempDir(), Bytes: smallBytes, Objects: 10000}
+	s := openStore(t, cfg, small())
+	for i := range 100 {
+		keep(t, s, fmt.Sprint(i), "", filled(1000, uint64(i)))
+	}
+	flush(t, s)
+	first := filepath.Join(cfg.Dir, segmentName(1))
+	info, err := os.Stat(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(first, info.Size()-1); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for range s.All() {
+		n++
+	}
+	if n != 100 {
+		t.Errorf("%d of 100 are yielded", n)
+	}
+	look(t, s, "0")
+	for i := 100; i < 1100; i++ {
+		keep(t, s, fmt.Sprint(i), "", filled(1000, uint64(i)))
+	}
+	flush(t, s)
+	if _, err := os.Stat(first); err == nil {
+		t.Error("it does not go")
+	}
+	if _, _, ok := look(t, s, "0"); !ok {
+		t.Error("what was read of it was not carried over")
+	}
+	if _, _, ok := look(t, s, "1"); ok {
+		t.Error("what was not read of it is there")
+	}
+	n = 0
+	for range s.All() {
+		n++
+	}
+	if c := s.Counters(); uint64(n) != c["disk_objects"] || c["disk_damaged_total"] != 0 {
+		t.Errorf("%d are yielded: %v", n, c)
+	}
+}

@@ -67,6 +67,9 @@ const (
 	// A segment is a sixteenth of the store, and at most this: so removing one takes at most a sixteenth away.
 	maxSegment = 256 << 20
 	perStore   = 16
+	// maxRecords is how many records a segment may have: its index is in memory while it is written, and when it goes. It is
+	// sealed before it has more.
+	maxRecords = 256 << 10
 	// maxBody is the largest body in any store. In a small one it is half a segment (MaxBody).
 	maxBody = 64 << 20
 	// bytesPerObject is how many bytes of the store there are for each object that may be in it, if Config does not say: so that

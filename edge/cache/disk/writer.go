@@ -270,7 +270,7 @@ func (s *Store) add(it *item) error {
 			return err
 		}
 	}
-	if s.active == nil || s.again || s.tail+need+s.footerRoom() > s.segment {
+	if s.active == nil || s.again || s.tail+need+s.footerRoom() > s.segment || len(s.active.entries)+len(s.wrote) >= maxRecords {
 		if err := s.roll(); err != nil {
 			return err
 		}
