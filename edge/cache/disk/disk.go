@@ -137,6 +137,11 @@ type Store struct {
 	stop chan struct{} // closed by Close
 	done chan struct{} // the writer has ended
 
+	stateMu      sync.Mutex // orders writes of the state's file, and guards:
+	stateSegment uint32     // what of the log must be there for the state to stand
+	stateOffset  uint32
+	stateRoom    atomic.Int64 // what the file takes, while it is written anew, too
+
 	writer // what only the writer's goroutine touches, once the store is open
 
 	zombies atomic.Int64 // bytes of removed segments that are still read
@@ -370,14 +375,37 @@ func (s *Store) next(number uint32) (uint32, []entry, bool) {
 // error of what could not be, or ErrFailing.
 func (s *Store) Flush() error { return s.barrier(nil, false) }
 
-// SetState keeps a few bytes, at most 16 KiB, for who asks State after a restart. When it returns, they are on disk, and so is
-// all that was put and deleted before.
+// SetState keeps some bytes for who asks State after a restart: at most MaxState. When it returns, they are on disk, and so is
+// all that was put and deleted before. One goroutine at a time sets.
 func (s *Store) SetState(state []byte) error {
-	if len(state) > maxState {
+	if int64(len(state)) > s.MaxState() {
 		return ErrTooLarge
 	}
 	return s.barrier(bytes.Clone(state), true)
 }
+
+// Restate keeps other bytes in place of those that were set, without waiting for anything else: what was put and deleted since SetState may
+// still be lost with the power. Where there is no state, it is ErrMissing.
+func (s *Store) Restate(state []byte) error {
+	if int64(len(state)) > s.MaxState() {
+		return ErrTooLarge
+	}
+	s.stateMu.Lock()
+	defer s.stateMu.Unlock()
+	s.mu.RLock()
+	there, closed := s.state != nil, s.closed
+	s.mu.RUnlock()
+	switch {
+	case closed:
+		return ErrClosed
+	case !there:
+		return ErrMissing
+	}
+	return s.writeState(bytes.Clone(state))
+}
+
+// MaxState is the largest state, in bytes.
+func (s *Store) MaxState() int64 { return min(maxState, s.segment/16) }
 
 // State is what was last set. It is nil where nothing was, and where a part of what was deleted before it was set may be back,
 // because files were damaged or are missing: then nothing that was ever deleted can be relied on to be gone.

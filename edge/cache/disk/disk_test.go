@@ -528,8 +528,33 @@ func TestTheStateIsThereAfterARestart(t *testing.T) {
 			t.Fatalf("after a restart it is %q", s.State())
 		}
 	}
-	if err := s.SetState(make([]byte, maxState+1)); !errors.Is(err, ErrTooLarge) {
+	if err := errors.Join(s.SetState(make([]byte, s.MaxState()+1)), s.Restate(make([]byte, s.MaxState()+1))); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("a large one: %v", err)
+	}
+	large := filled(int(s.MaxState()), 1)
+	if err := s.SetState(large); err != nil {
+		t.Fatal(err)
+	}
+	for j := range 2000 {
+		keep(t, s, fmt.Sprint(j), "", filled(1000, 1))
+		if j%100 == 0 {
+			flush(t, s)
+			if used := taken(t, cfg.Dir) + s.MaxState(); used > cfg.Bytes { // as if it was being written anew
+				t.Fatalf("with a large one it takes %d of %d", used, cfg.Bytes)
+			}
+		}
+	}
+	if err := s.Restate([]byte("later")); err != nil || string(s.State()) != "later" {
+		t.Errorf("restated it is %q, %v", s.State(), err)
+	}
+	s.Close()
+	s = openStore(t, cfg, small())
+	if string(s.State()) != "later" {
+		t.Errorf("after a restart it is %q", s.State())
+	}
+	empty := openStore(t, Config{Dir: t.TempDir(), Bytes: smallBytes}, small())
+	if err := empty.Restate([]byte("first")); !errors.Is(err, ErrMissing) {
+		t.Errorf("restated without one: %v", err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -329,6 +330,7 @@ func TestAStateIsNotBelievedToBeFlushedWhenItIsNot(t *testing.T) {
 
 // played is a disk that is written down: what is on it for certain if the power goes, and what may be.
 type played struct {
+	mu      sync.Mutex // one operation at a time
 	dir     string
 	t       *testing.T
 	content map[string][]byte // by name, as flushed last
@@ -342,20 +344,20 @@ func (p *played) knobs() knobs {
 	real := k.system
 	base := filepath.Base
 	k.system = file.System{
-		Open: func(path string, flag int) (*os.File, error) { p.op(); return real.Open(path, flag) },
+		Open: func(path string, flag int) (*os.File, error) { defer p.op()(); return real.Open(path, flag) },
 		WriteAt: func(f *os.File, b []byte, at int64) (int, error) {
-			p.op()
+			defer p.op()()
 			n, err := real.WriteAt(f, b[:len(b)/2], at)
 			if err != nil {
 				return n, err
 			}
-			p.op()
+			p.next()
 			m, err := real.WriteAt(f, b[n:], at+int64(n))
 			return n + m, err
 		},
-		Truncate: func(f *os.File, size int64) error { p.op(); return real.Truncate(f, size) },
+		Truncate: func(f *os.File, size int64) error { defer p.op()(); return real.Truncate(f, size) },
 		Sync: func(f *os.File) error {
-			p.op()
+			defer p.op()()
 			data, err := os.ReadFile(f.Name())
 			p.content[base(f.Name())] = data
 			if _, ok := p.names[base(f.Name())]; ok {
@@ -364,18 +366,18 @@ func (p *played) knobs() knobs {
 			return err
 		},
 		Rename: func(from, to string) error {
-			p.op()
+			defer p.op()()
 			p.content[base(to)] = p.content[base(from)]
 			delete(p.content, base(from))
 			return real.Rename(from, to)
 		},
 		Remove: func(path string) error {
-			p.op()
+			defer p.op()()
 			delete(p.content, base(path))
 			return real.Remove(path)
 		},
 		SyncDir: func(path string) error {
-			p.op()
+			defer p.op()()
 			p.names = map[string][]byte{}
 			names, err := os.ReadDir(path)
 			for _, n := range names {
@@ -387,7 +389,14 @@ func (p *played) knobs() knobs {
 	return k
 }
 
-func (p *played) op() {
+// op begins an operation, at which the power may go; what it returns ends it.
+func (p *played) op() (end func()) {
+	p.mu.Lock()
+	p.next()
+	return p.mu.Unlock
+}
+
+func (p *played) next() {
 	p.ops++
 	p.at()
 }
@@ -457,7 +466,7 @@ func TestWhereverThePowerGoes(t *testing.T) {
 			op                 int
 			least, most, state int64
 		}
-		var crashes []crash // of the writer's, and looked at while it has nothing to do
+		var crashes []crash // looked at while nothing is written
 		p.at = func() {
 			if when.IntN(12) == 0 {
 				c := crash{dir: filepath.Join(dir, fmt.Sprint("crashed", p.ops)), op: p.ops, least: ended.Load(), most: begun.Load()}
@@ -471,6 +480,13 @@ func TestWhereverThePowerGoes(t *testing.T) {
 		clean := []map[string]int{{}} // at each state, by key: which version may be there; what came before is gone
 		for step := range 300 {
 			h.act(t, s, r)
+			if step%10 == 5 { // which says no more of what is gone than the one before
+				clean = append(clean, clean[len(clean)-1])
+				if err := s.Restate(fmt.Append(nil, begun.Add(1))); err != nil {
+					t.Fatal(err)
+				}
+				ended.Store(begun.Load())
+			}
 			if step%10 > 0 {
 				continue
 			}

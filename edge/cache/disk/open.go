@@ -26,7 +26,10 @@ const (
 
 // stateMagic begins the file of the state: it, a segment and an offset (4 bytes each) up to which all was flushed, the state, and the
 // CRC-32C of all that (4).
-const stateMagic = "pgstate\x01"
+const (
+	stateMagic = "pgstate\x01"
+	stateFixed = len(stateMagic) + 12
+)
 
 func segmentName(number uint32) string { return fmt.Sprintf("%08x%s", number, segmentEnd) }
 
@@ -172,7 +175,8 @@ func (s *Store) load(numbers []uint32) error {
 		all = append(all, g)
 	}
 	if state != nil && nothingMissing(all, segment, offset) {
-		s.state = state
+		s.state, s.stateSegment, s.stateOffset = state, segment, offset
+		s.stateRoom.Store(2 * stateSize(state))
 	} else if err := s.forgetState(); err != nil {
 		return err
 	}
@@ -281,8 +285,12 @@ func (s *Store) loadSegment(number uint32) (loaded, error) {
 
 // readState reads the state, and up to where all was flushed when it was set.
 func (s *Store) readState() (state []byte, segment, offset uint32) {
-	b, err := os.ReadFile(filepath.Join(s.dir, stateName))
-	if err != nil || len(b) < len(stateMagic)+12 || string(b[:len(stateMagic)]) != stateMagic ||
+	path := filepath.Join(s.dir, stateName)
+	if info, err := os.Stat(path); err != nil || info.Size() > maxState+int64(stateFixed) {
+		return nil, 0, 0
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) < stateFixed || string(b[:len(stateMagic)]) != stateMagic ||
 		sumOf(b[:len(b)-4]) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
 		return nil, 0, 0
 	}

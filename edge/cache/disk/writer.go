@@ -247,7 +247,10 @@ func (s *Store) write(batch []*item) {
 func (s *Store) add(it *item) error {
 	if it.kind == barrier {
 		err := s.flush()
-		if err == nil && it.set {
+		if it.set && err == nil {
+			err = s.makeRoom(max(0, 2*stateSize(it.state)-s.stateRoom.Load()), true)
+		}
+		if it.set && err == nil {
 			if err = s.saveState(it.state); err != nil {
 				it.done <- err // who set it may try again; the store goes on
 				return nil
@@ -429,7 +432,7 @@ func (s *Store) publish(w wrote) {
 
 // used is what all takes on the disk, or will when the active segment is sealed; without what is removed and still read.
 func (s *Store) used() int64 {
-	used := s.sealed + nameRoom
+	used := s.sealed + nameRoom + s.stateRoom.Load()
 	if s.active != nil {
 		used += roundUp(s.tail+s.footerRoom(), aligned)
 	}
@@ -729,8 +732,9 @@ func (s *Store) abandon(err error) {
 	s.queue = nil
 }
 
-// maxState bounds the state, in bytes.
-const maxState = 16 << 10
+// maxState bounds the state, in bytes, and a sixteenth of a segment does: written anew it takes twice that, for which there is
+// always room below the limit.
+const maxState = 4 << 20
 
 // saveState flushes all that was written, and keeps the state with the place up to which that is.
 func (s *Store) saveState(state []byte) error {
@@ -750,13 +754,21 @@ func (s *Store) saveState(state []byte) error {
 		g.dirty = false
 	}
 	s.unsynced = nil
-	b := append([]byte{}, stateMagic...)
-	segment, offset := s.before, s.ended
+	s.stateMu.Lock()
+	defer s.stateMu.Unlock()
+	s.stateSegment, s.stateOffset = s.before, s.ended
 	if s.active != nil {
-		offset = uint32(s.active.end)
+		s.stateOffset = uint32(s.active.end)
 	}
-	b = binary.LittleEndian.AppendUint32(b, segment)
-	b = binary.LittleEndian.AppendUint32(b, offset)
+	return s.writeState(state)
+}
+
+// writeState writes the state's file. s.stateMu is held.
+func (s *Store) writeState(state []byte) error {
+	s.stateRoom.Store(max(s.stateRoom.Load(), 2*stateSize(state)))
+	b := append(make([]byte, 0, len(state)+stateFixed), stateMagic...)
+	b = binary.LittleEndian.AppendUint32(b, s.stateSegment)
+	b = binary.LittleEndian.AppendUint32(b, s.stateOffset)
 	b = append(b, state...)
 	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 	err := s.system.Replace(filepath.Join(s.dir, stateName), writeAll(b))
@@ -764,6 +776,10 @@ func (s *Store) saveState(state []byte) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.state = state
+		s.stateRoom.Store(2 * stateSize(state))
 	}
 	return err
 }
+
+// stateSize is what a state takes on the disk.
+func stateSize(state []byte) int64 { return roundUp(int64(len(state)+stateFixed), aligned) }
