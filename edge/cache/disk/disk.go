@@ -73,7 +73,7 @@ const (
 	// maxBody is the largest body in any store. In a small one it is half a segment (MaxBody).
 	maxBody = 64 << 20
 	// bytesPerObject is how many bytes of the store there are for each object that may be in it, if Config does not say: so that
-	// a flood of tiny objects does not take the memory instead, at up to 80 bytes each. Beyond, the oldest segment goes.
+	// a flood of tiny objects does not take the memory instead, at up to 60 bytes each. Beyond, the oldest segment goes.
 	bytesPerObject = 2 << 10
 	// pendingBytes is how much may wait to be written, in memory, if Config does not say. What does not fit is refused.
 	pendingBytes = 64 << 20
@@ -90,7 +90,7 @@ type Config struct {
 	// Bytes bounds what all files in the folder take on the disk; at least 16 MiB. Removed files that are still being read
 	// count.
 	Bytes int64
-	// Objects bounds how many there are, each taking 40 to 80 bytes of memory. 0 is one for each 2 KiB of Bytes.
+	// Objects bounds how many there are, each taking 30 to 60 bytes of memory. 0 is one for each 2 KiB of Bytes.
 	Objects int
 	// Pending bounds what waits to be written, in bytes of memory. 0 is 64 MiB.
 	Pending int64
