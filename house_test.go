@@ -83,6 +83,7 @@ var behind = map[string][]string{
 	"github.com/oschwald/maxminddb-golang": {"dnsgeo/geo"},
 	"github.com/gaissmai/bart":             {"dnsgeo/geo", "node"}, // node: who is blocked
 	"github.com/maypok86/otter":            {"edge/cache"},
+	"github.com/dunglas/httpsfv":           {"edge/cache"},
 	"github.com/pires/go-proxyproto":       {"node/front"},
 	"github.com/spf13/cobra":               {"cmd/perigee"},
 	"github.com/osrg/gobgp":                {"edge/anycast"},

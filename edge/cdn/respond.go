@@ -31,10 +31,16 @@ const notFromCache = time.Duration(-1)
 // notModifiedFields are what a 304 carries (RFC 9110 §15.4.5), and Via.
 var notModifiedFields = []string{"Cache-Control", "Content-Location", "Date", "Etag", "Expires", "Vary", "Via"}
 
-// head writes the status and header of an answer of the cache. Size is that of the whole body, −1 if not known.
-func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, size int64, from []string, s cache.Status, age time.Duration, id string) {
+// head writes the status and header of an answer of the cache. Size is that of the whole body, −1 if not known. It returns
+// what the body is made of where that has several parts, else nil.
+func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, size int64, from []string, s cache.Status, age time.Duration, id string) (parts *byteranges) {
 	h := w.Header()
 	switch a.Status {
+	case o.Status:
+		maps.Copy(h, o.Header)
+		if _, known := h["Content-Length"]; !known && size >= 0 && hasBody(a.Status) {
+			h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
+		}
 	case http.StatusNotModified:
 		for _, name := range notModifiedFields {
 			if lines := o.Header[name]; lines != nil {
@@ -43,19 +49,21 @@ func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, siz
 		}
 	case http.StatusPartialContent:
 		maps.Copy(h, o.Header)
+		if a.Parts != nil {
+			parts = newByteranges(h, a, o.Header.Get("Content-Type"), size)
+			break
+		}
 		h["Content-Range"] = []string{fmt.Sprintf("bytes %d-%d/%d", a.Start, a.Start+a.Length-1, size)}
 		h["Content-Length"] = []string{strconv.FormatInt(a.Length, 10)}
 	case http.StatusRequestedRangeNotSatisfiable:
 		h["Content-Range"] = []string{fmt.Sprintf("bytes */%d", size)}
 		h["Content-Length"] = []string{"0"}
-	default:
-		maps.Copy(h, o.Header)
-		if _, known := h["Content-Length"]; !known && size >= 0 && hasBody(a.Status) {
-			h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
-		}
+	case http.StatusPreconditionFailed:
+		h["Content-Length"] = []string{"0"}
 	}
 	p.say(h, a.Status, from, s, age, id)
 	w.WriteHeader(a.Status)
+	return parts
 }
 
 func hasBody(status int) bool {
