@@ -2,6 +2,7 @@ package cache
 
 import (
 	"math"
+	"net/http"
 	"testing"
 	"time"
 
@@ -74,4 +75,23 @@ func TestWhatAViewerDemandsOfAKeptResponse(t *testing.T) {
 			t.Errorf("%q of %q, fenced: got %v", c.demand, c.control, got)
 		}
 	}
+}
+
+func FuzzDemand(f *testing.F) {
+	for _, line := range []string{"no-cache", "max-stale", `max-age="5", min-fresh=6`, "max-stale=99999999999999999999", `="`, "only-if-cached=,no-store"} {
+		f.Add(line, "no-cache")
+	}
+	f.Fuzz(func(t *testing.T, control, pragma string) {
+		h := http.Header{"Cache-Control": {control}, "Pragma": {pragma}}
+		d := policy(follows).Demand(h)
+		for _, n := range []Delta{d.MaxAge, d.MinFresh, d.MaxStale} {
+			if n.Value < 0 || !n.Given && n.Value != 0 {
+				t.Fatalf("%q: %+v", control, d)
+			}
+		}
+		h["Cache-Control"] = append(h["Cache-Control"], "no-store, no-cache")
+		if d := policy(follows).Demand(h); !d.NoStore || !d.NoCache {
+			t.Fatalf("%q hides the line below it", control)
+		}
+	})
 }
