@@ -30,8 +30,7 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 		p.past(w, r, d, demand, cache.Status{Forward: cache.ByRequest, Detail: "no-store"})
 		return
 	}
-	early := interimTo(w, r)
-	defer early.over()
+	var early *interim
 	forward, detail := "", ""
 	for range looks {
 		now := time.Now()
@@ -75,6 +74,10 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 		if demand.OnlyIfCached {
 			break
 		}
+		if early == nil { // a hit needs none
+			early = interimTo(w, r)
+			defer early.over()
+		}
 		id := newID()
 		ask, err := p.cache.Ask(r.Context(), p.want(r, d, key, id, early), found)
 		if err == nil {
@@ -90,14 +93,12 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 			p.refuse(w, r, http.StatusServiceUnavailable, "too many requests wait for origins", "")
 			return
 		case !errors.Is(err, cache.ErrAlone):
-			early.over()
 			status, reason := failure(err)
 			p.refuse(w, r, status, reason, "")
 			return
 		}
 		break
 	}
-	early.over()
 	p.past(w, r, d, demand, cache.Status{Forward: forward, Detail: detail})
 }
 
