@@ -150,8 +150,11 @@ func (o *Object) condition(h http.Header) (status int) {
 		}
 	} else if at, ok := o.since(h, "If-Modified-Since"); ok {
 		modified, known := o.lastModified()
-		if !known { // it is no older than it is (RFC 9111 §4.3.2)
-			modified = date(o.Header, o.received)
+		if !known { // it was not modified since it was made (RFC 9111 §4.3.2)
+			modified, known = httpDate(o.Header.Get("Date"), o.received)
+		}
+		if !known {
+			modified = o.received
 		}
 		if !modified.After(at) {
 			return http.StatusNotModified

@@ -119,14 +119,18 @@ func rules() (all []rule) {
 	category = "age"
 	plain(required, "older than its lifetime on arrival", asked, "Date: +0", "Cache-Control: max-age=3600", "Age: 7200")
 	plain(required, "younger than its lifetime on arrival", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: 1800")
-	plain(behaviour, "no number is no age", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: abc")
-	plain(behaviour, "a negative age is no age", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: -7200")
-	plain(behaviour, "a fraction is no age", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: 7200.0")
-	plain(behaviour, "a parameter makes it no age", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: 7200;foo=bar")
+	plain(required, "no number is no age", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: abc")
+	plain(required, "a negative age is no age", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: -7200")
+	plain(required, "a fraction is no age", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: 7200.0")
+	plain(required, "a parameter makes it no age", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: 7200;foo=bar")
 	plain(required, "of two the first counts: old", asked, "Date: +0", "Cache-Control: max-age=3600", "Age: 7200, 0")
 	plain(required, "of two the first counts: new", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: 0, 7200")
 	plain(required, "of two lines the first counts: old", asked, "Date: +0", "Cache-Control: max-age=3600", "Age: 7200", "Age: 0")
 	plain(required, "of two lines the first counts: new", cached, "Date: +0", "Cache-Control: max-age=3600", "Age: 0", "Age: 7200")
+	for _, n := range []string{"2147483647", "2147483648", "2147483649"} {
+		plain(required, "of "+n+" s", asked, "Date: +0", "Cache-Control: max-age=3600", "Age: "+n)
+	}
+	plain(required, "twice the same", cached, "Date: +0", "Cache-Control: max-age=10000", "Age: 3600", "Age: 3600")
 	plain(required, "beyond all bounds", asked, "Date: +0", "Cache-Control: max-age=3600", "Age: 99999999999999999999")
 	plain(required, "the date tells it too", asked, "Date: -7200", "Cache-Control: max-age=3600")
 
@@ -484,6 +488,8 @@ func rules() (all []rule) {
 	add(required, "stale-if-error that has gone by", step{sends: []string{"Cache-Control: max-age=2, stale-if-error=1"}}, step{after: 4 * time.Second, status: 500, code: 500})
 	add(optimal, "stale-while-revalidate answers at once and refreshes", step{sends: []string{"Cache-Control: max-age=0, stale-while-revalidate=3600", `ETag: "a"`}, body: "old"},
 		step{after: time.Second, sends: []string{long, `ETag: "b"`}, body: "new", reads: "old"}, step{after: 3 * time.Second, becomes: cached, reads: "new"})
+	add(required, "stale-while-revalidate that brought a no-cache ends", step{sends: []string{"Cache-Control: max-age=1, stale-while-revalidate=60"}}, step{after: 3 * time.Second, sends: []string{"Cache-Control: no-cache"}},
+		step{after: 3 * time.Second, becomes: asked})
 	add(required, "stale-while-revalidate that has gone by", once(asked, 10*time.Second, "Cache-Control: max-age=1, stale-while-revalidate=2")...)
 	for _, d := range []string{"must-revalidate", "proxy-revalidate", "no-cache", "s-maxage=2", "private", "no-store"} {
 		add(required, d+" forbids it", step{sends: []string{"Cache-Control: max-age=2, stale-if-error=60, stale-while-revalidate=60, " + d}}, step{after: 3 * time.Second, drops: true, code: 502})
@@ -575,6 +581,8 @@ func rules() (all []rule) {
 	add(required, "Age goes on with max-age", step{sends: []string{"Cache-Control: max-age=600", "Date: +0", "Age: 30"}}, step{after: 3 * time.Second, becomes: cached, has: []string{"Age: 33"}})
 	add(required, "Date stays", step{sends: []string{"Expires: Fri, 01 Jan 2038 01:01:01 GMT", "Date: Fri, 31 Dec 1999 23:59:59 GMT"}}, step{after: 3 * time.Second, becomes: cached, has: []string{"Date: Fri, 31 Dec 1999 23:59:59 GMT"}})
 	add(required, "Date is added where there is none", step{sends: []string{long}, has: []string{"Date"}})
+	add(required, "Expires stays", step{sends: []string{"Expires: Fri, 01 Jan 2038 01:01:01 GMT"}}, step{after: 3 * time.Second, becomes: cached, has: []string{"Expires: Fri, 01 Jan 2038 01:01:01 GMT"}})
+	add(behaviour, "no Age is said of what has just come", step{sends: []string{long}, lacks: []string{"Age"}})
 	add(required, "another query", step{path: "/?a=1", sends: []string{long}}, step{path: "/?a=2", becomes: asked})
 	add(optimal, "the same query", step{path: "/?a=1", sends: []string{long}}, step{path: "/?a=1", becomes: cached})
 	plain(behaviour, "an attachment by a guess", cached, "Last-Modified: -100000", "Date: +0", "Content-Disposition: attachment; filename=a.txt")

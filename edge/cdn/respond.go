@@ -47,6 +47,9 @@ func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, siz
 				h[name] = lines
 			}
 		}
+		if modified := o.Header.Get("Last-Modified"); modified != "" && o.Header.Get("Etag") == "" { // all that the viewer's copy is known by
+			h["Last-Modified"] = []string{modified}
+		}
 	case http.StatusPartialContent:
 		maps.Copy(h, o.Header)
 		if a.Parts != nil {
