@@ -42,7 +42,7 @@ func (p *Policy) head(status int, cc Control, h http.Header, requested, received
 	if status == http.StatusOK {
 		h.Set("Accept-Ranges", "bytes")
 	}
-	o.vary, _ = vary(h)
+	o.vary = p.selecting(h)
 	return o
 }
 

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -123,6 +124,22 @@ func TestVaryNamesWhatSelected(t *testing.T) {
 	}
 }
 
+func TestOnlyWhatTheOriginIsSentSelects(t *testing.T) {
+	h := header("Vary: Origin, Cookie, X-Lang, Accept-Encoding, User-Agent")
+	for _, c := range []struct {
+		policy *Policy
+		want   []string
+	}{
+		{policy(), []string{"Accept-Encoding"}},
+		{policy(keyed(only("X-Lang"), none, none)), []string{"Accept-Encoding", "X-Lang"}},
+		{policy(keyed(none, only("s"), none)), []string{"Accept-Encoding", "Cookie"}},
+	} {
+		if got := c.policy.selecting(h); !slices.Equal(got, c.want) {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+}
+
 func TestVariantsAreToldApartByWhatTheOriginIsSent(t *testing.T) {
 	p := policy(keyed(only("X-Lang"), only("s"), none))
 	names := []string{"Accept-Encoding", "Cookie", "Origin", "X-Lang"}
@@ -165,6 +182,7 @@ func TestAFieldIsKeyedAndSentInOneForm(t *testing.T) {
 		{"Accept-Language", "de, en", []string{" eN ,   De"}},
 		{"Accept-Language", "de, en;q=0.5, fr;q=0.5, *;q=0.1", []string{"fr;q=0.50, *;Q=0.1,en; q=0.500", "de;q=1.0"}},
 		{"Accept-Language", "en, de;q=high", []string{"en, de;q=high"}},
+		{"Accept-Language", "b" + strings.Repeat(", a", 64), []string{"b" + strings.Repeat(",a", 64)}},
 		{"Accept-Language", "fr;q=0", []string{"fr;q=0.000"}},
 		{"Accept-Charset", "utf-8, x;q=0.001", []string{"x;q=0.001,UTF-8"}},
 		{"Accept", "text/html, */*;q=0.1", []string{"text/html,*/*;q=0.1"}},

@@ -76,9 +76,15 @@ func appendMembers(members []string, line string) []string {
 	return append(members, trim(line[start:]))
 }
 
+// maxWishes is how many preferences are brought in order: more, which no one means, stay as they are.
+const maxWishes = 64
+
 // byWeight is the members of a field of preferences, the most wanted first, those of one weight by name. One that does
 // not read as a name and a weight leaves them all as they are.
 func byWeight(members []string) []string {
+	if len(members) > maxWishes {
+		return members
+	}
 	type wish struct {
 		name   string
 		weight int // in thousandths
@@ -120,6 +126,15 @@ func thousandths(parameter string) (weight int, ok bool) {
 	}
 	n, err := strconv.ParseUint(whole+(fraction + "000")[:3], 10, 16)
 	return int(n), err == nil && n <= 1000
+}
+
+// selecting is what of a response's Vary can select it: the fields that the origin is sent under the policy. The others were the same
+// to the origin, none, whatever a viewer says. So they are few, whatever an origin names.
+func (p *Policy) selecting(h http.Header) []string {
+	names, _ := vary(h)
+	return slices.DeleteFunc(names, func(name string) bool {
+		return name != "Accept-Encoding" && !slices.Contains(p.headers, name) && !(name == "Cookie" && p.KeysCookies())
+	})
 }
 
 // secondary is the secondary key of a request by the fields named (RFC 9111 §4.1), in the canonical form of Key.
