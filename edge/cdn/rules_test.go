@@ -318,6 +318,33 @@ func TestWhereTheOriginIsKnownToBeDownNobodyWaits(t *testing.T) {
 	})
 }
 
+func TestASilentOriginDoesNotTakeUpAllFills(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		var down atomic.Bool
+		w.origin(func(rw http.ResponseWriter, r *http.Request) {
+			if down.Load() {
+				<-r.Context().Done()
+				return
+			}
+			rw.Header().Set("Cache-Control", "max-age=10, stale-while-revalidate=86400")
+			fmt.Fprint(rw, r.URL.Path)
+		})
+		for i := range 100 {
+			w.must(fmt.Sprint("/", i), 200, "Miss", "*")
+		}
+		down.Store(true)
+		time.Sleep(time.Minute)
+		w.must("/0", 200, "Hit", "/0")
+		time.Sleep(31 * time.Second) // and now it is known
+		for i := range 100 {
+			w.must(fmt.Sprint("/", i), 200, "Hit", "*")
+		}
+		if busy := w.Counters()["cache_fills"]; busy > 10 {
+			t.Errorf("%d fills wait for it", busy)
+		}
+	})
+}
+
 func TestAnUnsafeMethodForgetsWhatItsAnswerNames(t *testing.T) {
 	for _, c := range []struct {
 		name     string

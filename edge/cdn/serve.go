@@ -49,7 +49,9 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 				p.hit(w, r, o, now, "")
 				return
 			case cache.StaleWhileRevalidate:
-				p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
+				if down := &d.Behavior.down; !down.is(now) || down.probe(now) {
+					p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
+				}
 				p.hit(w, r, o, now, "stale-while-revalidate")
 				return
 			case cache.StaleIfError:
