@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -610,11 +611,11 @@ func expand(line string) (name, value string) {
 // try runs a case, and says what is wrong, if anything.
 func (r rule) try(t *testing.T) (faults []string) {
 	inWorld(t, lawful, func(t *testing.T, w *world) {
-		var now step
-		count := 0
+		var now atomic.Pointer[step]
+		var count atomic.Int32
 		w.raw(func(q *http.Request, c net.Conn) {
-			s, status := now, max(now.status, 200)
-			count++
+			s := now.Load()
+			status, n := max(s.status, 200), count.Add(1)
 			if s.drops {
 				return
 			}
@@ -629,7 +630,7 @@ func (r rule) try(t *testing.T) (faults []string) {
 			}
 			body := s.body
 			if body == "" {
-				body = fmt.Sprint("response ", count)
+				body = fmt.Sprint("response ", n)
 			}
 			fmt.Fprintf(out, "HTTP/1.1 %d Status\r\n", status)
 			length, end := status != 204 && status != 304, "Connection: close\r\n\r\n"
@@ -654,7 +655,7 @@ func (r rule) try(t *testing.T) (faults []string) {
 				faults = append(faults, fmt.Sprintf("request %d: ", i+1)+fmt.Sprintf(format, a...))
 			}
 			time.Sleep(s.after)
-			now = s
+			now.Store(&s)
 			before := len(w.requests())
 			var viewer []string
 			for _, line := range s.viewer {

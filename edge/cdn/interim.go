@@ -3,6 +3,7 @@ package cdn
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -17,12 +18,22 @@ const maxInterim = 16
 var errInterim = errors.New("the origin sends interim responses without end")
 
 // interim passes an origin's interim responses (103 Early Hints above all) on to the viewer whose request they answer, as
-// RFC 9110 §15.2 asks. They are never kept, and who joins another's fill gets none. They come on the origin's goroutine while the
-// viewer's waits, so the viewer's must call over before it writes or leaves.
+// RFC 9110 §15.2 asks. They are never kept, and who joins another's fill gets none. They come on the origin's goroutine, which many
+// viewers may wait for, and are written on one of their own, which this viewer alone waits for: in over, which is to be called
+// before anything else is written, and before the viewer is left.
 type interim struct {
-	mu   sync.Mutex
-	w    http.ResponseWriter // nil: not passed on, only counted
-	sent int
+	w http.ResponseWriter // nil: they are only counted
+
+	mu      sync.Mutex
+	sent    int
+	ended   bool
+	waiting chan hint // of maxInterim; nil until there is one
+	written sync.WaitGroup
+}
+
+type hint struct {
+	status int
+	header http.Header
 }
 
 // interimTo is for the viewer of a request. Of HTTP/1.0 none knows interim responses.
@@ -33,11 +44,15 @@ func interimTo(w http.ResponseWriter, r *http.Request) *interim {
 	return &interim{w: w}
 }
 
-// over ends the passing on.
+// over ends the passing on, when all that has come is written.
 func (i *interim) over() {
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.w = nil
+	if !i.ended && i.waiting != nil {
+		close(i.waiting)
+	}
+	i.ended = true
+	i.mu.Unlock()
+	i.written.Wait()
 }
 
 // watch has a request's interim responses passed on.
@@ -51,24 +66,30 @@ func (i *interim) pass(status int, from textproto.MIMEHeader) error {
 	if i.sent++; i.sent > maxInterim {
 		return errInterim
 	}
-	if i.w == nil || status <= http.StatusSwitchingProtocols { // 100 is between us and the origin
+	if i.w == nil || i.ended || status <= http.StatusSwitchingProtocols { // 100 is between us and the origin
 		return nil
 	}
-	h := i.w.Header()
-	was := h.Clone()
-	clear(h)
-	for name, lines := range from {
-		if !slices.Contains(hopByHop, name) && name != "Set-Cookie" {
-			h[name] = lines
-		}
+	if i.waiting == nil {
+		i.waiting = make(chan hint, maxInterim)
+		i.written.Go(i.write)
 	}
-	for _, name := range nominated(http.Header(from)) {
-		delete(h, name)
+	h := http.Header(from)
+	for _, name := range slices.Concat(nominated(h), hopByHop) {
+		h.Del(name)
 	}
-	i.w.WriteHeader(status)
-	clear(h)
-	for name, lines := range was {
-		h[name] = lines
-	}
+	h.Del("Set-Cookie")
+	i.waiting <- hint{status, h}
 	return nil
+}
+
+func (i *interim) write() {
+	h := i.w.Header()
+	for one := range i.waiting {
+		was := maps.Clone(h)
+		clear(h)
+		maps.Copy(h, one.header)
+		i.w.WriteHeader(one.status)
+		clear(h)
+		maps.Copy(h, was)
+	}
 }

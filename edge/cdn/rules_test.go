@@ -9,6 +9,7 @@ import (
 	"mime/multipart"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
 	"net/netip"
 	"net/textproto"
@@ -118,6 +119,37 @@ func TestEarlyHintsAreForWhoAskedFirst(t *testing.T) {
 		if got := hinted("POST"); got != hint {
 			t.Errorf("a request past the cache got %q", got)
 		}
+	})
+}
+
+// stuck is a viewer who does not read.
+type stuck struct {
+	http.ResponseWriter
+	free chan struct{}
+}
+
+func (s stuck) WriteHeader(int) { <-s.free }
+
+func TestAViewerWhoDoesNotReadHintsHoldsUpNobody(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		w.origin(func(rw http.ResponseWriter, r *http.Request) {
+			rw.WriteHeader(http.StatusEarlyHints)
+			time.Sleep(time.Second)
+			fmt.Fprint(rw, "hello")
+		})
+		free := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			w.ServeHTTP(stuck{httptest.NewRecorder(), free}, httptest.NewRequest("GET", "http://www.test/", nil))
+		})
+		synctest.Wait()
+		began := time.Now()
+		w.must("/", 200, "Miss", "hello")
+		if since := time.Since(began); since > 5*time.Second {
+			t.Errorf("another waited %v", since)
+		}
+		close(free)
+		wg.Wait()
 	})
 }
 
