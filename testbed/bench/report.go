@@ -207,7 +207,7 @@ func (r RowResult) line(g GoalResult) string {
 		text += fmt.Sprintf(", "+format+" ("+format+"–"+format+")", g.Figure.Median, g.Figure.Low, g.Figure.High)
 	}
 	if g.ByCPU {
-		text += " by CPU, as the load was the limit"
+		text += " by CPU, as not both filled their core"
 	}
 	return text
 }
