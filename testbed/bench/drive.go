@@ -130,17 +130,14 @@ func (d *drive) loop(ctx context.Context, poll int, callers []*caller) (m Measur
 			c.busy, c.due = true, at
 			sent++
 		}
-		if over(now) {
-			switch {
-			case d.pace == 0 && d.count == 0, m.Count == sent:
-				now = time.Since(began)
-				m.Mean, m.P50, m.P99 = times.mean(), times.quantile(0.5), times.quantile(0.99)
-				m.Value = float64(m.Count) / now.Seconds()
-				return m, nil
-			case d.pace > 0 && now > d.last+lateTime:
-				m.Failed = fmt.Sprintf("%d of %d requests are not answered %v after the end: it does not keep up with %.0f each second", sent-m.Count, sent, lateTime, d.pace)
-				return m, nil
-			}
+		if over(now) && (d.pace == 0 && d.count == 0 || m.Count == sent) {
+			m.Mean, m.P50, m.P99 = times.mean(), times.quantile(0.5), times.quantile(0.99)
+			m.Value = float64(m.Count) / time.Since(began).Seconds()
+			return m, nil
+		}
+		if d.pace > 0 && now > d.last+lateTime {
+			m.Failed = fmt.Sprintf("%d requests are answered %v after %v: it does not keep up with %.0f each second", m.Count, lateTime, d.last, d.pace)
+			return m, nil
 		}
 		if turn%1024 == 0 || wait > 0 {
 			if ctx.Err() != nil {
