@@ -138,7 +138,7 @@ type counters struct {
 	blocked, crowded, quick, desyncRefused, badChunks    atomic.Uint64
 	silent, slowRequests, slowReaders, headsRefused      atomic.Uint64
 
-	desync [http1.Reasons]atomic.Uint64
+	desync reasons
 }
 
 // New makes a Front without doors.
@@ -401,6 +401,6 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_desync_refused_total":       c.desyncRefused.Load(),
 		"front_bad_chunks_total":           c.badChunks.Load(),
 	}
-	c.desyncTotals(totals)
+	maps.Copy(totals, c.desync.counters())
 	return totals
 }

@@ -630,38 +630,6 @@ func (v *visit) dismiss() {
 	}
 }
 
-// counted is how many reasons have a counter's name, which follows.
-func (c *counters) desyncTotals(into map[string]uint64) {
-	var grades [http1.Grades]uint64
-	for r := range http1.Reasons {
-		n := c.desync[r].Load()
-		grades[r.Grade()] += n
-		if r != http1.NoReason {
-			into["front_desync_"+snake(r.String())+"_total"] = n
-		}
-	}
-	for g, n := range grades {
-		if g := http1.Grade(g); g != http1.Compliant {
-			into["front_desync_"+snake(g.String())+"_total"] = n
-		}
-	}
-}
-
-// snake writes BothTeClPresent as both_te_cl_present.
-func snake(name string) string {
-	var b []byte
-	for i, c := range []byte(name) {
-		if c >= 'A' && c <= 'Z' {
-			if i > 0 {
-				b = append(b, '_')
-			}
-			c += 'a' - 'A'
-		}
-		b = append(b, c)
-	}
-	return string(b)
-}
-
 // lobby is a listener that connections are given to.
 type lobby struct {
 	conns  chan net.Conn
