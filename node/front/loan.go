@@ -23,6 +23,7 @@ type loan struct {
 	v        *visit
 	alone    bool // the request is ambiguous
 
+	last  atomic.Bool // there is no next request on this connection
 	heard atomic.Bool // a handler has the request
 	spoke atomic.Bool // something was written before that
 	idle  atomic.Bool // net/http has answered, and wants the next request
@@ -51,6 +52,7 @@ func newLoan(v *visit, head []byte, h http1.Head, last bool) *loan {
 	l.changed = sync.NewCond(&l.mu)
 	l.head[0] = head
 	if last || !h.Framed {
+		l.last.Store(true)
 		end := len(head) - 1 // before the empty line
 		if end > 0 && head[end-1] == '\r' {
 			end--
@@ -146,6 +148,7 @@ func (l *loan) take(p []byte) (int, error) {
 	case l.chunks != nil:
 		n, end, ok := l.chunks.Next(b)
 		if !ok && n == 0 {
+			l.last.Store(true)
 			l.v.door.front.counters.badChunks.Add(1)
 			return 0, errChunks
 		}
@@ -258,6 +261,8 @@ func loanChanged(c net.Conn, s http.ConnState) {
 	l := loanOf(c)
 	switch {
 	case l == nil:
+	case s == http.StateIdle && l.last.Load(): // net/http may have bytes that it would look for another request in
+		l.Close()
 	case s == http.StateIdle:
 		l.idle.Store(true)
 	case s == http.StateHijacked:
