@@ -79,7 +79,8 @@ type Mitigation uint8
 const (
 	// Unset is for who asks to have it from elsewhere; by itself it is Defensive.
 	Unset Mitigation = iota
-	// Monitor serves every request that can be understood, and counts.
+	// Monitor serves every request that can be understood, and counts. One that is not Framed is still the last on its
+	// connection.
 	Monitor
 	// Defensive refuses what is Severe; what is Ambiguous is served, and then its connections are closed, to the client
 	// and to the origin.
