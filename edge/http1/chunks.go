@@ -22,6 +22,7 @@ const (
 	trailerEnd // after the CR of a line
 	lastEnd    // after the CR of the empty line
 	ended
+	malformed // for good
 )
 
 const (
@@ -32,7 +33,7 @@ const (
 )
 
 // Next says how many of these bytes belong to the body, and whether it ends behind them. What is malformed is not ok:
-// n bytes before it were well.
+// n bytes before it were well, and nothing behind it is.
 func (c *Chunks) Next(b []byte) (n int, end, ok bool) {
 	for n < len(b) && c.state != ended {
 		if c.state == data {
@@ -43,7 +44,8 @@ func (c *Chunks) Next(b []byte) (n int, end, ok bool) {
 			}
 			continue
 		}
-		if !c.next(b[n]) {
+		if c.state == malformed || !c.next(b[n]) {
+			c.state = malformed
 			return n, false, false
 		}
 		n++

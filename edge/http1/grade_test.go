@@ -215,6 +215,9 @@ func TestChunksEndWhereTheyEnd(t *testing.T) {
 				m, end, ok = chunks.Next([]byte(c.sent[n:min(n+step, len(c.sent))]))
 				n += m
 			}
+			if m, _, again := chunks.Next([]byte("\r\n0\r\n\r\n")); !ok && (m != 0 || again) {
+				t.Errorf("%.40q is malformed, and then well", c.sent)
+			}
 			if n != c.n || end != c.end || ok != c.ok {
 				t.Errorf("%.40q, %d at a time: got %d %v %v, want %d %v %v", c.sent, step, n, end, ok, c.n, c.end, c.ok)
 			}

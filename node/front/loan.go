@@ -37,6 +37,7 @@ type loan struct {
 	chunks   *http1.Chunks
 	deadline time.Time // for reading
 	reading  bool      // from Conn
+	slow     bool      // it was counted as that
 	back     bool      // the reader was told that there is nothing more
 	closed   bool
 	done     chan bool // whether the connection came back
@@ -194,7 +195,8 @@ func (l *loan) from(p []byte) (int, error) {
 	l.mu.Lock()
 	l.reading = false
 	l.changed.Broadcast()
-	if timedOut(err) && l.awaits() {
+	if timedOut(err) && l.awaits() && !l.slow {
+		l.slow = true
 		l.v.door.front.counters.slowRequests.Add(1)
 	}
 	return n, err
