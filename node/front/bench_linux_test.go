@@ -1,11 +1,14 @@
 package front
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"testing"
 	"time"
@@ -140,5 +143,62 @@ func BenchmarkHit(b *testing.B) {
 				b.ReportMetric(float64(after.Mallocs-before.Mallocs)/float64(b.N), "allocs/request")
 			})
 		}
+	}
+}
+
+// BenchmarkIdle is what an idle connection costs that was served once, plain and over net/http before. The clients are
+// sockets without anything of Go around them.
+func BenchmarkIdle(b *testing.B) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		b.Fatal(err)
+	}
+	people := min(10_000, int(limit.Cur-200)/2) // both ends are files of this process
+	for _, path := range []string{"hit", "miss"} {
+		b.Run(path, func(b *testing.B) {
+			ok := ready(make([]byte, 1<<10))
+			to := netip.MustParseAddrPort(onLoopback(b, Config{}, Door{Handler: http.NotFoundHandler(), Quick: func(q *http1.Request, a *http1.Response) bool {
+				return string(q.Path) == "/hit" && ok(q, a)
+			}})[0])
+			for b.Loop() {
+				measure := func() (memory, resident int64) {
+					debug.FreeOSMemory()
+					var m runtime.MemStats
+					runtime.ReadMemStats(&m)
+					statm, err := os.ReadFile("/proc/self/statm")
+					if err != nil {
+						b.Fatal(err)
+					}
+					var total, pages int64
+					fmt.Sscan(string(statm), &total, &pages)
+					return int64(m.HeapInuse + m.StackInuse), pages * int64(os.Getpagesize())
+				}
+				memory, resident := measure()
+				asked, buf := []byte("GET /"+path+" HTTP/1.1\r\nHost: x\r\n\r\n"), make([]byte, 4<<10)
+				fds := make([]int, people)
+				for i := range fds {
+					fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+					if err == nil {
+						err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+					}
+					if err == nil {
+						_, err = unix.Write(fd, asked)
+					}
+					if err == nil {
+						_, err = unix.Read(fd, buf)
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+					fds[i] = fd
+				}
+				heap, rss := measure()
+				b.ReportMetric(float64(heap-memory)/float64(people), "heap+stack-B/conn")
+				b.ReportMetric(float64(rss-resident)/float64(people), "RSS-B/conn")
+				for _, fd := range fds {
+					unix.Close(fd)
+				}
+			}
+		})
 	}
 }
