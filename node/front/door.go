@@ -229,11 +229,7 @@ func (d *door) newServer() *http.Server {
 		Protocols:                    new(http.Protocols),
 		BaseContext:                  func(net.Listener) context.Context { return d.front.ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			v := visitorOf(c)
-			if v.loan != nil && v.loan.alone {
-				ctx = http1.Alone(ctx)
-			}
-			return context.WithValue(ctx, visitorKey{}, v)
+			return context.WithValue(ctx, visitorKey{}, visitorOf(c))
 		},
 		ConnState: loanChanged,
 		ErrorLog:  log.New(serverLog{&d.front.counters}, "", 0),
@@ -250,8 +246,13 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer v.release()
-	if v.loan != nil && v.loan.heard.Swap(true) { // one loan is one request, whatever net/http found behind it
-		panic(http.ErrAbortHandler)
+	if v.loan != nil {
+		if v.loan.heard.Swap(true) { // one was lent, whatever net/http found behind it
+			panic(http.ErrAbortHandler)
+		}
+		if v.loan.alone {
+			r = r.WithContext(http1.Alone(r.Context()))
+		}
 	}
 	d.front.counters.requests.Add(1)
 	defer func() {

@@ -103,6 +103,18 @@ func TestASlowButSteadyReaderIsNotCutOff(t *testing.T) {
 	})
 }
 
+// remembered is how many clients the doors know of.
+func (w *world) remembered() (n int) {
+	w.front.mu.Lock()
+	defer w.front.mu.Unlock()
+	for _, d := range w.front.doors {
+		d.crowd.mu.Lock()
+		n += len(d.crowd.held)
+		d.crowd.mu.Unlock()
+	}
+	return n
+}
+
 func TestOneClientDoesNotCrowdADoor(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -149,10 +161,8 @@ func TestOneClientDoesNotCrowdADoor(t *testing.T) {
 					conn.Close()
 				}
 				time.Sleep(time.Second)
-				for door := range w.front.doors {
-					if n := len(w.front.doors[door].crowd.held); n != 0 {
-						t.Errorf("%s, port %d: %d clients are remembered", c.name, port, n)
-					}
+				if n := w.remembered(); n != 0 {
+					t.Errorf("%s, port %d: %d clients are remembered", c.name, port, n)
 				}
 			}
 			w.counted("front_crowded_total", uint64(2*(10-c.served)))
@@ -172,12 +182,8 @@ func TestManyClientsAreNotRemembered(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(20 * time.Millisecond)
-			for _, d := range w.front.doors {
-				d.crowd.mu.Lock()
-				most = max(most, len(d.crowd.held))
-				d.crowd.mu.Unlock()
-			}
 			defer c.Close()
+			most = max(most, w.remembered())
 		}
 		if most > 100 {
 			t.Errorf("%d clients were remembered, of a door for 100 connections", most)

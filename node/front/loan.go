@@ -14,15 +14,16 @@ import (
 	"github.com/perigee-net/perigee/edge/http1"
 )
 
-// loan is a connection as net/http has it, for one request. It gives the bytes of that request and no more, so that what
-// follows is still the visit's: what comes meanwhile is kept there. When net/http reads on for the next request, the
-// connection goes back instead. If where the request ends is not sure, or it is said to be the last, net/http is told that the
-// client wants the connection closed after it.
+// loan is a connection as net/http has it, for one request after another. It gives the bytes of a request and no more, so that
+// what follows is still the visit's: what comes meanwhile is kept there. When net/http reads on for the next request, the
+// connection goes back, and net/http waits until the visit lends it another. If where a request ends is not sure, or it is said
+// to be the last, net/http is told that the client wants the connection closed after it.
 type loan struct {
 	net.Conn // what HTTP is spoken over
 	v        *visit
-	alone    bool // the request is ambiguous
+	done     chan bool // after each request: whether the connection came back
 
+	alone bool        // the request is ambiguous
 	last  atomic.Bool // there is no next request on this connection
 	heard atomic.Bool // a handler has the request
 	spoke atomic.Bool // something was written before that
@@ -35,24 +36,43 @@ type loan struct {
 	left     int64     // bytes of the body still to be given; not of a chunked one
 	endless  bool      // all that comes is this request's
 	chunks   *http1.Chunks
-	deadline time.Time // for reading
-	reading  bool      // from Conn
-	slow     bool      // it was counted as that
-	back     bool      // the reader was told that there is nothing more
+	deadline time.Time   // for reading
+	reading  bool        // from Conn
+	slow     bool        // it was counted as that
+	waiting  bool        // the connection went back
+	rest     *time.Timer // ends that
 	closed   bool
-	done     chan bool // whether the connection came back
 }
+
+// loanRest is how long net/http waits for the next request that is lent to it. Then what it holds is let go: the connection does
+// well without.
+const loanRest = time.Second
 
 var (
 	errChunks = errors.New("the body is chunked in a way that readers differ on")
 	lastLine  = []byte("Connection: close\r\n")
 )
 
-func newLoan(v *visit, head []byte, h http1.Head, last bool) *loan {
-	l := &loan{Conn: v.conn, v: v, alone: last, left: h.Length, endless: !h.Framed, done: make(chan bool, 1)}
+func newLoan(v *visit) *loan {
+	l := &loan{Conn: v.conn, v: v, waiting: true, done: make(chan bool, 1)}
 	l.changed = sync.NewCond(&l.mu)
-	l.head[0] = head
-	if last || !h.Framed {
+	return l
+}
+
+// lend gives net/http the request whose head is next on the desk. It fails if net/http does not wait any more.
+func (l *loan) lend(head []byte, h http1.Head, alone bool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.waiting || l.closed {
+		return false
+	}
+	l.waiting = false
+	l.alone, l.left, l.endless, l.slow = alone, h.Length, !h.Framed, false
+	l.heard.Store(false)
+	l.spoke.Store(false)
+	l.idle.Store(false)
+	l.head = [3][]byte{head}
+	if alone || !h.Framed {
 		l.last.Store(true)
 		end := len(head) - 1 // before the empty line
 		if end > 0 && head[end-1] == '\r' {
@@ -63,8 +83,35 @@ func newLoan(v *visit, head []byte, h http1.Head, last bool) *loan {
 	if h.Framed && h.Chunked {
 		l.chunks = new(http1.Chunks)
 	}
-	v.desk.r += len(head)
-	return l
+	l.v.desk.r += len(head)
+	l.changed.Broadcast()
+	return true
+}
+
+// dismiss has net/http let go, if it waits.
+func (l *loan) dismiss() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting {
+		l.closed = true
+		l.changed.Broadcast()
+	}
+}
+
+// giveBack waits for the next request, as net/http does, and says whether there is one.
+func (l *loan) giveBack() bool {
+	l.waiting = true
+	l.done <- true
+	if l.rest == nil {
+		l.rest = time.AfterFunc(loanRest, l.dismiss)
+	} else {
+		l.rest.Reset(loanRest)
+	}
+	for l.waiting && !l.closed {
+		l.changed.Wait()
+	}
+	l.rest.Stop()
+	return !l.waiting
 }
 
 // tlsLoan tells net/http of the TLS below it.
@@ -95,17 +142,17 @@ func loanOf(c net.Conn) *loan {
 func (l *loan) Read(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i, h := range l.head {
-		if len(h) > 0 {
-			n := copy(p, h)
-			l.head[i] = h[n:]
-			return n, nil
-		}
-	}
 	if len(p) == 0 {
 		return 0, nil
 	}
 	for {
+		for i, h := range l.head {
+			if len(h) > 0 {
+				n := copy(p, h)
+				l.head[i] = h[n:]
+				return n, nil
+			}
+		}
 		if l.closed {
 			return 0, net.ErrClosed
 		}
@@ -121,10 +168,10 @@ func (l *loan) Read(p []byte) (int, error) {
 			return n, err
 		}
 		if l.idle.Load() {
-			l.back = true
-			return 0, io.EOF
-		}
-		if err := l.more(); err != nil {
+			if !l.giveBack() {
+				return 0, io.EOF
+			}
+		} else if err := l.more(); err != nil {
 			return 0, err
 		}
 	}
@@ -237,7 +284,7 @@ func (l *loan) SetDeadline(t time.Time) error {
 // CloseWrite ends one direction.
 func (l *loan) CloseWrite() error { return closeWrite(l.Conn) }
 
-// Close gives the connection back, if net/http closes it because it was told that there is nothing more; else it closes it.
+// Close closes the connection, unless it went back.
 func (l *loan) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -246,8 +293,7 @@ func (l *loan) Close() error {
 	}
 	l.closed = true
 	l.changed.Broadcast()
-	if l.back {
-		l.done <- true
+	if l.waiting {
 		return nil
 	}
 	err := l.Conn.Close()

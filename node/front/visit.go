@@ -48,6 +48,7 @@ type visit struct {
 	state   atomic.Int32
 	born    time.Time
 
+	loan    *loan // the last one; nil: nothing was lent yet
 	desk    *desk // nil: nothing is here to be read
 	scanned int   // bytes of an unfinished head in which its end was looked for
 	blank   bool  // there was an empty line before it
@@ -168,15 +169,18 @@ func (d *door) visit(c *client) {
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
 		v.remote = a.AddrPort()
 	}
+	v.readIn(headerTimeout)
 	d.enrol(v)
 	defer d.strike(v)
-	v.readIn(headerTimeout)
 	for v.await() && v.serve() {
 	}
 }
 
 // end gives everything back.
 func (v *visit) end() {
+	if v.loan != nil {
+		v.loan.dismiss()
+	}
 	if v.desk != nil {
 		v.door.front.putDesk(v.desk)
 		v.desk = nil
@@ -579,12 +583,15 @@ func (v *visit) lend(size int, plain bool) bool {
 		v.refuse(http.StatusBadRequest)
 		return false
 	}
-	l := newLoan(v, head, h, last)
-	if !v.door.loans.give(l.conn()) {
-		return false
+	if v.loan == nil || !v.loan.lend(head, h, last) {
+		v.loan = newLoan(v)
+		v.loan.lend(head, h, last)
+		if !v.door.loans.give(v.loan.conn()) {
+			return false
+		}
 	}
 	v.readBy, v.writeBy = time.Time{}, time.Time{} // whatever they will be
-	if !<-l.done {
+	if !<-v.loan.done {
 		v.conn = nil // closed, or another protocol's
 		return false
 	}

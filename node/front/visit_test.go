@@ -215,6 +215,32 @@ func TestInterimAnswersAndUpgradesPassThroughALoan(t *testing.T) {
 	})
 }
 
+func TestNetHTTPIsLentOneConnectionAgainAndAgain(t *testing.T) {
+	inWorld(t, Config{}, func(w *world) {
+		d := new(diary)
+		w.set(Door{Network: "tcp", Address: at(80), Handler: d, Quick: d.quick})
+		c := w.dial(80)
+		defer c.Close()
+		var want []string
+		for _, rest := range []time.Duration{0, loanRest / 2, loanRest, 2 * loanRest, idleTimeout - time.Second} {
+			time.Sleep(rest)
+			for _, sent := range []string{"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab", "GET /hit HTTP/1.1\r\nHost: x\r\n\r\n", "GET /a HTTP/1.1\r\nHost: x\r\n\r\n"} {
+				io.WriteString(c, sent)
+				if got := answer(c); !strings.HasPrefix(got, "200 ") {
+					t.Fatalf("after %v: %s", rest, got)
+				}
+			}
+			want = append(want, "POST /p ab", "hit /hit", "GET /a")
+		}
+		if !slices.Equal(d.read(), want) {
+			t.Errorf("seen %q", d.read())
+		}
+		w.counted("front_quick_total", 5)
+		w.counted("front_requests_total", 15)
+		w.counted("front_connections_total", 1)
+	})
+}
+
 func TestAHandlerIsToldThatItsClientLeft(t *testing.T) {
 	inWorld(t, Config{}, func(w *world) {
 		d, told := new(diary), make(chan time.Duration, 2)
