@@ -33,6 +33,7 @@ type loan struct {
 	mu       sync.Mutex
 	changed  *sync.Cond
 	head     [3][]byte // still to be given
+	unread   bool      // none of it was given yet
 	left     int64     // bytes of the body still to be given; not of a chunked one
 	endless  bool      // all that comes is this request's
 	chunks   *http1.Chunks
@@ -66,7 +67,7 @@ func (l *loan) lend(head []byte, h http1.Head, alone bool) bool {
 	if !l.waiting || l.closed {
 		return false
 	}
-	l.waiting = false
+	l.waiting, l.unread = false, true
 	l.alone, l.left, l.endless, l.slow = alone, h.Length, !h.Framed, false
 	l.heard.Store(false)
 	l.spoke.Store(false)
@@ -146,15 +147,16 @@ func (l *loan) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	for {
+		if l.closed {
+			return 0, net.ErrClosed
+		}
 		for i, h := range l.head {
 			if len(h) > 0 {
 				n := copy(p, h)
 				l.head[i] = h[n:]
+				l.unread = false
 				return n, nil
 			}
-		}
-		if l.closed {
-			return 0, net.ErrClosed
 		}
 		if n, err := l.take(p); n > 0 || err != nil {
 			return n, err
@@ -284,11 +286,12 @@ func (l *loan) SetDeadline(t time.Time) error {
 // CloseWrite ends one direction.
 func (l *loan) CloseWrite() error { return closeWrite(l.Conn) }
 
-// Close closes the connection, unless it went back.
+// Close closes the connection, unless it went back. When connections that are idle are closed, net/http has not heard yet that this
+// one is not, if none of its next request was read: that is then the last one, as for all others.
 func (l *loan) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if l.closed || l.unread {
 		return nil
 	}
 	l.closed = true
