@@ -234,7 +234,7 @@ func (f *Front) check(d *Door) error {
 	case d.TLS && d.Handler == nil:
 		return errors.New("TLS needs a Handler")
 	case d.Quick != nil && d.Handler == nil:
-		return errors.New("Quick needs a Handler")
+		return errors.New("it has Quick and no Handler")
 	case d.TLSConfig != nil && !d.TLS:
 		return errors.New("it has a TLSConfig and no TLS")
 	case d.TLS && d.TLSConfig == nil && f.config.Certificate == nil:

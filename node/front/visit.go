@@ -1,9 +1,9 @@
 package front
 
 import (
-	"bytes"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -376,7 +376,10 @@ func (v *visit) serve() bool {
 			if !v.write(out) {
 				return false
 			}
-			out = s.b[:0]
+		}
+		if s != nil {
+			v.door.front.sheets.put(s) // not held while others answer, or the client is waited for
+			s, out = nil, nil
 		}
 		size := q.Bytes
 		if form != http1.Plain {
@@ -384,10 +387,6 @@ func (v *visit) serve() bool {
 		}
 		if size >= 0 {
 			v.scanned, v.blank = 0, false
-			if s != nil {
-				v.door.front.sheets.put(s) // not held while others answer
-				s = nil
-			}
 			if !v.lend(size, form == http1.Plain) {
 				return false
 			}
@@ -429,13 +428,8 @@ func (v *visit) unfinished(err error) {
 // refuse answers a request that nobody is given, and ends the connection.
 func (v *visit) refuse(status int) {
 	v.door.front.counters.badRequests.Add(1)
-	text := http.StatusText(status)
-	code := []byte{byte('0' + status/100), byte('0' + status/10%10), byte('0' + status%10)}
-	var b bytes.Buffer
-	for _, s := range []string{"HTTP/1.1 ", string(code), " ", text, "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n", string(code), " ", text} {
-		b.WriteString(s)
-	}
-	if v.write(b.Bytes()) {
+	said := fmt.Sprintf("%d %s", status, http.StatusText(status))
+	if v.write([]byte("HTTP/1.1 " + said + "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n" + said)) {
 		v.farewell()
 	}
 }
@@ -446,12 +440,10 @@ func (v *visit) farewell() {
 		return
 	}
 	v.conn.SetReadDeadline(time.Now().Add(farewellTime))
-	if d := v.desk; d != nil {
-		for n := 0; n < farewellMost; {
-			m, err := v.conn.Read(d.buf)
-			if n += m; err != nil {
-				return
-			}
+	for n := 0; n < farewellMost; {
+		m, err := v.conn.Read(v.desk.buf)
+		if n += m; err != nil {
+			return
 		}
 	}
 }
