@@ -269,14 +269,7 @@ func (r *reading) field(line []byte, ok bool) {
 
 // contentLength reads a Content-Length, or what looks like one.
 func (r *reading) contentLength(value []byte) {
-	n, ok := int64(0), len(value) > 0
-	for _, c := range value {
-		if !digit(c) || n > (1<<63-1-9)/10 { // just below what an int64 holds
-			ok = false
-			break
-		}
-		n = 10*n + int64(c-'0')
-	}
+	n, ok := length(value)
 	switch {
 	case !ok:
 		r.note(BadContentLength)
@@ -314,15 +307,43 @@ func (r *reading) coding(value []byte) {
 	}
 }
 
+// length reads digits. More than an int64 holds is not ok.
+func length[S string | []byte](s S) (n int64, ok bool) {
+	for i := range len(s) {
+		if !digit(s[i]) || n > (1<<63-1-9)/10 { // just below what an int64 holds
+			return n, false
+		}
+		n = 10*n + int64(s[i]-'0')
+	}
+	return n, len(s) > 0
+}
+
+// IsLength says whether this is the value of a Content-Length (RFC 9110, 8.6), and no list of them.
+func IsLength(s string) bool {
+	_, ok := length(s)
+	return ok
+}
+
+// IsToken says whether this may be a method or a field's name (RFC 9110, 5.6.2).
+func IsToken(s string) bool { return token(s) }
+
+// IsHost says whether this is made of nothing but what names, addresses and ports are made of. A plain request's Host is.
+func IsHost(s string) bool { return hostly(s) }
+
 func digit(c byte) bool { return c >= '0' && c <= '9' }
 
-func token(b []byte) bool {
-	for _, c := range b {
-		if class[c]&inToken == 0 {
+func token[S string | []byte](s S) bool { return all(s, inToken) }
+
+func hostly[S string | []byte](s S) bool { return all(s, inHost) }
+
+// all says whether there are bytes, and all may be part of something.
+func all[S string | []byte](s S, of byte) bool {
+	for i := range len(s) {
+		if class[s[i]]&of == 0 {
 			return false
 		}
 	}
-	return len(b) > 0
+	return len(s) > 0
 }
 
 const (

@@ -107,7 +107,7 @@ func (q *Request) parseField(line []byte) bool {
 	switch n {
 	case len("host"):
 		if is(name, "host") {
-			if q.Host != nil || !plainHost(value) {
+			if q.Host != nil || !hostly(value) {
 				return false
 			}
 			q.Host = value
@@ -136,16 +136,6 @@ func (q *Request) parseField(line []byte) bool {
 	}
 	q.Fields = append(q.Fields, Field{name, value})
 	return true
-}
-
-// plainHost says whether a Host is made of nothing but what names, addresses and ports are made of.
-func plainHost(host []byte) bool {
-	for _, c := range host {
-		if class[c]&inHost == 0 {
-			return false
-		}
-	}
-	return len(host) > 0
 }
 
 // trim takes optional white space (RFC 9110, 5.6.3) from both ends.

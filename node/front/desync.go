@@ -1,6 +1,7 @@
 package front
 
 import (
+	"net/http"
 	"sync/atomic"
 
 	"github.com/perigee-net/perigee/edge/http1"
@@ -41,4 +42,12 @@ func (c *reasons) counters() map[string]uint64 {
 	totals["front_desync_ambiguous_total"] = grades[http1.Ambiguous]
 	totals["front_desync_severe_total"] = grades[http1.Severe]
 	return totals
+}
+
+// unsayable says whether a request that came by HTTP/2 or 3 would be another one, or more than one, if it were passed on by HTTP/1:
+// net/http checks less of it than of HTTP/1's (RFC 9113, 10.3).
+func unsayable(r *http.Request) bool {
+	lengths := r.Header["Content-Length"]
+	return !http1.IsToken(r.Method) || r.Host != "" && !http1.IsHost(r.Host) ||
+		len(lengths) > 1 || len(lengths) == 1 && !http1.IsLength(lengths[0])
 }

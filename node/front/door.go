@@ -263,6 +263,11 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler)
 		}
 	}()
+	if r.ProtoMajor > 1 && unsayable(r) {
+		d.front.counters.badRequests.Add(1)
+		http.Error(w, "400 Bad Request", http.StatusBadRequest)
+		return
+	}
 	if r.ContentLength != 0 {
 		b := &body{ReadCloser: r.Body, control: http.NewResponseController(w)}
 		r.Body = b

@@ -3,10 +3,12 @@ package front
 import (
 	"crypto/tls"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,9 +23,11 @@ func frame(kind, flags byte, stream uint32, payload []byte) []byte {
 	return append(b, payload...)
 }
 
+// Kinds and flags of frames (RFC 9113, 6).
 const (
-	headersFrame, resetFrame, settingsFrame, pingFrame = 1, 3, 4, 6 // RFC 9113, 6
-	endStreamAndHeaders                                = 0x5
+	dataFrame, headersFrame, resetFrame, settingsFrame, pingFrame = 0, 1, 3, 4, 6
+
+	endOfStream, endOfHeaders = 0x1, 0x4
 )
 
 // get is a request's header block: GET https://x/.
@@ -52,7 +56,7 @@ func TestHTTP2FloodsAreBounded(t *testing.T) {
 	const frames, memory = 60_000, 16 << 20
 	for name, flood := range map[string]func(c net.Conn, i uint32) error{
 		"streams that are reset at once": func(c net.Conn, i uint32) error {
-			_, err := c.Write(append(frame(headersFrame, endStreamAndHeaders, 2*i+1, get), frame(resetFrame, 0, 2*i+1, []byte{0, 0, 0, 8})...))
+			_, err := c.Write(append(frame(headersFrame, endOfStream|endOfHeaders, 2*i+1, get), frame(resetFrame, 0, 2*i+1, []byte{0, 0, 0, 8})...))
 			return err
 		},
 		"settings without end": func(c net.Conn, _ uint32) error {
@@ -128,4 +132,57 @@ func TestHTTP2IsToldToGoWhenItsDoorCloses(t *testing.T) {
 			t.Errorf("its connection ended after %v", took)
 		}
 	})
+}
+
+// literal is a field of a header block that no table knows (RFC 7541, 6.2.2).
+func literal(name, value string) []byte {
+	b := append([]byte{0, byte(len(name))}, name...)
+	return append(append(b, byte(len(value))), value...)
+}
+
+// What would be two requests if it were written down as HTTP/1 gets to nobody behind the door.
+func TestNobodySmugglesARequestByHTTP2(t *testing.T) {
+	block := func(fields ...[]byte) []byte { return slices.Concat(fields...) }
+	method, scheme, path, authority := []byte{0x83}, []byte{0x87}, []byte{0x84}, []byte{0x41, 1, 'x'} // POST
+	for name, c := range map[string]struct {
+		header []byte
+		body   string
+		seen   bool
+	}{
+		"a good one":                    {block(method, scheme, path, authority, literal("content-length", "5")), "hello", true},
+		"a value with line ends":        {block(method, scheme, path, authority, literal("x", "a\r\ny: b")), "hello", false},
+		"a value with a bare LF":        {block(method, scheme, path, authority, literal("x", "a\ny: b")), "hello", false},
+		"a value with NUL":              {block(method, scheme, path, authority, literal("x", "a\x00b")), "hello", false},
+		"a name with line ends":         {block(method, scheme, path, authority, literal("x\r\ny", "b")), "hello", false},
+		"a name with a colon":           {block(method, scheme, path, authority, literal("x: a", "b")), "hello", false},
+		"a name with a space":           {block(method, scheme, path, authority, literal("content-length ", "5")), "hello", false},
+		"a name in capitals":            {block(method, scheme, path, authority, literal("Content-Length", "5")), "hello", false},
+		"a Transfer-Encoding":           {block(method, scheme, path, authority, literal("transfer-encoding", "chunked")), "0\r\n\r\n", false},
+		"a Connection":                  {block(method, scheme, path, authority, literal("connection", "keep-alive")), "hello", false},
+		"a path with a request in it":   {block(method, scheme, literal(":path", "/ HTTP/1.1\r\nHost: y\r\n\r\nGET /"), authority), "hello", false},
+		"a path with a space":           {block(method, scheme, literal(":path", "/ HTTP/1.1"), authority), "hello", true}, // it is escaped where it is passed on
+		"a method with a request in it": {block(literal(":method", "GET / HTTP/1.1\r\nHost: y\r\n\r\nGET"), scheme, path, authority), "hello", false},
+		"a method with a space":         {block(literal(":method", "GET /"), scheme, path, authority), "hello", false},
+		"a host with line ends":         {block(method, scheme, path, literal(":authority", "x\r\ny: b")), "hello", false},
+		"a host with a path":            {block(method, scheme, path, literal(":authority", "x/y")), "hello", false},
+		"two lengths":                   {block(method, scheme, path, authority, literal("content-length", "5"), literal("content-length", "6")), "hello", false},
+		"no such length":                {block(method, scheme, path, authority, literal("content-length", "+5")), "hello", false},
+		"a pseudo-field at the end":     {block(method, scheme, path, literal("x", "y"), literal(":authority", "x")), "hello", false},
+	} {
+		inWorld(t, Config{Certificate: NewCertificates("node", func(string) bool { return false }).Get}, func(w *world) {
+			d := new(diary)
+			w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(r.Body)
+				d.note(fmt.Sprintf("%s %q %q %v %q %v", r.Method, r.RequestURI, r.Host, r.Header, body, err))
+			})})
+			conn := raw2(w)
+			defer conn.Close()
+			conn.Write(frame(headersFrame, endOfHeaders, 1, c.header))
+			conn.Write(frame(dataFrame, endOfStream, 1, []byte(c.body)))
+			time.Sleep(time.Second)
+			if seen := d.read(); (len(seen) > 0) != c.seen {
+				t.Errorf("%s: seen %s", name, seen)
+			}
+		})
+	}
 }
