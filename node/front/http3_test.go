@@ -64,7 +64,7 @@ func (v *visitor) leave() {
 func (v *visitor) ask(method, url string, body io.Reader) string {
 	r, err := http.NewRequestWithContext(v.w.Context(), method, url, body)
 	if err != nil {
-		v.w.Fatal(err)
+		return err.Error()
 	}
 	res, err := v.RoundTrip(r)
 	if err != nil {
@@ -862,4 +862,47 @@ func TestSlowReadersAndWritersOfHTTP3AreEnded(t *testing.T) {
 		}
 		body.Close()
 	})
+}
+
+// What a network in memory does not show: offloading, the don't-fragment bit, ECN.
+func TestHTTP3WorksOverRealSockets(t *testing.T) {
+	big := bytes.Repeat([]byte("0123456789"), 100_000)
+	f := New(Config{Certificate: NewCertificates("node", anyHost).Get})
+	defer f.Close(t.Context())
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(big) })
+	if err := f.Set([]Door{{Network: "tcp", Address: netip.MustParseAddrPort("127.0.0.1:0"), TLS: true, HTTP3: true, Handler: h}}); err != nil {
+		t.Fatal(err)
+	}
+	trust := &tls.Config{InsecureSkipVerify: true}
+	var tcp string
+	for _, d := range f.doors {
+		tcp = d.listener.Addr().String()
+	}
+	first := &http.Transport{TLSClientConfig: trust}
+	defer first.CloseIdleConnections()
+	second := &http3.Transport{TLSClientConfig: trust}
+	defer second.Close()
+	get := func(by http.RoundTripper, address string) *http.Response {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := by.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if body, err := io.ReadAll(res.Body); err != nil || !bytes.Equal(body, big) {
+			t.Errorf("%d bytes, %v", len(body), err)
+		}
+		return res
+	}
+	var port int
+	if _, err := fmt.Sscanf(get(first, tcp).Header.Get("Alt-Svc"), `h3=":%d"; ma=86400`, &port); err != nil {
+		t.Fatal(err)
+	}
+	if res := get(second, fmt.Sprintf("127.0.0.1:%d", port)); res.ProtoMajor != 3 {
+		t.Errorf("got %s", res.Proto)
+	}
 }

@@ -292,14 +292,20 @@ func settleBody(r *http.Request) {
 	}
 }
 
-// advertise tells the client of a TLS door that there is HTTP/3 at its address (RFC 7838), unless something stands in between that
-// may lead elsewhere, or it is to go.
-func (d *door) advertise(w http.ResponseWriter, c *client) {
-	field := d.altSvc.Load()
-	if field == nil || !d.front.leads.Load() {
-		return
+// alternative is the Alt-Svc (RFC 7838) of a door's answers: that there is HTTP/3 at its address; nil: nothing is told, for there is
+// none, or clients are to go. Where something stands in between that may lead elsewhere, it is not to be told either.
+func (d *door) alternative() []string {
+	if field := d.altSvc.Load(); field != nil && d.front.leads.Load() {
+		return *field
 	}
-	if _, between := c.Conn.(*proxied); !between {
-		w.Header()["Alt-Svc"] = *field
+	return nil
+}
+
+// advertise adds it to an answer.
+func (d *door) advertise(w http.ResponseWriter, c *client) {
+	if field := d.alternative(); field != nil {
+		if _, between := c.Conn.(*proxied); !between {
+			w.Header()["Alt-Svc"] = field
+		}
 	}
 }
