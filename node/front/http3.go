@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
@@ -328,6 +327,3 @@ func (f *Front) quicDoors() (all []*quicDoor) {
 	}
 	return all
 }
-
-// quicLog is where the server of a connection logs: all that it has to say is about what strangers sent.
-func quicLog() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -906,3 +906,29 @@ func TestHTTP3WorksOverRealSockets(t *testing.T) {
 		t.Errorf("got %s", res.Proto)
 	}
 }
+
+// One client, one request after the other, both ends in one process.
+func BenchmarkHTTP3OverLoopback(b *testing.B) {
+	body := make([]byte, 1024)
+	f := New(Config{Certificate: NewCertificates("node", anyHost).Get})
+	defer f.Close(b.Context())
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(body) })
+	if err := f.Set([]Door{{Network: "tcp", Address: netip.MustParseAddrPort("127.0.0.1:0"), TLS: true, HTTP3: true, Handler: h}}); err != nil {
+		b.Fatal(err)
+	}
+	client := &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	defer client.Close()
+	r, err := http.NewRequestWithContext(b.Context(), http.MethodGet, fmt.Sprintf("https://127.0.0.1:%d/", f.quicDoors()[0].port), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		res, err := client.RoundTrip(r)
+		if err != nil {
+			b.Fatal(err)
+		}
+		io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+	}
+}

@@ -36,7 +36,7 @@ func (g *quicGuest) serve(conn *quic.Conn) {
 	d, f := g.door, g.door.front
 	f.counters.connections.Add(1)
 	f.counters.http3.connections.Add(1)
-	g.server = &http3.Server{Handler: g, MaxHeaderBytes: headerBytes, Logger: quicLog()}
+	g.server = &http3.Server{Handler: g, MaxHeaderBytes: headerBytes}
 	d.mu.Lock()
 	g.conn = conn
 	g.idle = time.AfterFunc(headerTimeout, g.expire)
