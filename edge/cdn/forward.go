@@ -184,6 +184,7 @@ func returned(h http.Header, p *cache.Policy) {
 	for _, name := range hopByHop {
 		h.Del(name)
 	}
+	h.Del("Alt-Svc") // where else the origin listens: viewers are told where the doors do
 	if !p.KeysCookies() {
 		h.Del("Set-Cookie")
 	}
