@@ -115,6 +115,7 @@ type Front struct {
 	mu      sync.Mutex
 	doors   map[doorKey]*door
 	quic    map[doorKey]*quicDoor
+	quics   map[*quicDoor]struct{} // those too that are closed and not at their end
 	conns   map[net.Conn]*guest
 	retired bool
 	closed  bool
@@ -156,7 +157,7 @@ func New(c Config) *Front {
 	if c.ListenPacketAnycast == nil {
 		c.ListenPacketAnycast = ListenPacketAnycast
 	}
-	f := &Front{config: c, doors: map[doorKey]*door{}, quic: map[doorKey]*quicDoor{}, conns: map[net.Conn]*guest{}}
+	f := &Front{config: c, doors: map[doorKey]*door{}, quic: map[doorKey]*quicDoor{}, quics: map[*quicDoor]struct{}{}, conns: map[net.Conn]*guest{}}
 	f.SetTicketKeys(nil)
 	f.leads.Store(true)
 	f.ctx, f.cancel = context.WithCancel(context.Background())

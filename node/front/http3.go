@@ -6,8 +6,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -150,6 +152,7 @@ func (f *Front) openHTTP3(wanted *Door) (*quicDoor, error) {
 		packets.Close()
 		return nil, err
 	}
+	f.quics[d] = struct{}{}
 	f.wg.Go(d.serve)
 	return d, nil
 }
@@ -174,6 +177,9 @@ func (d *quicDoor) serve() {
 	d.serving.Wait()
 	d.transport.Close()
 	d.packets.Close()
+	d.front.mu.Lock()
+	delete(d.front.quics, d)
+	d.front.mu.Unlock()
 }
 
 // close accepts nothing more. Connections that carry nothing end; others when they are done.
@@ -240,22 +246,32 @@ func (d *quicDoor) arrives(ctx context.Context, info *quic.ClientInfo) (context.
 	d.handshakes++
 	d.mu.Unlock()
 	c.http3.open.Add(1)
-	if g.blocked(g.came) {
+	switch {
+	case g.blocked(g.came):
 		c.blocked.Add(1)
-		d.leaves(g)
-		return nil, errTurnedAway
-	}
-	if behind.Allowed != nil && !behind.Allowed(g.came) {
+	case behind.Allowed != nil && !behind.Allowed(g.came):
 		c.notAllowed.Add(1)
-		d.leaves(g)
-		return nil, errTurnedAway
+	default:
+		context.AfterFunc(ctx, func() {
+			if d.leaves(g) && d.listens() {
+				c.http3.failed.Add(1)
+			}
+		})
+		return context.WithValue(ctx, quicKey{}, g), nil
 	}
-	context.AfterFunc(ctx, func() { d.leaves(g) })
-	return context.WithValue(ctx, quicKey{}, g), nil
+	d.leaves(g)
+	return nil, errTurnedAway
 }
 
-// leaves gives back the room that a guest took.
-func (d *quicDoor) leaves(g *quicGuest) {
+// listens says whether the door takes connections.
+func (d *quicDoor) listens() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.closing
+}
+
+// leaves gives back the room that a guest took, and says whether it was in its handshake.
+func (d *quicDoor) leaves(g *quicGuest) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.guests, g)
@@ -264,13 +280,12 @@ func (d *quicDoor) leaves(g *quicGuest) {
 	if d.clients[client]--; d.clients[client] == 0 {
 		delete(d.clients, client)
 	}
-	if !g.settled {
-		g.settled = true
-		d.handshakes--
-		if !d.closing {
-			d.front.counters.http3.failed.Add(1)
-		}
+	if g.settled {
+		return false
 	}
+	g.settled = true
+	d.handshakes--
+	return true
 }
 
 func addressOf(a net.Addr) netip.Addr {
@@ -319,11 +334,9 @@ func (f *Front) recheckHTTP3() {
 	}
 }
 
-func (f *Front) quicDoors() (all []*quicDoor) {
+// quicDoors are those that stand, and those that are closed and have connections still.
+func (f *Front) quicDoors() []*quicDoor {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, d := range f.quic {
-		all = append(all, d)
-	}
-	return all
+	return slices.Collect(maps.Keys(f.quics))
 }

@@ -384,6 +384,31 @@ func TestBlockedClientsOfHTTP3AreTurnedAwayAndEnded(t *testing.T) {
 		if got := other.ask("GET", site, nil); got != "200 x" {
 			t.Errorf("at a door for anyone: got %s", got)
 		}
+		w.counted("front_http3_handshake_errors_total", 0)
+	})
+}
+
+func TestABlockCutsWhatAClosedDoorHasInFlight(t *testing.T) {
+	var blocked atomic.Bool
+	var let chan struct{}
+	threefold(t, Config{Blocked: func(netip.Addr) bool { return blocked.Load() }}, slow(&let), func(w *world) {
+		let = make(chan struct{})
+		v := w.visitor(nil, nil)
+		defer v.leave()
+		answered := make(chan string)
+		go func() { answered <- v.ask("GET", site+"slow", nil) }()
+		time.Sleep(time.Second)
+		w.set()
+		time.Sleep(2 * farewellTime)
+		if v.last.Context().Err() != nil {
+			t.Error("a connection of a closed door does not finish")
+		}
+		blocked.Store(true)
+		w.front.Recheck()
+		if got := <-answered; strings.HasPrefix(got, "200") {
+			t.Errorf("got %s", got)
+		}
+		close(let)
 	})
 }
 
