@@ -22,6 +22,7 @@ type door struct {
 	behind   atomic.Pointer[Door] // who serves it now
 	holds    atomic.Int64         // connections
 	crowd    crowd
+	altSvc   atomic.Pointer[[]string] // the field that tells of HTTP/3, of doors that have it
 	closing  chan struct{}
 
 	// Of an HTTP door:
@@ -150,9 +151,8 @@ func (d *door) accept() (net.Conn, error) {
 			c.Close()
 			continue
 		}
-		g := d.front.enter(c, d.behind.Load().Anyone)
-		if d.front.blocks(g) {
-			d.front.expel(c)
+		g := d.front.enter(c, d.behind.Load())
+		if !d.front.admit(c, g) {
 			d.leave(c)
 			continue
 		}
@@ -255,6 +255,7 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	d.front.counters.requests.Add(1)
+	v.advertise(w)
 	defer func() {
 		if v := recover(); v != nil {
 			if v != http.ErrAbortHandler {

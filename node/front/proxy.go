@@ -67,8 +67,7 @@ func (p *proxied) wait() bool {
 		}
 		g.isFrom(p.RemoteAddr())
 		switch {
-		case f.blocks(g):
-			f.expel(p.Raw())
+		case !f.admit(p.Raw(), g):
 		case !p.door.crowd.enter(g, f.config.ConnectionsPerClient):
 			f.counters.crowded.Add(1)
 		default:

@@ -348,6 +348,9 @@ func (v *visit) serve() bool {
 				d.r += q.Bytes
 				v.scanned, v.blank = 0, false
 				out = a.Head
+				if field := v.alternative(); field != nil {
+					out = append(append(append(out[:len(out)-2], "Alt-Svc: "...), field[0]...), "\r\n\r\n"...)
+				}
 				last := q.Close || v.door.leaving()
 				if last {
 					out = append(out[:len(out)-2], "Connection: close\r\n\r\n"...)
