@@ -29,6 +29,8 @@ type Result struct {
 	// Stored says that the response is kept, if it arrives whole; else WhyNot is the reason in one word.
 	Stored bool
 	WhyNot string
+	// Shared says that the response is for all who asked meanwhile, kept or not.
+	Shared bool
 	// Collapsed says that this asker joined another's fill.
 	Collapsed bool
 	// Own are fields of the response that are for who asked first, and in no Object (private="…", no-cache="…").
@@ -74,7 +76,7 @@ func (c *Cache) attach(a *Ask, w Want, found Found) error {
 	if c.Find(w.Key, w.Policy, w.Header, time.Now(), nil) != found {
 		return ErrOther // a fill ended since
 	}
-	if f := c.fills[found.slot]; f != nil && f.join(a) {
+	if f := c.fills[found.slot]; f != nil && f.want.rank() >= w.rank() && f.join(a) {
 		a.joined = true
 		c.counts.collapsed.Add(1)
 		return nil
@@ -101,6 +103,7 @@ func (a *Ask) Wait() (Result, error) {
 	if r.How == 0 {
 		return Result{}, f.err
 	}
+	r.Shared = f.shared
 	if r.Collapsed = a.joined; a.joined {
 		r.Own = nil
 		p := f.want.Policy

@@ -34,6 +34,19 @@ type Want struct {
 	Policy *Policy
 	Header http.Header // the viewer's
 	Fetch  Fetch
+	// Keep says whether what was brought is kept, besides being shared by those who asked meanwhile; nil: yes. It is asked when
+	// it begins to come and when all is here, and must be quick.
+	Keep func() bool
+	// Rank is how near the origin those are that are asked; it never falls. A request joins only fills of its own rank and above: who
+	// waits for a fill must not be who that waits for. Nil: 0. It must be quick.
+	Rank func() int
+}
+
+func (w *Want) rank() int {
+	if w.Rank == nil {
+		return 0
+	}
+	return w.Rank()
 }
 
 // fill brings one response from the origin, for all who ask for it meanwhile. It belongs to none of them: it goes on
@@ -140,6 +153,7 @@ func (f *fill) fetch(ctx context.Context) (response *http.Response, requested ti
 		response.Body.Close()
 		if o, own, ok := f.stale.freshened(f.want.Policy, response.Header, requested, time.Now()); ok {
 			o.era = f.era
+			o.on(response.Body)
 			f.validated(o, own)
 			return nil, requested
 		}
@@ -183,7 +197,7 @@ func (f *fill) validated(o *Object, own http.Header) {
 	}
 	f.leave(kept)
 	f.answer(Result{How: Validated, Object: o, Size: int64(len(o.Body)), Status: http.StatusNotModified, Stored: ok, WhyNot: why, Own: own},
-		ok && o.ttl > 0)
+		ok && o.shared())
 }
 
 func (f *fill) covered(o *Object, status int) {
@@ -199,9 +213,12 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 	own := cc.separate(response.Header)
 	o := p.head(response.StatusCode, cc, response.Header, requested, received)
 	o.era = f.era
+	alone := o.on(response.Body)
 	size := response.ContentLength
 	switch {
 	case !ok:
+	case alone:
+		ok, why = false, "peer"
 	case !o.useful():
 		ok, why = false, "ttl"
 	case !f.room(size):
@@ -217,14 +234,21 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 	defer response.Body.Close()
 	defer context.AfterFunc(ctx, f.wake)()
 	f.settle(o.vary)
-	f.answer(result, o.ttl > 0)
+	if !f.keeps() {
+		result.Stored, result.WhyNot = false, "peer"
+	}
+	f.answer(result, o.shared())
 	if err := f.read(ctx, response.Body, size); err != nil {
 		f.leave(nil)
 		f.fail(err)
 		return
 	}
-	if !f.full {
+	switch {
+	case f.full: // it has left already
+	case f.keeps():
 		f.leave(&entry{object: o.whole(exact(f.body))})
+	default:
+		f.leave(nil)
 	}
 	f.end()
 }

@@ -23,6 +23,7 @@ type Object struct {
 
 	vary []string // the fields that selected it
 	era  uint64   // how many fences there were when it was asked for
+	lent *Terms   // on which terms a peer handed it on; nil: the origin sent it
 }
 
 // head makes the head of an object of a response that came now. It takes over the header.
@@ -52,7 +53,7 @@ func (o *Object) live(p *Policy, cc Control, requested, received time.Time) {
 	o.initialAge = initialAge(o.Header, requested, received)
 	o.ttl = p.TTL(o.Status, cc, o.Header, requested, received)
 	o.staleWhileRevalidate, o.staleIfError = stale(cc)
-	o.held = time.Time{}
+	o.held, o.lent = time.Time{}, nil
 }
 
 // whole is the object with its body.

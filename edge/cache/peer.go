@@ -1,0 +1,57 @@
+package cache
+
+import (
+	"io"
+	"time"
+)
+
+// Lent is the body of a response that another node of the network hands on. Its terms stand in the place of what the policy
+// would make of the response's times: no hop makes a response live longer, be it by MinTTL, ErrorTTL or a stale window.
+type Lent struct {
+	io.ReadCloser
+	Terms
+}
+
+// Terms are those on which a response is handed on.
+type Terms struct {
+	// Kept says that whoever hands it on keeps it, or is about to, or at least shares it. What is neither is for one request alone.
+	Kept bool
+	// Shared says that it may be given to all who asked meanwhile: it is fresh, or may be used stale.
+	Shared bool
+	// Fresh is for how long yet it is fresh; below zero, for how long it has been stale.
+	Fresh time.Duration
+	// From is what it was to the cache of the POP: a word of X-Cache, or empty, for a miss.
+	From string
+}
+
+// on has the object live on the terms of its body, if there are any. Alone says that by these it is for one request alone.
+func (o *Object) on(body io.ReadCloser) (alone bool) {
+	l, is := body.(*Lent)
+	if !is {
+		return false
+	}
+	terms := l.Terms
+	o.lent = &terms
+	o.ttl = l.Fresh
+	return !l.Kept
+}
+
+// shared says whether the response, as it comes, is for all who asked meanwhile.
+func (o *Object) shared() bool { return o.ttl > 0 || o.lent != nil && o.lent.Shared }
+
+// From is what a response that was handed on was to the cache of the POP; empty: the origin sent it, or it was a miss.
+func (o *Object) From() string {
+	if o.lent == nil {
+		return ""
+	}
+	return o.lent.From
+}
+
+// keeps says whether what the fill brings is to be kept. What was kept before and is asked for again always is.
+func (f *fill) keeps() bool { return f.want.Keep == nil || f.stale != nil || f.want.Keep() }
+
+// Match says which keys a purge names.
+func (p Purge) Match() func(Key) bool {
+	m := p.matcher()
+	return func(k Key) bool { return m.matches(k.URI) }
+}
