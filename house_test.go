@@ -46,7 +46,7 @@ var doors = []struct {
 	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace"}},
 	{"edge/http1", nil},
 	{"edge/cache/disk", []string{"cluster/file"}},
-	{"edge/...", []string{"edge/...", "origin/...", "dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone"}},
+	{"edge/...", []string{"edge/...", "origin/...", "dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone", "cluster/rendezvous"}},
 	{"node/front", []string{"edge/http1"}},
 	{"node/metrics", nil},
 	{"node/api", []string{"cluster/view", "cluster/event", "cluster/trace", "cluster/identity", "cluster/roster"}},

@@ -256,6 +256,14 @@ type Origin struct {
 	ConnectionAttempts int       `json:"connectionAttempts,omitempty" rule:"1..3" default:"3"`
 	ConnectionTimeout  *Duration `json:"connectionTimeout,omitempty" rule:"1s..10s" default:"10s"`
 	ResponseTimeout    *Duration `json:"responseTimeout,omitempty" rule:"1s..120s" default:"30s"`
+	// OriginShield is a region whose edge nodes ask the origin for all others.
+	OriginShield OriginShield `json:"originShield,omitzero"`
+}
+
+// OriginShield is a layer of caches before an origin, all in one region: of what may be cached, it alone asks the origin.
+type OriginShield struct {
+	Enabled            bool   `json:"enabled,omitempty"`
+	OriginShieldRegion string `json:"originShieldRegion,omitempty"` // required where it is enabled
 }
 
 // Viewer protocol policies.

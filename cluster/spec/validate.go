@@ -498,6 +498,13 @@ func (c check) origin(field string, o *Origin, seen map[string]bool) {
 	if o.HostHeader != "" {
 		c.authority(field+".hostHeader", o.HostHeader)
 	}
+	shield := field + ".originShield.originShieldRegion"
+	switch {
+	case o.OriginShield.OriginShieldRegion != "":
+		c.inRegion(shield, o.OriginShield.OriginShieldRegion)
+	case o.OriginShield.Enabled && !c.told(shield):
+		c.fault(shield, "is required where the shield is enabled")
+	}
 }
 
 func (c check) originURL(field, text string) {

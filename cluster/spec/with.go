@@ -149,8 +149,8 @@ func (b *builder) referring(m moved) []Resource {
 			return regions.has(lb.Region) || groups != nil && lb.refers(groups) || lb.guardedBy(guards)
 		})
 	}
-	if balancers != nil || policies != nil {
-		found = collect(b, found, "Distribution", b.spec.Distributions, func(d *Distribution) bool { return d.refers(balancers, policies) })
+	if regions != nil || balancers != nil || policies != nil {
+		found = collect(b, found, "Distribution", b.spec.Distributions, func(d *Distribution) bool { return d.refers(regions, balancers, policies) })
 	}
 	if regions != nil || groups != nil || balancers != nil {
 		found = collect(b, found, "Accelerator", b.spec.Accelerators, func(a *Accelerator) bool { return a.refers(regions, groups, balancers) })
@@ -200,7 +200,7 @@ func (lb *LoadBalancer) refers(groups *texts) bool {
 	return false
 }
 
-func (d *Distribution) refers(balancers, policies *texts) bool {
+func (d *Distribution) refers(regions, balancers, policies *texts) bool {
 	if policies.has(d.DefaultCacheBehavior.CachePolicy) {
 		return true
 	}
@@ -209,10 +209,12 @@ func (d *Distribution) refers(balancers, policies *texts) bool {
 			return true
 		}
 	}
-	if balancers == nil {
+	if balancers == nil && regions == nil {
 		return false
 	}
-	return slices.ContainsFunc(d.Origins, func(o Origin) bool { return slices.ContainsFunc(o.LoadBalancers, balancers.has) })
+	return slices.ContainsFunc(d.Origins, func(o Origin) bool {
+		return regions.has(o.OriginShield.OriginShieldRegion) || balancers != nil && slices.ContainsFunc(o.LoadBalancers, balancers.has)
+	})
 }
 
 func (a *Accelerator) refers(regions, groups, balancers *texts) bool {

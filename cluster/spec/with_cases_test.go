@@ -52,6 +52,11 @@ func TestWithTellsWhatIsWrongWithAChange(t *testing.T) {
 			"HealthCheck h2: is used by HealthCheck/h3 (childHealthChecks[1])"}},
 		{"a region that a health check looks from is deleted", "", []Ref{{"Region", "r2"}}, []string{
 			"Region r2: is used by HealthCheck/h2 (regions[0])"}},
+		{"a region that shields an origin is deleted", "{kind: Distribution, name: new, aliases: [new.example.com], origins: [{name: a, url: 'http://a.example', originShield: {enabled: true, originShieldRegion: r2}}], defaultCacheBehavior: {targetOrigin: a}}",
+			[]Ref{{"Region", "r2"}}, []string{`new.yaml:1: Distribution new: origins[0].originShield.originShieldRegion: no region "r2" (did you mean "r1"?)`,
+				"Region r2: is used by HealthCheck/h2 (regions[0])"}},
+		{"a shield without a region", "{kind: Distribution, name: new, aliases: [new.example.com], origins: [{name: a, url: 'http://a.example', originShield: {enabled: true}}, {name: b, url: 'http://b.example', originShield: {}}], defaultCacheBehavior: {targetOrigin: a}}",
+			nil, []string{"new.yaml:1: Distribution new: origins[0].originShield.originShieldRegion: is required where the shield is enabled"}},
 		{"a child turns into a calculated one", "{kind: HealthCheck, name: h2, type: CALCULATED, healthThreshold: 1, childHealthChecks: [h1]}", nil, []string{
 			`HealthCheck h3: childHealthChecks[1]: "h2" is calculated itself`}},
 		{"a second cluster", "{kind: Cluster, name: other, voters: 4}", nil, []string{

@@ -82,7 +82,7 @@ func drawDocument(t *rapid.T) Document {
 	case "Distribution":
 		name = fmt.Sprintf("d%d", n(3))
 		line("aliases: [www%d.example.com, WWW%d.example.com]", n(4), 4+n(4))
-		line("origins: [{name: a, loadBalancers: [%s]}]", pick("l1", "l1", "l3", "l2"))
+		line("origins: [{name: a, loadBalancers: [%s], originShield: {%s}}]", pick("l1", "l1", "l3", "l2"), pick("", "", "enabled: true, originShieldRegion: r2", "originShieldRegion: r1", "enabled: true"))
 		line("defaultCacheBehavior: {targetOrigin: a, cachePolicy: %s}", pick("c1", "Managed-CachingDisabled"))
 	case "Accelerator":
 		name = fmt.Sprintf("a%d", n(3))

@@ -17,11 +17,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -37,8 +39,10 @@ type Config struct {
 	POP string
 	// Dial reaches the origins that are URLs.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Backbone reaches the nodes that run load balancers.
+	// Backbone reaches the nodes that run load balancers, and peers.
 	Backbone func(ctx context.Context, node string, h backbone.Header) (net.Conn, error)
+	// Epoch is up to which all purges are made here, for peers; nil: always 0.
+	Epoch func() uint64
 	// RootCAs verify origins with https URLs; nil is the system's.
 	RootCAs *x509.CertPool
 	// HTTPSPort is where this node serves HTTPS, for redirects; 0 is 443.
@@ -59,6 +63,7 @@ type Plane struct {
 	upstreams map[upstreamKey]*upstream
 	fields    fields
 	pieces    sync.Pool // *[]byte, for bodies that are passed on
+	peers     *peers
 
 	counts struct {
 		requests, hits, misses, refreshes, covered, passes, refused, bytes atomic.Uint64
@@ -72,6 +77,7 @@ func New(cfg Config) *Plane {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Plane{cfg: cfg, cache: cache.New(cache.Config{Bytes: cfg.CacheBytes}), fields: newFields(cfg.POP), upstreams: map[upstreamKey]*upstream{}}
+	p.openPeers()
 	p.pieces.New = func() any { b := make([]byte, pieceSize); return &b }
 	empty := &Table{spec: new(spec.Spec)}
 	if port := cfg.HTTPSPort; port != 0 && port != 443 {
@@ -84,6 +90,7 @@ func New(cfg Config) *Plane {
 // Close ends what is being asked of origins, and waits. Requests must have ended before.
 func (p *Plane) Close() error {
 	p.cache.Close()
+	p.closePeers()
 	p.apply.Lock()
 	defer p.apply.Unlock()
 	for _, u := range p.upstreams {
@@ -140,13 +147,18 @@ func (p *Plane) Purge(distribution string, paths []string) (objects int) {
 	if d := p.table.Load().all.Get(distribution); d != nil && d.root != "" && slices.Contains(paths, "/") {
 		paths = append(slices.Clone(paths), d.root)
 	}
-	return p.cache.Purge(cache.Purge{Distribution: distribution, Paths: paths})
+	purge := cache.Purge{Distribution: distribution, Paths: paths}
+	p.peers.recent.add(purge.Match(), time.Now(), true)
+	return p.cache.Purge(purge)
 }
 
 // SetFence has the origin asked before anything is served that was kept before, as long as this node knows that it has
 // missed purges. To be told so again begins it anew: it is to be told of each purge that it misses. It must have made
 // them all before it ends.
-func (p *Plane) SetFence(fenced bool) { p.cache.SetFence(fenced) }
+func (p *Plane) SetFence(fenced bool) {
+	p.peers.fenced.Store(fenced)
+	p.cache.SetFence(fenced)
+}
 
 // Hosts says whether an enabled distribution answers for a host.
 func (p *Plane) Hosts(host string) bool {
@@ -174,6 +186,7 @@ func (p *Plane) Counters() map[string]uint64 {
 	all["cdn_bytes_total"] = p.counts.bytes.Load()
 	all["cdn_origin_errors_total"] = p.counts.originErrors.Load()
 	all["cdn_origin_failovers_total"] = p.counts.failovers.Load()
+	maps.Copy(all, p.peers.counters())
 	return all
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/trace"
@@ -29,7 +30,8 @@ func (p *Plane) Explain(method string, u *url.URL, tr *trace.Trace) (string, err
 		return "pass: nothing is kept; " + p.explainOrigin(d, tr), nil
 	}
 	now, none := time.Now(), http.Header{}
-	found := p.cache.Find(b.Policy.Key(d.target(), none), b.Policy, none, now, tr)
+	key := b.Policy.Key(d.target(), none)
+	found := p.cache.Find(key, b.Policy, none, now, tr)
 	if o := found.Object; o != nil {
 		reuse := found.Reuse(now, tr)
 		if reuse == cache.Stale && p.reuse(d, cache.Demand{}, found, now) == cache.StaleIfError {
@@ -43,14 +45,30 @@ func (p *Plane) Explain(method string, u *url.URL, tr *trace.Trace) (string, err
 			return fmt.Sprintf("hit: status %d, stale for %s", o.Status, -o.FreshFor(now).Round(time.Second)), nil
 		}
 		if found.Fenced {
-			return "fenced: " + p.explainOrigin(d, tr), nil
+			return "fenced: " + p.explainFill(d, key, tr), nil
 		}
-		return "stale: " + p.explainOrigin(d, tr), nil
+		return "stale: " + p.explainFill(d, key, tr), nil
 	}
 	if found.Apart {
 		return "pass: what the origin sent was not to be shared; " + p.explainOrigin(d, tr), nil
 	}
-	return "miss: " + p.explainOrigin(d, tr), nil
+	return "miss: " + p.explainFill(d, key, tr), nil
+}
+
+// explainFill says who is asked for what is to be kept: peers, or else the origin.
+func (p *Plane) explainFill(d Decision, key cache.Key, tr *trace.Trace) string {
+	var asked []string
+	for _, h := range p.hops(d, key, byViewers, tr) {
+		what := "the owner"
+		switch {
+		case h.Tier == inShield:
+			what = "the origin shield"
+		case len(asked) > 0:
+			what = "the next owner"
+		}
+		asked = append(asked, "asks node "+h.Node+", "+what)
+	}
+	return strings.Join(append(asked, p.explainOrigin(d, tr)), "; else ")
 }
 
 func (p *Plane) explainOrigin(d Decision, tr *trace.Trace) string {

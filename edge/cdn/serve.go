@@ -127,29 +127,31 @@ func (p *Plane) past(w http.ResponseWriter, r *http.Request, d Decision, demand 
 // want is what a fill for the request is to bring. The origin is asked for the whole with a GET, whatever the viewer
 // asked for. Its interim responses go to early; nil: to nobody.
 func (p *Plane) want(r *http.Request, d Decision, key cache.Key, id string, early *interim) cache.Want {
-	return cache.Want{Key: key, Policy: d.Behavior.Policy, Header: r.Header, Fetch: p.fetch(r, d, id, early)}
+	e := p.errandOf(r, d, key, d.Behavior.Forward(viewerOf(r), id, false), byViewers)
+	e.early = early
+	return p.wanted(e, r.Header)
 }
 
-func (p *Plane) fetch(r *http.Request, d Decision, id string, early *interim) cache.Fetch {
-	v := viewerOf(r)
-	header := d.Behavior.Forward(v, id, false)
-	address := d.address(r)
+// fetching asks the peers, or else the origin. Interim responses of the origin are for who asks it, and not for peers.
+func (p *Plane) fetching(e errand) cache.Fetch {
 	return func(ctx context.Context, conditions http.Header) (*http.Response, error) {
-		if early != nil {
-			ctx = early.watch(ctx)
+		if response, err := p.askPeers(ctx, e, conditions); response != nil || err != nil {
+			return response, err
 		}
-		at := *address
-		q := &http.Request{Method: http.MethodGet, URL: &at, Host: v.Host, Header: header.Clone()}
+		if e.early != nil {
+			ctx = e.early.watch(ctx)
+		}
+		q := &http.Request{Method: http.MethodGet, URL: e.address(e.path), Host: e.host, Header: e.header.Clone()}
 		for name, lines := range conditions {
 			q.Header[name] = lines
 		}
-		return p.send(ctx, d, q)
+		return p.send(ctx, e.Decision, q)
 	}
 }
 
 // address is what the origin is asked for; send fills in the authority.
-func (d Decision) address(r *http.Request) *url.URL {
-	u := &url.URL{Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: d.Behavior.Policy.Query(r.URL.RawQuery)}
+func (d Decision) address(viewer *url.URL) *url.URL {
+	u := &url.URL{Path: viewer.Path, RawPath: viewer.RawPath, RawQuery: d.Behavior.Policy.Query(viewer.RawQuery)}
 	if d.Path == d.Distribution.root {
 		u.Path, u.RawPath = d.Path, ""
 	}
@@ -166,7 +168,7 @@ func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, e
 		panic(http.ErrAbortHandler)
 	case err != nil:
 		return err
-	case res.How == cache.Filled && !res.Stored && r.Header.Get("Range") != "":
+	case res.How == cache.Filled && !res.Stored && !res.Shared && r.Header.Get("Range") != "":
 		return cache.ErrAlone // what is not kept is not worth reading up to a range
 	case res.How == cache.Covered && demand.NoCache:
 		return errUnproven
@@ -189,8 +191,7 @@ func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, e
 		parts := p.head(w, res.Object, answer, res.Size, p.fields.hit, status, res.Object.Age(now), id)
 		p.write(w, r, res.Object, answer, parts)
 	default:
-		p.counts.misses.Add(1)
-		parts := p.head(w, res.Object, answer, res.Size, p.fields.miss, status, notFromCache, id)
+		parts := p.head(w, res.Object, answer, res.Size, p.filledFrom(res.Object), status, notFromCache, id)
 		switch {
 		case r.Method == http.MethodHead || answer.Status == http.StatusNotModified:
 		case parts != nil:
@@ -296,7 +297,7 @@ func (p *Plane) passNoting(w http.ResponseWriter, r *http.Request, d Decision, s
 	p.counts.passes.Add(1)
 	id := newID()
 	q := &http.Request{
-		Method: r.Method, URL: d.address(r), Host: r.Host, Header: d.Behavior.Forward(viewerOf(r), id, true), ContentLength: r.ContentLength,
+		Method: r.Method, URL: d.address(r.URL), Host: r.Host, Header: d.Behavior.Forward(viewerOf(r), id, true), ContentLength: r.ContentLength,
 		Close: http1.IsAlone(r.Context()),
 	}
 	if r.ContentLength != 0 {
@@ -365,10 +366,15 @@ func (p *Plane) copy(w http.ResponseWriter, response *http.Response) {
 // forget forgets what is kept of a request's URI, by either scheme.
 func (p *Plane) forget(r *http.Request, d Decision) {
 	t := d.target()
-	p.cache.Invalidate(d.Behavior.Policy.Key(t, r.Header))
+	forget := func() {
+		key := d.Behavior.Policy.Key(t, r.Header)
+		p.forgetAtPeers(p.errandOf(r, d, key, nil, byViewers))
+		p.cache.Invalidate(key)
+	}
+	forget()
 	if d.Behavior.ViewerProtocol == spec.AllowAll {
-		t.Scheme = other(t.Scheme)
-		p.cache.Invalidate(d.Behavior.Policy.Key(t, r.Header))
+		t.Scheme, d.Request.TLS = other(t.Scheme), !d.Request.TLS
+		forget()
 	}
 }
 

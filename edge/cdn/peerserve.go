@@ -1,0 +1,242 @@
+package cdn
+
+import (
+	"cmp"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"time"
+
+	"github.com/perigee-net/perigee/edge/cache"
+)
+
+// Peers answers the peers that ask this node for responses, as the resource says: as the owner of a key in the POP, or in the
+// region of the origin's shield. Who they are the backbone has made sure of; not ok: there is no such resource.
+//
+// It answers as it would a viewer, from the cache or by the one fill of the key, but with the whole, and never by way of another
+// node of the same tier: requests come to an end whatever each node believes to own.
+func (p *Plane) Peers(resource string) (h http.Handler, ok bool) {
+	at := tier(resource)
+	if at != inPOP && at != inShield {
+		return nil, false
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.servePeer(w, r, at) }), true
+}
+
+func (p *Plane) servePeer(w http.ResponseWriter, r *http.Request, at tier) {
+	p.peers.counts.served.Add(1)
+	l := &lending{ResponseWriter: w}
+	e, conditions, ask, err := p.errandOfPeer(r, at)
+	var no refusal
+	switch {
+	case errors.As(err, &no):
+		p.refusePeer(l, no)
+	case err != nil:
+		p.peers.counts.refusals.Add(1)
+		w.WriteHeader(http.StatusBadRequest)
+	case r.Method == http.MethodPost:
+		p.peers.counts.forgot.Add(1)
+		p.cache.Invalidate(e.key)
+		w.WriteHeader(http.StatusNoContent)
+	case p.cfg.Epoch != nil && ask.Epoch > p.cfg.Epoch():
+		p.refusePeer(l, refusedEpoch)
+	default:
+		p.lend(l, r, e, conditions)
+	}
+}
+
+// errandOfPeer is what a peer asks for. The header that it carries is sent on as it is.
+func (p *Plane) errandOfPeer(r *http.Request, at tier) (e errand, conditions http.Header, ask asking, err error) {
+	if r.Method != http.MethodGet && r.Method != http.MethodPost {
+		return e, nil, ask, errAsking
+	}
+	if ask, err = parseAsking(r.Header.Get(askField)); err != nil {
+		return e, nil, ask, err
+	}
+	d := p.table.Load().Route(Request{
+		Method: http.MethodGet, Host: r.Host, Path: cmp.Or(r.URL.EscapedPath(), "/"), Query: r.URL.RawQuery, TLS: ask.TLS,
+	}, nil)
+	if d.Status != 0 || !d.cacheable(http.MethodGet) {
+		return e, nil, ask, refusedSpec
+	}
+	header, conditions := carried(r.Header)
+	key := d.Behavior.Policy.Key(d.target(), header)
+	if sumOf(key.URI) != ask.URI {
+		return e, nil, ask, refusedSpec
+	}
+	key.Variant = ask.Variant
+	return p.errandOf(r, d, key, header, at), conditions, ask, nil
+}
+
+// lend answers from the cache, filling it where need be.
+func (p *Plane) lend(w *lending, r *http.Request, e errand, conditions http.Header) {
+	policy := e.Behavior.Policy
+	forward := cache.URIMiss
+	for range looks {
+		now := time.Now()
+		found := p.cache.Find(e.key, policy, e.header, now, nil)
+		if found.Apart {
+			p.refusePeer(w, refusedApart)
+			return
+		}
+		want := p.wanted(e, e.header)
+		if found.Others {
+			forward = cache.VaryMiss
+		}
+		if o := found.Object; o != nil {
+			reuse, down := p.reuse(e.Decision, cache.Demand{}, found, now), &e.Behavior.down
+			switch { // as for viewers
+			case reuse == cache.StaleWhileRevalidate && (!down.is(now) || down.probe(now)), reuse == cache.StaleIfError && !o.Held(now) && down.probe(now):
+				p.cache.Refresh(want, found)
+			}
+			if reuse != cache.Stale {
+				p.lendKept(w, e, conditions, o, reuse, now)
+				return
+			}
+			forward = cache.StaleObject
+		}
+		ask, err := p.cache.Ask(r.Context(), want, found)
+		if err == nil {
+			err = p.lendFilled(w, r, e, conditions, ask, forward)
+		}
+		switch {
+		case err == nil:
+			return
+		case errors.Is(err, cache.ErrOther):
+			continue
+		case errors.Is(err, cache.ErrBusy):
+			p.refusePeer(w, refusedBusy)
+		case errors.Is(err, cache.ErrAlone):
+			p.refusePeer(w, refusedApart)
+		case timedOut(err) && !errors.As(err, new(*dialError)):
+			p.refusePeer(w, refusedSilent)
+		default:
+			p.refusePeer(w, refusedUnreached)
+		}
+		return
+	}
+	p.refusePeer(w, refusedApart) // it is another variant each time
+}
+
+// detail is what Cache-Status says of a response that is handed on: as what.
+func (e errand) detail(hit bool) string {
+	switch {
+	case e.at == inPOP:
+		return "owner"
+	case hit:
+		return "OriginShieldHit"
+	}
+	return "shield"
+}
+
+var reused = map[cache.Reuse]string{cache.StaleWhileRevalidate: "stale-while-revalidate", cache.StaleIfError: "stale-if-error"}
+
+// lendKept hands on what is kept.
+func (p *Plane) lendKept(w *lending, e errand, conditions http.Header, o *cache.Object, reuse cache.Reuse, now time.Time) {
+	w.terms = cache.Terms{Kept: true, Shared: true, Fresh: o.FreshFor(now)}
+	size := int64(len(o.Body))
+	answer := o.Answer(http.MethodGet, conditions, size)
+	status := cache.Status{Hit: true, HasTTL: true, TTL: o.FreshFor(now), Detail: cmp.Or(reused[reuse], e.detail(true))}
+	p.head(w, o, answer, size, p.fields.hit, status, o.Age(now), e.header.Get("X-Perigee-Id"))
+	if answer.Status != http.StatusNotModified && answer.Length > 0 {
+		w.Write(o.Body[answer.Start : answer.Start+answer.Length])
+	}
+}
+
+// lendFilled hands on what a fill brings. An error is the fill's, and nothing is answered yet.
+func (p *Plane) lendFilled(w *lending, r *http.Request, e errand, conditions http.Header, ask *cache.Ask, forward string) error {
+	defer ask.Close()
+	res, err := w.wait(ask)
+	switch {
+	case r.Context().Err() != nil: // the peer left
+		panic(http.ErrAbortHandler)
+	case err != nil:
+		return err
+	}
+	now := time.Now()
+	status := cache.Status{
+		Forward: forward, Code: res.Status, Stored: res.Stored, Collapsed: res.Collapsed, Detail: cmp.Or(res.WhyNot, e.detail(false)),
+		HasTTL: res.Stored, TTL: res.Object.FreshFor(now),
+	}
+	w.terms = cache.Terms{Kept: res.Stored || res.Shared, Shared: res.Shared, Fresh: res.Object.FreshFor(now)}
+	from, age := p.fields.miss, notFromCache
+	switch res.How {
+	case cache.Validated:
+		from, age = p.fields.refreshHit, res.Object.Age(now)
+	case cache.Covered:
+		from, age, status.Detail = p.fields.hit, res.Object.Age(now), "stale-if-error"
+	}
+	answer := res.Object.Answer(http.MethodGet, conditions, res.Size)
+	maps.Copy(w.Header(), res.Own) // for the viewer who asked first
+	p.head(w, res.Object, answer, res.Size, from, status, age, e.header.Get("X-Perigee-Id"))
+	if answer.Status == http.StatusNotModified || answer.Length == 0 {
+		return nil
+	}
+	if res.How != cache.Filled {
+		w.Write(res.Object.Body[answer.Start : answer.Start+answer.Length])
+		return nil
+	}
+	flush := http.NewResponseController(w)
+	for left := answer.Length; left != 0; {
+		piece, err := ask.Next()
+		if err == io.EOF && left < 0 {
+			return nil
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		if _, err := w.Write(piece); err != nil {
+			return nil // the peer left
+		}
+		if left > 0 {
+			left -= min(int64(len(piece)), left)
+		}
+		if left != 0 {
+			flush.Flush()
+		}
+	}
+	return nil
+}
+
+func (p *Plane) refusePeer(w *lending, why refusal) {
+	p.peers.counts.refusals.Add(1)
+	h := w.Header()
+	h.Set(answerField, "refused "+string(why))
+	h.Set("Content-Length", "0")
+	w.ResponseWriter.WriteHeader(http.StatusServiceUnavailable)
+}
+
+// lending writes an answer to a peer, with the terms.
+type lending struct {
+	http.ResponseWriter
+	terms cache.Terms
+}
+
+// WriteHeader has the terms in the header, whatever the origin has under that name.
+func (l *lending) WriteHeader(status int) {
+	l.Header()[answerField] = []string{answering(l.terms)}
+	l.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController through.
+func (l *lending) Unwrap() http.ResponseWriter { return l.ResponseWriter }
+
+// wait waits for a fill, and gives a sign of life now and then: an origin may take its time, this node may not.
+func (l *lending) wait(ask *cache.Ask) (res cache.Result, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		res, err = ask.Wait()
+	}()
+	signs := time.NewTicker(peerSign)
+	defer signs.Stop()
+	for {
+		select {
+		case <-done:
+			return res, err
+		case <-signs.C:
+			l.ResponseWriter.WriteHeader(http.StatusProcessing)
+		}
+	}
+}

@@ -1,0 +1,141 @@
+package cdn
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/rendezvous"
+	"github.com/perigee-net/perigee/edge/cache"
+)
+
+// Peers speak HTTP/1.1 over the backbone. A request is the GET that a fill would send to the origin, with the path and Host
+// that the viewer wrote and all that Forward made of its header: the owner sends that on as it is, so the origin hears of
+// the viewer what it would have heard without peers. Besides, askField has what the owner cannot know, and a validator goes in
+// fields of its own, since those of the request are the viewer's. POST forgets.
+//
+// A response is what the owner would answer a viewer, with the terms on which it hands it on in answerField; or that says
+// why there is none.
+const (
+	askField    = "Perigee-Ask"
+	answerField = "Perigee-Answer"
+	ifPrefix    = "Perigee-" // before If-None-Match and If-Modified-Since
+)
+
+// asking is what askField says.
+type asking struct {
+	Epoch   uint64 // up to which the asker has made all purges: nothing older may be handed to it
+	TLS     bool   // the viewer came by https
+	URI     uint64 // sum of the key's URI: who makes another of the request goes by another spec
+	Variant string // of the key: from the viewer's header, of which the owner gets what the origin gets
+}
+
+func (a asking) String() string {
+	scheme := "http"
+	if a.TLS {
+		scheme = "https"
+	}
+	return fmt.Sprintf("%d %s %x =%s", a.Epoch, scheme, a.URI, base64.RawURLEncoding.EncodeToString([]byte(a.Variant)))
+}
+
+var (
+	errAsking    = errors.New("the request of a peer is malformed")
+	errAnswering = errors.New("the answer of a peer is malformed")
+)
+
+func parseAsking(text string) (asking, error) {
+	parts := strings.Split(text, " ")
+	if len(parts) != 4 || parts[1] != "http" && parts[1] != "https" || !strings.HasPrefix(parts[3], "=") {
+		return asking{}, errAsking
+	}
+	epoch, epochErr := strconv.ParseUint(parts[0], 10, 64)
+	sum, sumErr := strconv.ParseUint(parts[2], 16, 64)
+	variant, variantErr := base64.RawURLEncoding.Strict().DecodeString(parts[3][1:])
+	if err := errors.Join(epochErr, sumErr, variantErr); err != nil {
+		return asking{}, errAsking
+	}
+	return asking{epoch, parts[1] == "https", sum, string(variant)}, nil
+}
+
+func sumOf(uri string) uint64 { return rendezvous.Score("", uri) }
+
+// refusal is why a peer hands nothing on. The origin is asked then, but for refusedSilent.
+type refusal string
+
+const (
+	refusedEpoch     refusal = "epoch"     // it has made fewer purges than the asker
+	refusedSpec      refusal = "spec"      // it does not serve that, or by another key
+	refusedApart     refusal = "apart"     // the responses are not to be shared: each node asks on its own
+	refusedBusy      refusal = "busy"      // it has too many fills, or askers
+	refusedUnreached refusal = "unreached" // it cannot reach the origin: the asker perhaps can
+	refusedSilent    refusal = "silent"    // the origin was asked, and does not answer in time: that is the viewer's 504
+)
+
+func (r refusal) Error() string { return "the peer refused: " + string(r) }
+
+// Timeout is as net.Error has it.
+func (r refusal) Timeout() bool { return r == refusedSilent }
+
+// answering writes answerField. Fresh is in ms, rounded down.
+func answering(t cache.Terms) string {
+	switch {
+	case !t.Kept:
+		return "alone"
+	case t.Shared:
+		return "shared " + strconv.FormatInt(floorMillis(t.Fresh), 10)
+	}
+	return "kept " + strconv.FormatInt(floorMillis(t.Fresh), 10)
+}
+
+func floorMillis(d time.Duration) int64 {
+	ms := d.Milliseconds()
+	if d < 0 && d%time.Millisecond != 0 {
+		ms--
+	}
+	return ms
+}
+
+// maxFresh bounds what a peer says of a lifetime: the longest that a policy allows, 100 years.
+const maxFresh = 100 * 365 * 24 * time.Hour
+
+// parseAnswering reads answerField: terms, or a refusal as its error.
+func parseAnswering(text string) (t cache.Terms, err error) {
+	word, rest, _ := strings.Cut(text, " ")
+	switch word {
+	case "alone":
+		if rest == "" {
+			return cache.Terms{}, nil
+		}
+	case "refused":
+		switch r := refusal(rest); r {
+		case refusedEpoch, refusedSpec, refusedApart, refusedBusy, refusedUnreached, refusedSilent:
+			return cache.Terms{}, r
+		}
+	case "kept", "shared":
+		ms, err := strconv.ParseInt(rest, 10, 64)
+		if limit := maxFresh.Milliseconds(); err == nil && ms <= limit && ms >= -limit {
+			return cache.Terms{Kept: true, Shared: word == "shared", Fresh: time.Duration(ms) * time.Millisecond}, nil
+		}
+	}
+	return cache.Terms{}, errAnswering
+}
+
+// validators are the fields by which one asks whether what one has is still good.
+var validators = []string{"If-None-Match", "If-Modified-Since"}
+
+// carried parts what a peer sent: the header for the origin, and the validators of what the peer has.
+func carried(h http.Header) (forward, conditions http.Header) {
+	forward, conditions = h.Clone(), http.Header{}
+	for _, name := range validators {
+		if lines := forward[ifPrefix+name]; len(lines) > 0 {
+			conditions[name] = lines
+		}
+		delete(forward, ifPrefix+name)
+	}
+	delete(forward, askField)
+	return forward, conditions
+}
