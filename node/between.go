@@ -15,6 +15,8 @@ import (
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/control"
 	"github.com/perigee-net/perigee/cluster/store"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/cdn"
 	"github.com/perigee-net/perigee/node/api"
 )
 
@@ -172,7 +174,7 @@ func (s *streams) Close() error {
 
 func (s *streams) Addr() net.Addr { return backbone.Addr("backbone") }
 
-// resourceConn is a stream for one load balancer.
+// resourceConn is a stream for one resource.
 type resourceConn struct {
 	net.Conn
 	handler http.Handler
@@ -180,8 +182,27 @@ type resourceConn struct {
 
 type handlerKey struct{}
 
-// openHTTPStreams serves the HTTP that edge nodes send to load balancers of this region over the backbone.
+// openHTTPStreams serves the HTTP that other nodes send over the backbone: edge nodes to load balancers of this region, and peers
+// to this edge node.
 func (n *Node) openHTTPStreams() {
+	n.serveStreams("HTTP over the backbone", httpService, func(resource string) (http.Handler, string) {
+		handler, ok := n.origin.HTTP(resource)
+		if !ok {
+			return nil, "no load balancer " + resource + " in " + n.cfg.Region
+		}
+		return handler, ""
+	})
+	n.serveStreams("peers of the cache", cdn.PeerService, func(resource string) (http.Handler, string) {
+		handler, ok := n.cdn.Peers(resource)
+		if !ok || !n.has(view.Edge) {
+			return nil, "no " + resource + " is asked here"
+		}
+		return handler, ""
+	})
+}
+
+// serveStreams serves HTTP on the streams of a service, by the handler of each stream's resource, or says why there is none.
+func (n *Node) serveStreams(name, service string, of func(resource string) (h http.Handler, refusal string)) {
 	list := newStreams()
 	server := &http.Server{
 		ReadHeaderTimeout: apiHeaderTime, IdleTimeout: apiIdleTime, ErrorLog: n.quiet(),
@@ -193,16 +214,16 @@ func (n *Node) openHTTPStreams() {
 		}),
 	}
 	n.goes(func() { server.Serve(list) })
-	n.onDrain("HTTP over the backbone", func(ctx context.Context) error {
+	n.onDrain(name, func(ctx context.Context) error {
 		if err := server.Shutdown(ctx); err != nil {
 			return errors.Join(server.Close(), list.Close())
 		}
 		return list.Close()
 	})
-	n.backbone.Handle(httpService, func(in *backbone.Incoming) {
-		handler, ok := n.origin.HTTP(in.Header.Resource)
-		if !ok {
-			in.Refuse("no load balancer " + in.Header.Resource + " in " + n.cfg.Region)
+	n.backbone.Handle(service, func(in *backbone.Incoming) {
+		handler, refusal := of(in.Header.Resource)
+		if handler == nil {
+			in.Refuse(refusal)
 			return
 		}
 		if list.closed() {

@@ -528,7 +528,7 @@ func (n *Node) openPlanes() error {
 	n.onClose("origin", func(context.Context) error { n.origin.Close(); return nil })
 	n.cdn = cdn.New(cdn.Config{
 		View: now, POP: n.cfg.POP, Dial: n.cfg.Dial, Backbone: n.backbone.Dial, HTTPSPort: httpsPort(n.cfg.HTTPS),
-		CacheBytes: n.cfg.CacheBytes, Log: log,
+		CacheBytes: n.cfg.CacheBytes, Epoch: n.orders.epoch, Log: log,
 	})
 	n.onClose("cdn", func(context.Context) error { return n.cdn.Close() })
 	n.accelerator = accelerator.New(accelerator.Config{View: now, Dial: n.backbone.Dial, Log: log})

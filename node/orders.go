@@ -144,6 +144,13 @@ func (n *Node) do(id string, encoded []byte) error {
 	return nil
 }
 
+// epoch is up to which this node has made all purges.
+func (o *orders) epoch() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.purged
+}
+
 // orderEvent is the event that tells of an order.
 func (n *Node) orderEvent(id, text, author string) uint64 {
 	if told := n.events.Last("order/"+id, 1); len(told) > 0 {
@@ -204,6 +211,10 @@ func (n *Node) layOrders() {
 		}
 		soonest(p.until.Sub(now))
 		told = append(told, p.order)
+	}
+	settled := o.purged >= r.Epoch && !slices.ContainsFunc(told, func(o roster.Order) bool { return o.Kind == roster.OrderPurge })
+	if settled {
+		n.cdn.Settle()
 	}
 	before := o.effects.Load()
 	effects := r.Effects(told, o.firstSeen(now), now)
