@@ -42,6 +42,7 @@ type World struct {
 	layout  demo.Layout
 	token   string // by which nodes join
 	access  string // to the API
+	more    []string
 }
 
 type worldNode struct {
@@ -68,6 +69,8 @@ type WorldConfig struct {
 	Files fs.FS  // where the scenario's files are
 	Log   *slog.Logger
 	Seed  uint64
+	// More are the names of further nodes in the first POP, icn1, which share its cache.
+	More []string
 }
 
 // Clients of every World: places whose addresses the country table knows.
@@ -115,7 +118,7 @@ func NewWorld(ctx context.Context, cfg WorldConfig) (*World, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	w := &World{
-		dir: cfg.Dir, files: cfg.Files, log: cfg.Log, in: memnet.New(cfg.Seed),
+		dir: cfg.Dir, files: cfg.Files, log: cfg.Log, in: memnet.New(cfg.Seed), more: cfg.More,
 		nodes: map[string]*worldNode{}, targets: map[string]*worldTarget{}, clients: map[string]*memnet.Host{},
 	}
 	if err := w.build(ctx); err != nil {
@@ -152,43 +155,56 @@ func (w *World) build(ctx context.Context) error {
 		}
 		w.layout.Regions = append(w.layout.Regions, r)
 		ip := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
-		host := w.in.Host(r.POP, place, ip)
-		at := func(port int) string { return netip.AddrPortFrom(ip, uint16(port)).String() }
-		n := &worldNode{host: host, api: at(apiPort), cfg: node.Config{
-			Name: r.POP, Region: r.Name, POP: r.POP, Data: filepath.Join(w.dir, r.POP),
-			Advertise: ip, Gossip: at(gossipPort), Control: at(controlPort), API: at(apiPort), HTTP: at(httpPort), DNS: at(dnsPort),
-			CacheBytes: 16 << 20, NoSocket: true, Log: w.log,
-			Listen: host.Listen, ListenPacket: host.ListenPacket, Dial: host.Dial,
-			ListenAnycast: func(network, address string) (net.Listener, error) {
-				ap, err := netip.ParseAddrPort(address)
-				if err != nil {
-					return nil, err
-				}
-				l, err := host.Listen(network, address)
-				if err != nil {
-					return nil, err
-				}
-				host.Announce(ap.Addr())
-				return &announced{Listener: l, host: host, addr: ap.Addr()}, nil
-			},
-		}}
+		n := w.machine(r.POP, r.Name, r.POP, place, ip)
 		if i == 0 {
 			n.cfg.Bootstrap = true
-		} else {
-			n.cfg.Join, n.cfg.Token = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), controlPort).String(), w.token
 		}
-		w.nodes[r.POP] = n
 		if err := w.startNode(ctx, n); err != nil {
 			return err
 		}
-		if i == 0 {
-			if err := w.openCluster(ctx, n.node.Client()); err != nil {
+		if i > 0 {
+			continue
+		}
+		if err := w.openCluster(ctx, n.node.Client()); err != nil {
+			return err
+		}
+		for j, name := range w.more {
+			if err := w.startNode(ctx, w.machine(name, r.Name, r.POP, place, netip.AddrFrom4([4]byte{192, 0, 2, byte(101 + j)}))); err != nil {
 				return err
 			}
 		}
 	}
 	w.tremble()
 	return w.settle(ctx)
+}
+
+// machine makes a node's machine, which joins the first.
+func (w *World) machine(name, region, pop string, place spec.Location, ip netip.Addr) *worldNode {
+	host := w.in.Host(name, place, ip)
+	at := func(port int) string { return netip.AddrPortFrom(ip, uint16(port)).String() }
+	n := &worldNode{host: host, api: at(apiPort), cfg: node.Config{
+		Name: name, Region: region, POP: pop, Data: filepath.Join(w.dir, name),
+		Advertise: ip, Gossip: at(gossipPort), Control: at(controlPort), API: at(apiPort), HTTP: at(httpPort), DNS: at(dnsPort),
+		CacheBytes: 16 << 20, NoSocket: true, Log: w.log,
+		Listen: host.Listen, ListenPacket: host.ListenPacket, Dial: host.Dial,
+		ListenAnycast: func(network, address string) (net.Listener, error) {
+			ap, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return nil, err
+			}
+			l, err := host.Listen(network, address)
+			if err != nil {
+				return nil, err
+			}
+			host.Announce(ap.Addr())
+			return &announced{Listener: l, host: host, addr: ap.Addr()}, nil
+		},
+	}}
+	if len(w.nodes) > 0 {
+		n.cfg.Join, n.cfg.Token = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), controlPort).String(), w.token
+	}
+	w.nodes[name] = n
+	return n
 }
 
 // openCluster makes the tokens by which the others join, and by which the scenario's steps use the API.
@@ -313,7 +329,7 @@ func (w *World) unsettled(ctx context.Context) error {
 			return err
 		}
 		for _, m := range st.Members {
-			if m.Running == 0 || !m.Up || !m.Vote {
+			if m.Running == 0 || !m.Up || !m.Vote && len(w.more) == 0 {
 				return fmt.Errorf("%s sees %s at revision %d, up %v, voting %v", st.Node, m.Name, m.Running, m.Up, m.Vote)
 			}
 		}

@@ -30,9 +30,15 @@ func seed(t *testing.T) uint64 {
 // inWorld runs a test in a world of its own.
 func inWorld(t *testing.T, f func(t *testing.T, w *World)) {
 	t.Helper()
+	inWorldWith(t, nil, f)
+}
+
+// inWorldWith has more nodes in the first POP.
+func inWorldWith(t *testing.T, more []string, f func(t *testing.T, w *World)) {
+	t.Helper()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		cfg := WorldConfig{Dir: dir, Files: os.DirFS("labs"), Seed: seed(t)}
+		cfg := WorldConfig{Dir: dir, Files: os.DirFS("labs"), Seed: seed(t), More: more}
 		if testing.Verbose() {
 			cfg.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 		}
@@ -47,7 +53,16 @@ func inWorld(t *testing.T, f func(t *testing.T, w *World)) {
 
 // Every file of labs is a claim about the network; this runs each of them in a world of its own.
 func TestTheScenariosComeTrue(t *testing.T) {
-	files, err := filepath.Glob("labs/*.txt")
+	theyComeTrue(t, "labs/*.txt", nil)
+}
+
+// Those of labs/pop are about a POP of three nodes.
+func TestTheScenariosOfAPOPComeTrue(t *testing.T) {
+	theyComeTrue(t, "labs/pop/*.txt", []string{"icn1-b", "icn1-c"})
+}
+
+func theyComeTrue(t *testing.T, pattern string, more []string) {
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
 		t.Fatalf("found %d scenarios: %v", len(files), err)
 	}
@@ -61,7 +76,7 @@ func TestTheScenariosComeTrue(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			inWorld(t, func(t *testing.T, w *World) {
+			inWorldWith(t, more, func(t *testing.T, w *World) {
 				err := s.Run(t.Context(), w, func(o Outcome) {
 					t.Logf("%-60s %s (%v)", o.Step.Text, o.Result, o.Took)
 				})
