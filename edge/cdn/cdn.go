@@ -3,7 +3,7 @@
 // backbone. It opens no listener, ends no TLS and knows no caching rule: node/front and edge/cache do.
 //
 // It promises that a request is answered as Explain says, by the same functions. When things break: a load balancer
-// that cannot be reached gives way to the next at once; an origin that fails is the viewer's 502 or 504, or a stale
+// or peer that cannot be reached gives way to the next at once; an origin that fails is the viewer's 502 or 504, or a stale
 // response where the origin allows that; a response that ends early ends the viewer's connection, never as if it were
 // whole.
 //
