@@ -113,6 +113,9 @@ type LoadBalancer struct {
 	Listeners []Listener        `json:"listeners" rule:"required,1..50"`
 	// IdleTimeout ends a connection without traffic: 1–4,000 s, default 60 s (application); 60–6,000 s, default 350 s (network).
 	IdleTimeout *Duration `json:"idleTimeout,omitempty" rule:"1s..6000s"`
+	// DesyncMitigationMode is what becomes of HTTP/1 requests on whose end their readers might disagree (ALB's attribute
+	// routing.http.desync_mitigation_mode): default defensive. Application only.
+	DesyncMitigationMode string `json:"desyncMitigationMode,omitempty" rule:"monitor|defensive|strictest"`
 	// SecurityGroups say who may connect: whom a rule of any of them lets in. None lets in everybody (AWS: the default group, nobody
 	// from outside).
 	SecurityGroups []string `json:"securityGroups,omitempty" rule:"1..5"`

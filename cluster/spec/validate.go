@@ -242,6 +242,9 @@ func (c check) loadBalancer(lb *LoadBalancer, shared *claims) {
 	if lb.IdleTimeout != nil && (lb.IdleTimeout.Std() < least || lb.IdleTimeout.Std() > most) {
 		c.fault("idleTimeout", "must be %s–%s for type %s, not %s", Duration(least), Duration(most), lb.Type, lb.IdleTimeout)
 	}
+	if lb.DesyncMitigationMode != "" && !application {
+		c.fault("desyncMitigationMode", "is for type application only")
+	}
 	c.securityGroups("securityGroups", lb.SecurityGroups)
 	ports := map[uint16]bool{}
 	for i := range lb.Listeners {
