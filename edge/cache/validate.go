@@ -2,7 +2,6 @@ package cache
 
 import (
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 )
@@ -35,21 +34,21 @@ func (o *Object) freshened(p *Policy, h http.Header, requested, received time.Ti
 		return nil, false
 	}
 	w := *o
-	w.Header = o.Header.Clone()
-	w.Header.Del("Age") // of the response that is not the newest any more
-	w.Header["Date"] = []string{received.UTC().Format(http.TimeFormat)}
+	kept := o.Header.HTTP()
+	kept["Date"] = []string{received.UTC().Format(http.TimeFormat)}
 	for name, lines := range h {
 		switch name {
 		case "Content-Length", "Content-Encoding", "Content-Range": // they say what the kept body is (§3.2)
 		case "Set-Cookie":
 			if p.KeysCookies() {
-				w.Header[name] = slices.Clone(lines)
+				kept[name] = lines
 			}
 		default:
-			w.Header[name] = slices.Clone(lines)
+			kept[name] = lines
 		}
 	}
-	w.live(p, ParseControl(w.Header), requested, received)
+	w.live(p, ParseControl(kept), kept, requested, received)
+	w.Header = NewHeader(kept).without(ownFields)
 	return &w, true
 }
 
@@ -110,7 +109,7 @@ func (o *Object) ifRange(h http.Header) bool {
 	return err == nil && known && modified.Equal(at)
 }
 
-func lastModified(h http.Header) (time.Time, bool) {
+func lastModified(h Header) (time.Time, bool) {
 	t, err := http.ParseTime(h.Get("Last-Modified"))
 	return t, err == nil
 }

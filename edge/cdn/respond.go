@@ -2,7 +2,6 @@ package cdn
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -36,26 +35,35 @@ func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, siz
 	h := w.Header()
 	switch a.Status {
 	case http.StatusNotModified:
+		kept := o.Header.HTTP()
 		for _, name := range notModifiedFields {
-			if lines := o.Header[name]; lines != nil {
+			if lines := kept[name]; lines != nil {
 				h[name] = lines
 			}
 		}
 	case http.StatusPartialContent:
-		maps.Copy(h, o.Header)
+		add(h, o)
 		h["Content-Range"] = []string{fmt.Sprintf("bytes %d-%d/%d", a.Start, a.Start+a.Length-1, size)}
 		h["Content-Length"] = []string{strconv.FormatInt(a.Length, 10)}
 	case http.StatusRequestedRangeNotSatisfiable:
 		h["Content-Range"] = []string{fmt.Sprintf("bytes */%d", size)}
 		h["Content-Length"] = []string{"0"}
 	default:
-		maps.Copy(h, o.Header)
+		add(h, o)
 		if _, known := h["Content-Length"]; !known && size >= 0 && hasBody(a.Status) {
 			h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
 		}
 	}
 	p.say(h, a.Status, from, s, age, id)
 	w.WriteHeader(a.Status)
+}
+
+// add adds what is sent on of the object's header. A type that the origin did not say is not guessed by net/http either.
+func add(h http.Header, o *cache.Object) {
+	o.Header.AddTo(h)
+	if _, said := h["Content-Type"]; !said {
+		h["Content-Type"] = nil
+	}
 }
 
 func hasBody(status int) bool {
