@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/perigee-net/perigee/cluster/spec"
 )
 
 // Key is what a response is kept under. It names the distribution and not its revision, so what is kept outlives
@@ -67,11 +69,18 @@ func (p *Policy) appendURI(b []byte, t Target) []byte {
 	return appendPart(b, method)
 }
 
-// appendQueryPart appends what of a query is in the key, as a part. Its length is known when it is there, so it is made
-// behind the place of its end and moved.
+// appendQueryPart appends what of a query is in the key, as a part. Of a choice the length is known when it is there: so it
+// is put before it afterwards.
 func (p *Policy) appendQueryPart(b []byte, raw string) []byte {
+	switch p.queries.behavior {
+	case spec.KeyAll:
+		return appendPart(b, raw)
+	case spec.KeyWhitelist, spec.KeyAllExcept:
+	default:
+		return appendPart(b, "")
+	}
 	start := len(b)
-	b = p.appendQuery(b, raw)
+	b = appendChosen(b, raw, '&', "&", p.queries)
 	end := len(b)
 	b = strconv.AppendInt(b, int64(end-start), 10)
 	b = append(b, ':')

@@ -20,6 +20,7 @@ type Policy struct {
 	TagHeader string
 
 	headers []string // canonical, sorted, each once
+	plain   bool     // no cookies are keyed, and no fields that are changed
 	cookies part
 	queries part
 }
@@ -57,6 +58,7 @@ func NewPolicy(p *spec.CachePolicy, errorTTL time.Duration) *Policy {
 		slices.Sort(q.headers)
 		q.headers = slices.Compact(q.headers)
 	}
+	q.plain = !q.KeysCookies() && !slices.ContainsFunc(q.headers, func(name string) bool { return slices.Contains(changed, name) })
 	return q
 }
 
@@ -80,19 +82,9 @@ func (p *Policy) Query(raw string) string {
 	case spec.KeyAll:
 		return raw
 	case spec.KeyWhitelist, spec.KeyAllExcept:
-		return string(p.appendQuery(nil, raw))
+		return string(appendChosen(nil, raw, '&', "&", p.queries))
 	}
 	return ""
-}
-
-func (p *Policy) appendQuery(b []byte, raw string) []byte {
-	switch p.queries.behavior {
-	case spec.KeyAll:
-		return append(b, raw...)
-	case spec.KeyWhitelist, spec.KeyAllExcept:
-		return appendChosen(b, raw, '&', "&", p.queries)
-	}
-	return b
 }
 
 // Cookie is what of the viewer's cookies enters the key and is sent to the origin, as one Cookie field in the order given.

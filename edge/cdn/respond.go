@@ -14,6 +14,7 @@ import (
 type fields struct {
 	pop                                     []string
 	hit, miss, refreshHit, failed, redirect []string // X-Cache
+	hitLines, failedLines                   string   // of Quick's answers, below 400 and else
 }
 
 func newFields(pop string) fields {
@@ -21,6 +22,8 @@ func newFields(pop string) fields {
 		pop: []string{pop},
 		hit: []string{"Hit from perigee"}, miss: []string{"Miss from perigee"}, refreshHit: []string{"RefreshHit from perigee"},
 		failed: []string{"Error from perigee"}, redirect: []string{"Redirect from perigee"},
+		hitLines:    "X-Perigee-Pop: " + pop + "\r\nX-Cache: Hit from perigee\r\n\r\n",
+		failedLines: "X-Perigee-Pop: " + pop + "\r\nX-Cache: Error from perigee\r\n\r\n",
 	}
 }
 

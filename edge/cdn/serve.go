@@ -141,7 +141,7 @@ func (p *Plane) hit(w http.ResponseWriter, r *http.Request, o *cache.Object, now
 	p.counts.hits.Add(1)
 	size := int64(len(o.Body))
 	answer := o.Answer(r.Method, r.Header, size)
-	p.head(w, o, answer, size, p.fields.hit, cache.Status{Hit: true, HasTTL: true, TTL: o.FreshFor(now), Detail: detail}, o.Age(now), "")
+	p.head(w, o, answer, size, p.fields.hit, hitStatus(o, now, detail), o.Age(now), "")
 	p.write(w, r, o, answer)
 }
 
