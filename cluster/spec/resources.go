@@ -208,6 +208,13 @@ type Distribution struct {
 	CacheBehaviors       []CacheBehavior   `json:"cacheBehaviors,omitempty" rule:"..75"` // the first that matches wins
 	// ErrorCachingMinTTL is how long an error the origin sent is kept at least.
 	ErrorCachingMinTTL *Duration `json:"errorCachingMinTTL,omitempty" rule:"0s..31536000s" default:"10s"`
+	// CacheTagConfig says where origins tell the tags of a response, by which it can be purged.
+	CacheTagConfig CacheTagConfig `json:"cacheTagConfig,omitzero"`
+}
+
+// CacheTagConfig names the response header whose list is the tags of a response.
+type CacheTagConfig struct {
+	HeaderName string `json:"headerName,omitempty" rule:"..256"` // empty: responses have no tags
 }
 
 // Origin is where content comes from: a URL, or load balancers of this network (exactly one of the two).

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -274,7 +273,16 @@ func newID() string {
 	return string(appendID(space[:0]))
 }
 
+// idDigits are the digits of ids, five bits each: no i, l, o, u, which are taken for others.
+const idDigits = "0123456789abcdefghjkmnpqrstvwxyz"
+
 func appendID(b []byte) []byte {
-	b = strconv.AppendUint(b, rand.Uint64(), 36)
-	return strconv.AppendUint(b, rand.Uint64(), 36)
+	for range 2 {
+		n := rand.Uint64()
+		for range 12 { // 120 bits in all
+			b = append(b, idDigits[n&31])
+			n >>= 5
+		}
+	}
+	return b
 }
