@@ -82,3 +82,68 @@ func TestBehindAFenceNothingOldIsServedUnasked(t *testing.T) {
 		}
 	})
 }
+
+func TestAPurgeByTagGoesByTheHeaderOfTheDistribution(t *testing.T) {
+	inWorld(t, site("")+"cacheTagConfig: {headerName: surrogate-tag}\n", func(t *testing.T, w *world) {
+		served := numbered()
+		w.origin(func(rw http.ResponseWriter, r *http.Request) {
+			rw.Header().Add("Surrogate-Tag", "All, "+r.URL.Path[1:])
+			rw.Header().Add("Cache-Tag", "none")
+			served(rw, r)
+		})
+		w.must("/a", 200, "Miss", "1")
+		w.must("/b", 200, "Miss", "2")
+		w.Purge(cache.Purge{Distribution: "site", Items: []string{"#none", "#A"}})
+		w.must("/b", 200, "Hit", "2")
+		w.must("/a", 200, "Miss", "3")
+		w.Purge(cache.Purge{Items: []string{"#all"}})
+		w.explained("/a", "miss")
+		w.explained("/b", "miss")
+	})
+}
+
+func TestAPurgeOfAHostIsAlsoOfWhatItsDistributionKeepsForAllHosts(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		w.origin(numbered())
+		w.must("/", 200, "Miss", "1")
+		w.Purge(cache.Purge{Host: "other.test"})
+		w.must("/", 200, "Hit", "1")
+		w.Purge(cache.Purge{Host: "WWW.test:80"})
+		w.must("/", 200, "Miss", "2")
+		w.Purge(cache.Purge{Distribution: "site", Host: "www.test", Items: []string{"/a"}})
+		w.must("/", 200, "Hit", "2")
+	})
+}
+
+func TestWhatIsPurgedSoftlyIsServedWhileItIsAskedFor(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		w.origin(numbered())
+		w.must("/a", 200, "Miss", "1")
+		w.Purge(cache.Purge{Distribution: "site", Items: []string{"/*"}, Soft: true})
+		if tr := w.explained("/a", "hit: status 200, stale"); !strings.Contains(tr.String(), "it was purged softly") {
+			t.Errorf("by\n%s", tr)
+		}
+		if _, ok := quickly(t, w.Plane, "GET /a HTTP/1.1\r\nHost: www.test\r\n\r\n"); ok {
+			t.Error("it is answered as if it were fresh")
+		}
+		w.must("/a", 200, "Hit", "1")
+		time.Sleep(time.Second)
+		w.explained("/a", "hit: status 200, fresh")
+		if n := len(w.requests()); n != 2 {
+			t.Errorf("the origin was asked %d times", n)
+		}
+	})
+}
+
+func TestExplainSaysWhatAPurgeDid(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		w.origin(numbered())
+		w.must("/a", 200, "Miss", "1")
+		w.explained("/a", "hit")
+		w.Purge(cache.Purge{Items: []string{"/*"}})
+		w.explained("/a", "miss")
+		if n := w.Counters(); n["cache_purges_total"] != 1 || n["cache_purged_total"] != 1 {
+			t.Errorf("counted %v", n)
+		}
+	})
+}
