@@ -385,3 +385,18 @@ func FuzzTags(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkJudge is of a response that was last looked at before as many purges as are held.
+func BenchmarkJudge(b *testing.B) {
+	var p Purges
+	for i := range maxMarks / 2 {
+		p.Purge(Purge{Distribution: "shop", Items: []string{fmt.Sprintf("/other/%d", i), fmt.Sprintf("/wild%04d/*", i%1000)}}, time.Unix(1, 0))
+	}
+	uri := policy().Key(Target{Distribution: "shop", Path: "/some/folder/of/things/1.jpg"}, nil).URI
+	b.ReportAllocs()
+	for b.Loop() {
+		if p.Judge(uri, "one,two,three", 0).Hard {
+			b.Fatal("purged")
+		}
+	}
+}

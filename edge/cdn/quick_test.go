@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/perigee-net/perigee/edge/cache"
@@ -232,6 +233,7 @@ func TestQuickAllocatesNothing(t *testing.T) {
 		})
 		for _, text := range []string{plainRequest, strings.Replace(plainRequest, ".css", ".css?b=1&a=2", 1), strings.Replace(plainRequest, "GET", "HEAD", 1)} {
 			slowly(t, w.Plane, text)
+			synctest.Wait() // until it is kept
 			q, head := parsed(text), make([]byte, 0, 4096)
 			a := &http1.Response{}
 			allocs := testing.AllocsPerRun(1000, func() {
