@@ -15,7 +15,7 @@ SEEDS    ?= 1000
 VERIFYTIME ?= 2m
 SIZES    ?= 10,100,1000
 ROUNDS   ?= 7
-SAMPLE   ?= 5s
+SAMPLE   ?= 3s
 
 # The race detector needs a C compiler; without one the tests run without it, and say so.
 RACE := $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo -race)

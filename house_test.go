@@ -45,6 +45,7 @@ var doors = []struct {
 	{"origin/...", []string{"origin/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone"}},
 	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace"}},
 	{"edge/http1", nil},
+	{"edge/cache/disk", []string{"cluster/file"}},
 	{"edge/...", []string{"edge/...", "origin/...", "dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone"}},
 	{"node/front", []string{"edge/http1"}},
 	{"node/metrics", nil},
@@ -75,13 +76,14 @@ var behind = map[string][]string{
 	"github.com/prometheus/client_golang":  {"node/metrics"},
 	"github.com/prometheus/client_model":   {"node/metrics"},
 	"github.com/prometheus/common":         {"node/metrics"},
-	"github.com/quic-go/quic-go":           {"cluster/backbone", "node/front"},
+	"github.com/quic-go/quic-go":           {"cluster/backbone", "node/front", "testbed/bench"}, // bench asks by HTTP/3 as a browser does
 	"github.com/goccy/go-yaml":             {"cluster/spec"},
 	"github.com/miekg/dns":                 {"dnsgeo/...", "testbed"}, // testbed asks as a resolver does
 	"github.com/phuslu/iploc":              {"dnsgeo/geo"},
 	"github.com/oschwald/maxminddb-golang": {"dnsgeo/geo"},
 	"github.com/gaissmai/bart":             {"dnsgeo/geo", "node"}, // node: who is blocked
 	"github.com/maypok86/otter":            {"edge/cache"},
+	"github.com/dunglas/httpsfv":           {"edge/cache"},
 	"github.com/pires/go-proxyproto":       {"node/front"},
 	"github.com/spf13/cobra":               {"cmd/perigee"},
 	"github.com/osrg/gobgp":                {"edge/anycast"},

@@ -155,8 +155,11 @@ func (l *Laboratory) resolverOf(host string) (netip.AddrPort, error) {
 // stubTries is how often a client asks its resolver, a second each: the first lookup of a name walks the world.
 const stubTries = 5
 
-// resolve is what a client's stub resolver does.
+// resolve is what a client's stub resolver does. A name of one word is that of a host, as its search list has it.
 func (l *Laboratory) resolve(ctx context.Context, from visitor, name string) (string, error) {
+	if h, known := l.bed.World().Host(name); known {
+		return h.V4.String(), nil
+	}
 	at, err := l.resolverOf(from.name)
 	if err != nil {
 		return "", err

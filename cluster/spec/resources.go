@@ -258,6 +258,12 @@ type CachePolicy struct {
 	Headers      KeyPart           `json:"headers,omitzero"`                            // none (default), whitelist
 	Cookies      KeyPart           `json:"cookies,omitzero"`                            // none (default), whitelist, allExcept, all
 	QueryStrings KeyPart           `json:"queryStrings,omitzero"`                       // none (default), whitelist, allExcept, all
+	// HeuristicTTL has a response without a lifetime be fresh for a tenth of its age since it was last modified, at most a day
+	// (RFC 9111 §4.2.2), where otherwise defaultTTL is. (CloudFront knows defaultTTL alone.)
+	HeuristicTTL bool `json:"heuristicTTL,omitempty"`
+	// RequestDirectives has the viewer's Cache-Control and Pragma followed (RFC 9111 §5.2.1): whoever may ask may have the
+	// origin asked. (CloudFront ignores them.)
+	RequestDirectives bool `json:"requestDirectives,omitempty"`
 }
 
 // What of headers, cookies or query strings enters the cache key.

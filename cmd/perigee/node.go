@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,6 +37,7 @@ func newNode() *cobra.Command {
 	var hold time.Duration
 	var routerID, nextHop6 string
 	var withParent, verbose bool
+	var profile string
 	c := &cobra.Command{
 		Use:   "node --data DIR --region R --pop P (--bootstrap | --join HOST:PORT --token T)",
 		Short: "Run a node",
@@ -99,13 +102,13 @@ func newNode() *cobra.Command {
 			}
 			if verbose {
 				cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-				return runNode(ctx, cfg, func() {})
+				return profiled(ctx, profile, func() error { return runNode(ctx, cfg, func() {}) })
 			}
 			log := &heldLog{to: c.ErrOrStderr()}
 			late := time.AfterFunc(holdTime, log.release)
 			defer late.Stop()
 			cfg.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelInfo}))
-			return runNode(ctx, cfg, log.release)
+			return profiled(ctx, profile, func() error { return runNode(ctx, cfg, log.release) })
 		},
 	}
 	f := c.Flags()
@@ -138,8 +141,10 @@ func newNode() *cobra.Command {
 	f.Int64Var(&cfg.CacheBytes, "cache-bytes", 256<<20, "memory for cached objects")
 	f.DurationVar(&cfg.Drain, "drain", node.DrainTime, "how long it serves on when it is told to end, for clients that DNS has sent here; 0: not at all")
 	f.BoolVar(&withParent, "with-parent", false, "end when standard input does")
+	f.StringVar(&profile, "profile", "", "write cpu.pprof, of its whole life, and heap.pprof, of when it is told to end, into this folder")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
 	f.MarkHidden("with-parent")
+	f.MarkHidden("profile") // for perigee bench: what a node does is for nobody to see over a network
 	c.AddCommand(nodeCommands()...)
 	return c
 }
@@ -245,6 +250,36 @@ func runNode(ctx context.Context, cfg node.Config, started func()) error {
 	defer heard()
 	stop = hurry
 	return n.Close(stop)
+}
+
+// profiled runs f, and writes into the folder where the process spends its time until f ends, and what it has in memory when the context does. No
+// folder: it only runs f.
+func profiled(ctx context.Context, dir string, f func() error) (err error) {
+	if dir == "" {
+		return f()
+	}
+	cpu, err := os.Create(filepath.Join(dir, "cpu.pprof"))
+	if err != nil {
+		return fmt.Errorf("--profile: %w", err)
+	}
+	defer func() { err = errors.Join(err, cpu.Close()) }()
+	if err := pprof.StartCPUProfile(cpu); err != nil {
+		return fmt.Errorf("--profile: %w", err)
+	}
+	defer pprof.StopCPUProfile()
+	written := make(chan error, 1)
+	end := context.AfterFunc(ctx, func() { // a node that is closed has nothing left
+		heap, err := os.Create(filepath.Join(dir, "heap.pprof"))
+		if err == nil {
+			err = errors.Join(pprof.Lookup("heap").WriteTo(heap, 0), heap.Close())
+		}
+		written <- err
+	})
+	err = f()
+	if !end() {
+		err = errors.Join(err, <-written)
+	}
+	return err
 }
 
 // endWith returns a context that ends when the reader does: a child whose parent is gone, in

@@ -30,7 +30,7 @@ func newTestbed() *cobra.Command {
 			"resolvers, a root and a TLD, and Perigee's nodes as real processes. It needs root; what else is missing it says. Nothing of it touches the\n" +
 			"machine's own network.",
 		Example: "  perigee testbed up three\n  perigee testbed exec lagos curl -si http://www.demo.perigee.test/\n  perigee testbed fault kill fra1\n" +
-			"  perigee testbed run anycast --html anycast.html\n  perigee testbed down",
+			"  perigee testbed run nearest --html nearest.html\n  perigee testbed down",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usagef("testbed %s: no such command; perigee testbed --help lists them", args[0])
@@ -188,7 +188,7 @@ func firstNode(b *bed.Bed) string {
 
 func testbedList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "The testbeds of this machine, also what is left of broken ones", Args: noArgs,
+		Use: "list", Short: "The testbeds of this machine, also what is left of broken ones", Example: "  perigee testbed list", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			all, err := bed.List()
 			if err != nil {
@@ -206,7 +206,7 @@ func testbedList() *cobra.Command {
 func testbedStatus() *cobra.Command {
 	var ch chosen
 	c := &cobra.Command{
-		Use: "status", Short: "The hosts, their addresses and processes", Args: noArgs,
+		Use: "status", Short: "The hosts, their addresses and processes", Example: "  perigee testbed status\n  perigee testbed status --testbed six", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			b, err := ch.open()
 			if err != nil {
@@ -296,7 +296,7 @@ func testbedExec() *cobra.Command {
 func testbedShell() *cobra.Command {
 	var ch chosen
 	c := &cobra.Command{
-		Use: "shell HOST", Short: "Open a shell on a host", Args: atLeast(1),
+		Use: "shell HOST", Short: "Open a shell on a host", Example: "  perigee testbed shell fra1", Args: atLeast(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			b, err := ch.open()
 			if err != nil {
@@ -390,7 +390,7 @@ func testbedRun() *cobra.Command {
 		Short: "Run a scenario, built in or a FILE, and say what was measured",
 		Long: "Run a scenario, built in or a FILE, and say what was measured: a table, and as asked JSON and a page.\n" +
 			"It runs on the testbed that is up; where none is, or with --up, one is built for it and taken down afterwards.\n\nBuilt in: " + strings.Join(testbed.Scenarios(), ", "),
-		Example: "  perigee testbed run anycast --html anycast.html\n  perigee testbed run my-scenario.txt --up six --json out.json",
+		Example: "  perigee testbed run nearest --html nearest.html\n  perigee testbed run my-scenario.txt --up six --json out.json",
 		Args:    atLeast(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			name, text, files, err := readScenario(args[0])

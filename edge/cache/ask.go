@@ -31,6 +31,8 @@ type Result struct {
 	WhyNot string
 	// Collapsed says that this asker joined another's fill.
 	Collapsed bool
+	// Own are fields of the response that are for who asked first, and in no Object (private="…", no-cache="…").
+	Own http.Header
 }
 
 // Ask is one request's part in a fill. Its methods are for one goroutine.
@@ -100,6 +102,7 @@ func (a *Ask) Wait() (Result, error) {
 		return Result{}, f.err
 	}
 	if r.Collapsed = a.joined; a.joined {
+		r.Own = nil
 		p := f.want.Policy
 		if p.secondary(r.Object.vary, a.header) != p.secondary(r.Object.vary, f.want.Header) {
 			return Result{}, ErrOther
@@ -111,11 +114,11 @@ func (a *Ask) Wait() (Result, error) {
 	return r, nil
 }
 
-// From makes Next begin at a position in a body that is kept.
+// From makes Next go on at a position in a body that is kept, which is not before what it returned last.
 func (a *Ask) From(position int64) {
 	a.fill.mu.Lock()
 	defer a.fill.mu.Unlock()
-	a.pos = position
+	a.pos, a.taken = position, 0
 }
 
 // Next waits for what comes next of the body, and returns it, io.EOF at its end, or why the rest does not come. What it

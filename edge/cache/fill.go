@@ -140,9 +140,9 @@ func (f *fill) fetch(ctx context.Context) (response *http.Response, requested ti
 	response, err := f.want.Fetch(ctx, check)
 	if err == nil && response.StatusCode == http.StatusNotModified && check != nil {
 		response.Body.Close()
-		if o, ok := f.stale.freshened(f.want.Policy, response.Header, requested, time.Now()); ok {
+		if o, own, ok := f.stale.freshened(f.want.Policy, response.Header, requested, time.Now()); ok {
 			o.era = f.era
-			f.validated(o)
+			f.validated(o, own)
 			return nil, requested
 		}
 		requested = time.Now()
@@ -177,15 +177,15 @@ func failed(response *http.Response, err error) bool {
 	return false
 }
 
-func (f *fill) validated(o *Object) {
+func (f *fill) validated(o *Object, own http.Header) {
 	h := o.Header.HTTP()
-	ok, why := f.want.Policy.Storable(o.Status, ParseControl(h), h, f.authorized())
+	ok, why := f.want.Policy.Storable(o.Status, ParseControl(h), h, f.authorized(), o.received)
 	kept := &entry{object: o}
 	if !ok {
 		kept = apartSince(o.received)
 	}
 	f.leave(kept)
-	f.answer(Result{How: Validated, Object: o, Size: int64(len(o.Body)), Status: http.StatusNotModified, Stored: ok, WhyNot: why},
+	f.answer(Result{How: Validated, Object: o, Size: int64(len(o.Body)), Status: http.StatusNotModified, Stored: ok, WhyNot: why, Own: own},
 		ok && o.ttl > 0)
 }
 
@@ -198,7 +198,8 @@ func (f *fill) covered(o *Object, status int) {
 func (f *fill) take(ctx context.Context, response *http.Response, requested time.Time, cancel context.CancelFunc) {
 	p, received := f.want.Policy, time.Now()
 	cc := ParseControl(response.Header)
-	ok, why := p.Storable(response.StatusCode, cc, response.Header, f.authorized())
+	ok, why := p.Storable(response.StatusCode, cc, response.Header, f.authorized(), received)
+	own := cc.separate(response.Header)
 	o := p.head(response.StatusCode, cc, response.Header, requested, received)
 	o.era = f.era
 	size := response.ContentLength
@@ -209,7 +210,7 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 	case !f.room(size):
 		ok, why = false, "size"
 	}
-	result := Result{How: Filled, Object: o, Size: size, Status: o.Status, Stored: ok, WhyNot: why}
+	result := Result{How: Filled, Object: o, Size: size, Status: o.Status, Stored: ok, WhyNot: why, Own: own}
 	if !ok {
 		f.leave(apartSince(received))
 		f.hand(result, &lasting{response.Body, cancel})

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/perigee-net/perigee/cluster/spec"
 )
 
 // noon is when responses come in these tests.
@@ -27,6 +29,10 @@ func TestAgeOnArrival(t *testing.T) {
 		{"the larger of the two counts: Date", header("Age: 10", "Date: "+at(-60*s)), 3 * s, 60 * s},
 		{"the larger of the two counts: Age", header("Age: 100", "Date: "+at(-60*s)), 3 * s, 103 * s},
 		{"Age that is no number", header("Age: -5", "Date: "+at(0)), s, s},
+		{"of several Ages the first", header("Age: 7200, 0", "Age: 3"), 0, 7200 * s},
+		{"of several Ages the first, whatever follows", header("Age: 0, old"), 0, 0},
+		{"Age with a parameter is no number", header("Age: 7200;a=1"), 0, 0},
+		{"Date in a form of old", header("Date: " + noon.Add(-30*s).Format("Monday, 02-Jan-06 15:04:05 GMT")), 0, 30 * s},
 		{"Date that is no date", header("Date: yesterday"), 0, 0},
 		{"Age beyond all bounds", header("Age: 99999999999999999999"), 0, 1 << 31 * s},
 	} {
@@ -44,6 +50,8 @@ func TestAgeOnArrival(t *testing.T) {
 func TestTTL(t *testing.T) {
 	const s = time.Second
 	byDefault, bounded := policy(), policy(ttls(60, 600, 3600))
+	guesses := func(p *spec.CachePolicy) { p.HeuristicTTL = true }
+	guessing := policy(guesses)
 	date := "Date: " + at(0)
 	for _, c := range []struct {
 		name   string
@@ -58,6 +66,15 @@ func TestTTL(t *testing.T) {
 		{"Expires counts from Date", byDefault, 200, header("Date: "+at(60*s), "Expires: "+at(90*s)), 30 * s},
 		{"Expires without Date counts from arrival", byDefault, 200, header("Expires: " + at(30*s)), 30 * s},
 		{"Expires in the past", byDefault, 200, header(date, "Expires: "+at(-30*s)), 0},
+		{"Expires and a Date that is no date", byDefault, 200, header("Date: foo", "Expires: "+at(10*s)), 10 * s},
+		{"Expires by the origin's clock, which is ahead", byDefault, 200, header("Date: "+at(400*s), "Expires: "+at(300*s)), 0},
+		{"Age beyond Expires less Date", byDefault, 200, header("Date: "+at(-10*s), "Expires: "+at(10*s), "Age: 25"), 0},
+		{"Expires in a zone", byDefault, 200, header(date, "Expires: Tue, 24 Nov 2026 12:00:00 UTC"), 0},
+		{"what is said to CDNs is stronger than all", byDefault, 200, header(date, "CDN-Cache-Control: max-age=7", "Cache-Control: no-store", "Expires: "+at(-5*s)), 7 * s},
+		{"and silences Expires where it says no time", byDefault, 200, header(date, "CDN-Cache-Control: public", "Expires: "+at(5*s)), 86400 * s},
+		{"malformed it says nothing", byDefault, 200, header(date, "CDN-Cache-Control: max-age=\"7\"", "Cache-Control: max-age=5"), 5 * s},
+		{"private fields are no private response", byDefault, 200, header(date, `Cache-Control: private="X-A", max-age=5`), 5 * s},
+		{"fields to be validated are no no-cache", byDefault, 200, header(date, `Cache-Control: no-cache="X-A", max-age=5`), 5 * s},
 		{"Expires: 0 is in the past", byDefault, 200, header(date, "Expires: 0"), 0},
 		{"the age on arrival is used up", byDefault, 200, header(date, "Age: 40", "Cache-Control: max-age=100"), 60 * s},
 		{"older on arrival than it may be", byDefault, 200, header(date, "Age: 200", "Cache-Control: max-age=100"), 0},
@@ -77,6 +94,16 @@ func TestTTL(t *testing.T) {
 		{"DefaultTTL is ignored when a header is there", policy(ttls(0, 600, 3600)), 200, header(date, "Cache-Control: max-age=1"), 1 * s},
 		{"MaxTTL is ignored when none is there", policy(ttls(0, 600, 60)), 200, header(date), 600 * s},
 		{"MinTTL above DefaultTTL is the default", policy(ttls(900, 600, 3600)), 200, header(date), 900 * s},
+
+		{"a guess is a tenth of the age since it was modified", guessing, 200, header(date, "Last-Modified: "+at(-1000*s)), 100 * s},
+		{"a guess is at most a day", guessing, 200, header(date, "Last-Modified: "+at(-10000*time.Hour)), 24 * time.Hour},
+		{"a guess is at most MaxTTL", policy(ttls(0, 0, 5), guesses), 200, header(date, "Last-Modified: "+at(-1000*s)), 5 * s},
+		{"a guess needs something to guess by", guessing, 200, header(date), 0},
+		{"a guess by what is still to come", guessing, 200, header(date, "Last-Modified: "+at(1000*s)), 0},
+		{"no guess where the origin says", guessing, 200, header(date, "Cache-Control: max-age=3", "Last-Modified: "+at(-1000*s)), 3 * s},
+		{"no guess for a status that forbids it", guessing, 302, header(date, "Last-Modified: "+at(-1000*s)), 0},
+		{"unless it is public", guessing, 302, header(date, "Cache-Control: public", "Last-Modified: "+at(-1000*s)), 100 * s},
+		{"a guess for an error, if that is more than ErrorTTL", guessing, 404, header(date, "Last-Modified: "+at(-1000*s)), 100 * s},
 
 		{"an error without a word: ErrorTTL, not DefaultTTL", byDefault, 404, header(date), 10 * s},
 		{"an error for max-age, if that is more", byDefault, 503, header(date, "Cache-Control: max-age=60"), 60 * s},
@@ -135,4 +162,40 @@ func TestAFailedOriginIsLeftAloneWhileStaleCovers(t *testing.T) {
 			t.Errorf("after %d s: got %v, want %v", c.after, got, c.want)
 		}
 	}
+}
+
+func TestADateIsOneOfThreeForms(t *testing.T) {
+	want := time.Date(2050, 8, 18, 2, 1, 18, 0, time.UTC)
+	for _, c := range []struct {
+		in   string
+		want time.Time
+	}{
+		{"Thu, 18 Aug 2050 02:01:18 GMT", want},
+		{"Thursday, 18-Aug-50 02:01:18 GMT", want},
+		{"Thu Aug 18 02:01:18 2050", want},
+		{"Sunday, 06-Nov-94 08:49:37 GMT", time.Date(1994, 11, 6, 8, 49, 37, 0, time.UTC)},
+		{"Thursday, 24-Nov-77 12:00:00 GMT", time.Date(1977, 11, 24, 12, 0, 0, 0, time.UTC)},
+		{"Thu, 18 Aug 2050 02:01:18 UTC", time.Time{}},
+		{"Thursday, 18-Aug-50 02:01:18 AEST", time.Time{}},
+		{"Thu 18 Aug 2050 02:01:18 GMT", time.Time{}},
+		{"Thu, 18 Aug 2050 02.01.18 GMT", time.Time{}},
+		{"0", time.Time{}},
+		{"", time.Time{}},
+	} {
+		got, ok := httpDate(c.in, noon)
+		if !got.Equal(c.want) || ok != !c.want.IsZero() {
+			t.Errorf("%q: got %v %v, want %v", c.in, got, ok, c.want)
+		}
+	}
+}
+
+func FuzzDate(f *testing.F) {
+	for _, s := range []string{"Thu, 18 Aug 2050 02:01:18 GMT", "Thursday, 18-Aug-50 02:01:18 GMT", "Thu Aug 18 02:01:18 2050", "0", "-1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if at, ok := httpDate(s, noon); ok && (at.Year() < 0 || at.Year() > 9999 || at.Location() != time.UTC) {
+			t.Fatalf("%q is %v", s, at)
+		}
+	})
 }

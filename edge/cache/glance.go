@@ -70,7 +70,7 @@ func (p *Policy) appendVariant(b []byte, fields []http1.Field) (_ []byte, ok boo
 		if lines > 1 || !normalList(value) {
 			return b, false
 		}
-		b = appendLines(b, name, value)
+		b = appendLine(b, name, value)
 	}
 	if len(b) == start && len(p.headers) > 0 {
 		b = appendPart(b, "")
@@ -98,7 +98,7 @@ func (p *Policy) appendSecondary(b []byte, names []string, fields []http1.Field)
 			value = c.String()
 		}
 		if value != "" { // else it is not sent to the origin, so it selects nothing
-			b = appendLines(b, name, value)
+			b = appendLine(b, name, value)
 		}
 	}
 	return b, true

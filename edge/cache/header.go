@@ -23,7 +23,7 @@ func NewHeader(h http.Header) Header {
 	size := 0
 	names := make([]string, 0, len(h))
 	for name, lines := range h {
-		if len(lines) == 0 || !token(name) {
+		if len(lines) == 0 || !isToken(name) {
 			continue
 		}
 		names = append(names, name)
@@ -43,18 +43,6 @@ func NewHeader(h http.Header) Header {
 		}
 	}
 	return Header(b.String())
-}
-
-// token says whether a name is one (RFC 9110 §5.6.2).
-func token(name string) bool {
-	for i := range len(name) {
-		switch c := name[i]; {
-		case 'a' <= c|0x20 && c|0x20 <= 'z', '0' <= c && c <= '9', strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0:
-		default:
-			return false
-		}
-	}
-	return name != ""
 }
 
 // All goes through the lines.

@@ -14,8 +14,8 @@ import (
 //
 // Both are sequences of parts in canonical form: each part is written as its length in bytes, a colon and its bytes, so
 // that no two different sequences are written alike. URI is distribution, path, query, scheme, host, method; Variant is, for
-// each header field of the policy that is present, by name: its name, the number of its lines, and the lines; and
-// then the same for the cookies, as one line. It is one empty part if nothing of that is present, and empty if the policy
+// each header field of the policy that is present, by name: its name and its value as one line in canonical form; and
+// then the same for the cookies. It is one empty part if nothing of that is present, and empty if the policy
 // keys nothing of that.
 type Key struct {
 	URI     string
@@ -46,11 +46,11 @@ func (p *Policy) Key(t Target, h http.Header) Key {
 	b = b[:0]
 	for _, name := range p.headers {
 		if lines := h[name]; len(lines) > 0 {
-			b = appendLines(b, name, lines...)
+			b = appendLine(b, name, canonical(name, lines))
 		}
 	}
 	if cookie := p.Cookie(h); cookie != "" {
-		b = appendLines(b, "Cookie", cookie)
+		b = appendLine(b, "Cookie", cookie)
 	}
 	if len(b) == 0 && (len(p.headers) > 0 || p.KeysCookies()) {
 		b = appendPart(b, "")
@@ -109,13 +109,8 @@ func (k Key) String() string {
 	if uri[2] != "" {
 		s += "?" + uri[2]
 	}
-	for rest := parts(k.Variant); len(rest) > 2; {
-		n, err := strconv.Atoi(rest[1])
-		if err != nil || n < 0 || n > len(rest)-2 {
-			break
-		}
-		s += " [" + rest[0] + ": " + strings.Join(rest[2:2+n], ", ") + "]"
-		rest = rest[2+n:]
+	for rest := parts(k.Variant); len(rest) > 1; rest = rest[2:] {
+		s += " [" + rest[0] + ": " + rest[1] + "]"
 	}
 	return s
 }
@@ -126,13 +121,8 @@ func appendPart(b []byte, part string) []byte {
 	return append(b, part...)
 }
 
-func appendLines(b []byte, name string, lines ...string) []byte {
-	b = appendPart(b, name)
-	b = appendPart(b, strconv.Itoa(len(lines)))
-	for _, line := range lines {
-		b = appendPart(b, line)
-	}
-	return b
+func appendLine(b []byte, name, line string) []byte {
+	return appendPart(appendPart(b, name), line)
 }
 
 // parts reads a sequence of parts; nil if s is none.

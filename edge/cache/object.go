@@ -40,7 +40,7 @@ func (p *Policy) head(status int, cc Control, h http.Header, requested, received
 	if status == http.StatusOK {
 		h.Set("Accept-Ranges", "bytes")
 	}
-	o.vary, _ = vary(h)
+	o.vary = p.selecting(h)
 	o.Header = NewHeader(h)
 	return o
 }

@@ -18,6 +18,10 @@ type Policy struct {
 	// TagHeader is the response field whose list is the tags a response is purged by (CloudFront: CacheTagConfig), canonical;
 	// empty: responses have none.
 	TagHeader string
+	// Heuristic has heuristics stand in for DefaultTTL (HeuristicTTL of the cache policy).
+	Heuristic bool
+	// Directives has the viewer's Cache-Control followed (RequestDirectives of the cache policy).
+	Directives bool
 
 	headers []string // canonical, sorted, each once
 	plain   bool     // no cookies are keyed, and no fields that are changed
@@ -46,6 +50,7 @@ func (p part) has(name string) bool {
 func NewPolicy(p *spec.CachePolicy, errorTTL time.Duration) *Policy {
 	q := &Policy{
 		MinTTL: p.MinTTL.Std(), DefaultTTL: p.DefaultTTL.Std(), MaxTTL: p.MaxTTL.Std(), ErrorTTL: errorTTL,
+		Heuristic: p.HeuristicTTL, Directives: p.RequestDirectives,
 		cookies: part{p.Cookies.Behavior, p.Cookies.Items},
 		queries: part{p.QueryStrings.Behavior, p.QueryStrings.Items},
 	}
@@ -117,15 +122,15 @@ func appendChosen(b []byte, pairs string, separator byte, joiner string, wanted 
 	return b
 }
 
-// Field is what the origin is sent of one of the viewer's header fields, as one line. It is empty for a field that
-// is not in the key, since it is not sent, but for Accept-Encoding, which is sent normalised. So two requests with equal
+// Field is what the origin is sent of one of the viewer's header fields, as one line in canonical form. It is empty for a
+// field that is not in the key, since it is not sent, but for Accept-Encoding, which is always sent. So two requests with equal
 // Fields ask the origin the same, whatever else they say: this is the normalisation that RFC 9111 §4.1 allows.
 func (p *Policy) Field(h http.Header, name string) string {
 	switch {
 	case name == "Cookie":
 		return p.Cookie(h)
 	case slices.Contains(p.headers, name):
-		return strings.Join(h[name], ", ")
+		return canonical(name, h[name])
 	case name == "Accept-Encoding":
 		return AcceptEncoding(h)
 	}

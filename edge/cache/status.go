@@ -5,10 +5,20 @@ import (
 	"time"
 )
 
+// Why the origin was asked (RFC 9211 §2.2).
+const (
+	ByPolicy    = "bypass"    // nothing is kept under the policy
+	ByMethod    = "method"    // the method's responses are not kept
+	URIMiss     = "uri-miss"  // nothing is kept of the URI
+	VaryMiss    = "vary-miss" // what is kept of it was selected by other requests
+	ByRequest   = "request"   // the viewer's directives
+	StaleObject = "stale"     // what is kept is not fresh any more
+)
+
 // Status is what Cache-Status says of one response (RFC 9211).
 type Status struct {
 	Hit       bool
-	Forward   string // why the origin was asked: "miss", "stale", "bypass", "method"; empty on a hit
+	Forward   string // why the origin was asked; empty on a hit
 	Code      int    // what the origin answered; 0 if nothing
 	Stored    bool
 	Collapsed bool
@@ -17,7 +27,8 @@ type Status struct {
 	Detail    string // a token
 }
 
-// Append appends the member of the list, as Perigee's.
+// Append appends the member of the list, as Perigee's: an Item of structured fields, whose parameters are in the order of
+// RFC 9211.
 func (s Status) Append(b []byte) []byte {
 	b = append(b, "perigee"...)
 	if s.Hit {

@@ -51,6 +51,8 @@ type Found struct {
 	Object *Object
 	// Apart says that requests for the key are not to be collapsed, and nothing is kept of them.
 	Apart bool
+	// Others says that responses of the URI are kept, by what they vary by, and none for this request.
+	Others bool
 	// Fenced says that a purge that this node has missed may be about the object: the origin is to be asked first.
 	Fenced bool
 
@@ -77,6 +79,7 @@ func (c *Cache) Find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.T
 			tr.Add("its responses vary by %q and what the policy keys", e.crossroads.vary)
 		}
 		e, ok = c.get(f.slot)
+		f.Others = !ok
 	case k.Variant != "":
 		f.slot = k.URI + k.Variant
 		ok = false

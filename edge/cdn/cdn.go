@@ -8,7 +8,7 @@
 // whole.
 //
 // What the origin is sent is what is in the cache key, and little besides (Forward). Not yet: compression, functions,
-// WebSocket (answered 501), ranges as parts (a range of what is not kept is asked of the origin as it is).
+// WebSocket (answered 501), partial objects (a range of what is not kept is asked of the origin as it is).
 package cdn
 
 import (
@@ -185,9 +185,9 @@ func (p *Plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case d.cacheable(r.Method):
 		p.serveCached(w, r, d)
 	case d.Behavior.Policy.Disabled():
-		p.pass(w, r, d, cache.Status{Forward: "bypass"})
+		p.pass(w, r, d, cache.Status{Forward: cache.ByPolicy})
 	default:
-		p.pass(w, r, d, cache.Status{Forward: "method"})
+		p.pass(w, r, d, cache.Status{Forward: cache.ByMethod})
 	}
 }
 

@@ -40,7 +40,7 @@ func TestAMissFillsAndTheNextIsAHit(t *testing.T) {
 				t.Errorf("%s: got %q, want %q", name, got, want)
 			}
 		}
-		if got := a.Header["Cache-Status"]; len(got) != 2 || got[0] != "o; hit" || got[1] != "perigee; fwd=miss; fwd-status=200; stored; ttl=58" {
+		if got := a.Header["Cache-Status"]; len(got) != 2 || got[0] != "o; hit" || got[1] != "perigee; fwd=uri-miss; fwd-status=200; stored; ttl=58" {
 			t.Errorf("got %q", got)
 		}
 		time.Sleep(10 * time.Second)
@@ -191,7 +191,12 @@ func TestConditionsAndRangesAreAnsweredFromTheCache(t *testing.T) {
 			if a.Header.Get("Content-Range") != "bytes */10" {
 				t.Errorf("416 with %v", a.Header)
 			}
-			w.must(path("d"), 200, x, "0123456789", "Range: bytes=0-1, 3-4")
+			w.must(path("d"), 200, x, "0123456789", "Range: bytes=3-4, 0-1")
+			a = w.must(path("f"), 412, "Error", "", `If-Match: "2"`)
+			if a.Header.Get("Content-Length") != "0" {
+				t.Errorf("412 with %v", a.Header)
+			}
+			w.parts(path("g"), x, "bytes=0-1, 3-4,-1", "bytes 0-1/10 text/plain 01", "bytes 3-4/10 text/plain 34", "bytes 9-9/10 text/plain 9")
 			h, err := w.ask(t.Context(), "HEAD", path("e"), "")
 			if err != nil || h.StatusCode != 200 || h.Header.Get("Content-Length") != "10" || h.body != "" || h.Header.Get("X-Cache") != x+" from perigee" {
 				t.Errorf("HEAD: %v %v %q", err, h.Header, h.body)
@@ -203,7 +208,7 @@ func TestConditionsAndRangesAreAnsweredFromTheCache(t *testing.T) {
 				t.Errorf("the origin was asked %s with %v", r.Method, r.Header)
 			}
 		}
-		if len(w.requests()) != 5 {
+		if len(w.requests()) != 7 {
 			t.Errorf("the origin was asked %d times", len(w.requests()))
 		}
 	})

@@ -31,7 +31,12 @@ func (p *Plane) Explain(method string, u *url.URL, tr *trace.Trace) (string, err
 	now, none := time.Now(), http.Header{}
 	found := p.cache.Find(b.Policy.Key(d.target(), none), b.Policy, none, now, tr)
 	if o := found.Object; o != nil {
-		switch found.Reuse(now, tr) {
+		reuse := found.Reuse(now, tr)
+		if reuse == cache.Stale && p.reuse(d, cache.Demand{}, found, now) == cache.StaleIfError {
+			tr.Add("its origin failed less than %s ago: used at once", knownDown)
+			reuse = cache.StaleIfError
+		}
+		switch reuse {
 		case cache.Fresh:
 			return fmt.Sprintf("hit: status %d, fresh for another %s", o.Status, o.FreshFor(now).Round(time.Second)), nil
 		case cache.StaleWhileRevalidate, cache.StaleIfError:

@@ -24,7 +24,7 @@ var (
 
 // hopByHop are the fields that are not forwarded in either direction (RFC 9110 §7.6.1).
 var hopByHop = []string{
-	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer",
+	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authentication-Info", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer",
 	"Transfer-Encoding", "Upgrade",
 }
 
@@ -57,7 +57,11 @@ func (b *Behavior) Forward(v Viewer, id string, alone bool) http.Header {
 	if codings := cache.AcceptEncoding(v.Header); codings != "" {
 		h.Set("Accept-Encoding", codings)
 	}
-	send(b.Policy.Headers())
+	for _, name := range b.Policy.Headers() { // as they are in the key
+		if lines := v.Header[name]; len(lines) > 0 && !slices.Contains(hopByHop, name) {
+			h[name] = []string{b.Policy.Field(v.Header, name)}
+		}
+	}
 	if alone {
 		send(partial)
 	}

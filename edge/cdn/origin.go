@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -133,9 +134,12 @@ type dialError struct{ error }
 func (e *dialError) Unwrap() error { return e.error }
 
 var (
-	errNowhere  = errors.New("no live node runs a load balancer of the origin")
-	errProtocol = errors.New("the origin switched protocols unasked")
-	errSilent   = errors.New("the origin stopped sending")
+	errNowhere     = errors.New("no live node runs a load balancer of the origin")
+	errProtocol    = errors.New("the origin switched protocols unasked")
+	errNotModified = errors.New("the origin said that nothing was modified unasked")
+	errPartial     = errors.New("the origin sent a part unasked")
+	errUnproven    = errors.New("the origin failed, and the viewer takes no response that it did not prove")
+	errSilent      = errors.New("the origin stopped sending")
 )
 
 // send asks the behaviour's origin: the URL, or its load balancers in Order. The next is tried at once where a
@@ -144,9 +148,14 @@ var (
 func (p *Plane) send(ctx context.Context, d Decision, q *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	response, err := p.try(ctx, d, q)
-	if err == nil && response.StatusCode < 200 { // 101: nobody asked for another protocol
-		response.Body.Close()
-		err = errProtocol
+	if err == nil {
+		if err = unasked(q, response); err != nil {
+			response.Body.Close()
+			p.counts.originErrors.Add(1)
+		}
+	}
+	if ctx.Err() == nil {
+		d.Behavior.down.note(response, err, time.Now())
 	}
 	if err != nil {
 		cancel(nil)
@@ -155,6 +164,28 @@ func (p *Plane) send(ctx context.Context, d Decision, q *http.Request) (*http.Re
 	returned(response.Header, d.Behavior.Policy)
 	response.Body = &attentive{ReadCloser: response.Body, patience: d.Behavior.upstream.key.response, ctx: ctx, cancel: cancel}
 	return response, nil
+}
+
+// unasked says what is wrong with a response that answers another request than ours, if it does: to pass it on, or to keep it,
+// would be to believe it.
+func unasked(q *http.Request, response *http.Response) error {
+	has := func(names ...string) bool {
+		return slices.ContainsFunc(names, func(name string) bool { return q.Header.Get(name) != "" })
+	}
+	switch response.StatusCode {
+	case http.StatusNotModified:
+		if !has("If-None-Match", "If-Modified-Since") {
+			return errNotModified
+		}
+	case http.StatusPartialContent:
+		if !has("Range") {
+			return errPartial
+		}
+	}
+	if response.StatusCode < 200 { // 101: nobody asked for another protocol
+		return errProtocol
+	}
+	return nil
 }
 
 func (p *Plane) try(ctx context.Context, d Decision, q *http.Request) (response *http.Response, err error) {

@@ -33,10 +33,16 @@ const notFromCache = time.Duration(-1)
 // notModifiedFields are what a 304 carries (RFC 9110 §15.4.5), and Via.
 var notModifiedFields = []string{"Cache-Control", "Content-Location", "Date", "Etag", "Expires", "Vary", "Via"}
 
-// head writes the status and header of an answer of the cache. Size is that of the whole body, −1 if not known.
-func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, size int64, from []string, s cache.Status, age time.Duration, id string) {
+// head writes the status and header of an answer of the cache. Size is that of the whole body, −1 if not known. It returns
+// what the body is made of where that has several parts, else nil.
+func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, size int64, from []string, s cache.Status, age time.Duration, id string) (parts *byteranges) {
 	h := w.Header()
 	switch a.Status {
+	case o.Status:
+		add(h, o)
+		if _, known := h["Content-Length"]; !known && size >= 0 && hasBody(a.Status) {
+			h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
+		}
 	case http.StatusNotModified:
 		kept := o.Header.HTTP()
 		for _, name := range notModifiedFields {
@@ -44,21 +50,26 @@ func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, siz
 				h[name] = lines
 			}
 		}
+		if modified := o.Header.Get("Last-Modified"); modified != "" && o.Header.Get("Etag") == "" { // all that the viewer's copy is known by
+			h["Last-Modified"] = []string{modified}
+		}
 	case http.StatusPartialContent:
 		add(h, o)
+		if a.Parts != nil {
+			parts = newByteranges(h, a, o.Header.Get("Content-Type"), size)
+			break
+		}
 		h["Content-Range"] = []string{fmt.Sprintf("bytes %d-%d/%d", a.Start, a.Start+a.Length-1, size)}
 		h["Content-Length"] = []string{strconv.FormatInt(a.Length, 10)}
 	case http.StatusRequestedRangeNotSatisfiable:
 		h["Content-Range"] = []string{fmt.Sprintf("bytes */%d", size)}
 		h["Content-Length"] = []string{"0"}
-	default:
-		add(h, o)
-		if _, known := h["Content-Length"]; !known && size >= 0 && hasBody(a.Status) {
-			h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
-		}
+	case http.StatusPreconditionFailed:
+		h["Content-Length"] = []string{"0"}
 	}
 	p.say(h, a.Status, from, s, age, id)
 	w.WriteHeader(a.Status)
+	return parts
 }
 
 // add adds what is sent on of the object's header. A type that the origin did not say is not guessed by net/http either.

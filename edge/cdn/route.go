@@ -47,6 +47,7 @@ type Behavior struct {
 	Policy         *cache.Policy
 	Origin         *spec.Origin
 	upstream       *upstream
+	down           down
 }
 
 // compile makes a spec ready, of the table of the one before (which stays as it is) and what changed; or it says all that

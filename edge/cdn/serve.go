@@ -1,12 +1,15 @@
 package cdn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -20,34 +23,66 @@ const looks = 3
 // serveCached answers a GET or HEAD from the cache, filling it where need be.
 func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) {
 	policy := d.Behavior.Policy
+	demand := policy.Demand(r.Header)
 	key := policy.Key(d.target(), r.Header)
-	forward, detail := "miss", ""
+	if demand.NoStore {
+		p.past(w, r, d, demand, cache.Status{Forward: cache.ByRequest, Detail: "no-store"})
+		return
+	}
+	var early *interim
+	forward, detail := "", ""
 	for range looks {
 		now := time.Now()
 		found := p.cache.Find(key, policy, r.Header, now, nil)
+		forward = cache.URIMiss
+		if found.Others {
+			forward = cache.VaryMiss
+		}
 		if found.Apart {
 			detail = "not-shared"
 			break
 		}
 		if o := found.Object; o != nil {
-			switch found.Reuse(now, nil) {
+			switch p.reuse(d, demand, found, now) {
 			case cache.Fresh:
 				p.hit(w, r, o, now, "")
 				return
 			case cache.StaleWhileRevalidate:
-				p.cache.Refresh(p.want(r, d, key, newID()), found)
+				if down := &d.Behavior.down; !down.is(now) || down.probe(now) {
+					p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
+				}
 				p.hit(w, r, o, now, "stale-while-revalidate")
 				return
 			case cache.StaleIfError:
+				if !o.Held(now) && d.Behavior.down.probe(now) {
+					p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
+				}
 				p.hit(w, r, o, now, "stale-if-error")
 				return
+			case cache.StaleOnDemand:
+				p.hit(w, r, o, now, "max-stale")
+				return
 			}
-			forward = "stale"
+			forward = cache.StaleObject
+			if o.FreshFor(now) > 0 && !found.Fenced {
+				forward = cache.ByRequest
+			}
+			if r.Method == http.MethodHead && !o.Validates() && !demand.OnlyIfCached {
+				p.passHead(w, r, d, key, found, forward)
+				return
+			}
+		}
+		if demand.OnlyIfCached {
+			break
+		}
+		if early == nil { // a hit needs none
+			early = interimTo(w, r)
+			defer early.over()
 		}
 		id := newID()
-		ask, err := p.cache.Ask(r.Context(), p.want(r, d, key, id), found)
+		ask, err := p.cache.Ask(r.Context(), p.want(r, d, key, id, early), found)
 		if err == nil {
-			err = p.filled(w, r, ask, forward, id)
+			err = p.filled(w, r, ask, early, demand, forward, id)
 		}
 		switch {
 		case err == nil:
@@ -65,20 +100,42 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 		}
 		break
 	}
-	p.pass(w, r, d, cache.Status{Forward: forward, Detail: detail})
+	p.past(w, r, d, demand, cache.Status{Forward: forward, Detail: detail})
+}
+
+// reuse says what may be done with a kept response. Where its origin is known to be down, a stale one that may stand in for it
+// does so at once.
+func (p *Plane) reuse(d Decision, demand cache.Demand, found cache.Found, now time.Time) cache.Reuse {
+	reuse := demand.Reuse(found, now, nil)
+	if reuse == cache.Stale && !demand.NoCache && !found.Fenced && found.Object.Revives(now) && d.Behavior.down.is(now) {
+		return cache.StaleIfError
+	}
+	return reuse
+}
+
+// past asks the origin on the request's own behalf, unless the viewer wants it left alone.
+func (p *Plane) past(w http.ResponseWriter, r *http.Request, d Decision, demand cache.Demand, s cache.Status) {
+	if demand.OnlyIfCached {
+		p.refuse(w, r, http.StatusGatewayTimeout, "nothing is kept that would do, and only that was wanted", "")
+		return
+	}
+	p.pass(w, r, d, s)
 }
 
 // want is what a fill for the request is to bring. The origin is asked for the whole with a GET, whatever the viewer
-// asked for.
-func (p *Plane) want(r *http.Request, d Decision, key cache.Key, id string) cache.Want {
-	return cache.Want{Key: key, Policy: d.Behavior.Policy, Header: r.Header, Fetch: p.fetch(r, d, id)}
+// asked for. Its interim responses go to early; nil: to nobody.
+func (p *Plane) want(r *http.Request, d Decision, key cache.Key, id string, early *interim) cache.Want {
+	return cache.Want{Key: key, Policy: d.Behavior.Policy, Header: r.Header, Fetch: p.fetch(r, d, id, early)}
 }
 
-func (p *Plane) fetch(r *http.Request, d Decision, id string) cache.Fetch {
+func (p *Plane) fetch(r *http.Request, d Decision, id string, early *interim) cache.Fetch {
 	v := viewerOf(r)
 	header := d.Behavior.Forward(v, id, false)
 	address := d.address(r)
 	return func(ctx context.Context, conditions http.Header) (*http.Response, error) {
+		if early != nil {
+			ctx = early.watch(ctx)
+		}
 		at := *address
 		q := &http.Request{Method: http.MethodGet, URL: &at, Host: v.Host, Header: header.Clone()}
 		for name, lines := range conditions {
@@ -98,9 +155,10 @@ func (d Decision) address(r *http.Request) *url.URL {
 }
 
 // filled answers with what a fill brings. An error is the fill's, and nothing is answered yet.
-func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, forward, id string) error {
+func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, early *interim, demand cache.Demand, forward, id string) error {
 	defer ask.Close()
 	res, err := ask.Wait()
+	early.over()
 	switch {
 	case r.Context().Err() != nil: // the viewer left
 		panic(http.ErrAbortHandler)
@@ -108,6 +166,8 @@ func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, f
 		return err
 	case res.How == cache.Filled && !res.Stored && r.Header.Get("Range") != "":
 		return cache.ErrAlone // what is not kept is not worth reading up to a range
+	case res.How == cache.Covered && demand.NoCache:
+		return errUnproven
 	}
 	now := time.Now()
 	status := cache.Status{
@@ -115,21 +175,26 @@ func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, f
 		HasTTL: res.Stored, TTL: res.Object.FreshFor(now),
 	}
 	answer := res.Object.Answer(r.Method, r.Header, res.Size)
+	maps.Copy(w.Header(), res.Own)
 	switch res.How {
 	case cache.Validated:
 		p.counts.refreshes.Add(1)
-		p.head(w, res.Object, answer, res.Size, p.fields.refreshHit, status, res.Object.Age(now), id)
-		p.write(w, r, res.Object, answer)
+		parts := p.head(w, res.Object, answer, res.Size, p.fields.refreshHit, status, res.Object.Age(now), id)
+		p.write(w, r, res.Object, answer, parts)
 	case cache.Covered:
 		p.counts.covered.Add(1)
 		status.Detail, status.HasTTL = "stale-if-error", true
-		p.head(w, res.Object, answer, res.Size, p.fields.hit, status, res.Object.Age(now), id)
-		p.write(w, r, res.Object, answer)
+		parts := p.head(w, res.Object, answer, res.Size, p.fields.hit, status, res.Object.Age(now), id)
+		p.write(w, r, res.Object, answer, parts)
 	default:
 		p.counts.misses.Add(1)
-		p.head(w, res.Object, answer, res.Size, p.fields.miss, status, notFromCache, id)
-		if r.Method != http.MethodHead && answer.Status != http.StatusNotModified && answer.Length != 0 {
-			p.follow(w, ask, answer)
+		parts := p.head(w, res.Object, answer, res.Size, p.fields.miss, status, notFromCache, id)
+		switch {
+		case r.Method == http.MethodHead || answer.Status == http.StatusNotModified:
+		case parts != nil:
+			p.followParts(w, ask, parts)
+		case answer.Length != 0:
+			p.follow(w, ask, answer.Start, answer.Length)
 		}
 	}
 	return nil
@@ -140,29 +205,46 @@ func (p *Plane) hit(w http.ResponseWriter, r *http.Request, o *cache.Object, now
 	p.counts.hits.Add(1)
 	size := int64(len(o.Body))
 	answer := o.Answer(r.Method, r.Header, size)
-	p.head(w, o, answer, size, p.fields.hit, hitStatus(o, now, detail), o.Age(now), "")
-	p.write(w, r, o, answer)
+	parts := p.head(w, o, answer, size, p.fields.hit, hitStatus(o, now, detail), o.Age(now), "")
+	p.write(w, r, o, answer, parts)
 }
 
-// write writes the part of a whole body.
-func (p *Plane) write(w http.ResponseWriter, r *http.Request, o *cache.Object, a cache.Answer) {
-	if r.Method == http.MethodHead || a.Length <= 0 {
-		return
+// write writes the part, or parts, of a whole body.
+func (p *Plane) write(w http.ResponseWriter, r *http.Request, o *cache.Object, a cache.Answer, parts *byteranges) {
+	switch {
+	case r.Method == http.MethodHead:
+	case parts != nil:
+		for i, part := range parts.parts {
+			p.put(w, []byte(parts.heads[i]))
+			p.put(w, o.Body[part.Start:part.Start+part.Length])
+		}
+		p.put(w, []byte(parts.end))
+	case a.Length > 0:
+		p.put(w, o.Body[a.Start:a.Start+a.Length])
 	}
-	n, _ := w.Write(o.Body[a.Start : a.Start+a.Length])
-	p.counts.bytes.Add(uint64(n))
 }
 
-// follow writes a body as it comes. If it ends early, so does the viewer's connection.
-func (p *Plane) follow(w http.ResponseWriter, ask *cache.Ask, a cache.Answer) {
+// followParts writes parts of a body as they come.
+func (p *Plane) followParts(w http.ResponseWriter, ask *cache.Ask, parts *byteranges) {
+	for i, part := range parts.parts {
+		if !p.put(w, []byte(parts.heads[i])) || !p.follow(w, ask, part.Start, part.Length) {
+			return
+		}
+	}
+	p.put(w, []byte(parts.end))
+}
+
+// follow writes a part of a body as it comes; a length of −1 is to the end. If it ends early, so does the viewer's
+// connection. It says whether the viewer is there still.
+func (p *Plane) follow(w http.ResponseWriter, ask *cache.Ask, start, left int64) bool {
 	flush := http.NewResponseController(w)
-	if a.Start > 0 {
-		ask.From(a.Start)
+	if start > 0 {
+		ask.From(start)
 	}
-	for left := a.Length; left != 0; {
+	for left != 0 {
 		piece, err := ask.Next()
 		if err == io.EOF && left < 0 {
-			return
+			return true
 		}
 		if err != nil {
 			panic(http.ErrAbortHandler)
@@ -171,15 +253,21 @@ func (p *Plane) follow(w http.ResponseWriter, ask *cache.Ask, a cache.Answer) {
 			piece = piece[:min(int64(len(piece)), left)]
 			left -= int64(len(piece))
 		}
-		n, err := w.Write(piece)
-		p.counts.bytes.Add(uint64(n))
-		if err != nil {
-			return // the viewer left
+		if !p.put(w, piece) {
+			return false
 		}
 		if left != 0 {
 			flush.Flush()
 		}
 	}
+	return true
+}
+
+// put writes a piece of a body, and says whether the viewer is there still.
+func (p *Plane) put(w http.ResponseWriter, piece []byte) bool {
+	n, err := w.Write(piece)
+	p.counts.bytes.Add(uint64(n))
+	return err == nil
 }
 
 // pieceSize is how much of a body that is passed on is read at a time.
@@ -188,6 +276,21 @@ const pieceSize = 32 << 10
 // pass asks the origin on the request's own behalf and passes on what it answers. Nothing is kept; what is kept of the
 // same URI is forgotten if the method is not safe and the origin did not refuse it (RFC 9111 §4.4).
 func (p *Plane) pass(w http.ResponseWriter, r *http.Request, d Decision, status cache.Status) {
+	p.passNoting(w, r, d, status, func(*http.Response, time.Time) {})
+}
+
+// passHead passes a HEAD for what is kept, stale, and cannot be validated: to ask for the whole only to send its header would
+// be a waste. What the header says of what is kept is noted.
+func (p *Plane) passHead(w http.ResponseWriter, r *http.Request, d Decision, key cache.Key, found cache.Found, forward string) {
+	want := cache.Want{Key: key, Policy: d.Behavior.Policy, Header: r.Header}
+	p.passNoting(w, r, d, cache.Status{Forward: forward, Detail: "head"}, func(response *http.Response, requested time.Time) {
+		if response.StatusCode == http.StatusOK {
+			p.cache.Headed(want, found, response.Header, requested)
+		}
+	})
+}
+
+func (p *Plane) passNoting(w http.ResponseWriter, r *http.Request, d Decision, status cache.Status, note func(*http.Response, time.Time)) {
 	p.counts.passes.Add(1)
 	id := newID()
 	q := &http.Request{
@@ -197,7 +300,11 @@ func (p *Plane) pass(w http.ResponseWriter, r *http.Request, d Decision, status 
 		q.Body = r.Body
 		defer r.Body.Close() // the transport may read on when the origin has answered, but not when we have returned
 	}
-	response, err := p.send(r.Context(), d, q)
+	early := interimTo(w, r)
+	defer early.over()
+	requested := time.Now()
+	response, err := p.send(early.watch(r.Context()), d, q)
+	early.over()
 	if err != nil {
 		if r.Context().Err() != nil {
 			panic(http.ErrAbortHandler)
@@ -207,8 +314,10 @@ func (p *Plane) pass(w http.ResponseWriter, r *http.Request, d Decision, status 
 		return
 	}
 	defer response.Body.Close()
+	note(response, requested)
 	if !safe(r.Method) && response.StatusCode < 400 {
 		p.forget(r, d)
+		p.forgetNamed(r, d, response.Header)
 	}
 	status.Code = response.StatusCode
 	h := w.Header()
@@ -257,6 +366,26 @@ func (p *Plane) forget(r *http.Request, d Decision) {
 	if d.Behavior.ViewerProtocol == spec.AllowAll {
 		t.Scheme = other(t.Scheme)
 		p.cache.Invalidate(d.Behavior.Policy.Key(t, r.Header))
+	}
+}
+
+// forgetNamed forgets what is kept of the URIs that the answer to a method that is not safe names, if they are of the same
+// origin (RFC 9111 §4.4): another's is not its to touch. The origin may call itself as the viewer does or as it was called.
+func (p *Plane) forgetNamed(r *http.Request, d Decision, h http.Header) {
+	for _, name := range []string{"Location", "Content-Location"} {
+		at, err := r.URL.Parse(h.Get(name))
+		if h.Get(name) == "" || err != nil {
+			continue
+		}
+		if at.Host != "" && !strings.EqualFold(at.Host, r.Host) && !strings.EqualFold(at.Host, d.Behavior.host(r.Host)) {
+			continue
+		}
+		named := d.table.Route(Request{
+			Method: http.MethodGet, Host: r.Host, Path: cmp.Or(at.EscapedPath(), "/"), Query: at.RawQuery, TLS: r.TLS != nil,
+		}, nil)
+		if named.Behavior != nil {
+			p.forget(r, named)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ const (
 	MaxDuration = 5 * time.Minute // of one sample
 	MaxRows     = 100
 	MaxPeers    = 20 // of one row
+	MaxObjects  = 20_000_000
 )
 
 // Config is what a run is told.
@@ -29,6 +30,9 @@ type Config struct {
 	Servers  []int         // cores of the servers; nil: the first
 	Loads    []int         // cores of the load; nil: all others
 	Seed     uint64        // of the order of samples; 0: from the clock
+	Objects  int           // that rows of memory fill caches with; 0: 1,000,000
+	Idle     int           // connections that rows of memory keep; 0: 10,000
+	Profile  string        // a folder: ours writes CPU and heap profiles there, in one folder for each row; "": none. It costs ours some percent
 	Micro    string        // a file with what `go test -bench` printed, for the same report; "": none
 
 	Out  func(table string) // takes the table; nil: nobody
@@ -41,7 +45,8 @@ type Config struct {
 type Row struct {
 	Name  string // short, unique: small letters, digits, hyphens
 	Work  string // what is done, in one line
-	Unit  string // what is counted each second
+	Unit  string // what is counted each second; or, with Less, what is measured
+	Less  bool   // less is better: what is measured is a time or a size
 	Load  Load
 	Ours  Peer
 	Peers []Peer
@@ -51,8 +56,28 @@ type Row struct {
 	Check func(ctx context.Context, s Stage) error
 	// Hits says that the counting origin must not be asked while a sample is taken: what is measured is a cache.
 	Hits bool
+	// Size is that of each body: a load that got fewer bytes than its answers must have is void; 0: unknown.
+	Size int64
 	// Plain says that the servers ask the plain origin.
 	Plain bool
+	// Ready brings a server to where it is measured, once, before its first sample; nil: it is there.
+	Ready func(ctx context.Context, s Stage) error
+	// Pace is the share of what ours does at most at which all are asked: ours is driven once as fast as it answers, then Stage.Pace is said
+	// to all. 0: no pace.
+	Pace float64
+	// Once says that a sample needs a server that has done nothing yet, so that there is one of each, without load before it.
+	Once bool
+	// Takes is how long a sample may take beside its duration; 0: 20 s.
+	Takes time.Duration
+	// Goals are what is aimed at.
+	Goals []Goal
+}
+
+// Goal is what ours should reach.
+type Goal struct {
+	Peer string `json:"peer,omitempty"` // beside whom; "": nobody
+	// Want is how many times the peer's figure ours should be at least, or, where less is better, at most; without a peer, the figure itself.
+	Want float64 `json:"want"`
 }
 
 // Load is who makes the load. In Args {host}, {port}, {tls} (the port of TLS), {seconds} and {row} (the row's folder) are replaced.
@@ -65,7 +90,8 @@ type Load struct {
 // Measured is what a tool found.
 type Measured struct {
 	Count          int64         // of what was done
-	Rate           float64       // each second
+	Value          float64       // each second; or what else the row's unit says
+	Bytes          int64         // that came, heads and encryption included or not; 0: the tool does not say
 	Mean, P50, P99 time.Duration // of one; 0: the tool does not say
 	Failed         string        // what went wrong: the sample is void; "": nothing
 }
@@ -90,18 +116,23 @@ type Need struct {
 
 // Stage is what a server, its check and its load find.
 type Stage struct {
-	Dir       string // the server's folder
-	Row       string // the row's
-	Host      string // where the server is to listen
-	Port, TLS int    // for the plain protocol, and for TLS
-	Origin    string // HOST:PORT of an origin that counts what it is asked; /N is a body of N bytes
-	Plain     string // HOST:PORT of an origin as fast as there is one, of rows that ask for it: /1024
-	Program   string // the perigee binary
-	Cert, Key string // files in PEM: a certificate of Name and its key, the same for all servers
-	Both      string // a file with both
+	Dir       string  // the server's folder
+	Row       string  // the row's
+	Host      string  // where the server is to listen
+	Port, TLS int     // for the plain protocol, and for TLS
+	Origin    string  // HOST:PORT of an origin that counts what it is asked; /N and all below it are bodies of N bytes
+	Plain     string  // HOST:PORT of an origin as fast as there is one, of rows that ask for it: 1 KiB that is not to be stored, whatever the path
+	Program   string  // the perigee binary
+	Pace      float64 // requests each second that are due, of rows with a pace; 0: as many as are answered
+	Objects   int     // to fill a cache with
+	Idle      int     // connections to keep
+	Cert, Key string  // files in PEM: a certificate of Name and its key, the same for all servers
+	Both      string  // a file with both
 
 	run    *run
-	places string // a file of places in MaxMind's format
+	row    string   // its name
+	proc   *Process // the server; nil while it starts
+	places string   // a file of places in MaxMind's format
 }
 
 // Name is the host that HTTP servers are asked for.

@@ -32,6 +32,7 @@ type origin struct {
 	server   *http.Server
 	served   sync.WaitGroup
 	count    atomic.Int64
+	small    []byte // a body of 1 KiB: rows that fill caches ask for a million
 }
 
 func openOrigin() (*origin, error) {
@@ -39,7 +40,7 @@ func openOrigin() (*origin, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the origin: %w", err)
 	}
-	o := &origin{listener: l}
+	o := &origin{listener: l, small: body(1 << 10)}
 	o.server = &http.Server{Handler: o, ReadHeaderTimeout: 10 * time.Second}
 	o.served.Go(func() { o.server.Serve(l) })
 	return o, nil
@@ -47,7 +48,8 @@ func openOrigin() (*origin, error) {
 
 func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	o.count.Add(1)
-	n, err := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/"))
+	size, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/") // /N, /N/1, /N/2: as many objects of a size as are wanted
+	n, err := strconv.Atoi(size)
 	if err != nil || n < 0 || n > maxBody {
 		http.NotFound(w, r)
 		return
@@ -58,6 +60,10 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "public, max-age=86400")
 	h.Set("Etag", `"`+strconv.Itoa(n)+`"`)
 	h.Set("Last-Modified", "Mon, 02 Nov 2026 00:00:00 GMT")
+	if n == len(o.small) {
+		w.Write(o.small)
+		return
+	}
 	w.Write(body(n))
 }
 
@@ -69,7 +75,7 @@ func (o *origin) close() {
 	o.served.Wait()
 }
 
-// openPlain starts the fastest origin there is, on the load's cores: nginx where it is installed, else the demo's web server.
+// openPlain starts the fastest origin there is, on the load's cores: the loop, which every row finds alike on every machine.
 func (r *run) openPlain(ctx context.Context) error {
 	s := r.stage
 	s.Dir = filepath.Join(r.dir, "plain")
@@ -80,26 +86,8 @@ func (r *run) openPlain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.Port = port
 	s.Plain = net.JoinHostPort(s.Host, strconv.Itoa(port))
-	argv := []string{"nginx", "-e", "stderr", "-p", s.Dir, "-c", filepath.Join(s.Dir, "nginx.conf")}
-	if r.find(Need{Program: "nginx"}) != "" {
-		if _, err := s.Write("nginx.conf", nginxHead()+`
-  server {
-    listen {host}:{port};
-    location = /1024 { default_type text/plain; add_header Cache-Control no-store; return 200 "`+string(body(1024))+`"; }
-  }
-}
-`); err != nil {
-			return err
-		}
-	} else {
-		if _, err := s.Write("site/1024", string(body(1024))); err != nil {
-			return err
-		}
-		argv = []string{s.Program, "target", "--name", "plain", "--region", "bench", "--http", s.Plain, "--tcp", s.Host + ":0", "--site", filepath.Join(s.Dir, "site")}
-	}
-	if r.plain, err = s.startOn(r.Loads, nil, argv...); err != nil {
+	if r.plain, err = s.startOn(r.Loads, nil, s.Program, "bench", "loop", s.Plain, "1024"); err != nil {
 		return err
 	}
 	r.stage.Plain = s.Plain

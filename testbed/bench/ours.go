@@ -5,6 +5,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -37,6 +38,13 @@ func ours(spec func(s Stage) (string, error), args ...string) Peer {
 		}
 		argv := append([]string{s.Program, "node", "--data", data, "--bootstrap", "--name", "bench1", "--region", "bench", "--pop", "bench1",
 			"--bind", s.Host, "--gossip", s.at(ports[0]), "--control", s.at(ports[1]), "--api", s.at(ports[2]), "--drain", "0s"}, args...)
+		if s.run.Profile != "" {
+			dir := filepath.Join(s.run.Profile, s.row)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return nil, fmt.Errorf("make a folder for profiles: %w", err)
+			}
+			argv = append(argv, "--profile", dir)
+		}
 		p, err := s.Start(nil, argv...)
 		if err != nil {
 			return nil, err

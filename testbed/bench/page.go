@@ -16,6 +16,8 @@ func (r *Report) HTML(w io.Writer) error {
 		"chart": chart, "thousands": thousands, "latency": latency, "first": firstLine, "short": short,
 		"sorted": RowResult.sorted, "ratio": Figure.ratio, "interval": Figure.interval,
 		"remarks": PeerResult.remarks,
+		"line":    RowResult.line,
+		"paced":   RowResult.paced,
 		"void":    PeerResult.firstVoid,
 		"units":   Micro.units,
 		"value":   func(m Micro, unit string) Figure { return m.Values[unit] },
@@ -75,7 +77,7 @@ func chart(r RowResult) picture {
 		}
 		y := 8 + len(c.Bars)*barHeight
 		b := bar{Label: p.Name, Ours: p.Ours, Y: y, Middle: y + 9, Width: x(p.Ratio.Median) - nameWidth, Low: x(p.Ratio.Low), High: x(p.Ratio.High), Value: fmt.Sprintf("%.2f×", p.Ratio.Median), Spread: !p.Ours,
-			Title: fmt.Sprintf("%s: %.2f times ours, interval %.2f to %.2f, samples %.2f to %.2f; %s %s", p.Name, p.Ratio.Median, p.Ratio.Low, p.Ratio.High, p.Ratio.Min, p.Ratio.Max, thousands(p.Rate.Median), r.Unit)}
+			Title: fmt.Sprintf("%s: %.2f times ours, interval %.2f to %.2f, samples %.2f to %.2f; %s %s", p.Name, p.Ratio.Median, p.Ratio.Low, p.Ratio.High, p.Ratio.Min, p.Ratio.Max, thousands(p.Value.Median), r.Unit)}
 		if p.Yield.N > 0 && !p.Ours {
 			b.Yield = x(p.Yield.Median)
 			b.Title += fmt.Sprintf("; by CPU %.2f times ours", p.Yield.Median)
@@ -110,7 +112,7 @@ section { margin: 20px 0; padding: 16px; background: var(--card); border: 1px so
 table { border-collapse: collapse; width: 100%; font-size: .875rem; }
 th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); } th:first-child, td:first-child, td.text, th.text { text-align: left; } td.text { white-space: normal; min-width: 14em; color: var(--soft); }
-i { font-style: normal; font-weight: 400; color: var(--soft); } .notes { margin: 10px 0; padding-left: 18px; font-size: .875rem; color: var(--soft); overflow-wrap: anywhere; } .notes b { color: var(--ink); font-weight: 600; }
+.goals { margin: 10px 0; padding-left: 18px; font-size: .875rem; } .missed { color: var(--warn); } i { font-style: normal; font-weight: 400; color: var(--soft); } .notes { margin: 10px 0; padding-left: 18px; font-size: .875rem; color: var(--soft); overflow-wrap: anywhere; } .notes b { color: var(--ink); font-weight: 600; }
 tr.ours td { font-weight: 650; } tr.ours td:first-child { color: var(--ours); }
 svg { width: 100%; max-width: 580px; height: auto; display: block; margin: 8px 0; }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif; } svg .small { fill: var(--soft); font-size: 11px; }
@@ -121,12 +123,13 @@ code, pre { font: .85em/1.5 ui-monospace, monospace; overflow-wrap: anywhere; } 
 <main>
 <h1>Perigee beside others</h1>
 <p class="soft">{{.Began.Format "2 January 2006, 15:04"}} UTC, in {{.Took}} · perigee {{.Ours}} · {{.Machine.CPU}}, {{.Machine.Cores}} cores, {{.Machine.Kernel}}, {{.Machine.Go}} · servers on core {{range $i, $c := .Machine.Servers}}{{if $i}}, {{end}}{{$c}}{{end}}, load on {{range $i, $c := .Machine.Loads}}{{if $i}}, {{end}}{{$c}}{{end}} · {{.Rounds}} rounds of {{.Seconds}} s each, in random order · load average {{printf "%.2f" .Machine.LoadBefore}} before, {{printf "%.2f" .Machine.LoadAfter}} after</p>
-<p>A ratio above 1 means that the other does more than Perigee in the same time. Bars are medians of the ratios in each round; whiskers are intervals in which the true median lies (order statistics). <b>CPU each</b> is what the server computed for one answer: it, and the ratio by it (◇), hold also where the load, not the server, was the limit. Every server gave the right answers before and after it was timed.</p>
+<p>A ratio above 1 means that the other does more than Perigee in the same time, or, where a time or a size is measured, takes more. Goals are said the other way round: how many times the other's figure Perigee's is. Bars are medians of the ratios in each round; whiskers are intervals in which the true median lies (order statistics). <b>CPU each</b> is what the server computed for one answer: it, and the ratio by it (◇), hold also where the load, not the server, was the limit. Every server gave the right answers before and after it was timed.</p>
+{{- with .Goals}}<p><b>{{.}}.</b></p>{{end}}
 {{- if .Warnings}}
 <section class="warn"><h2>What these figures cannot say</h2><ul>{{range .Warnings}}<li>{{.}}</li>{{end}}</ul></section>
 {{- end}}
 {{- range .Rows}}{{$row := .}}
-<section id="{{.Name}}"><h2>{{.Name}}</h2><p>{{.Work}}</p>
+<section id="{{.Name}}"><h2>{{.Name}}</h2><p>{{.Work}}{{paced .}}</p>
 {{- if .Skipped}}<p class="soft">Not measured: {{.Skipped}}.</p>{{else}}
 {{- with chart .}}{{$c := .}}{{if .Bars}}
 <svg viewBox="0 0 440 {{.Height}}" role="img" aria-label="{{.Label}}">
@@ -135,10 +138,11 @@ code, pre { font: .85em/1.5 ui-monospace, monospace; overflow-wrap: anywhere; } 
 <path class="one" d="M{{printf "%.1f" .One}} 0V{{.Bottom}}"/><text class="small" x="{{printf "%.1f" .One}}" y="{{.Bottom}}" dy="13" text-anchor="middle">ours</text></svg>{{end}}{{end}}
 <div class="scroll"><table><thead><tr><th>server</th><th>{{.Unit}} <i>(min–max)</i></th><th>ratio <i>(interval)</i></th><th>CPU each</th><th>ratio by CPU <i>(interval)</i></th><th>mean</th><th>p99</th></tr></thead><tbody>
 {{- range sorted .}}<tr{{if .Ours}} class="ours"{{end}}><td>{{.Name}} {{.Version}}</td>
-{{- if .Rate.N}}<td>{{thousands .Rate.Median}} <i>({{thousands .Rate.Min}}–{{thousands .Rate.Max}})</i></td><td>{{if .Ours}}1{{else}}{{ratio .Ratio}} <i>({{interval .Ratio}})</i>{{end}}</td><td>{{printf "%.2f" .CPU.Median}} µs</td><td>{{if .Ours}}1{{else}}{{ratio .Yield}} <i>({{interval .Yield}})</i>{{end}}</td><td>{{latency .Mean}}</td><td>{{latency .P99}}</td>
+{{- if .Value.N}}<td>{{thousands .Value.Median}} <i>({{thousands .Value.Min}}–{{thousands .Value.Max}})</i></td><td>{{if .Ours}}1{{else}}{{ratio .Ratio}} <i>({{interval .Ratio}})</i>{{end}}</td><td>{{printf "%.2f" .CPU.Median}} µs</td><td>{{if .Ours}}1{{else}}{{ratio .Yield}} <i>({{interval .Yield}})</i>{{end}}</td><td>{{latency .Mean}}</td><td>{{latency .P99}}</td>
 {{- else}}<td>not measured</td><td></td><td></td><td></td><td></td><td></td>{{end}}</tr>{{end}}
 </tbody></table></div>
-<ul class="notes">{{range $p := sorted .}}{{if not .Rate.N}}<li><b>{{.Name}}</b>: {{first .Fault (void .)}}.</li>{{else if or .Note (remarks .)}}<li><b>{{.Name}}</b>: {{.Note}}{{range $i, $r := remarks .}}{{if or $i $p.Note}}; {{end}}{{$r}}{{end}}.</li>{{end}}{{end}}</ul>
+<ul class="notes">{{range $p := sorted .}}{{if not .Value.N}}<li><b>{{.Name}}</b>: {{first .Fault (void .)}}.</li>{{else if or .Note (remarks . $row.Less)}}<li><b>{{.Name}}</b>: {{.Note}}{{range $i, $r := remarks . $row.Less}}{{if or $i $p.Note}}; {{end}}{{$r}}{{end}}.</li>{{end}}{{end}}</ul>
+{{- with .Goals}}<ul class="goals">{{range .}}<li class="{{if eq .Verdict "short"}}missed{{end}}">Goal: {{line $row .}}</li>{{end}}</ul>{{end}}
 {{- with .Absent}}<p class="soft">Not installed: {{range $i, $n := .}}{{if $i}}, {{end}}{{$n}}{{end}}.</p>{{end}}
 <p class="soft"><code>{{.Command}}</code></p>{{end}}
 </section>

@@ -354,3 +354,35 @@ func timesOf(cores []int) (t coreTimes) {
 	}
 	return t
 }
+
+// Memory is what the process and all that it made have in memory: their pages, those that several have divided among them (proc(5), Pss).
+func (p *Process) Memory() (int64, error) {
+	pids := []int{p.cmd.Process.Pid}
+	for pid := range descendants(pids[0]) {
+		pids = append(pids, pid)
+	}
+	var sum int64
+	for _, pid := range pids {
+		data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
+		if err != nil {
+			return 0, fmt.Errorf("read the memory of a server: %w", err)
+		}
+		n, err := pss(string(data))
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// pss is the line of that name of a process's smaps_rollup, in bytes.
+func pss(text string) (int64, error) {
+	for line := range strings.Lines(text) {
+		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "Pss:" && fields[2] == "kB" {
+			n, err := strconv.ParseInt(fields[1], 10, 53)
+			return n << 10, err
+		}
+	}
+	return 0, errors.New("no Pss in what the kernel says of the memory of a server")
+}

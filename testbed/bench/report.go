@@ -26,6 +26,7 @@ type Report struct {
 	Machine  Machine     `json:"machine"`
 	Warnings []string    `json:"warnings,omitempty"` // what disturbed the run, or keeps its figures from meaning what they seem to
 	Install  []string    `json:"install,omitempty"`  // commands that bring what is missing
+	Goals    string      `json:"goals,omitempty"`    // how many are met, short, not measured
 	Rows     []RowResult `json:"rows"`
 	Micro    []Micro     `json:"micro,omitempty"`
 }
@@ -49,9 +50,20 @@ type RowResult struct {
 	Unit    string       `json:"unit"`
 	Command string       `json:"command"`
 	Hits    bool         `json:"hits,omitempty"`
+	Less    bool         `json:"less,omitempty"`    // less is better
+	Pace    float64      `json:"pace,omitempty"`    // at which all were asked, each second
 	Skipped string       `json:"skipped,omitempty"` // why it was not measured
 	Absent  []string     `json:"absent,omitempty"`  // peers that are not installed
 	Peers   []PeerResult `json:"peers,omitempty"`
+	Goals   []GoalResult `json:"goals,omitempty"`
+}
+
+// GoalResult is what became of a goal.
+type GoalResult struct {
+	Goal
+	Figure  Figure `json:"figure"`          // ours to the peer's, in the same round; without a peer, ours
+	ByCPU   bool   `json:"byCPU,omitempty"` // Figure is of what each does in a second of CPU, since the load was the limit
+	Verdict string `json:"verdict"`         // met, short, not measured; by the median
 }
 
 // PeerResult is one server's in one row.
@@ -62,7 +74,7 @@ type PeerResult struct {
 	Note    string   `json:"note,omitempty"`
 	Fault   string   `json:"fault,omitempty"` // why it was not measured, or not to the end
 	Void    int      `json:"void,omitempty"`  // samples that count for nothing
-	Rate    Figure   `json:"rate"`            // each second
+	Value   Figure   `json:"value"`           // each second, or what the row's unit says
 	Ratio   Figure   `json:"ratio"`           // to ours, in the same round
 	CPU     Figure   `json:"cpu"`             // of the server for each, µs
 	Yield   Figure   `json:"yield"`           // ratio to ours, in the same round, of what is done in a second of CPU
@@ -77,7 +89,7 @@ type PeerResult struct {
 type Sample struct {
 	Round       int     `json:"round"`
 	Count       int64   `json:"count"`
-	Rate        float64 `json:"rate"`
+	Value       float64 `json:"value"`
 	CPU         float64 `json:"cpu"`           // of the server for each, µs
 	Mean        float64 `json:"mean"`          // latency, µs; 0: unknown
 	P50         float64 `json:"p50,omitempty"` // the same
@@ -108,9 +120,9 @@ func (r *RowResult) compute() {
 				p.Void++
 				continue
 			}
-			rate, cpu, busy = append(rate, s.Rate), append(cpu, s.CPU), append(busy, s.Busy)
-			if o := ours[s.Round]; o.Rate > 0 {
-				ratio = append(ratio, s.Rate/o.Rate)
+			rate, cpu, busy = append(rate, s.Value), append(cpu, s.CPU), append(busy, s.Busy)
+			if o := ours[s.Round]; o.Value > 0 {
+				ratio = append(ratio, s.Value/o.Value)
 				if s.CPU > 0 && o.CPU > 0 {
 					yield = append(yield, o.CPU/s.CPU)
 				}
@@ -124,12 +136,93 @@ func (r *RowResult) compute() {
 				}
 			}
 		}
-		p.Yield, p.Rate, p.Ratio, p.CPU, p.Mean, p.P50, p.P99, p.Busy = figureOf(yield), figureOf(rate), figureOf(ratio), figureOf(cpu), figureOf(mean), figureOf(p50), figureOf(p99), figureOf(busy)
+		p.Yield, p.Value, p.Ratio, p.CPU, p.Mean, p.P50, p.P99, p.Busy = figureOf(yield), figureOf(rate), figureOf(ratio), figureOf(cpu), figureOf(mean), figureOf(p50), figureOf(p99), figureOf(busy)
 	}
+	r.decide()
+}
+
+// Verdicts.
+const (
+	met         = "met"
+	tooLittle   = "short"
+	notMeasured = "not measured"
+)
+
+// decide says of each goal whether it is met.
+func (r *RowResult) decide() {
+	of := func(name string) *PeerResult {
+		for i := range r.Peers {
+			if p := &r.Peers[i]; p.Name == name && !p.Ours || name == "" && p.Ours {
+				return p
+			}
+		}
+		return &PeerResult{}
+	}
+	ours := of("")
+	for i := range r.Goals {
+		g := &r.Goals[i]
+		g.Figure, g.ByCPU = ours.Value, false
+		if g.Peer != "" {
+			peer := of(g.Peer)
+			// Where the load was the limit of either, rates are the load's, and what each computed for an answer is theirs.
+			g.ByCPU = !r.Less && peer.Yield.N > 0 && min(ours.Busy.Median, peer.Busy.Median) < full
+			var figures []float64
+			for _, s := range peer.Samples {
+				for _, o := range ours.Samples {
+					switch {
+					case s.Round != o.Round || s.Void != "" || o.Void != "":
+					case g.ByCPU && o.CPU > 0:
+						figures = append(figures, s.CPU/o.CPU)
+					case !g.ByCPU && s.Value > 0:
+						figures = append(figures, o.Value/s.Value)
+					}
+				}
+			}
+			g.Figure = figureOf(figures)
+		}
+		switch {
+		case g.Figure.N == 0:
+			g.Verdict = notMeasured
+		case r.Less && g.Figure.Median <= g.Want, !r.Less && g.Figure.Median >= g.Want:
+			g.Verdict = met
+		default:
+			g.Verdict = tooLittle
+		}
+	}
+}
+
+// line is a goal as text, in the row's unit.
+func (r RowResult) line(g GoalResult) string {
+	most, beside, format := "at least", "", "%.2f"
+	if r.Less {
+		most = "at most"
+	}
+	if g.Peer == "" {
+		beside, format = " "+r.Unit, "%.0f"
+	} else {
+		beside = " × " + g.Peer
+	}
+	text := most + " " + fmt.Sprintf(format, g.Want) + beside + ": " + g.Verdict
+	if g.Figure.N > 0 {
+		text += fmt.Sprintf(", "+format+" ("+format+"–"+format+")", g.Figure.Median, g.Figure.Low, g.Figure.High)
+	}
+	if g.ByCPU {
+		text += " by CPU, as not both filled their core"
+	}
+	return text
 }
 
 // judge says what keeps the figures from meaning what they seem to.
 func (r *Report) judge() {
+	verdicts := map[string]int{}
+	for _, row := range r.Rows {
+		for _, g := range row.Goals {
+			verdicts[g.Verdict]++
+		}
+	}
+	if len(verdicts) > 0 {
+		r.Goals = fmt.Sprintf("goals: %d met, %d short, %d not measured", verdicts[met], verdicts[tooLittle], verdicts[notMeasured])
+	}
 	warn := func(format string, args ...any) { r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...)) }
 	var others, loads, steal []float64
 	void, samples, alone := 0, 0, true
@@ -189,14 +282,17 @@ func (r *Report) JSON(w io.Writer) error {
 	return e.Encode(r)
 }
 
-// sorted is the peers of a row, the fastest first, those without a figure last.
+// sorted is the peers of a row, the best first, those without a figure last.
 func (r RowResult) sorted() []PeerResult {
 	peers := slices.Clone(r.Peers)
 	slices.SortStableFunc(peers, func(a, b PeerResult) int {
+		if r.Less && a.Value.N > 0 && b.Value.N > 0 {
+			a, b = b, a
+		}
 		switch {
-		case a.Rate.Median > b.Rate.Median:
+		case a.Value.Median > b.Value.Median:
 			return -1
-		case a.Rate.Median < b.Rate.Median:
+		case a.Value.Median < b.Value.Median:
 			return 1
 		}
 		return 0
@@ -209,11 +305,14 @@ func (r *Report) Table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %s, %d cores, %s; servers on %v, load on %v; %d rounds of %d s; load average %.2f before, %.2f after; %s\n",
 		r.Began.Format("2006-01-02 15:04"), r.Machine.CPU, r.Machine.Cores, r.Machine.Kernel, r.Machine.Servers, r.Machine.Loads, r.Rounds, r.Seconds, r.Machine.LoadBefore, r.Machine.LoadAfter, r.Took)
+	if r.Goals != "" {
+		fmt.Fprintf(&b, "%s\n", r.Goals)
+	}
 	for _, w := range r.Warnings {
 		fmt.Fprintf(&b, "! %s\n", w)
 	}
 	for _, row := range r.Rows {
-		fmt.Fprintf(&b, "\n%s: %s\n", row.Name, row.Work)
+		fmt.Fprintf(&b, "\n%s: %s%s\n", row.Name, row.Work, row.paced())
 		if row.Skipped != "" {
 			fmt.Fprintf(&b, "  not measured: %s\n", row.Skipped)
 			continue
@@ -225,7 +324,7 @@ func (r *Report) Table() string {
 			if p.Ours {
 				name = "▸ " + name
 			}
-			if p.Rate.N == 0 {
+			if p.Value.N == 0 {
 				fmt.Fprintf(w, "  %s\t–\t\t\t\t\t\t\t\t%s\n", name, firstLine(p.Fault, p.firstVoid()))
 				continue
 			}
@@ -233,10 +332,13 @@ func (r *Report) Table() string {
 			if !p.Ours {
 				ratio, yield, interval = p.Ratio.ratio(), p.Yield.ratio(), p.Ratio.interval()
 			}
-			fmt.Fprintf(w, "  %s\t%s\t%s–%s\t%s\t%s\t%.2f µs\t%s\t%s\t%s\t%s\n", name, thousands(p.Rate.Median), thousands(p.Rate.Min), thousands(p.Rate.Max), ratio, interval,
-				p.CPU.Median, yield, latency(p.Mean), latency(p.P99), strings.Join(p.remarks(), "; "))
+			fmt.Fprintf(w, "  %s\t%s\t%s–%s\t%s\t%s\t%.2f µs\t%s\t%s\t%s\t%s\n", name, thousands(p.Value.Median), thousands(p.Value.Min), thousands(p.Value.Max), ratio, interval,
+				p.CPU.Median, yield, latency(p.Mean), latency(p.P99), strings.Join(p.remarks(row.Less), "; "))
 		}
 		w.Flush()
+		for _, g := range row.Goals {
+			fmt.Fprintf(&b, "  goal: %s\n", row.line(g))
+		}
 		if len(row.Absent) > 0 {
 			fmt.Fprintf(&b, "  not installed: %s\n", strings.Join(row.Absent, ", "))
 		}
@@ -263,6 +365,14 @@ func (r *Report) Table() string {
 	return regexp.MustCompile(`(?m) +$`).ReplaceAllString(b.String(), "")
 }
 
+// paced says at which pace a row was measured; "": none.
+func (r RowResult) paced() string {
+	if r.Pace == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", which is %s each second here", thousands(r.Pace))
+}
+
 // short is a number with four digits that count, or all of those before the point.
 func short(v float64) string {
 	if v >= 1000 || v <= -1000 {
@@ -272,8 +382,8 @@ func short(v float64) string {
 }
 
 // remarks are what is to be known beside a server's figures.
-func (p PeerResult) remarks() (remarks []string) {
-	if p.Busy.N > 0 && p.Busy.Median < full {
+func (p PeerResult) remarks(less bool) (remarks []string) {
+	if !less && p.Busy.N > 0 && p.Busy.Median < full {
 		var others []float64
 		for _, s := range p.Samples {
 			others = append(others, s.Others)

@@ -8,6 +8,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -25,12 +26,12 @@ func made() *Report {
 		Install: []string{"apt-get install -y --no-install-recommends knot nginx-light", "make peers"}, Micro: parseMicro(goBench)}
 	series := func(rates ...float64) (samples []Sample) {
 		for i, rate := range rates {
-			samples = append(samples, Sample{Round: i, Count: int64(5 * rate), Rate: rate, CPU: 960000 / rate, Mean: 1300, P50: 1000, P99: 4000, Busy: 0.96, Others: 0.12, OthersLoads: 0.01})
+			samples = append(samples, Sample{Round: i, Count: int64(5 * rate), Value: rate, CPU: 960000 / rate, Mean: 1300, P50: 1000, P99: 4000, Busy: 0.96, Others: 0.12, OthersLoads: 0.01})
 		}
 		return samples
 	}
 	fast := series(60000, 63000, 62000, 61000, 59000)
-	fast[2].Void, fast[2].Rate = "Socket errors: connect 0, read 3, write 0, timeout 0", 900000
+	fast[2].Void, fast[2].Value = "Socket errors: connect 0, read 3, write 0, timeout 0", 900000
 	slow := series(30000, 30000, 30000, 30000, 30000)
 	for i := range slow {
 		slow[i].Busy, slow[i].CPU = 0.5, 16
@@ -41,7 +42,13 @@ func made() *Report {
 			{Name: "nginx", Version: "1.22.1", Note: "keeps objects in files", Samples: fast},
 			{Name: "caddy", Version: "2.11.9", Samples: slow},
 			{Name: "bad</script><script>alert(1)</script>", Fault: "it has ended: exit status 1\nno \u202Esuch file & more"},
-		}},
+		}, Goals: []GoalResult{{Goal: Goal{"nginx", 0.5}}, {Goal: Goal{"caddy", 3}}, {Goal: Goal{"varnish", 2.5}}}},
+		{Name: "memory-1k", Work: "what an object of 1 KiB takes", Unit: "bytes of memory each", Command: "own fill", Less: true, Peers: []PeerResult{
+			{Name: "perigee", Ours: true, Samples: []Sample{{Count: 1000000, Value: 2800, CPU: 70, Busy: 0.7}}},
+			{Name: "varnish", Version: "7.1.1", Samples: []Sample{{Count: 1000000, Value: 2000, CPU: 90, Busy: 0.6}}},
+			{Name: "nginx", Version: "1.22.1", Samples: []Sample{{Count: 1000000, Value: 144, CPU: 90, Busy: 0.6}}},
+		}, Goals: []GoalResult{{Goal: Goal{"varnish", 1}}, {Goal: Goal{"", 12 << 10}}}},
+		{Name: "p99-1k", Work: "the same at 70 % of what ours does", Unit: "µs of p99", Command: "own paced", Less: true, Pace: 42000.4, Peers: []PeerResult{{Name: "perigee", Ours: true, Fault: "it has ended"}}},
 		{Name: "hit-1k-h2", Work: "the same by HTTP/2", Unit: "requests/s", Command: "h2load", Skipped: "h2load is not installed, which makes the load"},
 	}
 	for i := range r.Rows {
@@ -54,8 +61,8 @@ func made() *Report {
 func TestRatiosAreOfOneRound(t *testing.T) {
 	r := RowResult{Peers: []PeerResult{
 		// The machine grew twice as fast in the second round: no ratio shows it.
-		{Name: "perigee", Ours: true, Samples: []Sample{{Round: 0, Rate: 100, CPU: 8}, {Round: 1, Rate: 200, CPU: 4}, {Round: 2, Rate: 100, Void: "an error"}}},
-		{Name: "other", Samples: []Sample{{Round: 0, Rate: 150, CPU: 4}, {Round: 1, Rate: 300, CPU: 2}, {Round: 2, Rate: 900, CPU: 1}}},
+		{Name: "perigee", Ours: true, Samples: []Sample{{Round: 0, Value: 100, CPU: 8}, {Round: 1, Value: 200, CPU: 4}, {Round: 2, Value: 100, Void: "an error"}}},
+		{Name: "other", Samples: []Sample{{Round: 0, Value: 150, CPU: 4}, {Round: 1, Value: 300, CPU: 2}, {Round: 2, Value: 900, CPU: 1}}},
 	}}
 	r.compute()
 	other := r.Peers[1]
@@ -65,7 +72,7 @@ func TestRatiosAreOfOneRound(t *testing.T) {
 	if other.Yield.Median != 2 || other.Yield.N != 2 {
 		t.Errorf("ratio by CPU: got %+v", other.Yield)
 	}
-	if r.Peers[0].Void != 1 || r.Peers[0].Rate.N != 2 {
+	if r.Peers[0].Void != 1 || r.Peers[0].Value.N != 2 {
 		t.Errorf("ours: got %+v", r.Peers[0])
 	}
 }
@@ -88,9 +95,45 @@ func TestTheTableSaysItAll(t *testing.T) {
 	}
 }
 
+func TestGoalsAreMetOrShort(t *testing.T) {
+	sample := func(round int, value, cpu, busy float64) Sample {
+		return Sample{Round: round, Value: value, CPU: cpu, Busy: busy}
+	}
+	three := func(value, cpu, busy float64) []Sample {
+		return []Sample{sample(0, value, cpu, busy), sample(1, 2*value, cpu, busy), sample(2, value, cpu, busy)}
+	}
+	for _, test := range []struct {
+		what        string
+		less        bool
+		ours, other []Sample
+		goal        Goal
+		want        string
+		figure      float64
+		byCPU       bool
+	}{
+		{"twice as fast", false, three(200, 5, 1), three(100, 10, 1), Goal{"other", 2}, met, 2, false},
+		{"not fast enough", false, three(200, 5, 1), three(100, 10, 1), Goal{"other", 2.01}, tooLittle, 2, false},
+		{"the load was the limit of ours: by what an answer costs", false, three(100, 5, 0.5), three(100, 15, 1), Goal{"other", 2.5}, met, 3, true},
+		{"the load was the limit of the other", false, three(100, 5, 1), three(100, 6, 0.5), Goal{"other", 1.5}, tooLittle, 1.2, true},
+		{"half as long", true, three(50, 5, 0.1), three(100, 1, 0.1), Goal{"other", 1}, met, 0.5, false},
+		{"longer", true, three(101, 5, 0.1), three(100, 1, 0.1), Goal{"other", 1}, tooLittle, 1.01, false},
+		{"small enough by itself", true, three(100, 5, 0.1), nil, Goal{"", 100}, met, 100, false},
+		{"too large by itself", true, three(100, 5, 0.1), nil, Goal{"", 99}, tooLittle, 100, false},
+		{"the other is not there", false, three(100, 5, 1), nil, Goal{"other", 1}, notMeasured, 0, false},
+		{"ours is not there", false, nil, three(100, 5, 1), Goal{"other", 1}, notMeasured, 0, false},
+		{"nobody is", true, nil, nil, Goal{"", 1}, notMeasured, 0, false},
+	} {
+		r := RowResult{Less: test.less, Peers: []PeerResult{{Name: "perigee", Ours: true, Samples: test.ours}, {Name: "other", Samples: test.other}}, Goals: []GoalResult{{Goal: test.goal}}}
+		r.compute()
+		if g := r.Goals[0]; g.Verdict != test.want || math.Abs(g.Figure.Median-test.figure) > 1e-9 || g.ByCPU != test.byCPU {
+			t.Errorf("%s: got %+v, want %s, %v", test.what, g, test.want, test.figure)
+		}
+	}
+}
+
 func TestABusyMachineAndFewRoundsAreSaid(t *testing.T) {
 	said := strings.Join(made().Warnings, "\n")
-	for _, want := range []string{"others used 12 % of the servers' cores", "94 % confidence", "1 of 15 samples are void"} {
+	for _, want := range []string{"others used 12 % of the servers' cores", "94 % confidence", "1 of 18 samples are void"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("no word of %q in\n%s", want, said)
 		}
@@ -98,7 +141,7 @@ func TestABusyMachineAndFewRoundsAreSaid(t *testing.T) {
 	if strings.Contains(said, "load's cores") || strings.Contains(said, "took") {
 		t.Errorf("what was calm is said to be busy:\n%s", said)
 	}
-	alone := &Report{Rounds: 7, Machine: Machine{Servers: []int{0}, Loads: []int{0}}, Rows: []RowResult{{Peers: []PeerResult{{Ours: true, Samples: []Sample{{Rate: 1}}}}}}}
+	alone := &Report{Rounds: 7, Machine: Machine{Servers: []int{0}, Loads: []int{0}}, Rows: []RowResult{{Peers: []PeerResult{{Ours: true, Samples: []Sample{{Value: 1}}}}}}}
 	alone.judge()
 	if said := strings.Join(alone.Warnings, "\n"); !strings.Contains(said, "share the same cores") || !strings.Contains(said, "nobody was measured beside ours") || len(alone.Warnings) != 2 {
 		t.Errorf("got\n%s", said)
@@ -118,7 +161,7 @@ func TestThePageIsWholeAndHarmless(t *testing.T) {
 	if found := regexp.MustCompile(`(src|href|url)\s*[=(]`).FindString(text); found != "" {
 		t.Errorf("the page asks for something else: %s", found)
 	}
-	for _, want := range []string{"nginx", "1.22.1", "2.00×", "What these figures cannot say", "make peers", "h2load is not installed", "Not installed: varnish", "used 50 % of its core", "HitThroughASocket/64KB"} {
+	for _, want := range []string{"nginx", "1.22.1", "2.00×", "What these figures cannot say", "make peers", "h2load is not installed", "Not installed: varnish", "used 50 % of its core", "HitThroughASocket/64KB", "goals: 2 met, 2 short, 1 not measured", `class="missed"`, "42,000 each second here"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q on the page", want)
 		}

@@ -4,6 +4,8 @@ package bench
 
 import (
 	"context"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/perigee-net/perigee/testbed/procs"
 )
 
@@ -26,7 +29,7 @@ func TestRowsAreWhole(t *testing.T) {
 		}
 		peers := map[string]bool{oursName: true}
 		for _, p := range r.Peers {
-			if peers[p.Name] || p.Start == nil || len(p.Needs) == 0 || len(p.Version) == 0 && p.Module == "" {
+			if peers[p.Name] || p.Start == nil || p.Name != loopName && (len(p.Needs) == 0 || len(p.Version) == 0 && p.Module == "") {
 				t.Errorf("row %s: peer %+v", r.Name, p)
 			}
 			peers[p.Name] = true
@@ -35,6 +38,85 @@ func TestRowsAreWhole(t *testing.T) {
 					t.Errorf("row %s: peer %s needs %+v", r.Name, p.Name, n)
 				}
 			}
+		}
+		for _, g := range r.Goals {
+			if g.Want <= 0 || g.Peer != "" && !peers[g.Peer] || g.Peer == "" && !r.Less || g.Peer == oursName {
+				t.Errorf("row %s: goal %+v", r.Name, g)
+			}
+		}
+		if strings.HasPrefix(r.Name, "hit-") != (r.Hits && !r.Less) || r.Pace > 0 && (r.Pace >= 1 || r.Load.Own == nil) || r.Once && r.Load.Own == nil {
+			t.Errorf("row %s: %+v", r.Name, r)
+		}
+	}
+}
+
+// What HTTP peers are told stands in files, for whoever would tell them something better. Programs that only write down how they were called take
+// the place of the real ones.
+func TestHTTPPeersAreToldWhatTheFilesSay(t *testing.T) {
+	programs := t.TempDir()
+	for _, name := range []string{"nginx", "varnishd", "haproxy", "traffic_server", "caddy"} {
+		if err := os.WriteFile(filepath.Join(programs, name), []byte("#!/bin/sh\necho $(basename $0) \"$@\" >called\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := &run{Config: Config{Path: []string{programs}, Servers: []int{0}}, starter: newStarter()}
+	defer r.starter.close()
+	if cores, err := allowedCores(); err != nil {
+		t.Fatal(err)
+	} else {
+		r.Servers = cores[:1]
+	}
+	files, seen := map[string]string{}, map[string]bool{}
+	for _, row := range httpRows() {
+		for _, p := range row.Peers {
+			if p.Name == loopName {
+				continue
+			}
+			dir := t.TempDir()
+			s := Stage{Dir: dir, Row: "/row", Host: "127.0.0.1", Port: 8080, TLS: 8443, Origin: "127.0.0.1:9000", Plain: "127.0.0.1:9001", Cert: "/cert.pem", Key: "/key.pem", Both: "/both.pem", run: r}
+			proc, err := p.Start(t.Context(), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-proc.gone
+			var told strings.Builder
+			err = filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+				if err != nil || d.IsDir() || d.Name() == "log" {
+					return err
+				}
+				text, err := os.ReadFile(file)
+				if len(text) > 0 {
+					fmt.Fprintf(&told, "==> %s\n%s\n", strings.TrimPrefix(file, dir+"/"), strings.TrimSpace(string(text)))
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := strings.ReplaceAll(told.String(), dir, "DIR")
+			got = regexp.MustCompile(`(?m)^user root;.*\n`).ReplaceAllString(got, "") // as who is root is told
+			file, known := files[p.Name+got]
+			if !known { // a row may tell it what one before did
+				file = filepath.Join("testdata", "told", p.Name+"-"+row.Name)
+				files[p.Name+got] = file
+			}
+			seen[file] = true
+			if os.Getenv("UPDATE") != "" {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			want, err := os.ReadFile(file)
+			if d := cmp.Diff(string(want), got); err != nil || d != "" {
+				t.Errorf("UPDATE=1 writes it anew: %s %s: %v %s", row.Name, p.Name, err, d)
+			}
+		}
+	}
+	stored, _ := filepath.Glob("testdata/told/*")
+	for _, file := range stored {
+		if !seen[file] {
+			t.Errorf("nobody is told %s", file)
 		}
 	}
 }
@@ -82,25 +164,28 @@ func TestEachRowRuns(t *testing.T) {
 		t.Run(row.Name, func(t *testing.T) {
 			var r run
 			r.Path = []string{"../../bin/peers"}
-			if r.find(Need{Program: row.Load.Tool}) == "" {
+			if row.Load.Own == nil && r.find(Need{Program: row.Load.Tool}) == "" {
 				needed(t, row.Load.Tool+" is not installed: apt-get install "+toolPackages()[row.Load.Tool])
 			}
 			rows := []Row{row}
 			if os.Getenv("PERIGEE_BENCH") != "all" {
 				rows[0].Peers = nil
 				for _, p := range row.Peers {
-					if p.Module == "" && p.Needs[0].Package != "" && r.find(p.Needs[0]) != "" && len(rows[0].Peers) < 1 {
+					if p.Module == "" && len(p.Needs) > 0 && p.Needs[0].Package != "" && r.find(p.Needs[0]) != "" && len(rows[0].Peers) < 1 {
 						rows[0].Peers = append(rows[0].Peers, p)
 					}
 				}
 			}
-			got, err := ran(t, Config{Program: program, Path: r.Path, Rows: rows, Rounds: 1, Duration: time.Second, Warm: -1})
+			got, err := ran(t, Config{Program: program, Path: r.Path, Rows: rows, Rounds: 1, Duration: time.Second, Warm: -1, Objects: 2000, Idle: 200})
 			if err != nil {
 				t.Fatal(err)
 			}
+			if skipped := got.Rows[0].Skipped; skipped != "" && !strings.HasPrefix(skipped, errLacks.Error()) || skipped == "" && len(got.Rows[0].Peers) == 0 {
+				t.Errorf("nobody is measured: %q", skipped)
+			}
 			for _, p := range got.Rows[0].Peers {
-				if p.Fault != "" || len(p.Samples) != 1 || p.Version == "" && !p.Ours {
-					t.Errorf("%s %s: %s", p.Name, p.Version, p.Fault)
+				if p.Fault != "" || len(p.Samples) != 1 || p.Void > 0 && (row.Pace == 0 || !strings.Contains(p.firstVoid(), "does not keep up")) || p.Version == "" && !p.Ours && p.Name != loopName {
+					t.Errorf("%s %s: %s %s", p.Name, p.Version, p.Fault, p.firstVoid())
 				}
 			}
 		})
@@ -128,7 +213,9 @@ func TestAWrongAddressIsFound(t *testing.T) {
 		}
 		return start(ctx, s)
 	}
-	row := Row{Name: "row", Load: Load{Tool: "own", Own: func(context.Context, Stage, time.Duration) (Measured, error) { return Measured{Count: 1, Rate: 1}, nil }},
+	row := Row{Name: "row", Load: Load{Tool: "own", Own: func(context.Context, Stage, time.Duration) (Measured, error) {
+		return Measured{Count: 1, Value: 1}, nil
+	}},
 		Prepare: writeZones(1), Ours: wrong, Check: func(ctx context.Context, s Stage) error {
 			err := checkZones(1, "udp")(ctx, s)
 			if err != nil && strings.Contains(err.Error(), "192.0.2.66") {

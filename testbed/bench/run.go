@@ -35,8 +35,12 @@ const (
 	toolTime  = 20 * time.Second
 	again     = 100 * time.Millisecond // how often something is looked at that is waited for
 	calm      = 0.05                   // share of a core that others may take before a run counts as disturbed
+	mostBytes = 0.98                   // of the bytes that bodies must have, a tool must have seen so many: it rounds
 	full      = 0.90                   // share of its cores that a server must use for its rate to be its own limit
 )
+
+// errLacks is that ours can't do a row's work yet: the row is left out, and says so.
+var errLacks = errors.New("not in this program")
 
 // run is one run.
 type run struct {
@@ -111,6 +115,12 @@ func (c *Config) complete() error {
 	if c.Warm == 0 {
 		c.Warm = 2 * time.Second
 	}
+	if c.Objects == 0 {
+		c.Objects = 1_000_000
+	}
+	if c.Idle == 0 {
+		c.Idle = 10_000
+	}
 	if c.Seed == 0 {
 		c.Seed = uint64(time.Now().UnixNano())
 	}
@@ -124,6 +134,10 @@ func (c *Config) complete() error {
 		return fmt.Errorf("%d rounds: want 1 to %d", c.Rounds, MaxRounds)
 	case c.Duration < time.Second || c.Duration > MaxDuration || c.Duration%time.Second != 0:
 		return fmt.Errorf("samples of %v: want whole seconds, 1s to %v", c.Duration, MaxDuration)
+	case c.Objects < 1000 || c.Objects > MaxObjects:
+		return fmt.Errorf("%d objects: want 1000 to %d", c.Objects, MaxObjects)
+	case c.Idle < 1 || c.Idle > maxConnections:
+		return fmt.Errorf("%d idle connections: want 1 to %d", c.Idle, maxConnections)
 	case c.Warm > 0 && c.Warm < time.Second || c.Warm > MaxDuration || c.Warm > 0 && c.Warm%time.Second != 0:
 		return fmt.Errorf("warm up for %v: want whole seconds, 1s to %v", c.Warm, MaxDuration)
 	}
@@ -147,6 +161,11 @@ func (c *Config) complete() error {
 	}
 	if err != nil {
 		return fmt.Errorf("the program to measure: %w", err)
+	}
+	if c.Profile != "" {
+		if c.Profile, err = filepath.Abs(c.Profile); err != nil {
+			return err
+		}
 	}
 	for i := range c.Path {
 		if c.Path[i], err = filepath.Abs(c.Path[i]); err != nil {
@@ -184,6 +203,9 @@ func measure(ctx context.Context, c Config) (*Report, error) {
 		return nil, err
 	}
 	defer pinSelf(cores)
+	if err := raiseFiles(); err != nil {
+		return nil, err
+	}
 	if r.dir, err = makeFolder(c.Dir); err != nil {
 		return nil, fmt.Errorf("make a folder for the servers: %w", err)
 	}
@@ -194,7 +216,7 @@ func measure(ctx context.Context, c Config) (*Report, error) {
 		return nil, err
 	}
 	defer r.origin.close()
-	r.stage = Stage{Host: "127.0.0.1", Program: c.Program, Origin: r.origin.address(), run: r,
+	r.stage = Stage{Host: "127.0.0.1", Program: c.Program, Objects: c.Objects, Idle: c.Idle, Origin: r.origin.address(), run: r,
 		Cert: filepath.Join(r.dir, "cert.pem"), Key: filepath.Join(r.dir, "key.pem"), Both: filepath.Join(r.dir, "both.pem"), places: filepath.Join(r.dir, "places.mmdb")}
 	if err := certify(r.stage); err != nil {
 		return nil, fmt.Errorf("make a certificate: %w", err)
@@ -247,7 +269,10 @@ type player struct {
 
 // row measures one row. The error is of this machine or of the context, not of a server.
 func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]bool) (RowResult, error) {
-	res := RowResult{Name: row.Name, Work: row.Work, Unit: row.Unit, Command: strings.Join(append([]string{row.Load.Tool}, row.Load.Args...), " "), Hits: row.Hits}
+	res := RowResult{Name: row.Name, Work: row.Work, Unit: row.Unit, Command: strings.Join(append([]string{row.Load.Tool}, row.Load.Args...), " "), Hits: row.Hits, Less: row.Less}
+	for _, g := range row.Goals {
+		res.Goals = append(res.Goals, GoalResult{Goal: g, Verdict: notMeasured})
+	}
 	tool := ""
 	if row.Load.Own == nil {
 		need := Need{Program: row.Load.Tool, Package: toolPackages()[row.Load.Tool]}
@@ -258,6 +283,7 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 		}
 	}
 	stage := r.stage
+	stage.row = row.Name
 	stage.Row = filepath.Join(r.dir, strconv.FormatUint(number, 10)) // short: the path of a unix socket has a bound
 	if err := os.Mkdir(stage.Row, 0o755); err != nil {
 		return res, err
@@ -297,8 +323,16 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 			if ctx.Err() != nil {
 				return res, ctx.Err()
 			}
+			if ours && errors.Is(err, errLacks) {
+				res.Skipped = err.Error()
+				r.Say("  " + res.Skipped)
+				return res, nil
+			}
 			p.result.Fault = err.Error()
 			r.Say(fmt.Sprintf("  %s is left out: %v", p.Name, err))
+			if p.proc != nil {
+				p.proc.Stop() // what does not answer is not to take the others' time
+			}
 		}
 		players = append(players, p)
 	}
@@ -311,7 +345,7 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 		return now
 	}
 	for _, p := range playing() {
-		if r.Warm <= 0 {
+		if r.Warm <= 0 || row.Once {
 			break
 		}
 		r.sample(ctx, row, p, tool, r.Warm)
@@ -319,8 +353,17 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 			p.result.Fault = err.Error()
 		}
 	}
+	if row.Pace > 0 {
+		if err := r.setPace(ctx, row, players, &res); err != nil {
+			return res, err
+		}
+	}
 	dice := mathrand.New(mathrand.NewPCG(r.Seed, number))
-	for round := range r.Rounds {
+	rounds := r.Rounds
+	if row.Once {
+		rounds = 1
+	}
+	for round := range rounds {
 		order := playing()
 		dice.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, p := range order {
@@ -333,7 +376,7 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 			if s.Void != "" {
 				r.Say(fmt.Sprintf("  round %d, %s: void: %s", round+1, p.Name, s.Void))
 			} else {
-				r.Say(fmt.Sprintf("  round %d, %s: %.0f %s, %.0f %% of its core, %.1f µs each", round+1, p.Name, s.Rate, row.Unit, 100*s.Busy, s.CPU))
+				r.Say(fmt.Sprintf("  round %d, %s: %.0f %s, %.0f %% of its core, %.1f µs each", round+1, p.Name, s.Value, row.Unit, 100*s.Busy, s.CPU))
 			}
 			if err := p.proc.Failed(); err != nil {
 				p.result.Fault = err.Error()
@@ -370,11 +413,18 @@ func (r *run) open(ctx context.Context, p *player, row Row, dir string) error {
 	if p.proc, err = p.Start(ctx, p.stage); err != nil {
 		return err
 	}
+	p.stage.proc = p.proc
 	late := time.After(startTime)
 	for {
 		once, cancel := context.WithTimeout(ctx, toolTime)
 		err := row.Check(once, p.stage)
 		cancel()
+		if err == nil && row.Ready != nil {
+			err = row.Ready(ctx, p.stage)
+			if err != nil {
+				return fmt.Errorf("make it ready: %w", err)
+			}
+		}
 		if err == nil {
 			return nil
 		}
@@ -391,9 +441,34 @@ func (r *run) open(ctx context.Context, p *player, row Row, dir string) error {
 	}
 }
 
+// setPace drives ours once as fast as it answers, and has all be asked at the row's share of that.
+func (r *run) setPace(ctx context.Context, row Row, players []*player, res *RowResult) error {
+	ours := players[0]
+	if ours.result.Fault != "" {
+		return nil // a run without ours fails
+	}
+	s := r.sample(ctx, row, ours, "", r.Duration)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if s.Void != "" {
+		ours.result.Fault = "how much it does at most is not found: " + s.Void
+	}
+	res.Pace = row.Pace * float64(s.Count) / r.Duration.Seconds()
+	r.Say(fmt.Sprintf("  ours does %.0f each second at most: all are asked %.0f", res.Pace/row.Pace, res.Pace))
+	for _, p := range players {
+		p.stage.Pace = res.Pace
+	}
+	return nil
+}
+
 // sample takes one.
 func (r *run) sample(ctx context.Context, row Row, p *player, tool string, d time.Duration) Sample {
-	ctx, cancel := context.WithTimeoutCause(ctx, d+toolTime, fmt.Errorf("not done %v after its time", toolTime))
+	more := row.Takes
+	if more == 0 {
+		more = toolTime
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, d+more, fmt.Errorf("not done %v after its time", more))
 	defer cancel()
 	servers, loads := timesOf(r.Servers), timesOf(r.Loads)
 	cpu, own, origin, asked, began := p.proc.CPU(), ownCPU(), time.Duration(0), r.origin.asked(), time.Now()
@@ -421,7 +496,7 @@ func (r *run) sample(ctx context.Context, row Row, p *player, tool string, d tim
 	share := func(d time.Duration, cores []int) float64 {
 		return max(0, d.Seconds()/wall.Seconds()/float64(len(cores)))
 	}
-	s := Sample{Count: m.Count, Rate: m.Rate, Mean: micros(m.Mean), P50: micros(m.P50), P99: micros(m.P99), Busy: share(cpu, r.Servers),
+	s := Sample{Count: m.Count, Value: m.Value, Mean: micros(m.Mean), P50: micros(m.P50), P99: micros(m.P99), Busy: share(cpu, r.Servers),
 		Others:      share(serversAfter.busy-servers.busy-cpu, r.Servers),
 		OthersLoads: share(loadsAfter.busy-loads.busy-used-own-origin, r.Loads),
 		Steal:       max(share(serversAfter.steal-servers.steal, r.Servers), share(loadsAfter.steal-loads.steal, r.Loads))}
@@ -437,6 +512,8 @@ func (r *run) sample(ctx context.Context, row Row, p *player, tool string, d tim
 		s.Void = m.Failed
 	case m.Count == 0:
 		s.Void = "nothing was done"
+	case m.Bytes > 0 && m.Bytes < int64(float64(m.Count*row.Size)*mostBytes):
+		s.Void = fmt.Sprintf("%d answers of %d bytes had %d bytes in all", m.Count, row.Size, m.Bytes)
 	case row.Hits && asked > 0:
 		s.Void = fmt.Sprintf("the origin was asked %d times, so that these are not all hits", asked)
 	}

@@ -5,6 +5,7 @@ package bench
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,16 +18,21 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go/http3"
 	"go.uber.org/goleak"
 )
 
 // TestMain is also the servers of these tests: `bench.test serve ADDRESS HOW ORIGIN` answers /1024, and `version` says one.
 func TestMain(m *testing.M) {
 	switch {
+	case len(os.Args) == 5 && os.Args[1] == "bench" && os.Args[2] == "loop":
+		fmt.Println(Loop(context.Background(), os.Args[3], 1024))
+		os.Exit(1)
 	case len(os.Args) == 2 && os.Args[1] == "version":
 		fmt.Println("perigee 1.2.3")
 		os.Exit(0)
@@ -99,7 +105,7 @@ func asks() Load {
 			}
 			m.Count++
 		}
-		m.Rate = float64(m.Count)
+		m.Value = float64(m.Count)
 		return m, nil
 	}}
 }
@@ -160,16 +166,16 @@ func TestOnlyRightAnswersCount(t *testing.T) {
 	for _, p := range r.Rows[0].Peers {
 		got[p.Name] = p
 	}
-	if p := got["other"]; p.Fault != "" || p.Void > 0 || p.Ratio.Median != 1 || p.Rate.N != 2 {
+	if p := got["other"]; p.Fault != "" || p.Void > 0 || p.Ratio.Median != 1 || p.Value.N != 2 {
 		t.Errorf("who is right: %+v", p)
 	}
 	if p := got["dead"]; !strings.Contains(p.Fault, "exit status 7") || !strings.Contains(p.Fault, "no such file") || len(p.Samples) > 0 {
 		t.Errorf("who dies at once: %+v", p)
 	}
-	if p := got["dying"]; !strings.Contains(p.Fault, "exit status 8") || p.Rate.N > 0 || p.Void != 1 {
+	if p := got["dying"]; !strings.Contains(p.Fault, "exit status 8") || p.Value.N > 0 || p.Void != 1 {
 		t.Errorf("who dies under load: %+v", p)
 	}
-	if p := got["asking"]; p.Void != 2 || !strings.Contains(p.Samples[0].Void, "the origin was asked 10 times") || p.Rate.N > 0 {
+	if p := got["asking"]; p.Void != 2 || !strings.Contains(p.Samples[0].Void, "the origin was asked 10 times") || p.Value.N > 0 {
 		t.Errorf("who asks the origin: %+v", p)
 	}
 	if p := got["turning"]; p.Void != 2 || !strings.Contains(p.Fault, "418") {
@@ -184,6 +190,148 @@ func TestOursBeingWrongIsTheErrorOfARun(t *testing.T) {
 	_, err := ran(t, Config{Rows: []Row{{Name: "row", Load: asks(), Check: checkHTTP(1024, false, false, true), Ours: self("perigee", "dies at once")}}})
 	if err == nil || !strings.Contains(err.Error(), "row row: perigee: it has ended: exit status 7") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestAllAreAskedAtOursPace(t *testing.T) {
+	load := asks()
+	own := load.Own
+	var paces []float64
+	load.Own = func(ctx context.Context, s Stage, d time.Duration) (Measured, error) {
+		paces = append(paces, s.Pace)
+		return own(ctx, s, d)
+	}
+	r, err := ran(t, Config{Rounds: 1, Duration: 2 * time.Second, Warm: -1, Rows: []Row{{Name: "row", Load: load, Pace: 0.6, Less: true, Check: checkHTTP(1024, false, false, true), Ours: self("perigee", "right"), Peers: []Peer{self("other", "right")}}}})
+	if err != nil || !slices.Equal(paces, []float64{0, 3, 3}) || r.Rows[0].Pace != 3 { // 10 in 2 s at most
+		t.Errorf("got %v, %v, want 60 %% of 5 each second", paces, err)
+	}
+}
+
+func TestARowOfOneSampleHasNoLoadBeforeIt(t *testing.T) {
+	load := asks()
+	own := load.Own
+	ready, asked := 0, 0
+	load.Own = func(ctx context.Context, s Stage, d time.Duration) (Measured, error) {
+		asked++
+		if memory, err := s.proc.Memory(); err != nil || memory < 1<<20 {
+			t.Errorf("the server has %d bytes, %v", memory, err)
+		}
+		return own(ctx, s, d)
+	}
+	r, err := ran(t, Config{Rounds: 3, Duration: time.Second, Warm: time.Second, Rows: []Row{{Name: "row", Load: load, Once: true, Check: checkHTTP(1024, false, false, true), Ours: self("perigee", "right"),
+		Ready: func(context.Context, Stage) error { ready++; return nil }}}})
+	if err != nil || asked != 1 || ready != 1 || r.Rows[0].Peers[0].Value.N != 1 {
+		t.Errorf("asked %d times, made ready %d times, %v", asked, ready, err)
+	}
+}
+
+func TestWhatOursCannotDoYetIsSaidAndNoError(t *testing.T) {
+	lacking := self("perigee", "right")
+	lacking.Start = func(context.Context, Stage) (*Process, error) { return nil, fmt.Errorf("%w: it cannot fly", errLacks) }
+	never := self("other", "right")
+	never.Start = func(context.Context, Stage) (*Process, error) {
+		t.Error("a peer is started for nothing")
+		return nil, errLacks
+	}
+	r, err := ran(t, Config{Rows: []Row{{Name: "row", Load: asks(), Check: checkHTTP(1024, false, false, true), Ours: lacking, Peers: []Peer{never}, Goals: []Goal{{"other", 1}}}}})
+	if err != nil || r.Rows[0].Skipped != "not in this program: it cannot fly" || r.Goals != "goals: 0 met, 0 short, 1 not measured" {
+		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+func TestASampleWithTooFewBytesIsVoid(t *testing.T) {
+	load := asks()
+	bytes := int64(10 * 1000)
+	load.Own = func(context.Context, Stage, time.Duration) (Measured, error) {
+		m := Measured{Count: 10, Value: 10, Bytes: bytes}
+		bytes = 10 * 1024
+		return m, nil
+	}
+	r, err := ran(t, Config{Rows: []Row{{Name: "row", Load: load, Size: 1024, Check: checkHTTP(1024, false, false, true), Ours: self("perigee", "right")}}})
+	if p := r.Rows[0].Peers[0]; err != nil || p.Void != 1 || p.Value.N != 1 || p.Samples[0].Void != "10 answers of 1024 bytes had 10000 bytes in all" {
+		t.Errorf("got %+v, %v", p, err)
+	}
+}
+
+// The memory that a sample has of a server is that of the process and all that it made, however the kernel counts what they share.
+func TestMemoryIsThatOfTheWholeTree(t *testing.T) {
+	const text = "55e0-7ffd ---p 00000000 00:00 0 [rollup]\nRss:   1024 kB\nPss:    960 kB\nPss_Dirty: 4 kB\n"
+	if got, err := pss(text); err != nil || got != 960<<10 {
+		t.Errorf("got %d, %v", got, err)
+	}
+	for _, bad := range []string{"", "Pss: many kB\n", "Pss: 7 MB\n"} {
+		if got, err := pss(bad); err == nil {
+			t.Errorf("%q: got %d", bad, got)
+		}
+	}
+}
+
+// A cache of one object: what fills it is not there any more.
+func TestAFilledCacheMustHaveItAll(t *testing.T) {
+	row := Row{Name: "row", Less: true, Once: true, Load: Load{Tool: "own", Own: filled}, Check: checkHTTP(1024, false, false, false), Takes: time.Minute,
+		Ours: self("perigee", "right"), Peers: []Peer{self("forgetful", "asks the origin")}}
+	r, err := ran(t, Config{Rounds: 1, Duration: time.Second, Warm: -1, Objects: 2000, Rows: []Row{row}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := r.Rows[0].Peers[0]; p.Void > 0 || p.Value.N != 1 || p.Samples[0].Count != 2000 {
+		t.Errorf("who has all: %+v", p)
+	}
+	if p := r.Rows[0].Peers[1]; p.Void != 1 || !strings.Contains(p.Samples[0].Void, "of 1000 objects that it was filled with 1000 are gone") {
+		t.Errorf("who asks again: %+v", p)
+	}
+}
+
+func TestIdleConnectionsAreKeptWhileTheyAreCounted(t *testing.T) {
+	row := Row{Name: "row", Less: true, Once: true, Load: Load{Tool: "own", Own: kept}, Check: checkHTTP(1024, false, false, true), Ours: self("perigee", "right")}
+	r, err := ran(t, Config{Rounds: 1, Duration: time.Second, Warm: -1, Idle: 500, Rows: []Row{row}})
+	if p := r.Rows[0].Peers[0]; err != nil || p.Void > 0 || p.Samples[0].Count != 500 || p.Value.Median < 1000 { // a goroutine and its buffers
+		t.Errorf("got %+v, %v", p, err)
+	}
+}
+
+func TestAnAnswerOverHTTP3IsCounted(t *testing.T) {
+	s := Stage{Host: "127.0.0.1", Cert: filepath.Join(t.TempDir(), "cert"), Key: filepath.Join(t.TempDir(), "key"), Both: filepath.Join(t.TempDir(), "both")}
+	if err := certify(s); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(s.Cert, s.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int64
+	var wrong atomic.Bool
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http3.Server{TLSConfig: http3.ConfigureTLSConfig(&tls.Config{Certificates: []tls.Certificate{pair}}), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if wrong.Load() {
+			w.WriteHeader(http.StatusBadGateway)
+		}
+		w.Write(body(1024))
+	})}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(conn) }()
+	s.TLS = conn.LocalAddr().(*net.UDPAddr).Port
+	if err := speaksH3(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	load := overH3(1024, 2, 3)
+	m, err := load(t.Context(), s, time.Second)
+	if err != nil || m.Failed != "" || m.Count != asked.Load()-1-2 || m.Bytes != 1024*m.Count || m.P99 < m.P50 || m.P50 <= 0 { // one asked before, and one for each handshake
+		t.Errorf("got %+v, %v; %d were asked", m, err, asked.Load())
+	}
+	wrong.Store(true)
+	if m, err := load(t.Context(), s, time.Second); err != nil || !strings.Contains(m.Failed, "502") {
+		t.Errorf("who is wrong: got %+v, %v", m, err)
+	}
+	server.Close()
+	conn.Close()
+	<-ended
+	if err := speaksH3(t.Context(), s); err == nil {
+		t.Error("nobody is there, and answers")
 	}
 }
 
@@ -231,6 +379,8 @@ func TestWhatIsWrongWithAConfigurationIsSaid(t *testing.T) {
 		{`no row knows a peer "ngnix"`, Config{Peers: []string{"ngnix"}}},
 		{"the program to measure", Config{Program: "/no/such/program"}},
 		{"101 rounds", Config{Rounds: 101}},
+		{"7 objects", Config{Objects: 7}},
+		{"30000 idle connections", Config{Idle: 30000}},
 		{"want whole seconds", Config{Duration: 1500 * time.Millisecond}},
 		{"core 4000 is not among", Config{Servers: []int{4000}}},
 	} {
@@ -344,7 +494,7 @@ func TestAFolderThatAKilledRunLeftIsRemovedByTheNext(t *testing.T) {
 
 func TestARowWithoutItsToolSaysHowToGetIt(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	rows := slices.DeleteFunc(Rows(), func(r Row) bool { return r.Plain })
+	rows := slices.DeleteFunc(Rows(), func(r Row) bool { return r.Load.Own != nil })
 	r, err := ran(t, Config{Rows: rows})
 	if err != nil {
 		t.Fatal(err)

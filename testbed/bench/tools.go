@@ -3,7 +3,9 @@
 package bench
 
 import (
+	"cmp"
 	"fmt"
+	"math"
 	"regexp"
 	"strconv"
 	"strings"
@@ -46,9 +48,18 @@ func parseWrk(out string) (m Measured, err error) {
 		return m, err
 	}
 	m.Count, _ = strconv.ParseInt(total[0], 10, 64)
-	if m.Rate, err = strconv.ParseFloat(rate[0], 64); err != nil {
+	if m.Value, err = strconv.ParseFloat(rate[0], 64); err != nil {
 		return m, fmt.Errorf("rate of wrk: %w", err)
 	}
+	read, err := found("wrk", "number of bytes", `requests in [^,]+, ([0-9.]+)([KMGTP]?)B read`, out)
+	if err != nil {
+		return m, err
+	}
+	n, err := strconv.ParseFloat(read[0], 64)
+	if err != nil {
+		return m, fmt.Errorf("bytes of wrk: %w", err)
+	}
+	m.Bytes = int64(n * math.Pow(1024, float64(strings.Index(" KMGTP", cmp.Or(read[1], " ")))))
 	for _, p := range []struct {
 		pattern string
 		into    *time.Duration
@@ -82,10 +93,13 @@ func parseH2load(out string) (m Measured, err error) {
 	if err != nil {
 		return m, err
 	}
-	if m.Rate, err = strconv.ParseFloat(rate[0], 64); err != nil {
+	if m.Value, err = strconv.ParseFloat(rate[0], 64); err != nil {
 		return m, fmt.Errorf("rate of h2load: %w", err)
 	}
 	m.Count, _ = strconv.ParseInt(counts[2], 10, 64)
+	if text, err := found("h2load", "", `traffic: \S+ \((\d+)\) total`, out); err == nil {
+		m.Bytes, _ = strconv.ParseInt(text[0], 10, 64)
+	}
 	if text, err := found("h2load", "", `time for request:\s+\S+\s+\S+\s+([0-9.]+[a-z]+)`, out); err == nil {
 		m.Mean, _ = time.ParseDuration(text[0])
 	}
@@ -121,7 +135,7 @@ func parseDnsperf(out string) (m Measured, err error) {
 	if err != nil {
 		return m, err
 	}
-	if m.Rate, err = strconv.ParseFloat(rate[0], 64); err != nil {
+	if m.Value, err = strconv.ParseFloat(rate[0], 64); err != nil {
 		return m, fmt.Errorf("rate of dnsperf: %w", err)
 	}
 	m.Count, _ = strconv.ParseInt(done[0], 10, 64)

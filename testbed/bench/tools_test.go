@@ -16,13 +16,13 @@ func TestWhatToolsPrintIsRead(t *testing.T) {
 		tool, file string
 		want       Measured
 	}{
-		{"wrk", "wrk", Measured{Count: 22804, Rate: 22785.48, Mean: 1010 * time.Microsecond, P50: 399 * time.Microsecond, P99: 4970 * time.Microsecond}},
-		{"wrk", "wrk-404", Measured{Count: 24530, Rate: 24516.83, Mean: 1100 * time.Microsecond, P50: 256 * time.Microsecond, P99: 6580 * time.Microsecond, Failed: "Non-2xx or 3xx responses: 24530"}},
-		{"h2load", "h2load", Measured{Count: 14678, Rate: 14678, Mean: 2090 * time.Microsecond}},
-		{"h2load", "h2load-404", Measured{Rate: 19029, Mean: 1630 * time.Microsecond, Failed: "19029 failed; 19030 answered 4xx"}},
+		{"wrk", "wrk", Measured{Count: 22804, Value: 22785.48, Bytes: 28825354, Mean: 1010 * time.Microsecond, P50: 399 * time.Microsecond, P99: 4970 * time.Microsecond}},
+		{"wrk", "wrk-404", Measured{Count: 24530, Value: 24516.83, Bytes: 7560232, Mean: 1100 * time.Microsecond, P50: 256 * time.Microsecond, P99: 6580 * time.Microsecond, Failed: "Non-2xx or 3xx responses: 24530"}},
+		{"h2load", "h2load", Measured{Count: 14678, Value: 14678, Bytes: 16879896, Mean: 2090 * time.Microsecond}},
+		{"h2load", "h2load-404", Measured{Value: 19029, Bytes: 4205664, Mean: 1630 * time.Microsecond, Failed: "19029 failed; 19030 answered 4xx"}},
 		{"h2load", "h2load-refused", Measured{}},
-		{"dnsperf", "dnsperf", Measured{Count: 67217, Rate: 67176.626847, Mean: 1206 * time.Microsecond}},
-		{"dnsperf", "dnsperf-nxdomain", Measured{Count: 66644, Rate: 66387.478782, Mean: 1208 * time.Microsecond, Failed: "answered NXDOMAIN 33322 (50.00%)"}},
+		{"dnsperf", "dnsperf", Measured{Count: 67217, Value: 67176.626847, Mean: 1206 * time.Microsecond}},
+		{"dnsperf", "dnsperf-nxdomain", Measured{Count: 66644, Value: 66387.478782, Mean: 1208 * time.Microsecond, Failed: "answered NXDOMAIN 33322 (50.00%)"}},
 		{"dnsperf", "dnsperf-lost", Measured{Failed: "7 of 7 queries lost"}},
 	} {
 		text, err := os.ReadFile(filepath.Join("testdata", test.file+".txt"))
@@ -43,6 +43,7 @@ func TestWhatIsNotUnderstoodIsAnError(t *testing.T) {
 	for _, test := range []struct{ tool, out, want string }{
 		{"wrk", string(refused), "Connection refused"},
 		{"wrk", "", "wrk printed no number of requests"},
+		{"wrk", "7 requests in 1.00s\nRequests/sec: 7\n", "wrk printed no number of bytes"},
 		{"h2load", "finished in 1.00s, 0.00 req/s, 0B/s", "h2load printed no counts"},
 		{"dnsperf", "Queries sent: 7", "dnsperf printed no queries completed"},
 		{"ab", "", `the output of "ab" is not understood`},
@@ -80,7 +81,7 @@ func FuzzTools(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, out string) {
 		for _, tool := range []string{"wrk", "h2load", "dnsperf"} {
-			if m, err := parse(tool, out); err == nil && (m.Count < 0 || m.Rate < 0) {
+			if m, err := parse(tool, out); err == nil && (m.Count < 0 || m.Value < 0) {
 				t.Errorf("%s: %+v", tool, m)
 			}
 		}

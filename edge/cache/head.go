@@ -1,0 +1,29 @@
+package cache
+
+import (
+	"net/http"
+	"time"
+)
+
+// Validates says whether the origin can be asked if the response is still good: it carries a validator.
+func (o *Object) Validates() bool { return conditions(o) != nil }
+
+// Headed takes note of the 200 that the origin sent to a HEAD for what was found (RFC 9111 §4.3.5): what is kept is fresh
+// anew if it is the same by what the header says, and forgotten if it is another.
+func (c *Cache) Headed(w Want, found Found, h http.Header, requested time.Time) {
+	if found.Object == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if c.Find(w.Key, w.Policy, w.Header, now, nil) != found {
+		return // it is another by now
+	}
+	switch o, other := found.Object.headed(w.Policy, h, int64(len(found.Object.Body)), requested, now); {
+	case other:
+		c.stored.Invalidate(found.slot)
+	case o != nil:
+		c.put(found.slot, &entry{object: o}, 0)
+	}
+}

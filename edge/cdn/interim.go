@@ -1,0 +1,95 @@
+package cdn
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"slices"
+	"sync"
+)
+
+// maxInterim is how many interim responses an origin may send before its response. With one more it counts as having
+// sent none: it may send them for ever.
+const maxInterim = 16
+
+var errInterim = errors.New("the origin sends interim responses without end")
+
+// interim passes an origin's interim responses (103 Early Hints above all) on to the viewer whose request they answer, as
+// RFC 9110 §15.2 asks. They are never kept, and who joins another's fill gets none. They come on the origin's goroutine, which many
+// viewers may wait for, and are written on one of their own, which this viewer alone waits for: in over, which is to be called
+// before anything else is written, and before the viewer is left.
+type interim struct {
+	w http.ResponseWriter // nil: they are only counted
+
+	mu      sync.Mutex
+	sent    int
+	ended   bool
+	waiting chan hint // of maxInterim; nil until there is one
+	written sync.WaitGroup
+}
+
+type hint struct {
+	status int
+	header http.Header
+}
+
+// interimTo is for the viewer of a request. Of HTTP/1.0 none knows interim responses.
+func interimTo(w http.ResponseWriter, r *http.Request) *interim {
+	if !r.ProtoAtLeast(1, 1) {
+		w = nil
+	}
+	return &interim{w: w}
+}
+
+// over ends the passing on, when all that has come is written.
+func (i *interim) over() {
+	i.mu.Lock()
+	if !i.ended && i.waiting != nil {
+		close(i.waiting)
+	}
+	i.ended = true
+	i.mu.Unlock()
+	i.written.Wait()
+}
+
+// watch has a request's interim responses passed on.
+func (i *interim) watch(ctx context.Context) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: i.pass})
+}
+
+func (i *interim) pass(status int, from textproto.MIMEHeader) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.sent++; i.sent > maxInterim {
+		return errInterim
+	}
+	if i.w == nil || i.ended || status <= http.StatusSwitchingProtocols { // 100 is between us and the origin
+		return nil
+	}
+	if i.waiting == nil {
+		i.waiting = make(chan hint, maxInterim)
+		i.written.Go(i.write)
+	}
+	h := http.Header(from)
+	for _, name := range slices.Concat(nominated(h), hopByHop) {
+		h.Del(name)
+	}
+	h.Del("Set-Cookie")
+	i.waiting <- hint{status, h}
+	return nil
+}
+
+func (i *interim) write() {
+	h := i.w.Header()
+	for one := range i.waiting {
+		was := maps.Clone(h)
+		clear(h)
+		maps.Copy(h, one.header)
+		i.w.WriteHeader(one.status)
+		clear(h)
+		maps.Copy(h, was)
+	}
+}
