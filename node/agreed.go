@@ -191,17 +191,21 @@ func (n *Node) setDoors(s *spec.Spec) {
 		own[d.Address] = true
 		doors = append(doors, d)
 	}
+	guarded := guards{}
 	if n.has(view.Origin) {
 		for _, l := range n.origin.Listeners() {
-			door := front.Door{Network: "tcp", Address: netip.AddrPortFrom(n.doorHost, l.Port)}
-			if l.Protocol == spec.HTTP {
-				door.Handler = n.origin.Handler(l.LoadBalancer, l.Port)
-			} else {
-				door.Conn = func(c net.Conn) { n.origin.ServeConn(l.LoadBalancer, l.Port, c) }
+			opens := front.Door{
+				Network: "tcp", Address: netip.AddrPortFrom(n.doorHost, l.Port), Allowed: n.guards.allowed(s, door{l.LoadBalancer, l.Port}, guarded),
 			}
-			add("LoadBalancer "+l.LoadBalancer, door)
+			if l.Protocol == spec.HTTP {
+				opens.Handler = n.origin.Handler(l.LoadBalancer, l.Port)
+			} else {
+				opens.Conn = func(c net.Conn) { n.origin.ServeConn(l.LoadBalancer, l.Port, c) }
+			}
+			add("LoadBalancer "+l.LoadBalancer, opens)
 		}
 	}
+	n.guards = guarded
 	if n.has(view.Edge) {
 		for _, l := range n.accelerator.Listeners() {
 			add("Accelerator "+l.Accelerator, front.Door{Network: "tcp", Address: l.Address, Anycast: true, Conn: n.accelerator.ConnHandler(l)})

@@ -500,6 +500,9 @@ func (n *Node) keys() (api.Keys, error) {
 		all.Gossip = append(all.Gossip, api.KeyInfo{ID: k.Name, Stage: string(k.Stage), Created: k.Since})
 		rotating = rotating || k.Stage != roster.Used
 	}
+	for _, k := range r.TicketKeys { // they go on by themselves
+		all.Tickets = append(all.Tickets, api.KeyInfo{ID: k.Name, Stage: string(k.Stage), Created: k.Since})
+	}
 	if rotating {
 		_, why, due := r.Step(n.progress(), n.guard.Node().Keys(), n.cfg.Now())
 		if !due {

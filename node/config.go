@@ -155,7 +155,7 @@ func (c *Config) complete() error {
 		c.ListenAnycast = front.ListenAnycast
 	}
 	if c.ListenPacket == nil {
-		c.ListenPacket = net.ListenPacket
+		c.ListenPacket = front.ListenPacket
 	}
 	if c.Dial == nil {
 		c.Dial = new(net.Dialer).DialContext

@@ -10,6 +10,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/node/api"
+	"github.com/perigee-net/perigee/node/front"
 )
 
 // explain calls the functions that serve, with a trace.
@@ -73,6 +74,9 @@ func (n *Node) explainHTTP(req api.ExplainRequest, from netip.Addr, tr *trace.Tr
 		method = http.MethodGet
 	}
 	defer tr.In("what does %s do with it?", n.cfg.Name)()
+	if u.Scheme == "https" {
+		tr.Add("TLS is spoken by the security policy %s", cmp.Or(n.cdn.SecurityPolicy(u.Host), front.DefaultPolicy))
+	}
 	return n.cdn.Explain(method, u, tr)
 }
 

@@ -93,6 +93,8 @@ type Node struct {
 	ownDoors    []front.Door // those that it was told to open
 	doorHost    netip.Addr   // where it opens those that the spec asks for; invalid: on all addresses
 	closed      string       // which of them stay closed, and why
+	ticketKeys  [][32]byte   // takeRoster's: those that the doors have
+	guards      guards       // of those that are guarded; followAgreed's
 	apis        struct{ public, between, socket, within *api.Server }
 	inside      *streams // the API's callers within the process
 	origin      *origin.Plane
@@ -540,10 +542,13 @@ func (n *Node) openPlanes() error {
 	certificates := front.NewCertificates(n.cfg.Name, n.cdn.Hosts)
 	n.planes = append(n.planes, &certified{to: certificates})
 	n.front = front.New(front.Config{
-		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, Certificate: certificates.Get,
+		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket,
+		Certificate: certificates.Get, Policy: n.cdn.SecurityPolicy,
+		TokenKey: n.guard.Node().Keys().Cluster.Derive("quic tokens"), ResetKey: n.guard.Node().Keys().Cluster.Derive("quic resets of " + n.cfg.Name),
 		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Log: log,
 	})
 	n.onDrain("doors", n.front.Close)
+	n.takeTicketKeys(n.roster.Get())
 	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, n.front, n.guard)
 	n.makeMetrics()
 	n.makeAPIs()
@@ -576,7 +581,7 @@ func (n *Node) openDoors() error {
 			if err != nil {
 				return fmt.Errorf("--%s: %w", d.flag, err)
 			}
-			n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: d.tls, Handler: n.cdn})
+			n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: d.tls, HTTP3: d.tls, Handler: n.cdn})
 		}
 	}
 	if n.cfg.API != "" {

@@ -70,7 +70,24 @@ func (n *Node) takeRoster(state *store.State) {
 		n.reports.Check()
 		n.takeOrders(r)
 	}
+	if n.front != nil {
+		n.takeTicketKeys(r)
+	}
 	n.publishTaken()
+}
+
+// takeTicketKeys has the world's doors seal session tickets as all nodes do. It costs a configuration of TLS for each security
+// policy, so it is done only where the keys have changed.
+func (n *Node) takeTicketKeys(r *roster.Roster) {
+	keys, err := r.Tickets(n.guard.Node().Keys().Cluster)
+	if err != nil {
+		n.cfg.Log.Error("the ticket keys that are agreed cannot be taken, those before go on", "error", err)
+		return
+	}
+	if !slices.Equal(keys, n.ticketKeys) {
+		n.ticketKeys = keys
+		n.front.SetTicketKeys(keys)
+	}
 }
 
 func (n *Node) takeGossipKeys(r *roster.Roster) {
@@ -394,6 +411,15 @@ func (h *house) keep(ctx context.Context) {
 		})
 	}
 	progress, keys := n.progress(), n.guard.Node().Keys()
+	if _, due, _ := r.RotateTickets(keys, n.cfg.Now()); due {
+		n.tidy(ctx, "the keys of session tickets are changed", func(r *roster.Roster) (store.Change, error) {
+			c, due, err := r.RotateTickets(keys, n.cfg.Now())
+			if err == nil && !due {
+				err = errNothingToDo
+			}
+			return c, err
+		})
+	}
 	if _, what, due := r.Step(progress, keys, n.cfg.Now()); due {
 		n.tidy(ctx, what, func(r *roster.Roster) (store.Change, error) {
 			c, _, due := r.Step(progress, keys, n.cfg.Now())

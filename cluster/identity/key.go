@@ -89,6 +89,9 @@ func (k Key) aead() cipher.AEAD {
 	return aead
 }
 
+// Derive makes one key for one use of another part of the house.
+func (k Key) Derive(use string) Key { return Key(k.derive("perigee derived " + use)) }
+
 // derive makes one key for one use (RFC 5869).
 func (k Key) derive(use string) []byte {
 	derived, err := hkdf.Expand(sha256.New, k[:], use, len(k))

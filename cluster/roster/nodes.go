@@ -54,6 +54,7 @@ func Found(cluster string, a *identity.Authority, keys identity.Keys, first Node
 		empty.put(&c, kindCluster, cluster, founding{now}),
 		empty.put(&c, kindAuthority, authority.Name, authority),
 		empty.put(&c, kindGossipKey, key.Name, key),
+		empty.freshTickets(&c, keys.Cluster, now),
 		empty.put(&c, kindNode, first.Name, first),
 	)
 	return c, err

@@ -1,6 +1,7 @@
 // Package roster decides who belongs to the cluster and who may do what: nodes, revocations, join tokens, access
-// tokens, the certificate authorities and the keys of gossip, as they stand in the cluster's own records. Orders to all nodes
-// stand there too, and what they leave behind: what is drained, who is blocked, which purges were made.
+// tokens, the certificate authorities, the keys of gossip and of session tickets, as they stand in the cluster's own
+// records. Orders to all nodes stand there too, and what they leave behind: what is drained, who is blocked, which purges
+// were made.
 //
 // It is pure: a Roster is read from a table, and every decision is a change for the store or a refusal. It opens
 // nothing, keeps no goroutine and has no clock: whoever asks says what time it is, and no decision is made for a time
@@ -42,6 +43,7 @@ type Roster struct {
 	Revision    uint64
 	Authorities []Authority       // the one in use first, then by name
 	GossipKeys  []GossipKey       // the one in use first, then by name
+	TicketKeys  []TicketKey       // the one in use first, then by name
 	Nodes       map[string]*Node  // by name
 	Revoked     map[string]uint64 // by name: certificates of that epoch or an earlier one are refused
 	Revocations map[string]Revocation
@@ -155,6 +157,7 @@ const (
 	kindCluster    = "Cluster" // one, its name is the cluster's id
 	kindAuthority  = "Authority"
 	kindGossipKey  = "GossipKey"
+	kindTicketKey  = "TicketKey"
 	kindNode       = "Node"
 	kindRevocation = "Revocation"
 	kindToken      = "JoinToken"
@@ -202,7 +205,7 @@ func newest(history []store.Record) (t time.Time) {
 
 // take makes edits, and never touches what the roster shares with the one before.
 func (r *Roster) take(e store.Edits) error {
-	authorities, gossip := byName(r.Authorities), byName(r.GossipKeys)
+	authorities, gossip, tickets := byName(r.Authorities), byName(r.GossipKeys), byName(r.TicketKeys)
 	nodes, revocations := edited[*Node]{m: r.Nodes}, edited[Revocation]{m: r.Revocations}
 	revoked := edited[uint64]{m: r.Revoked}
 	tokens, access := edited[Token]{m: r.Tokens}, edited[Access]{m: r.Access}
@@ -219,6 +222,8 @@ func (r *Roster) take(e store.Edits) error {
 			authorities.delete(ref.Name)
 		case kindGossipKey:
 			gossip.delete(ref.Name)
+		case kindTicketKey:
+			tickets.delete(ref.Name)
 		case kindNode:
 			nodes.delete(ref.Name)
 		case kindRevocation:
@@ -250,6 +255,8 @@ func (r *Roster) take(e store.Edits) error {
 			err = readInto(&authorities, o, (*Authority).finish)
 		case kindGossipKey:
 			err = readInto(&gossip, o, (*GossipKey).finish)
+		case kindTicketKey:
+			err = readInto(&tickets, o, (*TicketKey).finish)
 		case kindNode:
 			var n *Node
 			if n, err = read(o, (*Node).finish); err == nil {
@@ -305,6 +312,9 @@ func (r *Roster) take(e store.Edits) error {
 	if gossip.own && err == nil {
 		r.GossipKeys, err = inOrder(gossip.m)
 	}
+	if tickets.own && err == nil {
+		r.TicketKeys, err = inOrder(tickets.m)
+	}
 	r.trust = identity.Trust{Revoked: r.Revoked}
 	for _, a := range r.Authorities {
 		r.trust.Authorities = append(r.trust.Authorities, a.Certificate)
@@ -329,7 +339,7 @@ func (e *edited[V]) delete(name string)   { e.mine(); delete(e.m, name) }
 
 // staged is a key or an authority on its way through the cluster.
 type staged interface {
-	Authority | GossipKey
+	Authority | GossipKey | TicketKey
 	name() string
 	stage() Stage
 }

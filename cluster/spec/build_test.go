@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // build splits and builds one text.
@@ -154,6 +155,12 @@ region: ap-northeast-2
 type: network
 listeners: [{protocol: TCP, port: 9000, default: {forward: tcp}}]
 ---
+kind: SecurityGroup
+name: web
+ingress:
+  - {protocol: tcp, fromPort: 80, cidrs: [192.0.2.7/24]}
+  - {protocol: -1, cidrs: ["::/0"]}
+---
 kind: CachePolicy
 name: policy
 ---
@@ -238,6 +245,12 @@ func TestWhatIsNotSaidIsAsInAWS(t *testing.T) {
 		{"a network load balancer's idle timeout", *s.LoadBalancers["network"].IdleTimeout, *seconds(350)},
 		{"a fixed response's type", s.LoadBalancers["application"].Listeners[0].Default.FixedResponse.ContentType, "text/plain"},
 
+		{"who may come where no group is named", s.LoadBalancers["network"].SecurityGroups, []string(nil)},
+		{"the last port of a rule", s.SecurityGroups["web"].Ingress[0].ToPort, uint16(80)},
+		{"a range with an address of a host", s.SecurityGroups["web"].Ingress[0].CIDRs[0], netip.MustParsePrefix("192.0.2.0/24")},
+		{"the ports of a rule for all", s.SecurityGroups["web"].Ingress[1].ToPort, uint16(0)},
+
+		{"a distribution's security policy", www.ViewerCertificate.MinimumProtocolVersion, "TLSv1.2_2021"},
 		{"a distribution's state", *www.Enabled, true},
 		{"an alias, in small letters", www.Aliases[0], "www.example.com"},
 		{"the error caching time", *www.ErrorCachingMinTTL, *seconds(10)},
@@ -424,7 +437,7 @@ func TestASpecIsTheSameWhenItsJSONIsBuiltAgain(t *testing.T) {
 	for _, text := range []string{valid(t), sparse} {
 		s := mustBuild(t, text)
 		again := rebuild(t, s)
-		if diff := cmp.Diff(s, again, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		if diff := cmp.Diff(s, again, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 			t.Errorf("-first +again\n%s", diff)
 		}
 	}
@@ -579,7 +592,7 @@ func FuzzBuild(f *testing.F) {
 			return
 		}
 		if again := rebuild(t, s); !reflect.DeepEqual(s, again) {
-			t.Fatalf("-first +again\n%s", cmp.Diff(s, again, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })))
+			t.Fatalf("-first +again\n%s", cmp.Diff(s, again, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})))
 		}
 		if changes := Diff(docs, docs); len(changes) != 0 {
 			t.Fatalf("differs from itself: %v", changes)

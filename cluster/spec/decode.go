@@ -36,6 +36,7 @@ const (
 	formSwitch
 	formDuration
 	formAddress
+	formNetwork
 	formLabels
 	formSecret
 	formList
@@ -78,6 +79,8 @@ func shapeOf(t reflect.Type) *shape {
 		s.form = formDuration
 	case s.typ == reflect.TypeFor[netip.Addr]():
 		s.form = formAddress
+	case s.typ == reflect.TypeFor[netip.Prefix]():
+		s.form = formNetwork
 	case s.typ == reflect.TypeFor[map[string]string]():
 		s.form = formLabels
 	case s.typ == reflect.TypeFor[Secret]():
@@ -397,6 +400,12 @@ func (f *field) scalar(n *node, v reflect.Value) (problem string) {
 			return fmt.Sprintf("must be an IP address, not %s", n.shown())
 		}
 		v.Set(reflect.ValueOf(a.Unmap()))
+	case formNetwork:
+		p, err := netip.ParsePrefix(n.text)
+		if err != nil || p.Addr().Is4In6() {
+			return fmt.Sprintf("must be a range of IP addresses like 192.0.2.0/24, not %s", n.shown())
+		}
+		v.Set(reflect.ValueOf(p.Masked())) // EC2 takes 192.0.2.7/24 and means 192.0.2.0/24, too
 	}
 	return ""
 }

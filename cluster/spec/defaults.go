@@ -44,6 +44,8 @@ func complete(resource any) {
 		r.complete()
 	case *TargetGroup:
 		r.complete()
+	case *SecurityGroup:
+		r.complete()
 	case *LoadBalancer:
 		r.complete()
 	case *CachePolicy:

@@ -113,6 +113,31 @@ type LoadBalancer struct {
 	Listeners []Listener        `json:"listeners" rule:"required,1..50"`
 	// IdleTimeout ends a connection without traffic: 1–4,000 s, default 60 s (application); 60–6,000 s, default 350 s (network).
 	IdleTimeout *Duration `json:"idleTimeout,omitempty" rule:"1s..6000s"`
+	// SecurityGroups say who may connect: whom a rule of any of them lets in. None lets in everybody (AWS: the default group, nobody
+	// from outside).
+	SecurityGroups []string `json:"securityGroups,omitempty" rule:"1..5"`
+}
+
+// SecurityGroup says who may connect (EC2 security group, its inbound rules). What no rule lets in is closed as it comes.
+type SecurityGroup struct {
+	Name   string            `json:"name" rule:"required"`
+	Labels map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	// Ingress are the rules; none lets in nobody.
+	Ingress []IngressRule `json:"ingress,omitempty" rule:"..60"`
+}
+
+// AllProtocols is the protocol of a rule for all of them, and all ports.
+const AllProtocols = "-1"
+
+// IngressRule lets some clients come to some ports (IpPermission).
+type IngressRule struct {
+	// Protocol is tcp, udp or -1, which stands for all and has no ports.
+	Protocol string `json:"protocol" rule:"required,tcp|udp|-1"`
+	// FromPort to ToPort are the listeners' ports, both included. Default of ToPort: FromPort.
+	FromPort uint16 `json:"fromPort,omitempty" rule:"1..65535"`
+	ToPort   uint16 `json:"toPort,omitempty" rule:"1..65535"`
+	// CIDRs are where clients come from (cidrIp and cidrIpv6 in one list).
+	CIDRs []netip.Prefix `json:"cidrs" rule:"required,1..1000"`
 }
 
 // Listener is one port of a load balancer: HTTP for type application, TCP for type network.
@@ -209,12 +234,20 @@ type Distribution struct {
 	// ErrorCachingMinTTL is how long an error the origin sent is kept at least.
 	ErrorCachingMinTTL *Duration `json:"errorCachingMinTTL,omitempty" rule:"0s..31536000s" default:"10s"`
 	// CacheTagConfig says where origins tell the tags of a response, by which it can be purged.
-	CacheTagConfig CacheTagConfig `json:"cacheTagConfig,omitzero"`
+	CacheTagConfig    CacheTagConfig    `json:"cacheTagConfig,omitzero"`
+	ViewerCertificate ViewerCertificate `json:"viewerCertificate,omitzero"`
 }
 
 // CacheTagConfig names the response header whose list is the tags of a response.
 type CacheTagConfig struct {
 	HeaderName string `json:"headerName,omitempty" rule:"..256"` // empty: responses have no tags
+}
+
+// ViewerCertificate is how clients that name one of a distribution's hosts are spoken to. Which certificate they are shown follows
+// from the names in those that there are (CloudFront names one).
+type ViewerCertificate struct {
+	// MinimumProtocolVersion is a security policy of CloudFront: the oldest TLS, and the cipher suites. Its SSLv3 is not spoken (RFC 7568).
+	MinimumProtocolVersion string `json:"minimumProtocolVersion,omitempty" rule:"TLSv1|TLSv1_2016|TLSv1.1_2016|TLSv1.2_2018|TLSv1.2_2019|TLSv1.2_2021|TLSv1.2_2025|TLSv1.3_2025" default:"TLSv1.2_2021"`
 }
 
 // Origin is where content comes from: a URL, or load balancers of this network (exactly one of the two).

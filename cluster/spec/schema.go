@@ -93,7 +93,14 @@ func (f *field) schema(descriptions map[string]string, defs map[string]any) map[
 		lowest, highest = "minLength", "maxLength"
 		if f.words != nil {
 			delete(s, "type")
-			s["enum"] = f.words
+			var words []any
+			for _, w := range f.words {
+				words = append(words, w)
+				if _, err := strconv.Atoi(w); err == nil {
+					words = append(words, json.Number(w))
+				}
+			}
+			s["enum"] = words
 		}
 	case formSecret:
 		s["type"] = "string"
@@ -121,6 +128,8 @@ func (f *field) schema(descriptions map[string]string, defs map[string]any) map[
 		s["type"], s["pattern"] = []string{"integer", "string"}, `^([0-9]+|([0-9.]+(ns|us|µs|ms|s|m|h))+)$`
 	case formAddress:
 		s["type"], s["anyOf"] = "string", []any{map[string]any{"format": "ipv4"}, map[string]any{"format": "ipv6"}}
+	case formNetwork:
+		s["type"], s["pattern"] = "string", `^[0-9A-Fa-f:.]+/[0-9]+$`
 	}
 	if f.least != "" {
 		s[lowest] = f.min

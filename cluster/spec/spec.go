@@ -26,16 +26,17 @@ type Spec struct {
 	// Revision counts the agreed changes: 0 is the empty spec before the first.
 	Revision uint64
 
-	Regions       map[string]*Region
-	TargetGroups  map[string]*TargetGroup
-	LoadBalancers map[string]*LoadBalancer
-	HealthChecks  map[string]*HealthCheck
-	Distributions map[string]*Distribution
-	CachePolicies map[string]*CachePolicy // the operator's and the managed ones
-	Accelerators  map[string]*Accelerator
-	HostedZones   map[string]*HostedZone
-	Certificates  map[string]*Certificate
-	Clusters      map[string]*Cluster // default, or none: Settings
+	Regions        map[string]*Region
+	TargetGroups   map[string]*TargetGroup
+	SecurityGroups map[string]*SecurityGroup
+	LoadBalancers  map[string]*LoadBalancer
+	HealthChecks   map[string]*HealthCheck
+	Distributions  map[string]*Distribution
+	CachePolicies  map[string]*CachePolicy // the operator's and the managed ones
+	Accelerators   map[string]*Accelerator
+	HostedZones    map[string]*HostedZone
+	Certificates   map[string]*Certificate
+	Clusters       map[string]*Cluster // default, or none: Settings
 
 	// Unknown is what agreed documents say and this release does not know, in the order of Ref.Compare.
 	Unknown []Unknown
@@ -79,6 +80,7 @@ var kindTable = []Kind{
 	kindOf("Region", "regions", func(s *Spec) *map[string]*Region { return &s.Regions }),
 	kindOf("HealthCheck", "healthchecks", func(s *Spec) *map[string]*HealthCheck { return &s.HealthChecks }),
 	kindOf("TargetGroup", "targetgroups", func(s *Spec) *map[string]*TargetGroup { return &s.TargetGroups }),
+	kindOf("SecurityGroup", "securitygroups", func(s *Spec) *map[string]*SecurityGroup { return &s.SecurityGroups }),
 	kindOf("LoadBalancer", "loadbalancers", func(s *Spec) *map[string]*LoadBalancer { return &s.LoadBalancers }),
 	kindOf("CachePolicy", "cachepolicies", func(s *Spec) *map[string]*CachePolicy { return &s.CachePolicies }),
 	kindOf("Distribution", "distributions", func(s *Spec) *map[string]*Distribution { return &s.Distributions }),

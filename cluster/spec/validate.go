@@ -36,6 +36,8 @@ func (c check) resource(resource any, shared *claims) {
 		c.healthCheck(r)
 	case *TargetGroup:
 		c.targetGroup(r)
+	case *SecurityGroup:
+		c.securityGroup(r)
 	case *LoadBalancer:
 		c.loadBalancer(r, shared)
 	case *CachePolicy:
@@ -105,13 +107,14 @@ func find[T any](c check, field, kind string, table map[string]*T, name string) 
 
 // words are the kinds as sentences say them.
 var words = map[string]string{
-	"Region":       "region",
-	"HealthCheck":  "health check",
-	"TargetGroup":  "target group",
-	"LoadBalancer": "load balancer",
-	"CachePolicy":  "cache policy",
-	"Distribution": "distribution",
-	"Accelerator":  "accelerator",
+	"Region":        "region",
+	"HealthCheck":   "health check",
+	"TargetGroup":   "target group",
+	"SecurityGroup": "security group",
+	"LoadBalancer":  "load balancer",
+	"CachePolicy":   "cache policy",
+	"Distribution":  "distribution",
+	"Accelerator":   "accelerator",
 }
 
 func (c check) inRegion(field, region string) {
@@ -239,6 +242,7 @@ func (c check) loadBalancer(lb *LoadBalancer, shared *claims) {
 	if lb.IdleTimeout != nil && (lb.IdleTimeout.Std() < least || lb.IdleTimeout.Std() > most) {
 		c.fault("idleTimeout", "must be %s–%s for type %s, not %s", Duration(least), Duration(most), lb.Type, lb.IdleTimeout)
 	}
+	c.securityGroups("securityGroups", lb.SecurityGroups)
 	ports := map[uint16]bool{}
 	for i := range lb.Listeners {
 		l, field := &lb.Listeners[i], at("listeners", i)

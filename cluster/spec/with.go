@@ -134,7 +134,7 @@ func (b *builder) validateAgain() {
 // referring are the resources that are not put and refer to one of those, in the order of Ref.Compare.
 func (b *builder) referring(m moved) []Resource {
 	regions, checks, groups, balancers := m["Region"], m["HealthCheck"], m["TargetGroup"], m["LoadBalancer"]
-	policies, sites, accelerators := m["CachePolicy"], m["Distribution"], m["Accelerator"]
+	policies, sites, accelerators, guards := m["CachePolicy"], m["Distribution"], m["Accelerator"], m["SecurityGroup"]
 	var found []Resource
 	if regions != nil || checks != nil {
 		found = collect(b, found, "HealthCheck", b.spec.HealthChecks, func(h *HealthCheck) bool {
@@ -144,9 +144,9 @@ func (b *builder) referring(m moved) []Resource {
 	if regions != nil {
 		found = collect(b, found, "TargetGroup", b.spec.TargetGroups, func(g *TargetGroup) bool { return regions.has(g.Region) })
 	}
-	if regions != nil || groups != nil {
+	if regions != nil || groups != nil || guards != nil {
 		found = collect(b, found, "LoadBalancer", b.spec.LoadBalancers, func(lb *LoadBalancer) bool {
-			return regions.has(lb.Region) || groups != nil && lb.refers(groups)
+			return regions.has(lb.Region) || groups != nil && lb.refers(groups) || lb.guardedBy(guards)
 		})
 	}
 	if balancers != nil || policies != nil {

@@ -46,6 +46,8 @@ func TestWithTellsWhatIsWrongWithAChange(t *testing.T) {
 		{"ports of an address that are taken", "{kind: Accelerator, name: new, ipAddresses: [192.0.2.1], listeners: [{protocol: TCP, portRanges: [{fromPort: 1, toPort: 9}], endpointGroups: [{region: r1, endpoints: [{targetGroup: t2}]}]}]}", nil, []string{
 			"new.yaml:1: Accelerator new: listeners[0].portRanges[0]: port 1 of 192.0.2.1 is already taken by Accelerator/a1, listeners[0].portRanges[0]"}},
 		{"a managed policy is deleted", "", []Ref{{"CachePolicy", "Managed-CachingDisabled"}}, nil},
+		{"a security group that guards something is deleted", "", []Ref{{"SecurityGroup", "s1"}}, []string{
+			"SecurityGroup s1: is used by LoadBalancer/l2 (securityGroups[0])"}},
 		{"a child of a health check is deleted", "", []Ref{{"HealthCheck", "h2"}}, []string{
 			"HealthCheck h2: is used by HealthCheck/h3 (childHealthChecks[1])"}},
 		{"a region that a health check looks from is deleted", "", []Ref{{"Region", "r2"}}, []string{

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 )
 
@@ -39,7 +40,7 @@ func drawDocument(t *rapid.T) Document {
 		}
 		return pick("t2", "t2", "t4", "t1")
 	}
-	kind := pick("Region", "Region", "HealthCheck", "TargetGroup", "TargetGroup", "LoadBalancer", "LoadBalancer", "CachePolicy", "Distribution",
+	kind := pick("Region", "Region", "HealthCheck", "SecurityGroup", "TargetGroup", "TargetGroup", "LoadBalancer", "LoadBalancer", "CachePolicy", "Distribution",
 		"Distribution", "Accelerator", "Accelerator", "HostedZone", "Cluster", pick("Alien", "Cluster", "HostedZone"))
 	name := ""
 	switch kind {
@@ -60,9 +61,13 @@ func drawDocument(t *rapid.T) Document {
 		number := n(4)
 		name = fmt.Sprintf("t%d", number)
 		line("region: %s\nprotocol: %s\nport: %d", region(), protocol(number), n(9))
+	case "SecurityGroup":
+		name = fmt.Sprintf("s%d", n(3))
+		line("ingress: [{protocol: tcp, fromPort: %d, toPort: %d, cidrs: [192.0.2.%d/32]}]", n(9), n(9), n(9))
 	case "LoadBalancer":
 		number := n(4)
 		name = fmt.Sprintf("l%d", number)
+		b.WriteString(seldom("securityGroups: [" + pick("s1", "s1", "s2", "s1, s2") + "]\n"))
 		if protocol(number) == "HTTP" {
 			line("region: %s\nlisteners:\n- {protocol: HTTP, port: %d, default: {forward: %s}}", region(), n(9), group("HTTP"))
 			if n(2) == 1 {
@@ -121,7 +126,9 @@ pops: [{name: p2}]
 ---
 {kind: LoadBalancer, name: l1, region: r1, listeners: [{protocol: HTTP, port: 1, default: {forward: t1}}]}
 ---
-{kind: LoadBalancer, name: l2, region: r1, type: network, listeners: [{protocol: TCP, port: 2, default: {forward: t2}}]}
+{kind: SecurityGroup, name: s1, ingress: [{protocol: tcp, fromPort: 2, cidrs: [192.0.2.0/24]}]}
+---
+{kind: LoadBalancer, name: l2, region: r1, type: network, securityGroups: [s1], listeners: [{protocol: TCP, port: 2, default: {forward: t2}}]}
 ---
 {kind: CachePolicy, name: c1}
 ---
@@ -217,7 +224,7 @@ func TestWithMakesWhatBuildMakesOfTheWhole(t *testing.T) {
 			}
 			accepted++
 			if !reflect.DeepEqual(want, got) {
-				t.Fatalf("-whole +with\n%s", cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })))
+				t.Fatalf("-whole +with\n%s", cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})))
 			}
 			for r := range s.Each("") {
 				now, there := got.Resource(r.Kind, r.Name)

@@ -299,6 +299,9 @@ func newKeys() *cobra.Command {
 			for _, k := range keys.Gossip {
 				row("gossip", k)
 			}
+			for _, k := range keys.Tickets {
+				row("tickets", k)
+			}
 			if err := t.print(c.OutOrStdout()); err != nil {
 				return err
 			}

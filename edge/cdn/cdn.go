@@ -158,6 +158,14 @@ func (p *Plane) Hosts(host string) bool {
 	return p.table.Load().distribution(hostname(host)) != nil
 }
 
+// SecurityPolicy is that of the enabled distribution that answers for a host; empty: none does.
+func (p *Plane) SecurityPolicy(host string) string {
+	if d := p.table.Load().distribution(hostname(host)); d != nil {
+		return d.security
+	}
+	return ""
+}
+
 // Counters are the plane's and its cache's.
 func (p *Plane) Counters() map[string]uint64 {
 	all := p.cache.Counters()

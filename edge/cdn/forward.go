@@ -16,6 +16,8 @@ const maxLoops = 3
 
 // The fields that are sent to origins besides those of the policy.
 var (
+	// what says that the request may be one that somebody sends again (RFC 8470): an origin may answer 425, which is not kept
+	early = []string{"Early-Data"}
 	// what asks for less than the whole: only of a request that asks the origin on its own
 	partial = []string{"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"}
 	// what belongs to a body, and says who sends it: only of methods that are not safe
@@ -57,6 +59,7 @@ func (b *Behavior) Forward(v Viewer, id string, alone bool) http.Header {
 	if codings := cache.AcceptEncoding(v.Header); codings != "" {
 		h.Set("Accept-Encoding", codings)
 	}
+	send(early)
 	for _, name := range b.Policy.Headers() { // as they are in the key
 		if lines := v.Header[name]; len(lines) > 0 && !slices.Contains(hopByHop, name) {
 			h[name] = []string{b.Policy.Field(v.Header, name)}
@@ -181,6 +184,7 @@ func returned(h http.Header, p *cache.Policy) {
 	for _, name := range hopByHop {
 		h.Del(name)
 	}
+	h.Del("Alt-Svc") // where else the origin listens: viewers are told where the doors do
 	if !p.KeysCookies() {
 		h.Del("Set-Cookie")
 	}

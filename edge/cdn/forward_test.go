@@ -29,11 +29,12 @@ func TestTheOriginIsSentWhatThePolicyKeysAndLittleElse(t *testing.T) {
 	everything := []string{
 		"Accept: text/html", "Accept-Encoding: gzip, deflate, br", "Accept-Language: ko", "Authorization: Basic x", "Cookie: a=1; b=2",
 		"Referer: https://else.test/", "User-Agent: curl/8", "X-Lang: ko", "X-Lang: en", "Origin: https://www.test", "Te: trailers", "Connection: keep-alive",
-		"Range: bytes=0-9", "If-None-Match: \"a\"", "If-Modified-Since: x", "Cache-Control: no-cache", "Pragma: no-cache", "Expect: 100-continue",
+		"Range: bytes=0-9", "If-None-Match: \"a\"", "If-Modified-Since: x", "Cache-Control: no-cache", "Pragma: no-cache", "Expect: 100-continue", "Early-Data: 1",
 		"X-Forwarded-For: 198.51.100.7", "X-Forwarded-Proto: gopher", "X-Real-Ip: 198.51.100.7", "Via: 1.0 squid", "Content-Type: text/plain", "Proxy-Authorization: x",
 	}
 	always := []string{
 		"Accept-Encoding: br,gzip", "Via: 1.0 squid, 2 perigee", "X-Forwarded-For: 198.51.100.7, 203.0.113.9", "X-Perigee-Id: id", "Cdn-Loop: perigee",
+		"Early-Data: 1",
 	}
 	overHTTP := []string{"X-Forwarded-Proto: http", "X-Forwarded-Port: 80"}
 	ours := []string{"User-Agent: Perigee"}
@@ -115,7 +116,7 @@ func TestTheSchemeIsInTheKeyWhereBothAreServed(t *testing.T) {
 
 func TestHopByHopFieldsStayOnTheirHop(t *testing.T) {
 	h := lines("Connection: X-Mine, close", "X-Mine: 1", "Keep-Alive: x", "Transfer-Encoding: chunked", "Upgrade: h2c", "Trailer: x", "Proxy-Authenticate: x",
-		"Set-Cookie: s=1", "Etag: a", "Via: 1.1 nginx")
+		"Set-Cookie: s=1", "Etag: a", `Alt-Svc: h3=":8443"`, "Via: 1.1 nginx")
 	zero := spec.Duration(0)
 	p := cache.NewPolicy(&spec.CachePolicy{MinTTL: &zero, DefaultTTL: &zero, MaxTTL: &zero}, 0)
 	returned(h, p)

@@ -34,6 +34,7 @@ type Table struct {
 // Distribution is one distribution, made ready.
 type Distribution struct {
 	Name      string
+	security  string // the security policy that viewers must speak
 	root      string // the path that stands for /, or empty
 	behaviors []*Behavior
 }
@@ -140,7 +141,7 @@ type policyKey struct {
 }
 
 func (c *compiler) distribution(from *spec.Distribution) (*Distribution, error) {
-	d := &Distribution{Name: from.Name, behaviors: make([]*Behavior, 0, len(from.CacheBehaviors)+1)}
+	d := &Distribution{Name: from.Name, security: from.ViewerCertificate.MinimumProtocolVersion, behaviors: make([]*Behavior, 0, len(from.CacheBehaviors)+1)}
 	if from.DefaultRootObject != "" {
 		d.root = "/" + strings.TrimPrefix(from.DefaultRootObject, "/")
 	}

@@ -498,6 +498,7 @@ type AccessList struct {
 type Keys struct {
 	Authorities []KeyInfo `json:"authorities"`
 	Gossip      []KeyInfo `json:"gossip"`
+	Tickets     []KeyInfo `json:"tickets,omitempty"` // of TLS session tickets, three of them but at first
 	// Waiting says what the next step of a rotation waits for, for people.
 	Waiting string `json:"waiting,omitempty"`
 }

@@ -16,9 +16,10 @@ type door struct {
 	key      doorKey
 	front    *Front
 	listener net.Listener
-	behind   atomic.Pointer[Door] // who serves it now
-	server   *http.Server         // nil: a Conn door
-	holds    atomic.Int64         // connections
+	behind   atomic.Pointer[Door]     // who serves it now
+	server   *http.Server             // nil: a Conn door
+	holds    atomic.Int64             // connections
+	altSvc   atomic.Pointer[[]string] // the field that tells of HTTP/3, of doors that have it
 	closing  chan struct{}
 }
 
@@ -84,8 +85,7 @@ func (d *door) accept() (net.Conn, error) {
 			c.Close()
 			continue
 		}
-		if g := d.front.enter(c, d.behind.Load().Anyone); d.front.blocks(g) {
-			d.front.expel(c)
+		if g := d.front.enter(c, d.behind.Load()); !d.front.admit(c, g) {
 			d.leave(c)
 			continue
 		}
@@ -191,6 +191,7 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.release()
 	c.unheard.Store(false)
 	d.front.counters.requests.Add(1)
+	d.advertise(w, c)
 	defer func() {
 		if v := recover(); v != nil {
 			if v != http.ErrAbortHandler {

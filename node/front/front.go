@@ -32,8 +32,19 @@ type Config struct {
 	// functions of this package.
 	Listen        func(network, address string) (net.Listener, error)
 	ListenAnycast func(network, address string) (net.Listener, error)
+	// ListenPacket opens the socket of HTTP/3, ListenPacketAnycast one whose address several processes share; nil: as above.
+	ListenPacket        func(network, address string) (net.PacketConn, error)
+	ListenPacketAnycast func(network, address string) (net.PacketConn, error)
 	// Certificate is shown on TLS doors that bring no TLSConfig; nil: none such opens.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Policy names the security policy (PolicyOf) of a host, on TLS doors that bring no TLSConfig; nil, or a name that is none:
+	// DefaultPolicy. Hosts are as clients send them, or empty.
+	Policy func(host string) string
+	// TokenKey is QUIC's, and all nodes should share it: by it one knows that another has seen a client at its address, and asks for no
+	// second proof. ResetKey is this node's alone and should outlive it: by it the node that starts again ends at once what
+	// clients believe to be open (to share it would let those who see a connection have another node end it: RFC 9000,
+	// 21.11). Zero: made at each start.
+	TokenKey, ResetKey [32]byte
 	// ProxyHeadersFrom are the load balancers in front of this node. What they connect must begin with a PROXY
 	// header, version 1 or 2, and comes from whom the header says. From all others it is no header but a bad request.
 	ProxyHeadersFrom []netip.Prefix
@@ -57,6 +68,11 @@ type Door struct {
 	TLS     bool // with Handler only
 	// Anyone may come by this door, blocked or not: who blocks himself by mistake must be able to undo it.
 	Anyone bool
+	// Allowed says who else may not come, as connections come; nil: nobody. What is open stays open when it changes. Connections that
+	// carry a PROXY header are judged by whom that names.
+	Allowed func(netip.Addr) bool
+	// HTTP3 has a TLS door served by HTTP/3 too, on UDP at the same address, and HTTP/1 and 2 tell clients so (RFC 7838).
+	HTTP3 bool
 	// TLSConfig is used instead of Config.Certificate, from the next handshake on; its ALPN is set here. Its
 	// GetConfigForClient, if any, is asked at each handshake.
 	TLSConfig *tls.Config
@@ -90,12 +106,16 @@ func (k doorKey) String() string { return k.network + " " + k.at() }
 type Front struct {
 	config   Config
 	counters counters
+	speech   atomic.Pointer[speech]
+	leads    atomic.Bool     // clients are led to HTTP/3, and kept there: it is not retired
 	ctx      context.Context // ends when connections are no longer waited for
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // all goroutines and connections
 
 	mu      sync.Mutex
 	doors   map[doorKey]*door
+	quic    map[doorKey]*quicDoor
+	quics   map[*quicDoor]struct{} // those too that are closed and not at their end
 	conns   map[net.Conn]*guest
 	retired bool
 	closed  bool
@@ -105,14 +125,16 @@ type Front struct {
 
 // guest is a connection as the front keeps track of it.
 type guest struct {
-	anyone bool                       // whoever it is may be here
-	from   atomic.Pointer[netip.Addr] // nil as long as nobody knows: the PROXY header is still to come
+	anyone  bool                       // whoever it is may be here
+	allowed func(netip.Addr) bool      // its door's as it came; nil: everybody
+	from    atomic.Pointer[netip.Addr] // nil as long as nobody knows: the PROXY header is still to come
 }
 
 type counters struct {
 	connections, refused, requests, badRequests, panics  atomic.Uint64
 	handshakeErrors, serverErrors, proxyErrors, unaccept atomic.Uint64
-	blocked                                              atomic.Uint64
+	blocked, notAllowed                                  atomic.Uint64
+	http3                                                http3Counters
 }
 
 // New makes a Front without doors.
@@ -129,7 +151,15 @@ func New(c Config) *Front {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Front{config: c, doors: map[doorKey]*door{}, conns: map[net.Conn]*guest{}}
+	if c.ListenPacket == nil {
+		c.ListenPacket = ListenPacket
+	}
+	if c.ListenPacketAnycast == nil {
+		c.ListenPacketAnycast = ListenPacketAnycast
+	}
+	f := &Front{config: c, doors: map[doorKey]*door{}, quic: map[doorKey]*quicDoor{}, quics: map[*quicDoor]struct{}{}, conns: map[net.Conn]*guest{}}
+	f.SetTicketKeys(nil)
+	f.leads.Store(true)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f
 }
@@ -180,7 +210,7 @@ func (f *Front) Set(doors []Door) error {
 		}
 		f.doors[d.key()] = open
 	}
-	return errors.Join(faults...)
+	return errors.Join(append(faults, f.setHTTP3(wanted)...)...)
 }
 
 // IsOpen says whether a door is open at this address.
@@ -205,6 +235,8 @@ func (f *Front) check(d *Door) error {
 		return errors.New("TLS needs a Handler")
 	case d.TLSConfig != nil && !d.TLS:
 		return errors.New("it has a TLSConfig and no TLS")
+	case d.HTTP3 && (!d.TLS || d.TLSConfig != nil):
+		return errors.New("HTTP3 needs TLS, and no TLSConfig")
 	case d.TLS && d.TLSConfig == nil && f.config.Certificate == nil:
 		return errors.New("there is no certificate")
 	}
@@ -220,6 +252,7 @@ func (f *Front) Close(ctx context.Context) error {
 		d.close()
 	}
 	clear(f.doors)
+	f.closeHTTP3()
 	f.mu.Unlock()
 
 	done := make(chan struct{})
@@ -254,6 +287,7 @@ func (f *Front) retire(now bool) {
 	f.retired = now
 	doors := slices.Collect(maps.Values(f.doors))
 	f.mu.Unlock()
+	f.retireHTTP3(now)
 	for _, d := range doors { // without the lock: it closes connections, which then leave
 		if d.server != nil {
 			d.server.SetKeepAlivesEnabled(!now)
@@ -275,6 +309,7 @@ func (f *Front) Recheck() {
 			f.expel(c)
 		}
 	}
+	f.recheckHTTP3()
 }
 
 // blocks says whether a guest is blocked; one of whom nobody knows yet is not: it is asked for when that is known.
@@ -286,10 +321,7 @@ func (f *Front) blocks(g *guest) bool {
 // expel ends the connection of a blocked client. It is reset, so that nothing that waits to be sent goes out.
 func (f *Front) expel(c net.Conn) {
 	f.counters.blocked.Add(1)
-	if l, ok := c.(interface{ SetLinger(int) error }); ok {
-		l.SetLinger(0)
-	}
-	c.Close()
+	reset(c)
 }
 
 // cut closes all connections under whoever serves them.
@@ -300,12 +332,12 @@ func (f *Front) cut() int {
 	for c := range f.conns {
 		c.Close()
 	}
-	return len(f.conns)
+	return len(f.conns) + int(f.counters.http3.open.Load())
 }
 
 // enter begins to keep track of a connection, leave ends it.
-func (f *Front) enter(c net.Conn, anyone bool) *guest {
-	g := &guest{anyone: anyone}
+func (f *Front) enter(c net.Conn, behind *Door) *guest {
+	g := &guest{anyone: behind.Anyone, allowed: behind.Allowed}
 	if !f.believes(c) {
 		g.isFrom(c.RemoteAddr())
 	}
@@ -347,7 +379,7 @@ func (f *Front) Counters() map[string]uint64 {
 	doors, conns := len(f.doors), len(f.conns)
 	f.mu.Unlock()
 	c := &f.counters
-	return map[string]uint64{
+	return c.http3.counters(map[string]uint64{
 		"front_doors":                      uint64(doors),
 		"front_connections":                uint64(conns),
 		"front_connections_total":          c.connections.Load(),
@@ -360,5 +392,6 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_server_errors_total":        c.serverErrors.Load(),
 		"front_proxy_header_errors_total":  c.proxyErrors.Load(),
 		"front_blocked_total":              c.blocked.Load(),
-	}
+		"front_not_allowed_total":          c.notAllowed.Load(),
+	})
 }

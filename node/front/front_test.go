@@ -46,6 +46,7 @@ func inWorld(t *testing.T, c Config, f func(w *world)) {
 			return w.node.Listen(network, address)
 		}
 		c.ListenAnycast = c.Listen
+		c.ListenPacket, c.ListenPacketAnycast = w.node.ListenPacket, w.node.ListenPacket
 		c.Log = slog.New(slog.NewTextHandler(&w.log, nil))
 		w.front = New(c)
 		f(w)

@@ -65,9 +65,7 @@ func (p *proxied) wait() bool {
 			return // it is gone already
 		}
 		g.isFrom(p.RemoteAddr())
-		if p.passed = !p.front.blocks(g); !p.passed {
-			p.front.expel(p.Raw())
-		}
+		p.passed = p.front.admit(p.Raw(), g)
 	})
 	return p.passed
 }
