@@ -42,7 +42,7 @@ var doors = []struct {
 	{"cluster/backbone", []string{"cluster/latest"}},
 	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view", "cluster/kept", "cluster/rendezvous"}},
 	{"origin/relay", nil},
-	{"origin/...", []string{"origin/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone"}},
+	{"origin/...", []string{"origin/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone", "edge/http1"}},
 	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace"}},
 	{"edge/http1", nil},
 	{"edge/cache/disk", []string{"cluster/file"}},

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/perigee-net/perigee/edge/http1"
 )
 
 // The headers in which a load balancer tells a target of the client (ALB).
@@ -80,6 +82,7 @@ func (x *exchange) outgoing() *http.Request {
 	out := &http.Request{
 		Method: in.Method, URL: &url, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: h, Host: in.Host, ContentLength: in.ContentLength, Trailer: in.Trailer,
+		Close: http1.IsAlone(in.Context()) || x.inside && in.Close, // an edge node says so for its viewer
 	}
 	if in.ContentLength != 0 { // no body is better than an empty one: it can be sent again
 		out.Body = in.Body

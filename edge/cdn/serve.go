@@ -14,6 +14,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/edge/cache"
+	"github.com/perigee-net/perigee/edge/http1"
 )
 
 // looks is how often a request looks into the cache: again where what it waited for turned out to be another's. After
@@ -295,6 +296,7 @@ func (p *Plane) passNoting(w http.ResponseWriter, r *http.Request, d Decision, s
 	id := newID()
 	q := &http.Request{
 		Method: r.Method, URL: d.address(r), Host: r.Host, Header: d.Behavior.Forward(viewerOf(r), id, true), ContentLength: r.ContentLength,
+		Close: http1.IsAlone(r.Context()),
 	}
 	if r.ContentLength != 0 {
 		q.Body = r.Body

@@ -23,7 +23,8 @@ type Request struct {
 	Query  []byte // of Target, without the question mark
 	Host   []byte // as it was sent
 	Fields []Field
-	Bytes  int // of the request line and the header, with their ends
+	Bytes  int  // of the request line and the header, with their ends
+	Close  bool // the client wants the connection closed after the answer
 
 	// What who reads from the connection knows besides.
 	TLS    bool

@@ -21,32 +21,38 @@ const (
 // client is a connection to an HTTP door.
 type client struct {
 	net.Conn
-	door    *door
-	socket  net.Conn     // what was accepted
-	unheard atomic.Bool  // no handler has the next request yet, or ever
-	holds   atomic.Int64 // one for the open connection, one for each handler that runs
-	close   sync.Once
-	limit   atomic.Int64 // the write deadline that was asked for, Unix nanoseconds; 0: none
+	door   *door
+	socket net.Conn     // what was accepted
+	holds  atomic.Int64 // one for the open connection, one for each handler that runs
+	close  sync.Once
+	limit  atomic.Int64 // the write deadline that was asked for, Unix nanoseconds; 0: none
+	stands atomic.Int64 // the one that was set by Write; 0: another one
 }
 
-type connKey struct{}
+// visitor is who a request comes from; no loan: by HTTP/2.
+type visitor struct {
+	*client
+	loan *loan
+}
+
+type visitorKey struct{}
 
 // client makes a connection one to an HTTP door.
 func (d *door) client(socket net.Conn) *client {
 	c := &client{Conn: socket, door: d, socket: socket}
 	if d.front.believes(socket) {
-		c.Conn = d.front.proxied(socket)
+		c.Conn = d.proxied(socket)
 	}
 	c.holds.Store(1)
 	return c
 }
 
-// clientOf finds the client in what net/http hands out.
-func clientOf(c net.Conn) *client {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
+// visitorOf finds who is at the other end of what was given to net/http.
+func visitorOf(c net.Conn) visitor {
+	if l := loanOf(c); l != nil {
+		return visitor{l.v.client, l}
 	}
-	return c.(*client)
+	return visitor{client: c.(*tls.Conn).NetConn().(*client)}
 }
 
 // hold keeps the connection counted while a handler runs. It fails if the connection is gone.
@@ -85,31 +91,38 @@ func closeWrite(c net.Conn) error {
 	return errors.ErrUnsupported
 }
 
-// farewellBytes is more than TLS writes to end a connection, and less than net/http writes to answer a bad request.
-const farewellBytes = 64
-
 // Write fails where the client takes no piece for writeTimeout.
 func (c *client) Write(p []byte) (n int, err error) {
-	if len(p) > farewellBytes && c.unheard.Swap(false) {
-		c.door.front.counters.badRequests.Add(1)
-	}
 	for {
 		piece := p[n:min(n+writePiece, len(p))]
-		deadline := time.Now().Add(writeTimeout)
-		if limit := c.limit.Load(); limit != 0 && limit < deadline.UnixNano() {
-			deadline = time.Unix(0, limit)
-		}
-		c.Conn.SetWriteDeadline(deadline)
+		c.writeIn()
 		m, err := c.Conn.Write(piece)
 		n += m
+		if timedOut(err) {
+			c.door.front.counters.slowReaders.Add(1)
+		}
 		if err != nil || n == len(p) {
 			return n, err
 		}
 	}
 }
 
+// writeIn sets the deadline for a piece. It is up to slack later than it should be, so that few are set.
+func (c *client) writeIn() {
+	deadline := time.Now().Add(writeTimeout)
+	if limit := c.limit.Load(); limit != 0 && limit < deadline.UnixNano() {
+		c.stands.Store(0)
+		c.Conn.SetWriteDeadline(time.Unix(0, limit))
+	} else if c.stands.Load() < deadline.UnixNano() {
+		deadline = deadline.Add(slack)
+		c.stands.Store(deadline.UnixNano())
+		c.Conn.SetWriteDeadline(deadline)
+	}
+}
+
 // SetWriteDeadline is kept beside writeTimeout: whichever is earlier holds.
 func (c *client) SetWriteDeadline(t time.Time) error {
+	c.stands.Store(0)
 	c.limit.Store(0)
 	if !t.IsZero() {
 		c.limit.Store(t.UnixNano())

@@ -6,9 +6,12 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"strings"
+	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/perigee-net/perigee/edge/http1"
 )
 
 // door is an open Door.
@@ -16,11 +19,23 @@ type door struct {
 	key      doorKey
 	front    *Front
 	listener net.Listener
-	behind   atomic.Pointer[Door]     // who serves it now
-	server   *http.Server             // nil: a Conn door
-	holds    atomic.Int64             // connections
+	behind   atomic.Pointer[Door] // who serves it now
+	holds    atomic.Int64         // connections
+	crowd    crowd
 	altSvc   atomic.Pointer[[]string] // the field that tells of HTTP/3, of doors that have it
 	closing  chan struct{}
+
+	// Of an HTTP door:
+	tls     *tls.Config
+	server  *http.Server // of what is lent to net/http by HTTP/1 connections
+	loans   *lobby
+	server2 *http.Server // of HTTP/2 connections; nil: there is no TLS
+	streams *lobby
+	retired atomic.Bool // answers are the last on their connections
+	closed  atomic.Bool // so they are, and no more are accepted
+
+	mu     sync.Mutex
+	visits map[*visit]struct{}
 }
 
 func (f *Front) open(wanted *Door) (*door, error) {
@@ -33,28 +48,79 @@ func (f *Front) open(wanted *Door) (*door, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &door{key: key, front: f, listener: listener, closing: make(chan struct{})}
+	d := &door{key: key, front: f, listener: listener, crowd: crowd{held: map[netip.Addr]int{}}, closing: make(chan struct{})}
 	d.behind.Store(wanted)
-	switch {
-	case !key.http:
+	if !key.http {
 		f.wg.Go(d.serveConns)
-	case key.tls:
-		d.server = d.newServer()
-		f.wg.Go(func() { d.server.ServeTLS(acceptor{d}, "", "") })
-	default:
-		d.server = d.newServer()
-		f.wg.Go(func() { d.server.Serve(acceptor{d}) })
+		return d, nil
 	}
+	d.visits = map[*visit]struct{}{}
+	d.loans = newLobby(listener.Addr())
+	d.server = d.newServer()
+	f.wg.Go(func() { d.server.Serve(d.loans) })
+	if key.tls {
+		d.tls = d.tlsConfig()
+		if d.tls.NextProtos == nil {
+			d.tls.NextProtos = []string{"h2", "http/1.1"}
+		}
+		d.streams = newLobby(listener.Addr())
+		d.server2 = d.newServer()
+		f.wg.Go(func() { d.server2.Serve(d.streams) })
+	}
+	f.wg.Go(d.serveVisits)
 	return d, nil
 }
 
 // close accepts nothing more. Connections that carry nothing end; others when they are done.
 func (d *door) close() {
+	d.closed.Store(true)
 	close(d.closing)
 	d.listener.Close()
-	if d.server != nil {
-		d.front.wg.Go(func() { d.server.Shutdown(d.front.ctx) })
+	if d.server == nil {
+		return
 	}
+	d.server.SetKeepAlivesEnabled(false)
+	d.dismiss()
+	if d.server2 != nil {
+		d.front.wg.Go(func() { d.server2.Shutdown(d.front.ctx) })
+	}
+}
+
+// retire has HTTP connections end after the answer that they wait for, or undoes that.
+func (d *door) retire(now bool) {
+	if d.server == nil {
+		return
+	}
+	d.retired.Store(now)
+	d.server.SetKeepAlivesEnabled(!now)
+	if d.server2 != nil {
+		d.server2.SetKeepAlivesEnabled(!now)
+	}
+	if now {
+		d.dismiss()
+	}
+}
+
+// mitigation is what becomes of requests by their grade.
+func (d *door) mitigation() http1.Mitigation {
+	if own := d.behind.Load().Desync; own != http1.Unset {
+		return own
+	}
+	return d.front.config.Desync
+}
+
+// serveVisits is the life of an HTTP door. What requests of its connections are lent to is there as long as they are.
+func (d *door) serveVisits() {
+	var visits sync.WaitGroup
+	for {
+		c, err := d.accept()
+		if err != nil {
+			break
+		}
+		visits.Go(func() { d.visit(d.client(c)) })
+	}
+	visits.Wait()
+	d.server.Shutdown(d.front.ctx)
 }
 
 // How long to wait after a failed accept (too many open files, mostly), doubling.
@@ -85,7 +151,14 @@ func (d *door) accept() (net.Conn, error) {
 			c.Close()
 			continue
 		}
-		if g := d.front.enter(c, d.behind.Load()); !d.front.admit(c, g) {
+		g := d.front.enter(c, d.behind.Load())
+		if !d.front.admit(c, g) {
+			d.leave(c)
+			continue
+		}
+		if !d.crowd.enter(g, d.front.config.ConnectionsPerClient) {
+			d.front.counters.crowded.Add(1)
+			c.Close()
 			d.leave(c)
 			continue
 		}
@@ -96,7 +169,8 @@ func (d *door) accept() (net.Conn, error) {
 // leave gives back the room that a connection took.
 func (d *door) leave(c net.Conn) {
 	d.holds.Add(-1)
-	d.front.leave(c)
+	d.crowd.leave(d.front.leave(c))
+	d.front.wg.Done()
 }
 
 // serveConns is the life of a Conn door.
@@ -121,7 +195,7 @@ func (d *door) serveConn(c net.Conn) {
 	}()
 	if !d.front.believes(c) {
 		d.behind.Load().Conn(c)
-	} else if p := d.front.proxied(c); p.wait() {
+	} else if p := d.proxied(c); p.wait() {
 		d.behind.Load().Conn(p)
 	}
 }
@@ -155,43 +229,33 @@ func (d *door) newServer() *http.Server {
 		Protocols:                    new(http.Protocols),
 		BaseContext:                  func(net.Listener) context.Context { return d.front.ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, clientOf(c))
+			return context.WithValue(ctx, visitorKey{}, visitorOf(c))
 		},
-		ConnState: stateChanged,
+		ConnState: loanChanged,
 		ErrorLog:  log.New(serverLog{&d.front.counters}, "", 0),
 	}
 	s.Protocols.SetHTTP1(true)
-	if d.key.tls {
-		s.Protocols.SetHTTP2(true)
-		s.TLSConfig = d.tlsConfig()
-	}
+	s.Protocols.SetHTTP2(d.key.tls)
 	return s
 }
 
-// acceptor is a door as its server sees it.
-type acceptor struct{ *door }
-
-func (a acceptor) Accept() (net.Conn, error) {
-	c, err := a.accept()
-	if err != nil {
-		return nil, err
-	}
-	return a.client(c), nil
-}
-
-func (a acceptor) Close() error   { return a.listener.Close() }
-func (a acceptor) Addr() net.Addr { return a.listener.Addr() }
-
 // ServeHTTP gives a request to whoever is behind the door.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := r.Context().Value(connKey{}).(*client)
-	if !c.hold() {
+	v := r.Context().Value(visitorKey{}).(visitor)
+	if !v.hold() {
 		panic(http.ErrAbortHandler)
 	}
-	defer c.release()
-	c.unheard.Store(false)
+	defer v.release()
+	if v.loan != nil {
+		if v.loan.heard.Swap(true) { // one was lent, whatever net/http found behind it
+			panic(http.ErrAbortHandler)
+		}
+		if v.loan.alone {
+			r = r.WithContext(http1.Alone(r.Context()))
+		}
+	}
 	d.front.counters.requests.Add(1)
-	d.advertise(w, c)
+	v.advertise(w)
 	defer func() {
 		if v := recover(); v != nil {
 			if v != http.ErrAbortHandler {
@@ -200,6 +264,11 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler)
 		}
 	}()
+	if r.ProtoMajor > 1 && unsayable(r) {
+		d.front.counters.badRequests.Add(1)
+		http.Error(w, "400 Bad Request", http.StatusBadRequest)
+		return
+	}
 	if r.ContentLength != 0 {
 		b := &body{ReadCloser: r.Body, control: http.NewResponseController(w)}
 		r.Body = b
@@ -208,26 +277,10 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.behind.Load().Handler.ServeHTTP(w, r)
 }
 
-// stateChanged notes when no handler answers on a connection: what is written then are net/http's own answers to requests
-// that it did not understand. In HTTP/2 a bad request ends its stream, and is not seen.
-func stateChanged(c net.Conn, s http.ConnState) {
-	if s != http.StateActive && s != http.StateIdle {
-		return
-	}
-	if t, ok := c.(*tls.Conn); ok && t.ConnectionState().NegotiatedProtocol == "h2" {
-		return
-	}
-	clientOf(c).unheard.Store(true)
-}
-
 // serverLog counts what net/http would log: all of it is about what strangers sent.
 type serverLog struct{ c *counters }
 
 func (l serverLog) Write(line []byte) (int, error) {
-	if strings.HasPrefix(string(line), "http: TLS handshake error") {
-		l.c.handshakeErrors.Add(1)
-	} else {
-		l.c.serverErrors.Add(1)
-	}
+	l.c.serverErrors.Add(1)
 	return len(line), nil
 }

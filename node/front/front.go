@@ -24,6 +24,8 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+
+	"github.com/perigee-net/perigee/edge/http1"
 )
 
 // Config is what a Front is made of.
@@ -53,10 +55,23 @@ type Config struct {
 	Blocked func(netip.Addr) bool
 	// Connections is how many one door holds at once; more are closed as they come. 0: 16,384.
 	Connections int
-	Log         *slog.Logger
+	// ConnectionsPerClient is how many of these may be of one client: one IPv4 address, or one /64 of IPv6. More are closed as
+	// they come. This machine itself is no client: what is before this node here stands for many. 0: a quarter of Connections, and
+	// at least 256.
+	ConnectionsPerClient int
+	// HeaderBytes is how much is held of heads of HTTP/1 requests that are unfinished and longer than 4 KiB, together; a request
+	// that goes beyond is answered 503. 0: 64 MiB.
+	HeaderBytes int64
+	// Desync is for the doors that do not say it; Unset: Defensive.
+	Desync http1.Mitigation
+	Log    *slog.Logger
 }
 
-const defaultConnections = 16384
+const (
+	defaultConnections = 16384
+	minPerClient       = 256
+	defaultHeaderBytes = 64 << 20
+)
 
 // Door is one listening socket and who serves it: exactly one of Handler and Conn.
 type Door struct {
@@ -77,6 +92,10 @@ type Door struct {
 	// GetConfigForClient, if any, is asked at each handshake.
 	TLSConfig *tls.Config
 	Handler   http.Handler
+	// Quick is asked first for HTTP/1 requests of the plain form, besides Handler; nil: nobody is.
+	Quick http1.Quick
+	// Desync says what becomes of HTTP/1 requests that two readers may take for different ones; Unset: as Config says.
+	Desync http1.Mitigation
 	// Conn serves one connection, on a goroutine of its own, and returns when it has ended.
 	Conn func(net.Conn)
 }
@@ -111,6 +130,9 @@ type Front struct {
 	ctx      context.Context // ends when connections are no longer waited for
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // all goroutines and connections
+	heads    atomic.Int64   // bytes, see Config.HeaderBytes
+	desks    desks
+	sheets   sheets
 
 	mu      sync.Mutex
 	doors   map[doorKey]*door
@@ -127,14 +149,19 @@ type Front struct {
 type guest struct {
 	anyone  bool                       // whoever it is may be here
 	allowed func(netip.Addr) bool      // its door's as it came; nil: everybody
+	key     netip.Addr                 // under which it is counted; not valid: it is not
 	from    atomic.Pointer[netip.Addr] // nil as long as nobody knows: the PROXY header is still to come
 }
 
 type counters struct {
 	connections, refused, requests, badRequests, panics  atomic.Uint64
 	handshakeErrors, serverErrors, proxyErrors, unaccept atomic.Uint64
-	blocked, notAllowed                                  atomic.Uint64
+	blocked, notAllowed, crowded, quick                  atomic.Uint64
+	desyncRefused, badChunks                             atomic.Uint64
+	silent, slowRequests, slowReaders, headsRefused      atomic.Uint64
 	http3                                                http3Counters
+
+	desync reasons
 }
 
 // New makes a Front without doors.
@@ -147,6 +174,12 @@ func New(c Config) *Front {
 	}
 	if c.Connections == 0 {
 		c.Connections = defaultConnections
+	}
+	if c.ConnectionsPerClient == 0 {
+		c.ConnectionsPerClient = max(c.Connections/4, minPerClient)
+	}
+	if c.HeaderBytes == 0 {
+		c.HeaderBytes = defaultHeaderBytes
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -205,9 +238,7 @@ func (f *Front) Set(doors []Door) error {
 			faults = append(faults, fmt.Errorf("open door %s: %w", d.key(), err))
 			continue
 		}
-		if f.retired && open.server != nil {
-			open.server.SetKeepAlivesEnabled(false)
-		}
+		open.retire(f.retired)
 		f.doors[d.key()] = open
 	}
 	return errors.Join(append(faults, f.setHTTP3(wanted)...)...)
@@ -233,6 +264,8 @@ func (f *Front) check(d *Door) error {
 		return errors.New("it needs one of Handler and Conn")
 	case d.TLS && d.Handler == nil:
 		return errors.New("TLS needs a Handler")
+	case d.Quick != nil && d.Handler == nil:
+		return errors.New("it has Quick and no Handler")
 	case d.TLSConfig != nil && !d.TLS:
 		return errors.New("it has a TLSConfig and no TLS")
 	case d.HTTP3 && (!d.TLS || d.TLSConfig != nil):
@@ -289,9 +322,7 @@ func (f *Front) retire(now bool) {
 	f.mu.Unlock()
 	f.retireHTTP3(now)
 	for _, d := range doors { // without the lock: it closes connections, which then leave
-		if d.server != nil {
-			d.server.SetKeepAlivesEnabled(!now)
-		}
+		d.retire(now)
 	}
 }
 
@@ -358,11 +389,12 @@ func (g *guest) isFrom(a net.Addr) {
 	}
 }
 
-func (f *Front) leave(c net.Conn) {
+func (f *Front) leave(c net.Conn) *guest {
 	f.mu.Lock()
+	defer f.mu.Unlock()
+	g := f.conns[c]
 	delete(f.conns, c)
-	f.mu.Unlock()
-	f.wg.Done()
+	return g
 }
 
 // panicked counts a panic. It is logged when it is the first, second, fourth, eighth: a stranger who finds a way to
@@ -379,7 +411,7 @@ func (f *Front) Counters() map[string]uint64 {
 	doors, conns := len(f.doors), len(f.conns)
 	f.mu.Unlock()
 	c := &f.counters
-	return c.http3.counters(map[string]uint64{
+	totals := c.http3.counters(map[string]uint64{
 		"front_doors":                      uint64(doors),
 		"front_connections":                uint64(conns),
 		"front_connections_total":          c.connections.Load(),
@@ -393,5 +425,16 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_proxy_header_errors_total":  c.proxyErrors.Load(),
 		"front_blocked_total":              c.blocked.Load(),
 		"front_not_allowed_total":          c.notAllowed.Load(),
+		"front_crowded_total":              c.crowded.Load(),
+		"front_quick_total":                c.quick.Load(),
+		"front_silent_total":               c.silent.Load(),
+		"front_slow_requests_total":        c.slowRequests.Load(),
+		"front_slow_readers_total":         c.slowReaders.Load(),
+		"front_heads_refused_total":        c.headsRefused.Load(),
+		"front_heads_bytes":                uint64(f.heads.Load()),
+		"front_desync_refused_total":       c.desyncRefused.Load(),
+		"front_bad_chunks_total":           c.badChunks.Load(),
 	})
+	maps.Copy(totals, c.desync.counters())
+	return totals
 }

@@ -191,6 +191,7 @@ func TestADoorThatCannotOpenIsReportedAndTheOthersServe(t *testing.T) {
 			{Network: "tcp", Address: at(86), Handler: says("86"), TLS: true}, // without a certificate
 			{Network: "tcp", Address: at(81), Conn: echo},
 			{Network: "tcp", Address: at(87), Handler: says("87"), TLSConfig: &tls.Config{}},
+			{Network: "tcp", Address: at(88), Conn: echo, Quick: new(diary).quick},
 		}
 		err = w.front.Set(doors)
 		if err == nil {
@@ -199,7 +200,7 @@ func TestADoorThatCannotOpenIsReportedAndTheOthersServe(t *testing.T) {
 		for _, want := range []string{
 			"open door tcp :80: listen", "open door udp :82: ", "open door tcp :83: ", "open door tcp :84: ", "open door tcp :85: ",
 			"open door tcp :86: there is no certificate", "open door tcp :81: it is wanted twice",
-			"open door tcp :87: it has a TLSConfig",
+			"open door tcp :87: it has a TLSConfig", "open door tcp :88: it has Quick and no Handler",
 		} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("want %q in\n%v", want, err)

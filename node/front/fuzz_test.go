@@ -7,10 +7,13 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/perigee-net/perigee/edge/http1"
 )
 
 // oneConn is a listener that has one connection to give.
@@ -38,8 +41,8 @@ type from struct {
 
 func (c from) RemoteAddr() net.Addr { return c.addr }
 
-// through sends bytes through a door and returns what comes back until it has come to rest.
-func through(t *testing.T, c Config, d Door, sent []byte) (back []byte) {
+// through sends bytes through a door, so many at a time, and returns what comes back until it has come to rest.
+func through(t *testing.T, c Config, d Door, sent []byte, step int) (back []byte) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
 		conns := make(chan net.Conn, 1)
@@ -52,7 +55,14 @@ func through(t *testing.T, c Config, d Door, sent []byte) (back []byte) {
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() { back, _ = io.ReadAll(near) })
-		wg.Go(func() { near.Write(sent) })
+		wg.Go(func() {
+			for left := sent; len(left) > 0; {
+				n, err := near.Write(left[:min(max(step, 1), len(left))])
+				if left = left[n:]; err != nil {
+					return
+				}
+			}
+		})
 		synctest.Wait()
 		near.Close()
 		wg.Wait()
@@ -90,7 +100,7 @@ func FuzzHTTP1Request(f *testing.F) {
 		back := through(t, Config{}, Door{Network: "tcp", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			asked = append(asked, r.Method)
 			io.Copy(w, r.Body)
-		})}, sent)
+		})}, sent, len(sent))
 		responses := bufio.NewReader(bytes.NewReader(back))
 		for {
 			if _, err := responses.Peek(1); err == io.EOF {
@@ -109,6 +119,63 @@ func FuzzHTTP1Request(f *testing.F) {
 			}
 			if res.StatusCode >= 200 && len(asked) > 0 {
 				asked = asked[1:]
+			}
+		}
+	})
+}
+
+// FuzzHotPath holds that it makes no difference to those behind a door which requests are answered before net/http: they
+// see the same ones, in the same order, however the bytes are cut, and the answers have the same statuses.
+func FuzzHotPath(f *testing.F) {
+	for _, seed := range []string{
+		"GET /hit HTTP/1.1\r\nHost: x\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\nHEAD /hit HTTP/1.1\r\nHost: x\r\n\r\n",
+		"POST /hit HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhelloGET /hit HTTP/1.1\r\nHost: y\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;ext\r\nhello\r\n0\r\nT: 1\r\n\r\nGET /hit HTTP/1.1\r\nHost: y\r\n\r\n",
+		"GET /hit HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcGET /hit HTTP/1.1\r\nHost: y\r\n\r\n",
+		"\r\nGET /hit?a=%zz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+		"GET /hit HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n",
+		"GET /hit HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /hit HTTP/1.0\r\n\r\n",
+	} {
+		f.Add([]byte(seed), uint8(3))
+	}
+	f.Fuzz(func(t *testing.T, sent []byte, step uint8) {
+		var want, got []string // what was seen, then the statuses
+		for i, seen := range []*[]string{&want, &got, &got} {
+			d := new(diary)
+			door := Door{Network: "tcp", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				d.note(r.Method + " " + r.RequestURI)
+				io.Copy(io.Discard, r.Body)
+				w.Header().Set("Content-Length", "0")
+			})}
+			if i > 0 {
+				door.Quick = func(q *http1.Request, a *http1.Response) bool {
+					if !bytes.HasPrefix(q.Path, []byte("/hit")) {
+						return false
+					}
+					method := "GET "
+					if q.Head {
+						method = "HEAD "
+					}
+					d.note(method + string(q.Target))
+					a.Head = append(a.Head, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"...)
+					return true
+				}
+			}
+			cut := len(sent)
+			if i == 2 {
+				cut = int(step)
+			}
+			back := through(t, Config{}, door, sent, cut)
+			*seen = d.read()
+			for r := bufio.NewReader(bytes.NewReader(back)); ; {
+				res, err := http.ReadResponse(r, &http.Request{Method: "HEAD"}) // none but net/http's own errors has a body
+				if err != nil {
+					break
+				}
+				*seen = append(*seen, res.Status)
+			}
+			if i > 0 && !slices.Equal(got, want) {
+				t.Fatalf("%q, %d bytes at a time: got %q, want %q", sent, cut, got, want)
 			}
 		}
 	})
@@ -144,6 +211,6 @@ func FuzzProxyHeader(f *testing.F) {
 			if !bytes.HasSuffix(sent, rest) || len(rest) == len(sent) {
 				t.Errorf("of %q, %q was passed on", sent, rest)
 			}
-		}}, sent)
+		}}, sent, len(sent))
 	})
 }

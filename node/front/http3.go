@@ -41,9 +41,9 @@ const (
 	maxAbandoned = 256
 	// maxHandlers is how many handlers run for one connection, those of requests that were reset included; then it is closed.
 	maxHandlers = 2 * streams
-	// farewellTime is how long a connection that was told to go stays when it carries nothing: what the client sent before it
+	// partingTime is how long a connection that was told to go stays when it carries nothing: what the client sent before it
 	// heard is refused in a way that has it ask elsewhere.
-	farewellTime = time.Second
+	partingTime = time.Second
 	// altSvcAge is how long clients remember that there is HTTP/3.
 	altSvcAge = 24 * time.Hour
 )

@@ -22,7 +22,7 @@ import (
 )
 
 // visitor is a client of HTTP/3.
-type visitor struct {
+type caller struct {
 	*http3.Transport
 	w       *world
 	quic    *quic.Transport
@@ -31,7 +31,7 @@ type visitor struct {
 }
 
 // visitor has a client come from a host of its own socket, which remembers tickets and tokens. config may be nil.
-func (w *world) visitor(config *tls.Config, quicConfig *quic.Config) *visitor {
+func (w *world) visitor(config *tls.Config, quicConfig *quic.Config) *caller {
 	w.Helper()
 	packets, err := w.person.ListenPacket("udp", ":0")
 	if err != nil {
@@ -42,7 +42,7 @@ func (w *world) visitor(config *tls.Config, quicConfig *quic.Config) *visitor {
 	}
 	config = config.Clone()
 	config.InsecureSkipVerify = true
-	v := &visitor{w: w, quic: &quic.Transport{Conn: packets}, packets: packets}
+	v := &caller{w: w, quic: &quic.Transport{Conn: packets}, packets: packets}
 	v.Transport = &http3.Transport{TLSClientConfig: config, QUICConfig: quicConfig, Dial: func(ctx context.Context, address string, c *tls.Config, q *quic.Config) (*quic.Conn, error) {
 		to, err := netip.ParseAddrPort(address)
 		if err != nil {
@@ -54,14 +54,14 @@ func (w *world) visitor(config *tls.Config, quicConfig *quic.Config) *visitor {
 	return v
 }
 
-func (v *visitor) leave() {
+func (v *caller) leave() {
 	v.Transport.Close()
 	v.quic.Close()
 	v.packets.Close()
 }
 
 // ask sends a request and returns what comes back.
-func (v *visitor) ask(method, url string, body io.Reader) string {
+func (v *caller) ask(method, url string, body io.Reader) string {
 	r, err := http.NewRequestWithContext(v.w.Context(), method, url, body)
 	if err != nil {
 		return err.Error()
@@ -190,6 +190,10 @@ func TestHTTP1And2TellOfHTTP3WhereItIsOpen(t *testing.T) {
 		if got := told(w, "http/1.1"); got != want {
 			t.Errorf("resumed: got %q", got)
 		}
+		w.set(Door{Network: "tcp", Address: at(443), TLS: true, HTTP3: true, Handler: http.NotFoundHandler(), Quick: ready([]byte("x"))})
+		if got := told(w, "http/1.1"); got != want {
+			t.Errorf("an answer that is there already: got %q", got)
+		}
 		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: says("x")})
 		if got := told(w, "http/1.1"); got != "" {
 			t.Errorf("without HTTP/3: got %q", got)
@@ -280,7 +284,7 @@ func TestARetiredFrontAnswersHTTP3AndHasItsClientsGo(t *testing.T) {
 		go func() { answered <- busy.ask("GET", site+"slow", nil) }()
 		time.Sleep(time.Second)
 		w.front.Retire()
-		time.Sleep(2 * farewellTime)
+		time.Sleep(2 * partingTime)
 		if idle.last.Context().Err() == nil {
 			t.Error("a connection that carries nothing is kept")
 		}
@@ -298,13 +302,13 @@ func TestARetiredFrontAnswersHTTP3AndHasItsClientsGo(t *testing.T) {
 		if got := <-answered; got != "200 done" {
 			t.Errorf("what was in flight: got %s", got)
 		}
-		time.Sleep(2 * farewellTime)
+		time.Sleep(2 * partingTime)
 		if first.Context().Err() == nil || busy.last.Context().Err() == nil {
 			t.Error("connections are kept after their answers")
 		}
 		w.front.Resume()
 		idle.ask("GET", site, nil)
-		time.Sleep(2 * farewellTime)
+		time.Sleep(2 * partingTime)
 		if idle.last.Context().Err() != nil {
 			t.Error("a connection is ended after all is as before")
 		}
@@ -343,7 +347,7 @@ func TestCloseWaitsForHTTP3AndThenCutsItOff(t *testing.T) {
 			took := time.Since(start)
 			got := <-answered
 			switch {
-			case c.want != "" && (err != nil || got != c.want || took < c.takes-2*time.Second || took > c.takes+2*farewellTime):
+			case c.want != "" && (err != nil || got != c.want || took < c.takes-2*time.Second || took > c.takes+2*partingTime):
 				t.Errorf("%s: %v, %s after %v", c.name, err, got, took)
 			case c.want == "" && (err == nil || !released.Load() || took > 11*time.Second || strings.HasPrefix(got, "200")):
 				t.Errorf("%s: %v, %s after %v", c.name, err, got, took)
@@ -399,7 +403,7 @@ func TestABlockCutsWhatAClosedDoorHasInFlight(t *testing.T) {
 		go func() { answered <- v.ask("GET", site+"slow", nil) }()
 		time.Sleep(time.Second)
 		w.set()
-		time.Sleep(2 * farewellTime)
+		time.Sleep(2 * partingTime)
 		if v.last.Context().Err() != nil {
 			t.Error("a connection of a closed door does not finish")
 		}

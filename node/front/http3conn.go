@@ -104,7 +104,7 @@ func (g *quicGuest) retire() {
 	g.retired = true
 	g.door.front.wg.Go(func() { g.server.Shutdown(g.conn.Context()) })
 	if g.running == 0 {
-		g.idle.Reset(farewellTime)
+		g.idle.Reset(partingTime)
 	}
 }
 
@@ -152,7 +152,7 @@ func (g *quicGuest) done(abandoned bool) {
 		return
 	}
 	if g.retired {
-		g.idle.Reset(farewellTime)
+		g.idle.Reset(partingTime)
 	} else {
 		g.idle.Reset(idleTimeout)
 	}
@@ -301,11 +301,17 @@ func (d *door) alternative() []string {
 	return nil
 }
 
+// alternative is what of it a client is told, who came over the connection.
+func (c *client) alternative() []string {
+	if _, between := c.Conn.(*proxied); between {
+		return nil
+	}
+	return c.door.alternative()
+}
+
 // advertise adds it to an answer.
-func (d *door) advertise(w http.ResponseWriter, c *client) {
-	if field := d.alternative(); field != nil {
-		if _, between := c.Conn.(*proxied); !between {
-			w.Header()["Alt-Svc"] = field
-		}
+func (c *client) advertise(w http.ResponseWriter) {
+	if field := c.alternative(); field != nil {
+		w.Header()["Alt-Svc"] = field
 	}
 }

@@ -27,13 +27,13 @@ func (f *Front) believes(c net.Conn) bool {
 // who asks for an address or for bytes, not by who accepts.
 type proxied struct {
 	*proxyproto.Conn
-	front  *Front
+	door   *door
 	judge  sync.Once
 	passed bool // set by judge
 }
 
-func (f *Front) proxied(c net.Conn) *proxied {
-	return &proxied{front: f, Conn: proxyproto.NewConn(c,
+func (d *door) proxied(c net.Conn) *proxied {
+	return &proxied{door: d, Conn: proxyproto.NewConn(c,
 		proxyproto.WithPolicy(proxyproto.REQUIRE),
 		proxyproto.SetReadHeaderTimeout(proxyHeaderTimeout),
 		proxyproto.ValidateHeader(ofTCP),
@@ -54,18 +54,25 @@ func ofTCP(h *proxyproto.Header) error {
 // wait reads the header, and says whether it is one of a client that is not blocked.
 func (p *proxied) wait() bool {
 	p.judge.Do(func() {
+		f := p.door.front
 		if p.ProxyHeader() == nil {
-			p.front.counters.proxyErrors.Add(1)
+			f.counters.proxyErrors.Add(1)
 			return
 		}
-		p.front.mu.Lock()
-		g := p.front.conns[p.Raw()]
-		p.front.mu.Unlock()
+		f.mu.Lock()
+		g := f.conns[p.Raw()]
+		f.mu.Unlock()
 		if g == nil {
 			return // it is gone already
 		}
 		g.isFrom(p.RemoteAddr())
-		p.passed = p.front.admit(p.Raw(), g)
+		switch {
+		case !f.admit(p.Raw(), g):
+		case !p.door.crowd.enter(g, f.config.ConnectionsPerClient):
+			f.counters.crowded.Add(1)
+		default:
+			p.passed = true
+		}
 	})
 	return p.passed
 }

@@ -1,0 +1,59 @@
+package front
+
+import (
+	"net/netip"
+	"sync"
+)
+
+// crowd counts a door's connections by who they are from. It holds no more clients than there are connections.
+type crowd struct {
+	mu   sync.Mutex
+	held map[netip.Addr]int
+}
+
+// clientBits is how much of an IPv6 address tells clients apart: whoever has one address has its whole /64.
+const clientBits = 64
+
+// clientKey is whom an address counts for; not valid: it does not count.
+func clientKey(a netip.Addr) netip.Addr {
+	if a.IsLoopback() {
+		return netip.Addr{}
+	}
+	if a.Is6() {
+		if p, err := a.Prefix(clientBits); err == nil {
+			return p.Addr()
+		}
+	}
+	return a
+}
+
+// enter counts a guest, unless its client has as many as it may. One of whom nobody knows yet is counted when that is known.
+func (c *crowd) enter(g *guest, limit int) bool {
+	from := g.from.Load()
+	if from == nil || g.key.IsValid() {
+		return true
+	}
+	key := clientKey(*from)
+	if !key.IsValid() {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held[key] >= limit {
+		return false
+	}
+	c.held[key]++
+	g.key = key
+	return true
+}
+
+func (c *crowd) leave(g *guest) {
+	if g == nil || !g.key.IsValid() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held[g.key]--; c.held[g.key] == 0 {
+		delete(c.held, g.key)
+	}
+}

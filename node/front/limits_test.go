@@ -1,0 +1,223 @@
+package front
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/spec"
+)
+
+func TestWhoIsSlowIsEndedAndCounted(t *testing.T) {
+	large := make([]byte, 64<<20)
+	for _, c := range []struct {
+		name, sends string
+		drip        string        // sent again and again, each after every
+		every       time.Duration // 0: nothing is
+		reads       bool
+		after       time.Duration
+		counter     string
+	}{
+		{"says nothing", "", "", 0, true, headerTimeout, "front_silent_total"},
+		{"stops in its first head", "GET /", "", 0, true, headerTimeout, "front_slow_requests_total"},
+		{"stops in its second head", "GET /hit HTTP/1.1\r\nHost: x\r\n\r\nGET /", "", 0, true, headerTimeout, "front_slow_requests_total"},
+		{"drips fields", "GET / HTTP/1.1\r\n", "X: y\r\n", time.Second, true, headerTimeout, "front_slow_requests_total"},
+		{"drips fields of its second", "GET /hit HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n", "X: y\r\n", time.Second, true, headerTimeout, "front_slow_requests_total"},
+		{"stops in its body", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhello", "", 0, true, bodyTimeout, "front_slow_requests_total"},
+		{"stops in a chunk", "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhello", "", 0, true, bodyTimeout, "front_slow_requests_total"},
+		{"reads nothing of a hit", "GET /large HTTP/1.1\r\nHost: x\r\n\r\n", "", 0, false, writeTimeout, "front_slow_readers_total"},
+		{"reads nothing of a miss", "GET /miss HTTP/1.1\r\nHost: x\r\n\r\n", "", 0, false, writeTimeout, "front_slow_readers_total"},
+		{"reads nothing of many hits", strings.Repeat("GET /hit HTTP/1.1\r\nHost: x\r\n\r\n", 100_000), "", 0, false, writeTimeout, "front_slow_readers_total"},
+		{"asks for no more", "GET /hit HTTP/1.1\r\nHost: x\r\n\r\n", "", 0, true, idleTimeout, ""},
+		{"sends empty lines", "GET /hit HTTP/1.1\r\nHost: x\r\n\r\n", "\r\n", time.Second, true, 2 * time.Second, "front_bad_requests_total"},
+	} {
+		inWorld(t, Config{}, func(w *world) {
+			d, quick := new(diary), ready(large)
+			w.set(Door{Network: "tcp", Address: at(80), Quick: d.quick, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+				if _, err := io.Copy(io.Discard, r.Body); err != nil {
+					panic(http.ErrAbortHandler)
+				}
+				rw.Write(large)
+			})})
+			if strings.HasPrefix(c.sends, "GET /large") {
+				w.set(Door{Network: "tcp", Address: at(80), Quick: quick, Handler: d})
+			}
+			conn := w.dial(80)
+			var others sync.WaitGroup
+			start := time.Now()
+			others.Go(func() {
+				io.WriteString(conn, c.sends)
+				for c.every > 0 {
+					time.Sleep(c.every)
+					if _, err := io.WriteString(conn, c.drip); err != nil {
+						return
+					}
+				}
+			})
+			if c.reads {
+				io.Copy(io.Discard, conn)
+			} else {
+				for time.Sleep(100 * time.Millisecond); w.front.Counters()["front_connections"] > 0; {
+					time.Sleep(10 * time.Millisecond)
+				}
+			}
+			if took := time.Since(start); took < c.after || took > c.after+1200*time.Millisecond {
+				t.Errorf("%s: ended after %v, want %v", c.name, took, c.after)
+			}
+			conn.Close()
+			others.Wait()
+			for _, counter := range []string{"front_silent_total", "front_slow_requests_total", "front_slow_readers_total", "front_bad_requests_total"} {
+				want := uint64(0)
+				if counter == c.counter {
+					want = 1
+				}
+				if got := w.front.Counters()[counter]; got != want {
+					t.Errorf("%s: %s: got %d, want %d", c.name, counter, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestASlowButSteadyReaderIsNotCutOff(t *testing.T) {
+	inWorld(t, Config{}, func(w *world) {
+		body := make([]byte, 8<<20)
+		w.set(Door{Network: "tcp", Address: at(80), Quick: ready(body), Handler: http.NotFoundHandler()})
+		c := w.dial(80)
+		defer c.Close()
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		b := make([]byte, 256<<10)
+		for left := len(body); left > 0; time.Sleep(50 * time.Second) {
+			n, err := io.ReadFull(c, b[:min(left, len(b))])
+			if err != nil {
+				t.Fatalf("it was cut off, with %d bytes to come: %v", left, err)
+			}
+			left -= n
+		}
+	})
+}
+
+// remembered is how many clients the doors know of.
+func (w *world) remembered() (n int) {
+	w.front.mu.Lock()
+	defer w.front.mu.Unlock()
+	for _, d := range w.front.doors {
+		d.crowd.mu.Lock()
+		n += len(d.crowd.held)
+		d.crowd.mu.Unlock()
+	}
+	return n
+}
+
+func TestOneClientDoesNotCrowdADoor(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		clients []string // of the PROXY headers, or none: the person's own address
+		served  int      // of 10 connections
+	}{
+		{"one address", nil, 4},
+		{"one address behind a balancer", []string{"198.51.100.7"}, 4},
+		{"two addresses behind a balancer", []string{"198.51.100.7", "198.51.100.8"}, 8},
+		{"one network of IPv6", []string{"2001:db8::1", "2001:db8::2", "2001:db8::3:4"}, 4},
+		{"two networks of IPv6", []string{"2001:db8::1", "2001:db8:0:1::1"}, 8},
+		{"this machine", []string{"127.0.0.1"}, 10},
+	} {
+		config := Config{ConnectionsPerClient: 4}
+		if c.clients != nil {
+			config.ProxyHeadersFrom = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}
+		}
+		inWorld(t, config, func(w *world) {
+			d := new(diary)
+			w.set(Door{Network: "tcp", Address: at(80), Handler: d, Quick: d.quick}, Door{Network: "tcp", Address: at(9000), Conn: echo})
+			for _, port := range []int{80, 9000} {
+				var held []net.Conn
+				served := 0
+				for i := range 10 {
+					conn := w.dial(port)
+					held = append(held, conn)
+					if c.clients != nil {
+						from := c.clients[i%len(c.clients)]
+						family, to := "TCP4", "203.0.113.1"
+						if strings.Contains(from, ":") {
+							family, to = "TCP6", "2001:db8::99"
+						}
+						fmt.Fprintf(conn, "PROXY %s %s %s 1 2\r\n", family, from, to)
+					}
+					io.WriteString(conn, "GET /hit HTTP/1.1\r\nHost: x\r\n\r\n")
+					if full(conn, make([]byte, 1)) {
+						served++
+					}
+				}
+				if served != c.served {
+					t.Errorf("%s, port %d: %d of 10 were served, want %d", c.name, port, served, c.served)
+				}
+				for _, conn := range held {
+					conn.Close()
+				}
+				time.Sleep(time.Second)
+				if n := w.remembered(); n != 0 {
+					t.Errorf("%s, port %d: %d clients are remembered", c.name, port, n)
+				}
+			}
+			w.counted("front_crowded_total", uint64(2*(10-c.served)))
+			w.counted("front_connections", 0)
+		})
+	}
+}
+
+func TestManyClientsAreNotRemembered(t *testing.T) {
+	inWorld(t, Config{Connections: 100}, func(w *world) {
+		w.set(Door{Network: "tcp", Address: at(80), Handler: says("x")})
+		most := 0
+		for i := range 3000 {
+			person := w.net.Host(fmt.Sprint("p", i), spec.Location{}, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
+			c, err := person.Dial(w.Context(), "tcp", "203.0.113.1:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Millisecond)
+			defer c.Close()
+			most = max(most, w.remembered())
+		}
+		if most > 100 {
+			t.Errorf("%d clients were remembered, of a door for 100 connections", most)
+		}
+		if w.front.Counters()["front_connections_refused_total"] == 0 {
+			t.Error("none was refused")
+		}
+	})
+}
+
+func TestUnfinishedHeadsHaveABoundTogether(t *testing.T) {
+	inWorld(t, Config{HeaderBytes: 64 << 10}, func(w *world) {
+		d := new(diary)
+		w.set(Door{Network: "tcp", Address: at(80), Handler: d, Quick: d.quick})
+		long := "GET /hit HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 20<<10)
+		var held []net.Conn
+		for range 3 { // each needs 32 KiB
+			c := w.dial(80)
+			defer c.Close()
+			io.WriteString(c, long)
+			time.Sleep(time.Second)
+			held = append(held, c)
+		}
+		if got := answer(held[2]); !strings.HasPrefix(got, "503 ") {
+			t.Errorf("one too many: %s", got)
+		}
+		w.counted("front_heads_bytes", 64<<10)
+		w.counted("front_heads_refused_total", 1)
+		for _, c := range held[:2] {
+			io.WriteString(c, "\r\n\r\n")
+			if got := answer(c); got != "200 hit" {
+				t.Errorf("one that was held: %s", got)
+			}
+		}
+		w.counted("front_heads_bytes", 0)
+	})
+}
