@@ -17,20 +17,11 @@ import (
 	"github.com/perigee-net/perigee/edge/http1"
 )
 
-// parsed is a request of the plain form, of its text.
+// parsed is a request of the plain form, of its text; nil if it is not plain.
 func parsed(text string) *http1.Request {
-	head := []byte(text)
-	lines := bytes.Split(bytes.TrimSuffix(head, []byte("\r\n\r\n")), []byte("\r\n"))
-	first := bytes.Split(lines[0], []byte(" "))
-	q := &http1.Request{Head: string(first[0]) == "HEAD", Target: first[1], Bytes: len(head)}
-	q.Path, q.Query, _ = bytes.Cut(q.Target, []byte("?"))
-	for _, line := range lines[1:] {
-		name, value, _ := bytes.Cut(line, []byte(":"))
-		value = bytes.Trim(value, " \t")
-		q.Fields = append(q.Fields, http1.Field{Name: name, Value: value})
-		if bytes.EqualFold(name, []byte("Host")) {
-			q.Host = value
-		}
+	q := &http1.Request{}
+	if q.Parse([]byte(text)) != http1.Plain {
+		return nil
 	}
 	return q
 }
@@ -39,7 +30,7 @@ func parsed(text string) *http1.Request {
 func quickly(t testing.TB, p *Plane, text string) (*http.Response, bool) {
 	a := &http1.Response{Head: make([]byte, 0, 4096)}
 	q := parsed(text)
-	if !p.Quick(q, a) {
+	if q == nil || !p.Quick(q, a) {
 		return nil, false
 	}
 	method := http.MethodGet
