@@ -235,8 +235,15 @@ type Distribution struct {
 	DefaultCacheBehavior CacheBehavior     `json:"defaultCacheBehavior" rule:"required"`
 	CacheBehaviors       []CacheBehavior   `json:"cacheBehaviors,omitempty" rule:"..75"` // the first that matches wins
 	// ErrorCachingMinTTL is how long an error the origin sent is kept at least.
-	ErrorCachingMinTTL *Duration         `json:"errorCachingMinTTL,omitempty" rule:"0s..31536000s" default:"10s"`
-	ViewerCertificate  ViewerCertificate `json:"viewerCertificate,omitzero"`
+	ErrorCachingMinTTL *Duration `json:"errorCachingMinTTL,omitempty" rule:"0s..31536000s" default:"10s"`
+	// CacheTagConfig says where origins tell the tags of a response, by which it can be purged.
+	CacheTagConfig    CacheTagConfig    `json:"cacheTagConfig,omitzero"`
+	ViewerCertificate ViewerCertificate `json:"viewerCertificate,omitzero"`
+}
+
+// CacheTagConfig names the response header whose list is the tags of a response.
+type CacheTagConfig struct {
+	HeaderName string `json:"headerName,omitempty" rule:"..256"` // empty: responses have no tags
 }
 
 // ViewerCertificate is how clients that name one of a distribution's hosts are spoken to. Which certificate they are shown follows

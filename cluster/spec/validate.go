@@ -457,6 +457,9 @@ func (c check) distribution(d *Distribution, shared *claims) {
 		c.fault("defaultRootObject", "must not begin with /")
 	}
 	c.wholeSeconds("errorCachingMinTTL", d.ErrorCachingMinTTL)
+	if name := d.CacheTagConfig.HeaderName; name != "" && !isToken(name) {
+		c.fault("cacheTagConfig.headerName", "%.80q is not a header name", name)
+	}
 	origins := map[string]bool{}
 	for i := range d.Origins {
 		c.origin(at("origins", i), &d.Origins[i], origins)
