@@ -15,6 +15,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/store"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/http1"
 	"github.com/perigee-net/perigee/node/front"
 )
 
@@ -199,6 +200,7 @@ func (n *Node) setDoors(s *spec.Spec) {
 			}
 			if l.Protocol == spec.HTTP {
 				opens.Handler = n.origin.Handler(l.LoadBalancer, l.Port)
+				opens.Desync = http1.MitigationOf(s.LoadBalancers[l.LoadBalancer].DesyncMitigationMode)
 			} else {
 				opens.Conn = func(c net.Conn) { n.origin.ServeConn(l.LoadBalancer, l.Port, c) }
 			}

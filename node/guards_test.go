@@ -123,6 +123,35 @@ func TestSecurityGroupsDecideWhoConnectsToALoadBalancer(t *testing.T) {
 	})
 }
 
+func TestALoadBalancerGradesRequestsAsItsModeSays(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		in := memnet.New(1)
+		defer in.Close()
+		client := in.Host("client", spec.Location{}, netip.MustParseAddr("198.51.100.1"))
+		life(t, configOf(in, "a", dir, netip.MustParseAddr("192.0.2.1")).bootstrapped(), func(n *Node) {
+			applied(t, n, region)
+			for _, c := range []struct {
+				mode string
+				want int
+			}{{"", 200}, {"desyncMitigationMode: strictest, ", 400}, {"desyncMitigationMode: monitor, ", 200}} {
+				applied(t, n, "---\n{kind: LoadBalancer, name: web, region: eu-central-1, "+c.mode+
+					"listeners: [{protocol: HTTP, port: 8000, default: {fixedResponse: {statusCode: 200}}}]}\n")
+				time.Sleep(time.Second)
+				conn, err := client.Dial(t.Context(), "tcp", "192.0.2.1:8000")
+				if err != nil {
+					t.Fatal(err)
+				}
+				fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n") // acceptable
+				if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || res.StatusCode != c.want {
+					t.Errorf("%q: %v, %v, want %d", c.mode, res, err, c.want)
+				}
+				conn.Close()
+			}
+		})
+	})
+}
+
 const shop = `---
 kind: Distribution
 name: shop

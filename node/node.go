@@ -581,7 +581,7 @@ func (n *Node) openDoors() error {
 			if err != nil {
 				return fmt.Errorf("--%s: %w", d.flag, err)
 			}
-			n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: d.tls, HTTP3: d.tls, Handler: n.cdn})
+			n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: d.tls, HTTP3: d.tls, Handler: n.cdn, Quick: n.cdn.Quick})
 		}
 	}
 	if n.cfg.API != "" {

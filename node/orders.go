@@ -25,6 +25,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/roster"
 	"github.com/perigee-net/perigee/cluster/store"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/cache"
 	"github.com/perigee-net/perigee/node/api"
 )
 
@@ -159,9 +160,11 @@ func (n *Node) orderEvent(id, text, author string) uint64 {
 	return n.events.Add(event.Order, "order/"+id, fmt.Sprintf("%s, by %s", text, cmp.Or(author, "nobody")))
 }
 
-// purge empties the cache of what an order names.
+// purge has the cache use nothing any more of what an order names.
 func (n *Node) purge(distribution string, paths []string, cause uint64) {
-	text := fmt.Sprintf("%d objects of %s are forgotten", n.cdn.Purge(distribution, paths), cmp.Or(distribution, "all distributions"))
+	p := cache.Purge{Distribution: distribution, Items: paths}
+	n.cdn.Purge(p)
+	text := fmt.Sprintf("%s of %s is purged", p, cmp.Or(distribution, "all distributions"))
 	if cause == 0 {
 		n.events.Add(event.Purge, "distribution/"+distribution, text+": purges were missed that are kept no more")
 		return

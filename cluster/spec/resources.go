@@ -113,6 +113,9 @@ type LoadBalancer struct {
 	Listeners []Listener        `json:"listeners" rule:"required,1..50"`
 	// IdleTimeout ends a connection without traffic: 1–4,000 s, default 60 s (application); 60–6,000 s, default 350 s (network).
 	IdleTimeout *Duration `json:"idleTimeout,omitempty" rule:"1s..6000s"`
+	// DesyncMitigationMode is what becomes of HTTP/1 requests on whose end their readers might disagree (ALB's attribute
+	// routing.http.desync_mitigation_mode): default defensive. Application only.
+	DesyncMitigationMode string `json:"desyncMitigationMode,omitempty" rule:"monitor|defensive|strictest"`
 	// SecurityGroups say who may connect: whom a rule of any of them lets in. None lets in everybody (AWS: the default group, nobody
 	// from outside).
 	SecurityGroups []string `json:"securityGroups,omitempty" rule:"1..5"`
@@ -232,8 +235,15 @@ type Distribution struct {
 	DefaultCacheBehavior CacheBehavior     `json:"defaultCacheBehavior" rule:"required"`
 	CacheBehaviors       []CacheBehavior   `json:"cacheBehaviors,omitempty" rule:"..75"` // the first that matches wins
 	// ErrorCachingMinTTL is how long an error the origin sent is kept at least.
-	ErrorCachingMinTTL *Duration         `json:"errorCachingMinTTL,omitempty" rule:"0s..31536000s" default:"10s"`
-	ViewerCertificate  ViewerCertificate `json:"viewerCertificate,omitzero"`
+	ErrorCachingMinTTL *Duration `json:"errorCachingMinTTL,omitempty" rule:"0s..31536000s" default:"10s"`
+	// CacheTagConfig says where origins tell the tags of a response, by which it can be purged.
+	CacheTagConfig    CacheTagConfig    `json:"cacheTagConfig,omitzero"`
+	ViewerCertificate ViewerCertificate `json:"viewerCertificate,omitzero"`
+}
+
+// CacheTagConfig names the response header whose list is the tags of a response.
+type CacheTagConfig struct {
+	HeaderName string `json:"headerName,omitempty" rule:"..256"` // empty: responses have no tags
 }
 
 // ViewerCertificate is how clients that name one of a distribution's hosts are spoken to. Which certificate they are shown follows

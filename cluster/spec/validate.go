@@ -242,6 +242,9 @@ func (c check) loadBalancer(lb *LoadBalancer, shared *claims) {
 	if lb.IdleTimeout != nil && (lb.IdleTimeout.Std() < least || lb.IdleTimeout.Std() > most) {
 		c.fault("idleTimeout", "must be %s–%s for type %s, not %s", Duration(least), Duration(most), lb.Type, lb.IdleTimeout)
 	}
+	if lb.DesyncMitigationMode != "" && !application {
+		c.fault("desyncMitigationMode", "is for type application only")
+	}
 	c.securityGroups("securityGroups", lb.SecurityGroups)
 	ports := map[uint16]bool{}
 	for i := range lb.Listeners {
@@ -454,6 +457,9 @@ func (c check) distribution(d *Distribution, shared *claims) {
 		c.fault("defaultRootObject", "must not begin with /")
 	}
 	c.wholeSeconds("errorCachingMinTTL", d.ErrorCachingMinTTL)
+	if name := d.CacheTagConfig.HeaderName; name != "" && !isToken(name) {
+		c.fault("cacheTagConfig.headerName", "%.80q is not a header name", name)
+	}
 	origins := map[string]bool{}
 	for i := range d.Origins {
 		c.origin(at("origins", i), &d.Origins[i], origins)

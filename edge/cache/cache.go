@@ -45,7 +45,13 @@ type Cache struct {
 	generation uint64
 	era        uint64 // how many fences there were
 
+	sweeping bool // what was purged is being looked for
+
 	fence atomic.Uint64 // the era of the one that stands; 0: none
+
+	newest atomic.Uint64 // purge, which each entry must have seen
+	log    sync.RWMutex  // guards, and is taken after mu:
+	purges Purges
 
 	askers  atomic.Int64
 	running sync.WaitGroup // the fills
@@ -54,7 +60,7 @@ type Cache struct {
 
 	counts struct {
 		fills, collapsed, stored, refused, busy, truncated, invalidated, evicted atomic.Uint64
-		purges, purged, fenced                                                   atomic.Uint64
+		purges, purged, softened, fenced, badTags                                atomic.Uint64
 	}
 }
 
@@ -89,6 +95,9 @@ func (c *Cache) Counters() map[string]uint64 {
 	c.mu.Lock()
 	active := len(c.active)
 	c.mu.Unlock()
+	c.log.RLock()
+	rules := c.purges.Len()
+	c.log.RUnlock()
 	return map[string]uint64{
 		"cache_bytes":             uint64(c.bytes.Load()),
 		"cache_objects":           uint64(c.stored.EstimatedSize()),
@@ -103,6 +112,9 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_evicted_total":     c.counts.evicted.Load(),
 		"cache_purges_total":      c.counts.purges.Load(),
 		"cache_purged_total":      c.counts.purged.Load(),
+		"cache_softened_total":    c.counts.softened.Load(),
+		"cache_purge_rules":       uint64(rules),
+		"cache_bad_tags_total":    c.counts.badTags.Load(),
 		"cache_fenced_total":      c.counts.fenced.Load(),
 	}
 }

@@ -251,7 +251,15 @@ func unquote(s string) (value, rest string, ok bool) {
 	return "", "", false
 }
 
-func trim(s string) string { return strings.Trim(s, " \t") }
+func trim(s string) string {
+	for s != "" && (s[0] == ' ' || s[0] == '\t') {
+		s = s[1:]
+	}
+	for s != "" && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+		s = s[:len(s)-1]
+	}
+	return s
+}
 
 // isToken says whether a string is a token (RFC 9110 §5.6.2), as names of fields are.
 func isToken(s string) bool {

@@ -88,4 +88,4 @@ func (d Demand) Reuse(f Found, now time.Time, tr *trace.Trace) Reuse {
 }
 
 // mayBeStale says whether the origin lets the response be used stale at all (§4.2.4).
-func (o *Object) mayBeStale() bool { return !ParseControl(o.Header).strict() }
+func (o *Object) mayBeStale() bool { return !ParseControl(o.Header.HTTP()).strict() }

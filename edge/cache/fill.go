@@ -60,7 +60,9 @@ type fill struct {
 	era    uint64 // how many fences there were at the start
 
 	slot     string // guarded by cache.mu, like
-	outdated bool   // the URI was invalidated: not to be kept
+	outdated bool   // it was purged or invalidated: not to be kept
+	headed   bool   // the response's head has come, and so its
+	tags     string
 
 	mu     sync.Mutex // guards what follows
 	moved  sync.Cond  // something below has changed
@@ -190,10 +192,11 @@ func failed(response *http.Response, err error) bool {
 }
 
 func (f *fill) validated(o *Object, own http.Header) {
-	ok, why := f.want.Policy.Storable(o.Status, ParseControl(o.Header), o.Header, f.authorized(), o.received)
+	h := o.Header.HTTP()
+	ok, why := f.want.Policy.Storable(o.Status, ParseControl(h), h, f.authorized(), o.received)
 	kept := &entry{object: o}
 	if !ok {
-		kept = &entry{apart: o.received.Add(apartFor)}
+		kept = apartSince(o.received)
 	}
 	f.leave(kept)
 	f.answer(Result{How: Validated, Object: o, Size: int64(len(o.Body)), Status: http.StatusNotModified, Stored: ok, WhyNot: why, Own: own},
@@ -226,14 +229,17 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 	}
 	result := Result{How: Filled, Object: o, Size: size, Status: o.Status, Stored: ok, WhyNot: why, Own: own}
 	if !ok {
-		f.leave(&entry{apart: received.Add(apartFor)})
+		f.leave(apartSince(received))
 		f.hand(result, &lasting{response.Body, cancel})
 		return
 	}
 	defer cancel()
 	defer response.Body.Close()
 	defer context.AfterFunc(ctx, f.wake)()
-	f.settle(o.vary)
+	if _, refused := p.tagged(response.Header); refused > 0 {
+		f.cache.counts.badTags.Add(uint64(refused))
+	}
+	f.settle(o)
 	if !f.keeps() {
 		result.Stored, result.WhyNot = false, "peer"
 	}
@@ -311,10 +317,10 @@ func (f *fill) room(size int64) bool {
 	if size < 0 {
 		size = firstPiece
 	}
-	if size > f.cache.objectLimit() || !f.cache.reserve(size) {
+	if size > f.cache.objectLimit() || !f.cache.reserve(allocated(int(size))) {
 		return false
 	}
-	f.reserved, f.body = size, make([]byte, 0, size)
+	f.reserved, f.body = allocated(int(size)), make([]byte, 0, size)
 	return true
 }
 
@@ -323,16 +329,16 @@ func (f *fill) room(size int64) bool {
 func (f *fill) grow(ctx context.Context) error {
 	now := int64(cap(f.body))
 	next := min(2*now, f.cache.objectLimit())
-	if !f.full && next > now && f.cache.reserve(next-now) {
+	if !f.full && next > now && f.cache.reserve(allocated(int(next))-f.reserved) {
 		larger := make([]byte, len(f.body), next)
 		copy(larger, f.body)
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.reserved, f.body = next, larger
+		f.reserved, f.body = allocated(int(next)), larger
 		return nil
 	}
 	if !f.full {
-		f.leave(&entry{apart: time.Now().Add(apartFor)})
+		f.leave(apartSince(time.Now()))
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -359,6 +365,9 @@ func (f *fill) readTo(end int64) bool {
 	}
 	return true
 }
+
+// apartSince keeps a key apart from then on.
+func apartSince(t time.Time) *entry { return &entry{apart: t.Add(apartFor).UnixNano()} }
 
 // exact is the body without much room behind it.
 func exact(body []byte) []byte {
@@ -421,14 +430,15 @@ func (f *fill) release() {
 }
 
 // settle moves the fill to the slot of its variant, so that those who look for the same find it there, and others do not.
-func (f *fill) settle(vary []string) {
+func (f *fill) settle(o *Object) {
 	c := f.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f.outdated {
 		return
 	}
-	slot := c.place(f.want.Key, f.want.Policy, f.want.Header, vary)
+	f.headed, f.tags = true, o.tags
+	slot := c.place(f.want.Key, f.want.Policy, f.want.Header, o.vary)
 	if slot == f.slot {
 		return
 	}

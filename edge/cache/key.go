@@ -2,8 +2,11 @@ package cache
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/perigee-net/perigee/cluster/spec"
 )
 
 // Key is what a response is kept under. It names the distribution and not its revision, so what is kept outlives
@@ -37,12 +40,7 @@ const method = http.MethodGet
 // Key is the key of a request under the policy.
 func (p *Policy) Key(t Target, h http.Header) Key {
 	var space [512]byte
-	b := appendPart(space[:0], t.Distribution)
-	b = appendPart(b, t.Path)
-	b = appendPart(b, p.Query(t.Query))
-	b = appendPart(b, t.Scheme)
-	b = appendPart(b, t.Host)
-	b = appendPart(b, method)
+	b := p.appendURI(space[:0], t)
 	k := Key{URI: string(b)}
 
 	b = b[:0]
@@ -59,6 +57,42 @@ func (p *Policy) Key(t Target, h http.Header) Key {
 	}
 	k.Variant = string(b)
 	return k
+}
+
+// appendURI appends the URI of a key.
+func (p *Policy) appendURI(b []byte, t Target) []byte {
+	b = appendPart(b, t.Distribution)
+	b = appendPart(b, t.Path)
+	b = p.appendQueryPart(b, t.Query)
+	b = appendPart(b, t.Scheme)
+	b = appendPart(b, t.Host)
+	return appendPart(b, method)
+}
+
+// appendQueryPart appends what of a query is in the key, as a part. Of a choice the length is known when it is there: so it
+// is put before it afterwards.
+func (p *Policy) appendQueryPart(b []byte, raw string) []byte {
+	switch p.queries.behavior {
+	case spec.KeyAll:
+		return appendPart(b, raw)
+	case spec.KeyWhitelist, spec.KeyAllExcept:
+	default:
+		return appendPart(b, "")
+	}
+	start := len(b)
+	b = appendChosen(b, raw, '&', "&", p.queries)
+	end := len(b)
+	b = strconv.AppendInt(b, int64(end-start), 10)
+	b = append(b, ':')
+	rotate(b[start:], end-start)
+	return b
+}
+
+// rotate brings what begins at i to the front.
+func rotate(b []byte, i int) {
+	slices.Reverse(b[:i])
+	slices.Reverse(b[i:])
+	slices.Reverse(b)
 }
 
 // String is the key for people.

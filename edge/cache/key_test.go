@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -121,4 +122,43 @@ func TestAcceptEncodingIsNormalised(t *testing.T) {
 			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
 	}
+}
+
+// FuzzHeader: what is kept of a header is what net/http would write, and it is found again under its names.
+func FuzzHeader(f *testing.F) {
+	f.Add("Content-Type", "text/css", "a\r\nb", "X")
+	f.Add("a b", "x", " y\t", "")
+	f.Fuzz(func(t *testing.T, name, one, two, other string) {
+		h := http.Header{}
+		h.Add(name, one)
+		h.Add(name, two)
+		h.Add(other, "v")
+		kept := NewHeader(h)
+		var written strings.Builder
+		if err := h.Write(&written); err != nil {
+			t.Fatal(err)
+		}
+		if string(kept) != written.String() {
+			t.Errorf("%q is kept as %q, net/http writes %q", h, kept, written.String())
+		}
+		again := kept.HTTP()
+		if NewHeader(again) != kept {
+			t.Errorf("%q is %q again", kept, again)
+		}
+		for name, lines := range again {
+			if kept.Get(strings.ToLower(name)) != lines[0] {
+				t.Errorf("%q of %q is %q", name, kept, kept.Get(name))
+			}
+		}
+		n := 0
+		for range kept.All() {
+			n++
+		}
+		if n != strings.Count(written.String(), "\r\n") {
+			t.Errorf("%d lines of %q", n, kept)
+		}
+		if kept.without([]string{http.CanonicalHeaderKey(name)}).Get(name) != "" {
+			t.Errorf("%q has %q without it", kept, name)
+		}
+	})
 }

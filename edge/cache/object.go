@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// Object is a kept response, or the head of one that is being filled. It is immutable, its Header included.
+// Object is a kept response, or the head of one that is being filled. It is immutable.
 type Object struct {
 	Status int
-	// Header is what is sent on, end to end. A name without values keeps net/http from adding the field itself.
-	Header http.Header
+	// Header is what is sent on, end to end. Of a kept response it is without the fields that Perigee says itself.
+	Header Header
 	// Body is whole, and empty while it is being filled.
 	Body []byte
 
@@ -22,21 +22,19 @@ type Object struct {
 	held                               time.Time     // until then the origin, which failed, is not asked
 
 	vary []string // the fields that selected it
+	tags string   // what it is purged by, besides its URI: see parseTags
 	era  uint64   // how many fences there were when it was asked for
 	lent *Terms   // on which terms a peer handed it on; nil: the origin sent it
 }
 
-// head makes the head of an object of a response that came now. It takes over the header.
+// head makes the head of an object of a response that came now. It changes the header.
 func (p *Policy) head(status int, cc Control, h http.Header, requested, received time.Time) *Object {
-	o := &Object{Status: status, Header: h}
-	o.live(p, cc, requested, received)
+	o := &Object{Status: status}
 	if !p.KeysCookies() {
 		h.Del("Set-Cookie")
 	}
 	h.Del("Content-Length")
-	if _, ok := h["Content-Type"]; !ok {
-		h["Content-Type"] = nil
-	}
+	o.live(p, cc, h, requested, received)
 	if h.Get("Date") == "" {
 		h.Set("Date", received.UTC().Format(http.TimeFormat)) // RFC 9110 §6.6.1
 	}
@@ -44,26 +42,35 @@ func (p *Policy) head(status int, cc Control, h http.Header, requested, received
 		h.Set("Accept-Ranges", "bytes")
 	}
 	o.vary = p.selecting(h)
+	o.Header = NewHeader(h)
 	return o
 }
 
-// live sets the object's times by its header.
-func (o *Object) live(p *Policy, cc Control, requested, received time.Time) {
+// live sets what of the object follows from its header: its times and tags.
+func (o *Object) live(p *Policy, cc Control, h http.Header, requested, received time.Time) {
 	o.received = received
-	o.initialAge = initialAge(o.Header, requested, received)
-	o.ttl = p.TTL(o.Status, cc, o.Header, requested, received)
+	o.initialAge = initialAge(h, requested, received)
+	o.ttl = p.TTL(o.Status, cc, h, requested, received)
 	o.staleWhileRevalidate, o.staleIfError = stale(cc)
 	o.held, o.lent = time.Time{}, nil
+	o.tags, _ = p.tagged(h)
 }
 
 // whole is the object with its body.
 func (o *Object) whole(body []byte) *Object {
 	w := *o
 	w.Body = body
-	w.Header = o.Header.Clone()
+	w.Header = o.Header.without(ownFields)
 	if o.Status != http.StatusNoContent {
-		w.Header["Content-Length"] = []string{strconv.Itoa(len(body))}
+		w.Header += Header("Content-Length: " + strconv.Itoa(len(body)) + "\r\n")
 	}
+	return &w
+}
+
+// softened is the object as one that was purged softly: stale since then.
+func (o *Object) softened(since time.Time) *Object {
+	w := *o
+	w.ttl = min(o.ttl, since.Sub(o.received))
 	return &w
 }
 
@@ -79,20 +86,3 @@ func (o *Object) holding(until time.Time) *Object {
 func (o *Object) useful() bool {
 	return o.ttl > 0 || o.staleWhileRevalidate > 0 || o.staleIfError > 0 || conditions(o) != nil
 }
-
-// headerSize estimates the memory the header takes.
-func (o *Object) headerSize() int64 {
-	n := 0
-	for name, lines := range o.Header {
-		n += len(name) + headerOverhead
-		for _, line := range lines {
-			n += len(line) + lineOverhead
-		}
-	}
-	return int64(n)
-}
-
-const (
-	headerOverhead = 64 // a map slot: two words of string, three of slice, and its share of the table
-	lineOverhead   = 16
-)

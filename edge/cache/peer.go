@@ -50,8 +50,9 @@ func (o *Object) From() string {
 // keeps says whether what the fill brings is to be kept. What was kept before and is asked for again always is.
 func (f *fill) keeps() bool { return f.want.Keep == nil || f.stale != nil || f.want.Keep() }
 
-// Match says which keys a purge names.
+// Match says which keys a purge may name: by tag, all of its distribution and host, for a key does not say its tags.
 func (p Purge) Match() func(Key) bool {
-	m := p.matcher()
-	return func(k Key) bool { return m.matches(k.URI) }
+	var one Purges
+	one.add(untagged(p.rules()), time.Unix(0, 0)) // at any time but none
+	return func(k Key) bool { v := one.Judge(k.URI, "", 0); return v.Hard || v.Soft }
 }

@@ -15,12 +15,16 @@ type Policy struct {
 	MinTTL, DefaultTTL, MaxTTL time.Duration
 	// ErrorTTL is how long an error is kept at least (ErrorCachingMinTTL of the distribution).
 	ErrorTTL time.Duration
+	// TagHeader is the response field whose list is the tags a response is purged by (CloudFront: CacheTagConfig), canonical;
+	// empty: responses have none.
+	TagHeader string
 	// Heuristic has heuristics stand in for DefaultTTL (HeuristicTTL of the cache policy).
 	Heuristic bool
 	// Directives has the viewer's Cache-Control followed (RequestDirectives of the cache policy).
 	Directives bool
 
 	headers []string // canonical, sorted, each once
+	plain   bool     // no cookies are keyed, and no fields that are changed
 	cookies part
 	queries part
 }
@@ -59,6 +63,7 @@ func NewPolicy(p *spec.CachePolicy, errorTTL time.Duration) *Policy {
 		slices.Sort(q.headers)
 		q.headers = slices.Compact(q.headers)
 	}
+	q.plain = !q.KeysCookies() && !slices.ContainsFunc(q.headers, func(name string) bool { return slices.Contains(changed, name) })
 	return q
 }
 
@@ -82,7 +87,7 @@ func (p *Policy) Query(raw string) string {
 	case spec.KeyAll:
 		return raw
 	case spec.KeyWhitelist, spec.KeyAllExcept:
-		return choose(raw, "&", "&", p.queries.has)
+		return string(appendChosen(nil, raw, '&', "&", p.queries))
 	}
 	return ""
 }
@@ -93,24 +98,28 @@ func (p *Policy) Cookie(h http.Header) string {
 	if len(lines) == 0 || !p.KeysCookies() {
 		return ""
 	}
-	return choose(strings.Join(lines, "; "), ";", "; ", p.cookies.has)
+	return string(appendChosen(nil, strings.Join(lines, "; "), ';', "; ", p.cookies))
 }
 
-// choose keeps those of the name=value pairs whose name is wanted.
-func choose(pairs, separator, joiner string, wanted func(name string) bool) string {
-	var b strings.Builder
-	for pair := range strings.SplitSeq(pairs, separator) {
-		pair = trim(pair)
+// appendChosen appends those of the name=value pairs whose name is wanted.
+func appendChosen(b []byte, pairs string, separator byte, joiner string, wanted part) []byte {
+	for start := len(b); pairs != ""; {
+		end := strings.IndexByte(pairs, separator)
+		if end < 0 {
+			end = len(pairs)
+		}
+		pair := trim(pairs[:end])
+		pairs = pairs[min(end+1, len(pairs)):]
 		name, _, _ := strings.Cut(pair, "=")
-		if pair == "" || !wanted(name) {
+		if pair == "" || !wanted.has(name) {
 			continue
 		}
-		if b.Len() > 0 {
-			b.WriteString(joiner)
+		if len(b) > start {
+			b = append(b, joiner...)
 		}
-		b.WriteString(pair)
+		b = append(b, pair...)
 	}
-	return b.String()
+	return b
 }
 
 // Field is what the origin is sent of one of the viewer's header fields, as one line in canonical form. It is empty for a
@@ -131,27 +140,41 @@ func (p *Policy) Field(h http.Header, name string) string {
 // AcceptEncoding is the viewer's Accept-Encoding normalised to the codings that make a difference (CloudFront):
 // "br,gzip", "br", "gzip" or nothing.
 func AcceptEncoding(h http.Header) string {
-	br, gzip := false, false
+	var c codings
 	for _, line := range h["Accept-Encoding"] {
-		for item := range strings.SplitSeq(line, ",") {
-			coding, parameters, _ := strings.Cut(item, ";")
-			if refused(parameters) {
-				continue
-			}
-			switch coding = trim(coding); {
-			case strings.EqualFold(coding, "br"):
-				br = true
-			case strings.EqualFold(coding, "gzip"), strings.EqualFold(coding, "x-gzip"):
-				gzip = true
-			}
+		c.read(line)
+	}
+	return c.String()
+}
+
+// codings are those of an Accept-Encoding that make a difference.
+type codings struct{ br, gzip bool }
+
+// read adds what one line accepts.
+func (c *codings) read(line string) {
+	for line != "" {
+		var item string
+		item, line, _ = strings.Cut(line, ",")
+		coding, parameters, _ := strings.Cut(item, ";")
+		if refused(parameters) {
+			continue
+		}
+		switch coding = trim(coding); {
+		case strings.EqualFold(coding, "br"):
+			c.br = true
+		case strings.EqualFold(coding, "gzip"), strings.EqualFold(coding, "x-gzip"):
+			c.gzip = true
 		}
 	}
+}
+
+func (c codings) String() string {
 	switch {
-	case br && gzip:
+	case c.br && c.gzip:
 		return "br,gzip"
-	case br:
+	case c.br:
 		return "br"
-	case gzip:
+	case c.gzip:
 		return "gzip"
 	}
 	return ""

@@ -1,99 +1,386 @@
 package cache
 
 import (
+	"cmp"
+	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
-// Purge names responses to be forgotten, whether they are fresh or not (CloudFront: an invalidation).
+// Purge names responses that are not to be used any more, whether they are fresh or not (CloudFront: an invalidation).
 type Purge struct {
 	// Distribution is whose responses; empty: everyone's.
 	Distribution string
+	// Host narrows that to what is kept for one host, and what the distribution keeps for all its hosts alike. Without
+	// items it is all of that. It compares without case and port; empty: all hosts.
+	Host string
+	// Items are paths and tags.
+	//
 	// Paths are as viewers write them, and compare with case: /a/b is that path, and with /a/b?x=1 also that query, as
 	// far as it is in the key, in that order. A path without a query is the response without one. An asterisk at the
 	// very end stands for anything: /a/* is all below /a/, /a/b* also every query of /a/b, /* everything. Elsewhere it
 	// is an asterisk. All variants go, whatever header fields, cookies, scheme and host select them. How a path is
 	// escaped makes no difference.
-	Paths []string
+	//
+	// #tag is all that the origin gave that tag, by the TagHeader of the policy it came by. Tags compare without case.
+	Items []string
+	// Soft purges make responses stale from now on. They may be validated, and used stale where their origin allows it. Others
+	// are never used again.
+	Soft bool
 }
 
-// Purge forgets what the purge names and sees to it that nothing of it that is on its way is kept, or given to
-// anyone who asks from now on. It returns how many responses were kept. It looks at everything that is kept, once, and
-// holds up no hit.
-func (c *Cache) Purge(p Purge) (objects int) {
-	c.counts.purges.Add(1)
-	m := p.matcher()
-	outdate := func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.outdate(m.matches)
+// String is the purge for people, without its distribution.
+func (p Purge) String() string {
+	what := strings.Join(p.Items[:min(len(p.Items), toldItems)], ", ")
+	switch more := len(p.Items) - toldItems; {
+	case more > 0:
+		what = fmt.Sprintf("%s and %d more", what, more)
+	case what == "":
+		what = "everything"
 	}
-	outdate()
-	for slot, e := range c.stored.All() {
-		if m.matches(slot) {
-			c.stored.Invalidate(slot)
-			if e.object != nil {
-				objects++
-			}
+	if p.Host != "" {
+		what += " at " + p.Host
+	}
+	return what
+}
+
+// toldItems is how many items of a purge people are told; of others they are told how many.
+const toldItems = 5
+
+// What of a distribution and host a rule is about.
+const (
+	RuleWhole  = "whole"  // everything
+	RulePath   = "path"   // the path and query that are its text
+	RulePrefix = "prefix" // those that begin with its text
+	RuleTag    = "tag"    // what has the tag
+)
+
+// Rule is one thing that was purged. Purges is made of rules, and made again of those it says.
+type Rule struct {
+	Seq          uint64    `json:"seq"` // in the order of purges, from 1
+	At           time.Time `json:"at"`
+	Distribution string    `json:"distribution,omitempty"` // empty: all
+	Host         string    `json:"host,omitempty"`         // empty: all; noHost: what is kept for no host in particular
+	Kind         string    `json:"kind"`
+	Text         string    `json:"text,omitempty"` // of a path: without escapes; of a tag: in lower case
+	Soft         bool      `json:"soft,omitempty"`
+}
+
+// noHost is the host of what is kept for all hosts of a distribution.
+const noHost = "-"
+
+// rules are those of the purge, each once and not numbered yet.
+func (p Purge) rules() []Rule {
+	var all []Rule
+	add := func(kind, text string) {
+		r := Rule{Distribution: p.Distribution, Host: plainHost(p.Host), Kind: kind, Text: text, Soft: p.Soft}
+		all = append(all, r)
+		if p.Host != "" && p.Distribution != "" {
+			r.Host = noHost
+			all = append(all, r)
 		}
 	}
-	outdate() // again: while we looked, one may have begun to validate what is gone now
-	c.counts.purged.Add(uint64(objects))
-	return objects
-}
-
-// matcher is a purge made ready: so many paths cost hardly more than one.
-type matcher struct {
-	distribution string
-	exact        map[string]bool
-	prefixes     []string // sorted, and none begins with another
-}
-
-func (p Purge) matcher() *matcher {
-	m := &matcher{distribution: p.Distribution, exact: map[string]bool{}}
-	for _, path := range p.Paths {
-		path, wild := strings.CutSuffix(path, "*")
+	if len(p.Items) == 0 && p.Host != "" {
+		add(RuleWhole, "")
+	}
+	for _, item := range p.Items {
+		if tag, is := strings.CutPrefix(item, "#"); is {
+			if validTag(tag) {
+				add(RuleTag, lower(tag))
+			}
+			continue
+		}
+		path, wild := strings.CutSuffix(item, "*")
 		before, query, has := strings.Cut(path, "?")
 		if path = plain(before); has && (wild || query != "") {
 			path += "?" + query
 		}
-		if wild {
-			m.prefixes = append(m.prefixes, path)
-		} else {
-			m.exact[path] = true
+		switch {
+		case wild && (path == "" || path == "/"):
+			add(RuleWhole, "")
+		case wild:
+			add(RulePrefix, path)
+		default:
+			add(RulePath, path)
 		}
 	}
-	slices.Sort(m.prefixes)
-	kept := m.prefixes[:0]
-	for _, prefix := range m.prefixes {
-		if len(kept) == 0 || !strings.HasPrefix(prefix, kept[len(kept)-1]) {
-			kept = append(kept, prefix)
+	return all
+}
+
+// untagged are rules that name what the rules do, with whatever tags.
+func untagged(rules []Rule) []Rule {
+	all := slices.Clone(rules)
+	for i := range all {
+		if all[i].Kind == RuleTag {
+			all[i].Kind, all[i].Text = RuleWhole, ""
 		}
 	}
-	m.prefixes = kept
+	return all
+}
+
+const (
+	// maxMarks is how many rules of different things Purges holds, and maxMarkBytes of how many bytes in all. At either
+	// bound the older half becomes rules about whole distributions, which purge more: what was kept before them is asked for
+	// again.
+	maxMarks     = 8192
+	maxMarkBytes = 2 << 20
+)
+
+// Purges is what was purged: for each thing, when that was last. So it answers in a time that does not depend on how many
+// purges there were. It is a value without locks: one goroutine changes it, or many read it.
+type Purges struct {
+	newest uint64
+	floor  uint64 // rules up to here are forgotten
+	scopes map[scope]*marks
+	count  int
+	bytes  int
+}
+
+// scope is a distribution and host as in Rule.
+type scope struct{ distribution, host string }
+
+// marks are the rules of one scope.
+type marks struct {
+	whole   *mark
+	paths   map[string]*mark
+	prefix  map[string]*mark
+	lengths map[int]int // of the prefixes: how many have that length
+	tags    map[string]*mark
+}
+
+// mark is when a thing was last purged.
+type mark struct {
+	hard, soft     uint64 // sequence numbers; 0: never
+	hardAt, softAt time.Time
+}
+
+// Newest is the sequence number of the newest rule, 0 before the first.
+func (p *Purges) Newest() uint64 { return p.newest }
+
+// Len is how many rules there are.
+func (p *Purges) Len() int { return p.count }
+
+// Purge adds the rules of one purge, at one new sequence number, which it returns.
+func (p *Purges) Purge(what Purge, at time.Time) uint64 { return p.add(what.rules(), at) }
+
+func (p *Purges) add(rules []Rule, at time.Time) uint64 {
+	seq := p.newest + 1
+	p.newest = seq
+	for _, r := range rules {
+		r.Seq, r.At = seq, at
+		p.Add(r)
+	}
+	return seq
+}
+
+// Add adds a rule that was numbered before. Kinds that are not known purge the whole: they are of a newer release.
+func (p *Purges) Add(r Rule) {
+	if p.put(r); p.count > maxMarks || p.bytes > maxMarkBytes {
+		p.fold()
+	}
+}
+
+func (p *Purges) put(r Rule) {
+	p.newest = max(p.newest, r.Seq)
+	if r.Seq <= p.floor {
+		return
+	}
+	at := scope{r.Distribution, r.Host}
+	in := p.scopes[at]
+	if in == nil {
+		if p.scopes == nil {
+			p.scopes = map[scope]*marks{}
+		}
+		in = &marks{}
+		p.scopes[at] = in
+	}
+	var m *mark
+	switch r.Kind {
+	case RulePath:
+		m = p.in(&in.paths, r.Text)
+	case RulePrefix:
+		before := len(in.prefix)
+		m = p.in(&in.prefix, r.Text)
+		if in.lengths == nil {
+			in.lengths = map[int]int{}
+		}
+		in.lengths[len(r.Text)] += len(in.prefix) - before
+	case RuleTag:
+		m = p.in(&in.tags, r.Text)
+	default:
+		if in.whole == nil {
+			in.whole = &mark{}
+			p.count++
+		}
+		m = in.whole
+	}
+	switch {
+	case r.Soft && r.Seq > m.soft:
+		m.soft, m.softAt = r.Seq, r.At
+	case !r.Soft && r.Seq > m.hard:
+		m.hard, m.hardAt = r.Seq, r.At
+	}
+}
+
+// in is the mark of a text in a map, made if need be.
+func (p *Purges) in(all *map[string]*mark, text string) *mark {
+	m := (*all)[text]
+	if m == nil {
+		if *all == nil {
+			*all = map[string]*mark{}
+		}
+		m = &mark{}
+		(*all)[text] = m
+		p.count++
+		p.bytes += len(text)
+	}
 	return m
 }
 
-// matches says whether a slot, or the URI of a key, is named.
-func (m *matcher) matches(slot string) bool {
-	distribution, rest, _ := cutPart(slot)
-	if m.distribution != "" && distribution != m.distribution {
-		return false
+// fold makes the older half of the rules rules about whole distributions, and if that does not help, about everything.
+func (p *Purges) fold() {
+	all := p.Rules()
+	for _, whole := range []func(r Rule) Rule{
+		func(r Rule) Rule {
+			return Rule{Seq: r.Seq, At: r.At, Distribution: r.Distribution, Kind: RuleWhole, Soft: r.Soft}
+		},
+		func(r Rule) Rule { return Rule{Seq: r.Seq, At: r.At, Kind: RuleWhole, Soft: r.Soft} },
+	} {
+		folded := Purges{newest: p.newest, floor: p.floor}
+		for i, r := range all {
+			if i < len(all)/2 {
+				r = whole(r)
+			}
+			folded.put(r)
+		}
+		if folded.count <= maxMarks*3/4 && folded.bytes <= maxMarkBytes*3/4 {
+			*p = folded
+			return
+		}
 	}
+	everything := Purges{newest: p.newest, floor: p.floor}
+	for _, r := range all {
+		everything.put(Rule{Seq: r.Seq, At: r.At, Kind: RuleWhole, Soft: r.Soft})
+	}
+	*p = everything
+}
+
+// Rules are all rules, the oldest first. A thing that was purged softly after it was purged has two.
+func (p *Purges) Rules() []Rule {
+	var all []Rule
+	for at, in := range p.scopes {
+		add := func(kind, text string, m *mark) {
+			r := Rule{Distribution: at.distribution, Host: at.host, Kind: kind, Text: text}
+			if m.hard > 0 {
+				r.Seq, r.At = m.hard, m.hardAt
+				all = append(all, r)
+			}
+			if m.soft > m.hard {
+				r.Seq, r.At, r.Soft = m.soft, m.softAt, true
+				all = append(all, r)
+			}
+		}
+		if in.whole != nil {
+			add(RuleWhole, "", in.whole)
+		}
+		for text, m := range in.paths {
+			add(RulePath, text, m)
+		}
+		for text, m := range in.prefix {
+			add(RulePrefix, text, m)
+		}
+		for text, m := range in.tags {
+			add(RuleTag, text, m)
+		}
+	}
+	slices.SortFunc(all, func(a, b Rule) int {
+		return cmp.Or(cmp.Compare(a.Seq, b.Seq), strings.Compare(a.Distribution, b.Distribution), strings.Compare(a.Host, b.Host),
+			strings.Compare(a.Kind, b.Kind), strings.Compare(a.Text, b.Text))
+	})
+	return all
+}
+
+// Forget forgets the rules up to a sequence number: nothing is kept any more that was not looked at since. What
+// nevertheless says that it is older is purged.
+func (p *Purges) Forget(upTo uint64) {
+	upTo = min(upTo, p.newest)
+	if upTo <= p.floor {
+		return
+	}
+	left := Purges{newest: p.newest, floor: upTo}
+	if upTo < p.newest {
+		for _, r := range p.Rules() {
+			left.put(r)
+		}
+	}
+	*p = left
+}
+
+// Verdict is what purges mean for one response.
+type Verdict struct {
+	Hard bool      // it is not to be used
+	Soft bool      // it is stale
+	At   time.Time // since when it is stale
+}
+
+// Judge says whether a response is purged: that of the Key's URI (or of a slot of the store, which begins with it), which has
+// the tags as an Object holds them, and was asked for, or looked at last, when the newest rule was that of the sequence number.
+// A URI that is none is purged.
+func (p *Purges) Judge(uri, tags string, seen uint64) (v Verdict) {
+	if seen < p.floor {
+		return Verdict{Hard: true}
+	}
+	if seen >= p.newest {
+		return Verdict{}
+	}
+	distribution, rest, _ := cutPart(uri)
 	path, rest, _ := cutPart(rest)
-	query, _, ok := cutPart(rest)
+	query, rest, _ := cutPart(rest)
+	_, rest, _ = cutPart(rest)
+	host, _, ok := cutPart(rest)
 	if !ok {
-		return false
+		return Verdict{Hard: true}
 	}
 	if path = plain(path); query != "" {
 		path += "?" + query
 	}
-	if m.exact[path] {
-		return true
+	if host = plainHost(host); host == "" {
+		host = noHost
 	}
-	i, found := slices.BinarySearch(m.prefixes, path)
-	return found || i > 0 && strings.HasPrefix(path, m.prefixes[i-1])
+	judge := func(m *mark) {
+		if m == nil {
+			return
+		}
+		v.Hard = v.Hard || m.hard > seen
+		if m.soft > seen && m.softAt.After(v.At) {
+			v.Soft, v.At = true, m.softAt
+		}
+	}
+	for _, at := range [...]scope{{}, {distribution, ""}, {"", host}, {distribution, host}} {
+		in := p.scopes[at]
+		if in == nil {
+			continue
+		}
+		judge(in.whole)
+		judge(in.paths[path])
+		for length, n := range in.lengths {
+			if n > 0 && length <= len(path) {
+				judge(in.prefix[path[:length]])
+			}
+		}
+		if len(in.tags) == 0 {
+			continue
+		}
+		for left := tags; left != ""; {
+			var tag string
+			tag, left, _ = strings.Cut(left, ",")
+			judge(in.tags[tag])
+		}
+	}
+	return v
 }
 
 // plain is a path without escapes.
@@ -104,6 +391,196 @@ func plain(path string) string {
 		}
 	}
 	return path
+}
+
+// plainHost is a host in lower case, without port and final dot.
+func plainHost(host string) string {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && i > strings.LastIndexByte(host, ']') {
+		host = host[:i]
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}
+
+// Bounds of tags (CloudFront). What is beyond them, or no tag, is counted and does not tag.
+const (
+	maxTags = 50  // of one response
+	maxTag  = 256 // bytes
+)
+
+// tagged are the tags of a response: in lower case, each once, with commas between them; and how many were refused.
+func (p *Policy) tagged(h http.Header) (tags string, refused int) {
+	if p.TagHeader == "" {
+		return "", 0
+	}
+	return parseTags(h[p.TagHeader])
+}
+
+func parseTags(lines []string) (tags string, refused int) {
+	var all []string
+	for _, line := range lines {
+		for tag := range strings.SplitSeq(line, ",") {
+			switch tag = lower(trim(tag)); {
+			case tag == "", slices.Contains(all, tag):
+			case !validTag(tag), len(all) == maxTags:
+				refused++
+			default:
+				all = append(all, tag)
+			}
+		}
+	}
+	return strings.Join(all, ","), refused
+}
+
+// validTag says whether a tag is one: 1 to 256 visible ASCII characters, and no comma.
+func validTag(tag string) bool {
+	for i := range len(tag) {
+		if c := tag[i]; c < '!' || c > '~' || c == ',' {
+			return false
+		}
+	}
+	return tag != "" && len(tag) <= maxTag
+}
+
+// lower is ASCII text in lower case; other bytes stay as they are.
+func lower(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
+// Purge sees to it that what the purge names is not used from now on, or only as stale, and that nothing of it that is on its
+// way is kept, or given to anyone who asks from now on. It takes as long as the purge has items, however much is kept: each
+// response is compared with the purges since it was last looked at, when it is found or when the sweep comes by.
+func (c *Cache) Purge(p Purge) {
+	rules := p.rules()
+	if len(rules) == 0 {
+		return
+	}
+	now := time.Now()
+	var one, unseen Purges // for what is on its way: where its tags are not known yet, they may be any
+	one.add(rules, now)
+	unseen.add(untagged(rules), now)
+	c.counts.purges.Add(1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.log.Lock()
+	seq := c.purges.add(rules, now)
+	c.log.Unlock()
+	c.newest.Store(seq)
+	c.outdate(func(f *fill) bool {
+		by := &one
+		if !f.headed && f.want.Policy.TagHeader != "" {
+			by = &unseen
+		}
+		return by.Judge(f.want.Key.URI, f.tags, 0) != Verdict{}
+	})
+	if !c.sweeping {
+		c.sweeping = true
+		c.running.Go(c.sweep)
+	}
+}
+
+// Purged are the rules that are not forgotten yet, the oldest first.
+func (c *Cache) Purged() []Rule {
+	c.log.RLock()
+	defer c.log.RUnlock()
+	return c.purges.Rules()
+}
+
+// alive says whether an entry may still be used, as far as purges go. It notes what it finds out, so that until the next purge
+// it compares two numbers.
+func (c *Cache) alive(slot string, e *entry) bool {
+	for {
+		seen := e.seen.Load()
+		if seen == dead {
+			return false
+		}
+		if seen >= c.newest.Load() {
+			return true
+		}
+		tags := ""
+		if e.object != nil {
+			tags = e.object.tags
+		}
+		c.log.RLock()
+		v, newest := c.purges.Judge(slot, tags, seen), c.purges.Newest()
+		c.log.RUnlock()
+		if v.Soft && e.object != nil && !v.Hard && e.soft.CompareAndSwap(nil, e.object.softened(v.At)) {
+			c.counts.softened.Add(1)
+		}
+		if v.Hard {
+			newest = dead
+		}
+		if !e.seen.CompareAndSwap(seen, newest) {
+			continue
+		}
+		if v.Hard && e.object != nil {
+			c.counts.purged.Add(1)
+		}
+		return !v.Hard
+	}
+}
+
+const (
+	// sweepDelay is how long the sweep waits for further purges before it begins.
+	sweepDelay = time.Second
+	// sweepPiece is after how many entries it pauses, for sweepPause: it takes at most about a tenth of one processor.
+	sweepPiece = 512
+	sweepPause = time.Millisecond
+)
+
+// sweep looks at all that is kept, gives back the memory of what was purged, and then forgets the purges. It ends when
+// there is none left.
+func (c *Cache) sweep() {
+	for c.pause(sweepDelay) {
+		upTo, n := c.newest.Load(), 0
+		for slot, e := range c.stored.All() {
+			if !c.alive(slot, e) {
+				c.drop(slot, e)
+			}
+			if n++; n%sweepPiece == 0 && !c.pause(sweepPause) {
+				return
+			}
+		}
+		if c.swept(upTo) {
+			return
+		}
+	}
+}
+
+// swept forgets what all that is kept was compared with, and says whether that is all.
+func (c *Cache) swept(upTo uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.log.Lock()
+	c.purges.Forget(upTo)
+	c.log.Unlock()
+	c.sweeping = c.newest.Load() != upTo
+	return !c.sweeping
+}
+
+// pause waits so long, unless the cache is closed.
+func (c *Cache) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-c.ctx.Done():
+		return false
+	}
+}
+
+// drop takes an entry away, if it is still that in its slot.
+func (c *Cache) drop(slot string, e *entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now, ok := c.stored.GetEntryQuietly(slot); ok && now.Value == e {
+		c.stored.Invalidate(slot)
+	}
 }
 
 // SetFence begins a fence or ends it. A node that has missed a purge, and knows it, is fenced until it has made up for it: what
@@ -119,5 +596,5 @@ func (c *Cache) SetFence(fenced bool) {
 	}
 	c.era++
 	c.fence.Store(c.era)
-	c.outdate(func(string) bool { return true }) // what is on its way was asked for before
+	c.outdate(func(*fill) bool { return true }) // what is on its way was asked for before
 }

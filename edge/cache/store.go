@@ -1,9 +1,12 @@
 package cache
 
 import (
+	"math"
+	"math/bits"
 	"net/http"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/trace"
@@ -14,13 +17,19 @@ import (
 // the crossroads, and all that selects them. So taking away the one entry under the URI takes away all variants at once:
 // a new crossroads has a new generation, and what was kept under the old one is never found again and is evicted.
 
-// entry is what is kept in one slot: exactly one field is set, besides the weight.
+// entry is what is kept in one slot: exactly one of the first three fields is set.
 type entry struct {
 	object     *Object
 	crossroads *crossroads
-	apart      time.Time // until then each request asks the origin on its own: what it sends cannot be shared
-	weight     uint32
+	apart      int64 // until then, in ns since 1970, each request asks the origin on its own: what it sends cannot be shared
+
+	seen   atomic.Uint64          // the newest purge that the entry was compared with, or dead
+	soft   atomic.Pointer[Object] // the object since it was purged softly
+	weight uint32
 }
+
+// dead is what an entry has seen that was purged.
+const dead = math.MaxUint64
 
 // crossroads says what selects the variants of a URI.
 type crossroads struct {
@@ -28,7 +37,8 @@ type crossroads struct {
 	vary       []string
 }
 
-// entryOverhead is what an entry takes besides its slot, header and body: itself, its object, its share of the table.
+// entryOverhead is what an entry takes besides its slot, header and body: itself, its object and that again once purged
+// softly, its node in the library and its share of the library's tables. TestWhatIsCountedIsWhatIsHeld measures it.
 const entryOverhead = 512
 
 // apartFor is how long a key stays apart after a response that could not be shared (RFC 9111 §4: requests are only
@@ -60,7 +70,7 @@ func (f Found) Reuse(now time.Time, tr *trace.Trace) Reuse {
 
 // Find looks for the response to a request, which the policy's Key made key of. It does not judge whether it is fresh.
 func (c *Cache) Find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.Trace) Found {
-	e, ok := c.stored.GetIfPresent(k.URI)
+	e, ok := c.get(k.URI)
 	f := Found{slot: k.URI}
 	switch {
 	case ok && e.crossroads != nil:
@@ -68,7 +78,7 @@ func (c *Cache) Find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.T
 		if tr.On() {
 			tr.Add("its responses vary by %q and what the policy keys", e.crossroads.vary)
 		}
-		e, ok = c.stored.GetIfPresent(f.slot)
+		e, ok = c.get(f.slot)
 		f.Others = !ok
 	case k.Variant != "":
 		f.slot = k.URI + k.Variant
@@ -80,33 +90,56 @@ func (c *Cache) Find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.T
 			tr.Add("nothing is kept for %s", k)
 		}
 	case e.object != nil:
-		f.Object = e.object
-		f.Fenced = e.object.era < c.fence.Load()
+		c.found(&f, e)
 		if tr.On() {
-			tr.Add("a response is kept for %s: status %d, %d bytes, age %s", k, e.object.Status, len(e.object.Body), e.object.Age(now))
+			tr.Add("a response is kept for %s: status %d, %d bytes, age %s", k, f.Object.Status, len(f.Object.Body), f.Object.Age(now))
+			if e.soft.Load() != nil {
+				tr.Add("it was purged softly, and is stale since")
+			}
 		}
 	default:
-		f.Apart = now.Before(e.apart)
-		if tr.On() && f.Apart {
-			tr.Add("responses for %s could not be shared: each request asks on its own for another %s", k, e.apart.Sub(now))
+		left := time.Duration(e.apart - now.UnixNano())
+		if f.Apart = left > 0; tr.On() && f.Apart {
+			tr.Add("responses for %s could not be shared: each request asks on its own for another %s", k, left)
 		}
 	}
 	return f
 }
 
+// get is what is kept in a slot and not purged.
+func (c *Cache) get(slot string) (*entry, bool) {
+	e, ok := c.stored.GetIfPresent(slot)
+	if !ok || !c.alive(slot, e) {
+		return nil, false
+	}
+	return e, true
+}
+
+// found sets what is found of an entry with an object.
+func (c *Cache) found(f *Found, e *entry) {
+	f.Object = e.object
+	if soft := e.soft.Load(); soft != nil {
+		f.Object = soft
+	}
+	f.Fenced = f.Object.era < c.fence.Load()
+}
+
 func (x *crossroads) slot(k Key, p *Policy, h http.Header) string {
-	b := strconv.AppendUint(append(make([]byte, 0, len(k.URI)+len(k.Variant)+64), k.URI...), x.generation, 10)
-	b = append(b, '|')
+	b := x.appendGeneration(append(make([]byte, 0, len(k.URI)+len(k.Variant)+64), k.URI...))
 	b = append(b, k.Variant...)
 	b = append(b, '|')
 	return string(append(b, p.secondary(x.vary, h)...))
+}
+
+func (x *crossroads) appendGeneration(b []byte) []byte {
+	return append(strconv.AppendUint(b, x.generation, 10), '|')
 }
 
 // place is the slot for a response to a request, by the fields the response varies by. It makes the crossroads where one
 // is needed, and widens one that does not know all the fields yet. c.mu is held.
 func (c *Cache) place(k Key, p *Policy, h http.Header, vary []string) string {
 	var x *crossroads
-	if e, ok := c.stored.GetIfPresent(k.URI); ok {
+	if e, ok := c.get(k.URI); ok {
 		x = e.crossroads
 	}
 	if x == nil && k.Variant == "" && len(vary) == 0 {
@@ -133,16 +166,15 @@ func containsAll(all, some []string) bool {
 // put keeps an entry, for which so many bytes are reserved already, or says that there is no room. Either way what was
 // in the slot before is gone. c.mu is held.
 func (c *Cache) put(slot string, e *entry, reserved int64) bool {
-	size := int64(len(slot)) + entryOverhead
+	size := allocated(len(slot)) + entryOverhead
 	switch {
 	case e.object != nil:
-		size += int64(len(e.object.Body)) + e.object.headerSize()
+		size += allocated(cap(e.object.Body)) + allocated(len(e.object.Header)) + allocated(len(e.object.tags)) + varySize(e.object.vary)
 	case e.crossroads != nil:
-		for _, name := range e.crossroads.vary {
-			size += int64(len(name)) + lineOverhead
-		}
+		size += varySize(e.crossroads.vary)
 	}
 	e.weight = uint32(size)
+	e.seen.Store(c.newest.Load()) // a fill that a purge since was about is outdated, and does not get here
 	if !c.reserve(size - reserved) {
 		c.counts.refused.Add(1)
 		c.stored.Invalidate(slot)
@@ -150,6 +182,30 @@ func (c *Cache) put(slot string, e *entry, reserved int64) bool {
 	}
 	c.stored.Set(slot, e)
 	return true
+}
+
+// varySize is what the names of fields take.
+func varySize(names []string) (size int64) {
+	for _, name := range names {
+		size += allocated(len(name)) + lineOverhead
+	}
+	return size
+}
+
+// lineOverhead is a string's own two words.
+const lineOverhead = 16
+
+// allocated is what the allocator takes for so many bytes, about: classes of size that are an eighth apart, and pages of
+// 8 KiB for what is over 32 KiB.
+func allocated(n int) int64 {
+	const page, small = 8 << 10, 32 << 10
+	step := 16
+	if n > small {
+		step = page
+	} else if n > 128 {
+		step = 1 << (bits.Len(uint(n-1)) - 4)
+	}
+	return int64((n + step - 1) / step * step)
 }
 
 // reserve takes so many bytes of what the cache may hold, or refuses. What is below zero is given back.
@@ -172,13 +228,13 @@ func (c *Cache) Invalidate(k Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stored.Invalidate(k.URI)
-	c.outdate(func(uri string) bool { return uri == k.URI })
+	c.outdate(func(f *fill) bool { return f.want.Key.URI == k.URI })
 }
 
 // outdate sees to it that fills under way are neither kept nor joined. c.mu is held.
-func (c *Cache) outdate(which func(uri string) bool) {
+func (c *Cache) outdate(which func(*fill) bool) {
 	for f := range c.active {
-		if which(f.want.Key.URI) {
+		if which(f) {
 			f.outdated = true
 			c.remove(f)
 		}

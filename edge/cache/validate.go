@@ -2,7 +2,6 @@ package cache
 
 import (
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,21 +65,21 @@ func (o *Object) headed(p *Policy, h http.Header, size int64, requested, receive
 // updated is the kept response with the fields of a newer one about the same body.
 func (o *Object) updated(p *Policy, h http.Header, requested, received time.Time) (fresh *Object, own http.Header) {
 	w := *o
-	w.Header = o.Header.Clone()
-	w.Header.Del("Age") // of the response that is not the newest any more
-	w.Header["Date"] = []string{received.UTC().Format(http.TimeFormat)}
+	kept := o.Header.HTTP()
+	kept["Date"] = []string{received.UTC().Format(http.TimeFormat)}
 	for name, lines := range h {
 		switch {
 		case describes(name): // what the kept body is (§3.2)
 		case name == "Etag" && o.Header.Get("Etag") != "": // it matches, and is not made weaker
 		case name == "Set-Cookie" && !p.KeysCookies():
 		default:
-			w.Header[name] = slices.Clone(lines)
+			kept[name] = lines
 		}
 	}
-	cc := ParseControl(w.Header)
-	own = cc.separate(w.Header)
-	w.live(p, cc, requested, received)
+	cc := ParseControl(kept)
+	own = cc.separate(kept)
+	w.live(p, cc, kept, requested, received)
+	w.Header = NewHeader(kept).without(ownFields)
 	return &w, own
 }
 

@@ -88,7 +88,7 @@ func TestAKeptResponseAnswersByConditionAndRange(t *testing.T) {
 		{"not modified is stronger than a range", []string{"Range: bytes=0-9", `If-None-Match: "a"`}, Answer{Status: 304}},
 	} {
 		h := header(c.request...)
-		o := &Object{Status: 200, Header: header(`Etag: "a"`, "Date: "+at(0), "Last-Modified: "+cmp.Or(h.Get("X-Modified"), modified)), received: noon}
+		o := &Object{Status: 200, Header: NewHeader(header(`Etag: "a"`, "Date: "+at(0), "Last-Modified: "+cmp.Or(h.Get("X-Modified"), modified))), received: noon}
 		if got := o.Answer("GET", h, size); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: %q: got %+v, want %+v", c.name, c.request, got, c.want)
 		}
@@ -105,12 +105,12 @@ func TestOnlyAWholeResponseAnswersConditions(t *testing.T) {
 		{404, 10, Answer{Status: 404, Length: 10}},
 		{301, 0, Answer{Status: 301}},
 	} {
-		o := &Object{Status: c.status, Header: header(`Etag: "a"`)}
+		o := &Object{Status: c.status, Header: NewHeader(header(`Etag: "a"`))}
 		if got := o.Answer("GET", request, c.size); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%d: got %+v, want %+v", c.status, got, c.want)
 		}
 	}
-	o := &Object{Status: 200, Header: header()}
+	o := &Object{Status: 200, Header: NewHeader(header())}
 	if got, want := o.Answer("HEAD", header("Range: bytes=0-0"), 10), (Answer{Status: 200, Length: 10}); !reflect.DeepEqual(got, want) {
 		t.Errorf("a range of a HEAD: got %+v, want %+v", got, want)
 	}
@@ -136,7 +136,7 @@ func everyPart(n int) (parts []Part) {
 }
 
 func TestWithoutLastModifiedTheDateStandsIn(t *testing.T) {
-	o := &Object{Status: 200, Header: header("Date: " + at(0)), received: noon}
+	o := &Object{Status: 200, Header: NewHeader(header("Date: " + at(0))), received: noon}
 	for _, c := range []struct {
 		since time.Duration
 		want  int
@@ -205,7 +205,7 @@ func TestA304RefreshesWhatIsKept(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", name, fresh.Header.Get(name), want.Get(name))
 		}
 	}
-	if len(fresh.Header) != len(want) {
+	if len(fresh.Header.HTTP()) != len(want) {
 		t.Errorf("got %v, want %v", fresh.Header, want)
 	}
 	if string(fresh.Body) != "body" || fresh.FreshFor(noon) != time.Minute || fresh.Age(noon) != 0 {
@@ -229,7 +229,7 @@ func TestA304AboutAnotherResponseRefreshesNothing(t *testing.T) {
 		{[]string{"Last-Modified: x"}, []string{"Last-Modified: y"}, false},
 		{[]string{"Last-Modified: x"}, []string{`Etag: "a"`}, false},
 	} {
-		o := &Object{Status: 200, Header: header(c.kept...)}
+		o := &Object{Status: 200, Header: NewHeader(header(c.kept...))}
 		if _, _, ok := o.freshened(policy(), header(c.sent...), noon, noon); ok != c.want {
 			t.Errorf("kept %q, 304 with %q: got %v, want %v", c.kept, c.sent, ok, c.want)
 		}

@@ -21,13 +21,13 @@ func (d *discard) WriteHeader(int)             {}
 func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
 
 // filled is a plane that keeps a response of so many bytes for www.test/.
-func filled(b *testing.B, size int) *Plane {
+func filled(b *testing.B, size int, lines ...string) *Plane {
 	body := strings.Repeat("x", size)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
-	origin := &http.Server{Handler: says(0, body, "Cache-Control: max-age=86400", "Content-Type: text/css", `Etag: "1"`, "Last-Modified: Mon, 02 Nov 2026 00:00:00 GMT", "Server: nginx")}
+	origin := &http.Server{Handler: says(0, body, append(lines, "Cache-Control: max-age=86400", "Content-Type: text/css", `Etag: "1"`, "Last-Modified: Mon, 02 Nov 2026 00:00:00 GMT", "Server: nginx")...)}
 	var served sync.WaitGroup
 	served.Go(func() { origin.Serve(l) })
 	p := New(Config{CacheBytes: 64 << 20, POP: "icn1", Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {

@@ -138,18 +138,22 @@ func (p *Plane) Apply(s *spec.Spec) error {
 	return nil
 }
 
-// Purge forgets what this node keeps of a distribution under the paths, and returns how many responses those were
-// (CloudFront: an invalidation). cache.Purge says what a path names: /x is /x without a query and not below it, /x?a=1
-// what is kept for that query where queries are in the key, /x* all that begins so. The path / names the default root
-// object, too. All schemes, hosts and variants go. The name of a distribution that is not served is fine: what was kept
-// of it goes; an empty one stands for all.
-func (p *Plane) Purge(distribution string, paths []string) (objects int) {
-	if d := p.table.Load().all.Get(distribution); d != nil && d.root != "" && slices.Contains(paths, "/") {
-		paths = append(slices.Clone(paths), d.root)
+// Purge sees to it that nothing is used from now on that this node keeps, or is being sent, of what the purge names; or, if
+// it is soft, only as stale (CloudFront: an invalidation). It is done when Purge returns, and takes no longer for what is
+// kept; cache_purged_total counts what is met of it. Two names stand for more than cache.Purge says: the path / also for the
+// default root object; a host also for what the distribution that answers for it keeps for all its hosts. The name of a
+// distribution that is not served is fine.
+func (p *Plane) Purge(what cache.Purge) {
+	t := p.table.Load()
+	if d := t.all.Get(what.Distribution); d != nil && d.root != "" && slices.Contains(what.Items, "/") {
+		what.Items = append(slices.Clone(what.Items), d.root)
 	}
-	purge := cache.Purge{Distribution: distribution, Paths: paths}
-	p.peers.recent.add(purge.Match(), time.Now(), true)
-	return p.cache.Purge(purge)
+	p.peers.recent.add(what.Match(), time.Now(), true)
+	p.cache.Purge(what)
+	if d := t.distribution(hostname(what.Host)); what.Host != "" && what.Distribution == "" && d != nil {
+		what.Distribution = d.Name
+		p.Purge(what)
+	}
 }
 
 // SetFence has the origin asked before anything is served that was kept before, as long as this node knows that it has

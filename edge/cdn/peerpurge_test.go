@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/perigee-net/perigee/edge/cache"
 )
 
 // ordering is how purges come to a node: told, or not, and agreed later, as node has it.
@@ -21,7 +23,7 @@ type ordering struct {
 }
 
 func (o *ordering) purge(id int) {
-	o.Purge("site", []string{"/a*"})
+	o.Purge(cache.Purge{Distribution: "site", Items: []string{"/a*"}})
 	o.need = max(o.need, id)
 	o.made[id] = true
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/trace"
+	"github.com/perigee-net/perigee/edge/cache"
 )
 
 // numbered answers with how often the origin was asked.
@@ -41,12 +42,9 @@ func TestWhatIsPurgedIsAskedForAgain(t *testing.T) {
 		w.must("/a", 200, "Miss", "1")
 		w.must("/b/c", 200, "Miss", "2")
 		w.must("/b/d", 200, "Miss", "3")
-		if n := w.Purge("other", []string{"/*"}); n != 0 {
-			t.Errorf("another distribution's purge took %d", n)
-		}
-		if n := w.Purge("site", []string{"/a", "/b/*"}); n != 3 {
-			t.Errorf("purged %d, want 3", n)
-		}
+		w.Purge(cache.Purge{Distribution: "other", Items: []string{"/*"}})
+		w.must("/a", 200, "Hit", "1")
+		w.Purge(cache.Purge{Distribution: "site", Items: []string{"/a", "/b/*"}})
 		w.must("/a", 200, "Miss", "4") // and not validated, though it would be
 		w.must("/a", 200, "Hit", "4")
 		w.explained("/b/c", "miss")
@@ -57,13 +55,10 @@ func TestAPurgeOfTheRootIsOneOfTheDefaultRootObject(t *testing.T) {
 	inWorld(t, site("")+"defaultRootObject: start.html\n", func(t *testing.T, w *world) {
 		w.origin(numbered())
 		w.must("/", 200, "Miss", "1")
-		if n := w.Purge("site", []string{"/"}); n != 1 {
-			t.Errorf("purged %d", n)
-		}
+		w.Purge(cache.Purge{Distribution: "site", Items: []string{"/"}})
 		w.must("/", 200, "Miss", "2")
-		if n := w.Purge("site", []string{"/start.html"}); n != 1 {
-			t.Errorf("purged %d by its own name", n)
-		}
+		w.Purge(cache.Purge{Distribution: "site", Items: []string{"/start.html"}}) // by its own name
+		w.must("/", 200, "Miss", "3")
 	})
 }
 
@@ -84,6 +79,71 @@ func TestBehindAFenceNothingOldIsServedUnasked(t *testing.T) {
 		w.must("/b", 200, "Hit", "2")
 		if n := w.Counters()["cache_fenced_total"]; n != 2 {
 			t.Errorf("%d were fenced", n)
+		}
+	})
+}
+
+func TestAPurgeByTagGoesByTheHeaderOfTheDistribution(t *testing.T) {
+	inWorld(t, site("")+"cacheTagConfig: {headerName: surrogate-tag}\n", func(t *testing.T, w *world) {
+		served := numbered()
+		w.origin(func(rw http.ResponseWriter, r *http.Request) {
+			rw.Header().Add("Surrogate-Tag", "All, "+r.URL.Path[1:])
+			rw.Header().Add("Cache-Tag", "none")
+			served(rw, r)
+		})
+		w.must("/a", 200, "Miss", "1")
+		w.must("/b", 200, "Miss", "2")
+		w.Purge(cache.Purge{Distribution: "site", Items: []string{"#none", "#A"}})
+		w.must("/b", 200, "Hit", "2")
+		w.must("/a", 200, "Miss", "3")
+		w.Purge(cache.Purge{Items: []string{"#all"}})
+		w.explained("/a", "miss")
+		w.explained("/b", "miss")
+	})
+}
+
+func TestAPurgeOfAHostIsAlsoOfWhatItsDistributionKeepsForAllHosts(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		w.origin(numbered())
+		w.must("/", 200, "Miss", "1")
+		w.Purge(cache.Purge{Host: "other.test"})
+		w.must("/", 200, "Hit", "1")
+		w.Purge(cache.Purge{Host: "WWW.test:80"})
+		w.must("/", 200, "Miss", "2")
+		w.Purge(cache.Purge{Distribution: "site", Host: "www.test", Items: []string{"/a"}})
+		w.must("/", 200, "Hit", "2")
+	})
+}
+
+func TestWhatIsPurgedSoftlyIsServedWhileItIsAskedFor(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		w.origin(numbered())
+		w.must("/a", 200, "Miss", "1")
+		w.Purge(cache.Purge{Distribution: "site", Items: []string{"/*"}, Soft: true})
+		if tr := w.explained("/a", "hit: status 200, stale"); !strings.Contains(tr.String(), "it was purged softly") {
+			t.Errorf("by\n%s", tr)
+		}
+		if _, ok := quickly(t, w.Plane, "GET /a HTTP/1.1\r\nHost: www.test\r\n\r\n"); ok {
+			t.Error("it is answered as if it were fresh")
+		}
+		w.must("/a", 200, "Hit", "1")
+		time.Sleep(time.Second)
+		w.explained("/a", "hit: status 200, fresh")
+		if n := len(w.requests()); n != 2 {
+			t.Errorf("the origin was asked %d times", n)
+		}
+	})
+}
+
+func TestExplainSaysWhatAPurgeDid(t *testing.T) {
+	inWorld(t, site(""), func(t *testing.T, w *world) {
+		w.origin(numbered())
+		w.must("/a", 200, "Miss", "1")
+		w.explained("/a", "hit")
+		w.Purge(cache.Purge{Items: []string{"/*"}})
+		w.explained("/a", "miss")
+		if n := w.Counters(); n["cache_purges_total"] != 1 || n["cache_purged_total"] != 1 {
+			t.Errorf("counted %v", n)
 		}
 	})
 }

@@ -2,7 +2,6 @@ package cdn
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -15,6 +14,7 @@ import (
 type fields struct {
 	pop                                     []string
 	hit, miss, refreshHit, failed, redirect []string // X-Cache
+	hitLines, failedLines                   string   // of Quick's answers, below 400 and else
 }
 
 func newFields(pop string) fields {
@@ -22,6 +22,8 @@ func newFields(pop string) fields {
 		pop: []string{pop},
 		hit: []string{"Hit from perigee"}, miss: []string{"Miss from perigee"}, refreshHit: []string{"RefreshHit from perigee"},
 		failed: []string{"Error from perigee"}, redirect: []string{"Redirect from perigee"},
+		hitLines:    "X-Perigee-Pop: " + pop + "\r\nX-Cache: Hit from perigee\r\n\r\n",
+		failedLines: "X-Perigee-Pop: " + pop + "\r\nX-Cache: Error from perigee\r\n\r\n",
 	}
 }
 
@@ -37,13 +39,14 @@ func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, siz
 	h := w.Header()
 	switch a.Status {
 	case o.Status:
-		maps.Copy(h, o.Header)
+		add(h, o)
 		if _, known := h["Content-Length"]; !known && size >= 0 && hasBody(a.Status) {
 			h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
 		}
 	case http.StatusNotModified:
+		kept := o.Header.HTTP()
 		for _, name := range notModifiedFields {
-			if lines := o.Header[name]; lines != nil {
+			if lines := kept[name]; lines != nil {
 				h[name] = lines
 			}
 		}
@@ -51,7 +54,7 @@ func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, siz
 			h["Last-Modified"] = []string{modified}
 		}
 	case http.StatusPartialContent:
-		maps.Copy(h, o.Header)
+		add(h, o)
 		if a.Parts != nil {
 			parts = newByteranges(h, a, o.Header.Get("Content-Type"), size)
 			break
@@ -67,6 +70,14 @@ func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, siz
 	p.say(h, a.Status, from, s, age, id)
 	w.WriteHeader(a.Status)
 	return parts
+}
+
+// add adds what is sent on of the object's header. A type that the origin did not say is not guessed by net/http either.
+func add(h http.Header, o *cache.Object) {
+	o.Header.AddTo(h)
+	if _, said := h["Content-Type"]; !said {
+		h["Content-Type"] = nil
+	}
 }
 
 func hasBody(status int) bool {

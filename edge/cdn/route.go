@@ -135,8 +135,9 @@ type compiler struct {
 }
 
 type policyKey struct {
-	name     string
-	errorTTL time.Duration
+	name      string
+	errorTTL  time.Duration
+	tagHeader string
 }
 
 func (c *compiler) distribution(from *spec.Distribution) (*Distribution, error) {
@@ -165,10 +166,11 @@ func (c *compiler) behavior(d *spec.Distribution, b *spec.CacheBehavior) (*Behav
 	if from == nil {
 		return nil, fmt.Errorf("cache policy %q: %w", b.CachePolicy, errUnknown)
 	}
-	key := policyKey{b.CachePolicy, d.ErrorCachingMinTTL.Std()}
+	key := policyKey{b.CachePolicy, d.ErrorCachingMinTTL.Std(), http.CanonicalHeaderKey(d.CacheTagConfig.HeaderName)}
 	policy := c.policies[key]
 	if policy == nil {
 		policy = cache.NewPolicy(from, key.errorTTL)
+		policy.TagHeader = key.tagHeader
 		c.policies[key] = policy
 	}
 	at := slices.IndexFunc(d.Origins, func(o spec.Origin) bool { return o.Name == b.TargetOrigin })

@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -208,7 +207,7 @@ func (p *Plane) hit(w http.ResponseWriter, r *http.Request, o *cache.Object, now
 	p.counts.hits.Add(1)
 	size := int64(len(o.Body))
 	answer := o.Answer(r.Method, r.Header, size)
-	parts := p.head(w, o, answer, size, p.fields.hit, cache.Status{Hit: true, HasTTL: true, TTL: o.FreshFor(now), Detail: detail}, o.Age(now), "")
+	parts := p.head(w, o, answer, size, p.fields.hit, hitStatus(o, now, detail), o.Age(now), "")
 	p.write(w, r, o, answer, parts)
 }
 
@@ -411,7 +410,16 @@ func newID() string {
 	return string(appendID(space[:0]))
 }
 
+// idDigits are the digits of ids, five bits each: no i, l, o, u, which are taken for others.
+const idDigits = "0123456789abcdefghjkmnpqrstvwxyz"
+
 func appendID(b []byte) []byte {
-	b = strconv.AppendUint(b, rand.Uint64(), 36)
-	return strconv.AppendUint(b, rand.Uint64(), 36)
+	for range 2 {
+		n := rand.Uint64()
+		for range 12 { // 120 bits in all
+			b = append(b, idDigits[n&31])
+			n >>= 5
+		}
+	}
+	return b
 }

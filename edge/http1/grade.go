@@ -89,6 +89,19 @@ const (
 	Strictest
 )
 
+// MitigationOf is the mode that a load balancer's desyncMitigationMode names; what is no name is Unset.
+func MitigationOf(name string) Mitigation {
+	switch name {
+	case "monitor":
+		return Monitor
+	case "defensive":
+		return Defensive
+	case "strictest":
+		return Strictest
+	}
+	return Unset
+}
+
 // Decide says whether a request of a grade is served, and whether its connections are closed after that.
 func (m Mitigation) Decide(g Grade) (serve, last bool) {
 	switch m {

@@ -182,6 +182,14 @@ func TestMitigationDecidesByGrade(t *testing.T) {
 	}
 }
 
+func TestAModeIsKnownByItsName(t *testing.T) {
+	for name, want := range map[string]Mitigation{"monitor": Monitor, "defensive": Defensive, "strictest": Strictest, "": Unset, "Strictest": Unset} {
+		if got := MitigationOf(name); got != want {
+			t.Errorf("%q is mode %d, want %d", name, got, want)
+		}
+	}
+}
+
 func TestChunksEndWhereTheyEnd(t *testing.T) {
 	for _, c := range []struct {
 		sent    string
