@@ -555,7 +555,8 @@ func (n *Node) orderOf(ctx context.Context, _ string, req api.NodeOrder) (api.Re
 // ordered are the orders in force, for the API.
 func (n *Node) ordered() api.OrderList {
 	r := n.roster.Get()
-	list := api.OrderList{Epoch: r.Epoch, Fenced: n.view.Get().Fenced, Drains: []api.DrainInfo{}, Blocks: []api.BlockInfo{}, Purges: []api.PurgeInfo{}}
+	v := n.view.Get()
+	list := api.OrderList{Epoch: r.Epoch, Fenced: v.Fenced, Behind: n.behind(r.Epoch, v.Members), Drains: []api.DrainInfo{}, Blocks: []api.BlockInfo{}, Purges: []api.PurgeInfo{}}
 	if e := n.orders.effects.Load(); e != nil {
 		for _, name := range slices.Sorted(maps.Keys(e.Drains)) {
 			d := e.Drains[name]
@@ -570,13 +571,26 @@ func (n *Node) ordered() api.OrderList {
 		if len(list.Purges) == api.MaxHistory {
 			break
 		}
-		list.Purges = append(list.Purges, api.PurgeInfo{ID: p.ID, Epoch: p.Epoch, Distribution: p.Distribution, Paths: p.Paths, Time: p.Time, Author: p.Author})
+		list.Purges = append(list.Purges, api.PurgeInfo{ID: p.ID, Epoch: p.Epoch, Distribution: p.Distribution, Paths: p.Paths, Host: p.Host, Soft: p.Soft, Time: p.Time, Author: p.Author})
 	}
 	return list
 }
 
+// behind are the members that have not said that they have all orders up to an epoch.
+func (n *Node) behind(epoch uint64, members []view.Member) []api.NodeBehind {
+	said := n.sayings()
+	list := []api.NodeBehind{}
+	for _, m := range members {
+		if has := readTaken(said[m.Name][takenKey]).epoch; has < epoch && m.Name != n.cfg.Name {
+			list = append(list, api.NodeBehind{Node: m.Name, Epoch: has})
+		}
+	}
+	slices.SortFunc(list, func(a, b api.NodeBehind) int { return strings.Compare(a.Node, b.Node) })
+	return list
+}
+
 func (n *Node) purgeOrder(ctx context.Context, by roster.Principal, req api.PurgeRequest) (api.OrderResponse, error) {
-	return n.order(ctx, by, roster.Order{ID: req.ID, Kind: roster.OrderPurge, Distribution: req.Distribution, Paths: req.Paths}, 0)
+	return n.order(ctx, by, roster.Order{ID: req.ID, Kind: roster.OrderPurge, Distribution: req.Distribution, Paths: req.Paths, Host: req.Host, Soft: req.Soft}, 0)
 }
 
 func (n *Node) blockOrder(kind string) func(context.Context, roster.Principal, api.BlockRequest) (api.OrderResponse, error) {

@@ -35,7 +35,17 @@ func (v *verbs) order(ctx context.Context, verb string, args []string) (string, 
 	var give func(context.Context) (api.OrderResponse, error)
 	if verb == "purge" {
 		give = func(ctx context.Context) (api.OrderResponse, error) {
-			return ask.Purge(ctx, api.PurgeRequest{ID: rand.Text(), Distribution: subject, Paths: args[1:]})
+			req := api.PurgeRequest{ID: rand.Text(), Distribution: subject}
+			for _, arg := range args[1:] {
+				if host, is := strings.CutPrefix(arg, "host="); is {
+					req.Host = host
+				} else if arg == "soft" {
+					req.Soft = true
+				} else {
+					req.Paths = append(req.Paths, arg)
+				}
+			}
+			return ask.Purge(ctx, req)
 		}
 	} else {
 		if give, err = v.lasting(ctx, verb, subject, args[1:], ask); err != nil {

@@ -50,7 +50,9 @@ type Order struct {
 
 	// Purge.
 	Distribution string   `json:"distribution,omitempty"`
-	Paths        []string `json:"paths,omitempty"` // begin with /; * may stand at the end for any text
+	Paths        []string `json:"paths,omitempty"` // begin with /, where * may stand at the end for any text; or #, and name a cache tag
+	Host         string   `json:"host,omitempty"`  // only what is kept for this host of the distribution, in lower case
+	Soft         bool     `json:"soft,omitempty"`  // what is kept is stale from then on, where else it is forgotten
 
 	// Block and unblock.
 	CIDRs []netip.Prefix `json:"cidrs,omitempty"`
@@ -75,7 +77,10 @@ func (o Order) String() string {
 	s := o.Kind
 	switch o.Kind {
 	case OrderPurge:
-		s = fmt.Sprintf("purge of %s: %s", o.Distribution, listed(shortened(o.Paths)))
+		s = fmt.Sprintf("%s of %s: %s", purgeWord(o.Soft), o.Distribution, listed(shortened(o.Paths)))
+		if o.Host != "" {
+			s += " at " + o.Host
+		}
 	case OrderBlock, OrderUnblock:
 		var all []string
 		for _, p := range o.CIDRs {
@@ -92,6 +97,13 @@ func (o Order) String() string {
 		s += ": " + o.Reason
 	}
 	return s
+}
+
+func purgeWord(soft bool) string {
+	if soft {
+		return "soft purge"
+	}
+	return "purge"
 }
 
 // shortened are texts of which each fits in a line beside others.
@@ -207,14 +219,14 @@ func (o Order) check() error {
 }
 
 func (o Order) checkKind() error {
-	purges := o.Distribution != "" || o.Paths != nil
+	purges := o.Distribution != "" || o.Paths != nil || o.Host != "" || o.Soft
 	blocks := o.CIDRs != nil || o.Force
 	drains := o.Scope != "" || o.Name != ""
 	timed := !o.Until.IsZero()
 	switch o.Kind {
 	case OrderPurge:
 		if blocks || drains || timed {
-			return errors.New("a purge has a distribution and paths, and nothing else")
+			return errors.New("a purge has a distribution, paths and a host, and nothing else")
 		}
 		return o.checkPurge()
 	case OrderBlock:
@@ -246,7 +258,9 @@ func (o Order) checkPurge() error {
 	case o.Distribution == "" || len(o.Distribution) > maxAuthor || !isPlain(o.Distribution):
 		return fmt.Errorf("distribution: want the name of one")
 	case len(o.Paths) == 0:
-		return errors.New("no path: /* is for all of them")
+		return errors.New("no path and no #tag: /* is for all of them")
+	case o.Host != "" && !isHost(o.Host):
+		return fmt.Errorf("host: %.80q: want the name of one, in lower case and without a port", o.Host)
 	case len(o.Paths) > maxPaths:
 		return fmt.Errorf("%d paths: at most %d", len(o.Paths), maxPaths)
 	}
@@ -258,11 +272,30 @@ func (o Order) checkPurge() error {
 	return nil
 }
 
-// checkPath holds what CloudFront says of invalidation paths ("Invalidate files: what you need to know").
+// isHost says whether a text is a host in the one form of it.
+func isHost(s string) bool {
+	if len(s) > 253 || strings.HasPrefix(s, ".") || strings.HasSuffix(s, ".") {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+// maxTag is the longest cache tag, in bytes (CloudFront).
+const maxTag = 256
+
+// checkPath holds what CloudFront says of invalidation paths and cache tags ("Invalidate files: what you need to know").
 func checkPath(path string) error {
+	if tag, is := strings.CutPrefix(path, "#"); is {
+		return checkTag(tag)
+	}
 	switch {
 	case !strings.HasPrefix(path, "/"):
-		return errors.New("want a path that begins with /")
+		return errors.New("want a path that begins with /, or # and a tag")
 	case len(path) > maxPath:
 		return fmt.Errorf("%d characters: at most %d", len(path), maxPath)
 	case strings.Contains(strings.TrimSuffix(path, "*"), "*"):
@@ -271,6 +304,18 @@ func checkPath(path string) error {
 	for _, c := range []byte(path) {
 		if c <= ' ' || c >= 0x7f {
 			return errors.New("other than ASCII's visible characters must be URL-encoded")
+		}
+	}
+	return nil
+}
+
+func checkTag(tag string) error {
+	if tag == "" || len(tag) > maxTag {
+		return fmt.Errorf("a tag of %d bytes: 1–%d", len(tag), maxTag)
+	}
+	for _, c := range []byte(tag) {
+		if c <= ' ' || c >= 0x7f || c == ',' {
+			return errors.New("a tag is of ASCII's visible characters, without commas")
 		}
 	}
 	return nil

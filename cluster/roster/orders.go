@@ -65,6 +65,8 @@ type Purge struct {
 	ID           string    `json:"-"` // of the order
 	Distribution string    `json:"distribution"`
 	Paths        []string  `json:"paths"`
+	Host         string    `json:"host,omitempty"`
+	Soft         bool      `json:"soft,omitempty"`
 	Author       string    `json:"author,omitempty"`
 	Reason       string    `json:"reason,omitempty"`
 	Time         time.Time `json:"time"`
@@ -178,7 +180,7 @@ func (r *Roster) purge(c *store.Change, made *Ordered, o Order, now time.Time) e
 		made.PurgedBefore = max(made.PurgedBefore, p.Epoch)
 	}
 	return r.put(c, kindPurge, o.ID, Purge{
-		Distribution: o.Distribution, Paths: o.Paths, Author: o.Author, Reason: o.Reason, Time: now, Epoch: r.Revision + 1,
+		Distribution: o.Distribution, Paths: o.Paths, Host: o.Host, Soft: o.Soft, Author: o.Author, Reason: o.Reason, Time: now, Epoch: r.Revision + 1,
 	})
 }
 

@@ -43,7 +43,7 @@ func TestWhatIsOrderedIsRecordedAtItsEpoch(t *testing.T) {
 	w.order(drainOf("d1", ScopePOP, "icn1"))
 	w.now = w.now.Add(time.Minute)
 	w.order(lasting(but(blockOf("b1", "192.0.2.0/24", "2001:db8::/32"), func(o *Order) { o.Reason = "flood" }), time.Hour))
-	w.order(purgeOf("p1", "/a/*"))
+	w.order(but(purgeOf("p1", "/a/*", "#t"), func(o *Order) { o.Host, o.Soft = "a.example", true }))
 	r := w.roster()
 	mustHave(t, "revision", r.Revision, 4)
 	mustHave(t, "epoch", r.Epoch, 4)
@@ -56,11 +56,11 @@ func TestWhatIsOrderedIsRecordedAtItsEpoch(t *testing.T) {
 	if b.Prefix != netip.MustParsePrefix("2001:db8::/32") || b.Epoch != 3 || b.Reason != "flood" || !b.Until.Equal(w.now.Add(time.Hour)) {
 		t.Errorf("%+v", b)
 	}
-	if p.ID != "p1" || p.Epoch != 4 || p.Distribution != "web" || !slices.Equal(p.Paths, []string{"/a/*"}) || !p.Time.Equal(w.now) {
+	if p.ID != "p1" || p.Epoch != 4 || p.Distribution != "web" || !slices.Equal(p.Paths, []string{"/a/*", "#t"}) || p.Host != "a.example" || !p.Soft || !p.Time.Equal(w.now) {
 		t.Errorf("%+v", p)
 	}
 	last := w.state.Own.History[len(w.state.Own.History)-1]
-	mustHave(t, "note", last.Note, "purge of web: /a/*")
+	mustHave(t, "note", last.Note, "soft purge of web: /a/*, #t at a.example")
 	mustHave(t, "author", last.Author, "ci@access")
 	if revision, ok := w.state.Answered(store.Own, "b1"); !ok || revision != 3 {
 		t.Errorf("the block is known at revision %d, %v", revision, ok)

@@ -32,22 +32,76 @@ func question[T any](c *cobra.Command, f func(ctx context.Context, n *api.Client
 }
 
 func newPurge() *cobra.Command {
+	var tags []string
+	var wait bool
+	var timeout time.Duration
+	req := api.PurgeRequest{}
 	c := &cobra.Command{
-		Use:   "purge DISTRIBUTION PATH…",
+		Use:   "purge DISTRIBUTION [PATH…]",
 		Short: "Have all caches forget objects, at once",
 		Long: "Have all caches forget objects, at once. A path begins with / and may end with *, which stands for any text. All variants of an object go\n" +
-			"with it; its query string is part of the path where the cache keys it. What it did is printed: who has done it, after how long.",
-		Example: "  perigee purge shop /index.html '/img/*'\n  perigee purge shop '/*'",
+			"with it; its query string is part of the path where the cache keys it. A tag is what the origin gave an object in the field that the\n" +
+			"distribution's cacheTagConfig names. What it did is printed: who has done it, after how long.",
+		Example: "  perigee purge shop /index.html '/img/*'\n  perigee purge shop '/*' --host fr.shop.example --soft\n  perigee purge shop --tag product-7 --wait",
 		Args: func(c *cobra.Command, args []string) error {
-			if len(args) < 2 {
+			if len(args) == 0 || len(args) < 2 && len(tags) == 0 {
 				return usagef("usage: %s", c.UseLine())
 			}
 			return nil
 		},
 	}
-	return question(c, func(ctx context.Context, n *api.Client, args []string) (api.OrderResponse, error) {
-		return n.Purge(ctx, api.PurgeRequest{ID: rand.Text(), Distribution: args[0], Paths: args[1:]})
-	}, receipt("purged"))
+	var a addressed
+	var asJSON bool
+	c.RunE = func(c *cobra.Command, args []string) error {
+		req.ID, req.Distribution, req.Paths = rand.Text(), args[0], args[1:]
+		for _, tag := range tags {
+			req.Paths = append(req.Paths, "#"+tag)
+		}
+		res, err := ask(c, a, func(ctx context.Context, n *api.Client) (api.OrderResponse, error) { return n.Purge(ctx, req) })
+		if err != nil || asJSON {
+			err = orPrint(c.OutOrStdout(), res, err)
+		} else {
+			err = receipt("purged")(c.OutOrStdout(), res)
+		}
+		if err != nil || !wait {
+			return err
+		}
+		client, err := a.client()
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(c.Context(), timeout)
+		defer cancel()
+		return doneByAll(ctx, c.OutOrStdout(), client, res.Epoch, asJSON)
+	}
+	a.flags(c)
+	outputFlag(c, &asJSON)
+	c.Flags().StringSliceVar(&tags, "tag", nil, "objects with this cache tag; may be given again")
+	c.Flags().StringVar(&req.Host, "host", "", "only what is kept for this host")
+	c.Flags().BoolVar(&req.Soft, "soft", false, "what is kept is stale from now on: it may be validated, or stand in where the origin allows that")
+	c.Flags().BoolVar(&wait, "wait", false, "return when every live node has done it, and say who has not")
+	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long --wait waits")
+	return c
+}
+
+// doneByAll waits until all live nodes have an order. That not all have is an error.
+func doneByAll(ctx context.Context, w io.Writer, n *api.Client, epoch uint64, quiet bool) error {
+	start := time.Now()
+	behind, err := n.WaitOrder(ctx, epoch)
+	if err != nil {
+		var names []string
+		for _, b := range behind {
+			names = append(names, b.Node)
+		}
+		if len(names) == 0 {
+			return fmt.Errorf("epoch %d is agreed, but who has it is not known: %w", epoch, err)
+		}
+		return fmt.Errorf("epoch %d is agreed, but not done by all: %s: %w", epoch, strings.Join(names, ", "), err)
+	}
+	if !quiet {
+		fmt.Fprintf(w, "done by all live nodes, %s later\n", rounded(time.Since(start)))
+	}
+	return nil
 }
 
 func newBlock() *cobra.Command {

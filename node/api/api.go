@@ -265,7 +265,9 @@ const (
 type PurgeRequest struct {
 	ID           string   `json:"id,omitempty"` // makes a repeated request harmless; chosen by the client
 	Distribution string   `json:"distribution"`
-	Paths        []string `json:"paths"` // begin with /; * only at the end
+	Paths        []string `json:"paths"`          // begin with /, * only at the end; or # and a cache tag
+	Host         string   `json:"host,omitempty"` // only what is kept for this host
+	Soft         bool     `json:"soft,omitempty"` // stale from then on, where else it is forgotten
 }
 
 // BlockRequest asks that clients be refused, or be so no more.
@@ -309,11 +311,18 @@ type OrderAck struct {
 
 // OrderList is what is ordered now.
 type OrderList struct {
-	Epoch  uint64      `json:"epoch"`            // the newest order that this node knows to be agreed
-	Fenced bool        `json:"fenced,omitempty"` // it has heard of newer ones
-	Drains []DrainInfo `json:"drains"`
-	Blocks []BlockInfo `json:"blocks"`
-	Purges []PurgeInfo `json:"purges"` // the last ones, newest first
+	Epoch  uint64       `json:"epoch"`            // the newest order that this node knows to be agreed
+	Fenced bool         `json:"fenced,omitempty"` // it has heard of newer ones
+	Behind []NodeBehind `json:"behind"`           // live nodes that have not said yet that they have all orders up to Epoch, by name
+	Drains []DrainInfo  `json:"drains"`
+	Blocks []BlockInfo  `json:"blocks"`
+	Purges []PurgeInfo  `json:"purges"` // the last ones, newest first
+}
+
+// NodeBehind is a live node and the newest order that it says it has. It has all before that.
+type NodeBehind struct {
+	Node  string `json:"node"`
+	Epoch uint64 `json:"epoch"`
 }
 
 // DrainInfo is a drain that is in force.
@@ -341,6 +350,8 @@ type PurgeInfo struct {
 	Epoch        uint64    `json:"epoch"`
 	Distribution string    `json:"distribution"`
 	Paths        []string  `json:"paths"`
+	Host         string    `json:"host,omitempty"`
+	Soft         bool      `json:"soft,omitempty"`
 	Time         time.Time `json:"time"`
 	Author       string    `json:"author,omitempty"`
 }

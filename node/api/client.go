@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -239,6 +240,31 @@ func (c *Client) Undrain(ctx context.Context, req DrainRequest) (res OrderRespon
 // Orders is what is drained, blocked and was purged.
 func (c *Client) Orders(ctx context.Context) (res OrderList, err error) {
 	return res, c.get(ctx, "/v1/orders", nil, &res)
+}
+
+// againOrders is how often WaitOrder asks.
+const againOrders = 100 * time.Millisecond
+
+// WaitOrder waits until every live node has said that it has the order of an epoch, and all before it. It returns who has not
+// when ctx ends, with the error of that.
+func (c *Client) WaitOrder(ctx context.Context, epoch uint64) (behind []NodeBehind, err error) {
+	for {
+		list, err := c.Orders(ctx)
+		switch {
+		case err == nil:
+			behind = slices.DeleteFunc(list.Behind, func(n NodeBehind) bool { return n.Epoch >= epoch })
+			if list.Epoch >= epoch && len(behind) == 0 {
+				return nil, nil
+			}
+		case ctx.Err() == nil:
+			return behind, err
+		}
+		select {
+		case <-time.After(againOrders):
+		case <-ctx.Done():
+			return behind, ctx.Err()
+		}
+	}
 }
 
 // Order has the leader agree on an order; it works at the control port only.
