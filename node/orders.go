@@ -138,7 +138,7 @@ func (n *Node) do(id string, encoded []byte) error {
 	}
 	o.mu.Unlock()
 	if order.Kind == roster.OrderPurge {
-		n.purge(order.Distribution, order.Paths, told)
+		n.purge(cache.Purge{Distribution: order.Distribution, Host: order.Host, Items: order.Paths, Soft: order.Soft}, told)
 		return nil
 	}
 	n.layOrders()
@@ -161,15 +161,18 @@ func (n *Node) orderEvent(id, text, author string) uint64 {
 }
 
 // purge has the cache use nothing any more of what an order names.
-func (n *Node) purge(distribution string, paths []string, cause uint64) {
-	p := cache.Purge{Distribution: distribution, Items: paths}
+func (n *Node) purge(p cache.Purge, cause uint64) {
 	n.cdn.Purge(p)
-	text := fmt.Sprintf("%s of %s is purged", p, cmp.Or(distribution, "all distributions"))
+	done := "purged"
+	if p.Soft {
+		done = "stale"
+	}
+	text := fmt.Sprintf("%s of %s is %s", p, cmp.Or(p.Distribution, "all distributions"), done)
 	if cause == 0 {
-		n.events.Add(event.Purge, "distribution/"+distribution, text+": purges were missed that are kept no more")
+		n.events.Add(event.Purge, "distribution/"+p.Distribution, text+": purges were missed that are kept no more")
 		return
 	}
-	n.events.Add(event.Purge, "distribution/"+distribution, text, cause)
+	n.events.Add(event.Purge, "distribution/"+p.Distribution, text, cause)
 }
 
 // takeOrders makes the orders so that have become agreed.
@@ -180,11 +183,11 @@ func (n *Node) takeOrders(r *roster.Roster) {
 	told := maps.Clone(o.pending)
 	o.mu.Unlock()
 	if !whole {
-		n.purge("", []string{"/*"}, 0)
+		n.purge(cache.Purge{Items: []string{"/*"}}, 0)
 	}
 	for _, p := range missed {
 		if _, done := told[p.ID]; !done {
-			n.purge(p.Distribution, p.Paths, n.orderEvent(p.ID, "purge of "+p.Distribution, p.Author))
+			n.purge(cache.Purge{Distribution: p.Distribution, Host: p.Host, Items: p.Paths, Soft: p.Soft}, n.orderEvent(p.ID, "purge of "+p.Distribution, p.Author))
 		}
 	}
 	o.mu.Lock()
