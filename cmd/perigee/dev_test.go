@@ -375,6 +375,21 @@ func orders(t *testing.T, n *network) {
 	if res, _ := n.get(t, icn, "/"); res.Header.Get("X-Cache") != "Miss from perigee" {
 		t.Errorf("after the purge: X-Cache %q", res.Header.Get("X-Cache"))
 	}
+	n.get(t, icn, "/")
+	order("done by all live nodes", "purge", "site", "/", "--soft", "--wait")
+	if res, _ := n.get(t, icn, "/"); !strings.Contains(res.Header.Get("Cache-Status"), "fwd=stale") {
+		t.Errorf("after the soft purge: Cache-Status %q", res.Header.Get("Cache-Status"))
+	}
+	order("purged at 3 of 3 nodes", "purge", "site", "/*", "--host", "elsewhere.example")
+	order("purged at 3 of 3 nodes", "purge", "site", "--tag", "nothing-has-it")
+	if res, _ := n.get(t, icn, "/"); res.Header.Get("X-Cache") != "Hit from perigee" {
+		t.Errorf("after purges of other things: X-Cache %q", res.Header.Get("X-Cache"))
+	}
+	for _, args := range [][]string{{"purge", "site"}, {"purge"}} {
+		if code, _, said := do(t, append(args, at...)...); code != exitUsage || !strings.Contains(said, "usage: ") {
+			t.Errorf("%q: exit code %d, %s", args, code, said)
+		}
+	}
 	if code, _, said := do(t, append([]string{"purge", "nosuch", "/*"}, at...)...); code != exitRefused || !strings.Contains(said, "there is no distribution nosuch") {
 		t.Errorf("a purge of nothing: exit code %d, %s", code, said)
 	}
