@@ -34,8 +34,8 @@ const (
 	farewellMost = 256 << 10
 )
 
-// visit is an HTTP/1 connection from its first byte to its last. Requests of the plain form are answered here, by Quick;
-// all others are lent, one at a time, to net/http.
+// visit is an HTTP/1 connection from its first byte to its last. Requests of the plain form are answered here, by Quick or in
+// a turn; all others are lent, one at a time, to net/http.
 type visit struct {
 	*client
 	conn    net.Conn // what HTTP is spoken over: the client, or TLS over it
@@ -48,10 +48,11 @@ type visit struct {
 	state   atomic.Int32
 	born    time.Time
 
-	loan    *loan // the last one; nil: nothing was lent yet
-	desk    *desk // nil: nothing is here to be read
-	scanned int   // bytes of an unfinished head in which its end was looked for
-	blank   bool  // there was an empty line before it
+	loan    *loan   // the last one; nil: nothing was lent yet
+	hosted  *hosted // nil: there was no turn yet
+	desk    *desk   // nil: nothing is here to be read
+	scanned int     // bytes of an unfinished head in which its end was looked for
+	blank   bool    // there was an empty line before it
 	one     [1]byte
 	readBy  time.Time // the deadlines that stand; zero: not known
 	writeBy time.Time
@@ -178,6 +179,9 @@ func (d *door) visit(c *client) {
 
 // end gives everything back.
 func (v *visit) end() {
+	if v.hosted != nil {
+		v.hosted.cancel()
+	}
 	if v.loan != nil {
 		v.loan.dismiss()
 	}
@@ -384,13 +388,15 @@ func (v *visit) serve() bool {
 			v.door.front.sheets.put(s) // not held while others answer, or the client is waited for
 			s, out = nil, nil
 		}
-		size := q.Bytes
-		if form != http1.Plain {
-			size = http1.End(b, v.scanned)
+		if form == http1.Plain {
+			if !v.serveHere(q) {
+				return false
+			}
+			continue
 		}
-		if size >= 0 {
+		if size := http1.End(b, v.scanned); size >= 0 {
 			v.scanned, v.blank = 0, false
-			if !v.lend(size, form == http1.Plain) {
+			if !v.lend(size) {
 				return false
 			}
 			continue
@@ -563,12 +569,9 @@ func (v *visit) mayGoOn(n int64, err error) bool {
 func timedOut(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
 // lend has net/http serve the request whose head is the next so many bytes, and says whether the connection came back.
-func (v *visit) lend(size int, plain bool) bool {
+func (v *visit) lend(size int) bool {
 	head := v.desk.unread()[:size]
-	h := http1.Head{Framed: true}
-	if !plain {
-		h = http1.Read(head)
-	}
+	h := http1.Read(head)
 	f := v.door.front
 	f.counters.desync[h.Reason].Add(1)
 	serve, last := v.door.mitigation().Decide(h.Reason.Grade())
