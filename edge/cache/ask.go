@@ -161,7 +161,11 @@ func (a *Ask) nextAlone() ([]byte, error) {
 		return nil, a.ended
 	}
 	if a.piece == nil {
-		a.piece = make([]byte, alonePiece)
+		size := int64(alonePiece)
+		if known := a.fill.result.Size; known >= 0 { // and one byte more, for the end to come with it
+			size = min(size, known+1)
+		}
+		a.piece = make([]byte, size)
 	}
 	n, err := a.fill.alone.Read(a.piece)
 	if a.ended = err; n == 0 && err != nil {

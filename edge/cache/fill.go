@@ -32,7 +32,7 @@ type Fetch func(ctx context.Context, conditions http.Header) (*http.Response, er
 type Want struct {
 	Key    Key
 	Policy *Policy
-	Header http.Header // the viewer's
+	Header http.Header // the viewer's; the fill, which outlives the request, has it too: it is not to be changed any more
 	Fetch  Fetch
 	// Keep says whether what was brought is kept, besides being shared by those who asked meanwhile; nil: yes. It is asked when
 	// it begins to come and when all is here, and must be quick.
@@ -99,7 +99,6 @@ func (c *Cache) start(w Want, found Found, first *Ask) *fill {
 		c.counts.busy.Add(1)
 		return nil
 	}
-	w.Header = w.Header.Clone() // the fill outlives the request
 	f := &fill{
 		cache: c, want: w, stale: found.Object, fenced: found.Fenced, era: c.era, slot: found.slot,
 		first: first, asks: map[*Ask]struct{}{},
@@ -235,7 +234,6 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 	}
 	defer cancel()
 	defer response.Body.Close()
-	defer context.AfterFunc(ctx, f.wake)()
 	if _, refused := p.tagged(response.Header); refused > 0 {
 		f.cache.counts.badTags.Add(uint64(refused))
 	}
@@ -340,6 +338,7 @@ func (f *fill) grow(ctx context.Context) error {
 	if !f.full {
 		f.leave(apartSince(time.Now()))
 	}
+	defer context.AfterFunc(ctx, f.wake)()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.full = true

@@ -118,17 +118,17 @@ func (p *Plane) errandOf(r *http.Request, d Decision, key cache.Key, header http
 }
 
 // wanted is what a fill is to bring for the errand. Viewer is the header that the key was made of.
-func (p *Plane) wanted(e errand, viewer http.Header) cache.Want {
+func (p *Plane) wanted(e *errand, viewer http.Header) cache.Want {
 	w := cache.Want{Key: e.key, Policy: e.Behavior.Policy, Header: viewer, Fetch: p.fetching(e), Rank: e.rank}
 	if e.at == byViewers {
-		w.Keep = p.keep(e)
+		w.Keep = p.keep(*e)
 	}
 	return w
 }
 
 // rank is how near the origin those are that are asked. Two nodes whose views differ may each hold the other for the owner: so
 // what a peer asks for never waits for what may be asked of that peer.
-func (e errand) rank() int {
+func (e *errand) rank() int {
 	switch left := e.hops[e.turn.Load():]; {
 	case len(left) == 0:
 		return 2 // asks the origin
@@ -326,7 +326,8 @@ func (p *Plane) keep(e errand) func() bool {
 	if p.peers.heat.count(e.key.URI, time.Now()) {
 		p.peers.counts.hot.Add(1)
 	}
-	return func() bool { return p.peers.heat.hot(e.key.URI, time.Now()) }
+	uri := e.key.URI // and not the whole of it
+	return func() bool { return p.peers.heat.hot(uri, time.Now()) }
 }
 
 // Settle says that all purges that were told are agreed now, so that the epoch tells of them.

@@ -80,7 +80,7 @@ func (p *Plane) lend(w *lending, r *http.Request, e errand, conditions http.Head
 			p.refusePeer(w, refusedApart)
 			return
 		}
-		want := p.wanted(e, e.header)
+		want := p.wanted(&e, e.header)
 		if found.Others {
 			forward = cache.VaryMiss
 		}

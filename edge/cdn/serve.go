@@ -128,21 +128,24 @@ func (p *Plane) past(w http.ResponseWriter, r *http.Request, d Decision, demand 
 func (p *Plane) want(r *http.Request, d Decision, key cache.Key, id string, early *interim) cache.Want {
 	e := p.errandOf(r, d, key, d.Behavior.Forward(viewerOf(r), id, false), byViewers)
 	e.early = early
-	return p.wanted(e, r.Header)
+	return p.wanted(&e, r.Header)
 }
 
 // fetching asks the peers, or else the origin. Interim responses of the origin are for who asks it, and not for peers.
-func (p *Plane) fetching(e errand) cache.Fetch {
+func (p *Plane) fetching(e *errand) cache.Fetch {
 	return func(ctx context.Context, conditions http.Header) (*http.Response, error) {
-		if response, err := p.askPeers(ctx, e, conditions); response != nil || err != nil {
-			return response, err
+		if len(e.hops) > 0 {
+			if response, err := p.askPeers(ctx, *e, conditions); response != nil || err != nil {
+				return response, err
+			}
 		}
 		if e.early != nil {
 			ctx = e.early.watch(ctx)
 		}
-		q := &http.Request{Method: http.MethodGet, URL: e.address(e.path), Host: e.host, Header: e.header.Clone()}
-		for name, lines := range conditions {
-			q.Header[name] = lines
+		q := &http.Request{Method: http.MethodGet, URL: e.address(e.path), Host: e.host, Header: e.header}
+		if len(conditions) > 0 { // the origin may be asked once more, without
+			q.Header = e.header.Clone()
+			maps.Copy(q.Header, conditions)
 		}
 		return p.send(ctx, e.Decision, q)
 	}
