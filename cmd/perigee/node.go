@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -219,13 +218,9 @@ func (l *heldLog) release() {
 }
 
 // runNode runs a node until the context ends; started is called when it serves.
-// gcPercent is how much garbage a node lets grow beside what is live, in percent (GOGC), unless the environment says it. What
-// is live is mostly the cache and the spec, which costs little to look through: memory is dearer than the processor's time.
-const gcPercent = 50
-
 func runNode(ctx context.Context, cfg node.Config, started func()) error {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+		defer boundGarbage()()
 	}
 	token, err := secret(cfg.Token)
 	if _, gone := os.Stat(filepath.Join(cfg.Data, "node.json")); err != nil && gone != nil {
