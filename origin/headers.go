@@ -2,7 +2,8 @@ package origin
 
 import (
 	"crypto/rand"
-	"fmt"
+	"encoding/binary"
+	"encoding/hex"
 	"maps"
 	"net/http"
 	"net/netip"
@@ -138,9 +139,12 @@ func hostWithPort(host string, port uint16) string {
 // traced is the trace header for a target: a request without a Root gets one; one that has it keeps it and gets a
 // Self of this load balancer in the place of the last one's. Other fields stay.
 func traced(came string, now time.Time) string {
-	var id [12]byte
-	rand.Read(id[:])
-	fresh := fmt.Sprintf("=1-%08x-%024x", uint32(now.Unix()), id)
+	var raw [4 + 12]byte
+	binary.BigEndian.PutUint32(raw[:], uint32(now.Unix()))
+	rand.Read(raw[4:])
+	var text [2 * len(raw)]byte
+	hex.Encode(text[:], raw[:])
+	fresh := "=1-" + string(text[:8]) + "-" + string(text[8:])
 
 	var kept strings.Builder
 	rooted := false

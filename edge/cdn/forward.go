@@ -48,6 +48,11 @@ type Viewer struct {
 // Alone says that the request asks on its own, not to fill the cache: then the viewer's conditions and range go with it.
 func (b *Behavior) Forward(v Viewer, id string, alone bool) http.Header {
 	h := make(http.Header, 16)
+	lines := make([]string, 0, 12) // of all fields that have one each, together
+	set := func(name, line string) {
+		lines = append(lines, line)
+		h[name] = lines[len(lines)-1 : len(lines) : len(lines)]
+	}
 	send := func(names []string) {
 		for _, name := range names {
 			if lines := v.Header[name]; len(lines) > 0 && !slices.Contains(hopByHop, name) {
@@ -55,14 +60,14 @@ func (b *Behavior) Forward(v Viewer, id string, alone bool) http.Header {
 			}
 		}
 	}
-	h.Set("User-Agent", "Perigee")
+	set("User-Agent", "Perigee")
 	if codings := cache.AcceptEncoding(v.Header); codings != "" {
-		h.Set("Accept-Encoding", codings)
+		set("Accept-Encoding", codings)
 	}
 	send(early)
 	for _, name := range b.Policy.Headers() { // as they are in the key
 		if lines := v.Header[name]; len(lines) > 0 && !slices.Contains(hopByHop, name) {
-			h[name] = []string{b.Policy.Field(v.Header, name)}
+			set(name, b.Policy.Field(v.Header, name))
 		}
 	}
 	if alone {
@@ -72,10 +77,10 @@ func (b *Behavior) Forward(v Viewer, id string, alone bool) http.Header {
 		send(content)
 	}
 	if cookie := b.Policy.Cookie(v.Header); cookie != "" {
-		h.Set("Cookie", cookie)
+		set("Cookie", cookie)
 	}
 
-	h["X-Forwarded-For"] = appendLine(v.Header["X-Forwarded-For"], v.Address)
+	set("X-Forwarded-For", joined(v.Header["X-Forwarded-For"], v.Address))
 	scheme, port := "http", "80"
 	if v.TLS {
 		scheme, port = "https", "443"
@@ -85,11 +90,11 @@ func (b *Behavior) Forward(v Viewer, id string, alone bool) http.Header {
 			port = p
 		}
 	}
-	h.Set("X-Forwarded-Proto", scheme)
-	h.Set("X-Forwarded-Port", port)
-	h["Via"] = appendLine(v.Header["Via"], v.Protocol+" perigee")
-	h["Cdn-Loop"] = appendLine(v.Header["Cdn-Loop"], "perigee") // RFC 8586
-	h.Set("X-Perigee-Id", id)
+	set("X-Forwarded-Proto", scheme)
+	set("X-Forwarded-Port", port)
+	set("Via", joined(v.Header["Via"], v.Protocol+" perigee"))
+	set("Cdn-Loop", joined(v.Header["Cdn-Loop"], "perigee")) // RFC 8586
+	set("X-Perigee-Id", id)
 	return h
 }
 
@@ -182,13 +187,13 @@ func returned(h http.Header, p *cache.Policy) {
 		h.Del(name)
 	}
 	for _, name := range hopByHop {
-		h.Del(name)
+		delete(h, name)
 	}
-	h.Del("Alt-Svc") // where else the origin listens: viewers are told where the doors do
+	delete(h, "Alt-Svc") // where else the origin listens: viewers are told where the doors do
 	if !p.KeysCookies() {
-		h.Del("Set-Cookie")
+		delete(h, "Set-Cookie")
 	}
-	h["Via"] = appendLine(h["Via"], "1.1 perigee")
+	h["Via"] = []string{joined(h["Via"], "1.1 perigee")}
 }
 
 // nominated are the fields that Connection names as hop-by-hop.
@@ -205,12 +210,12 @@ func nominated(h http.Header) []string {
 	return names
 }
 
-// appendLine is a list field, in one line, with an element more.
-func appendLine(lines []string, element string) []string {
+// joined is a list field, in one line, with an element more.
+func joined(lines []string, element string) string {
 	if len(lines) == 0 {
-		return []string{element}
+		return element
 	}
-	return []string{strings.Join(lines, ", ") + ", " + element}
+	return strings.Join(lines, ", ") + ", " + element
 }
 
 // safe methods change nothing (RFC 9110 §9.2.1).
