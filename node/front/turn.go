@@ -67,9 +67,8 @@ const (
 )
 
 var (
-	errTurnOver  = errors.New("the handler has returned")
-	errNotTaken  = errors.New("the client does not take the answer")
-	errRequested = errors.New("the request's target cannot be read")
+	errTurnOver = errors.New("the handler has returned")
+	errNotTaken = errors.New("the client does not take the answer")
 )
 
 // serveHere has the door's handler answer the plain request whose head is next on the desk, and says whether the connection
@@ -114,7 +113,7 @@ func (v *visit) request(q *http1.Request, t *turn) (*http.Request, error) {
 	target := part(q.Target)
 	at, err := url.ParseRequestURI(target)
 	if err != nil {
-		return nil, errRequested
+		return nil, err
 	}
 	h := make(http.Header, len(q.Fields))
 	lines := make([]string, len(q.Fields))
@@ -467,11 +466,9 @@ func (t *turn) put(out, p []byte) {
 	var ok bool
 	switch {
 	case v.tcp == nil || t.limited():
-		for _, b := range [][]byte{out, p} {
-			if _, err := v.conn.Write(b); err != nil {
-				t.err = err
-				break
-			}
+		_, t.err = v.conn.Write(out)
+		if t.err == nil && len(p) > 0 {
+			_, t.err = v.conn.Write(p)
 		}
 		ok = t.err == nil
 	case len(p) == 0:
