@@ -55,6 +55,8 @@ type Cache struct {
 
 	askers  atomic.Int64
 	running sync.WaitGroup // the fills
+	next    chan *fill     // to a goroutine that has ended its own
+	spare   atomic.Int64   // how many of these there are
 	ctx     context.Context
 	cancel  context.CancelFunc
 
@@ -66,7 +68,7 @@ type Cache struct {
 
 // New makes an empty cache.
 func New(cfg Config) *Cache {
-	c := &Cache{limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}}
+	c := &Cache{limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}, next: make(chan *fill)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.stored = otter.Must(&otter.Options[string, *entry]{
 		// The last eighth is for fills. The library evicts behind its writes, by its own count, so the bytes are

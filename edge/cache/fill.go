@@ -114,8 +114,33 @@ func (c *Cache) start(w Want, found Found, first *Ask) *fill {
 	if found.Fenced {
 		c.counts.fenced.Add(1)
 	}
-	c.running.Go(f.run)
+	select {
+	case c.next <- f:
+	default:
+		c.running.Go(func() { c.work(f) })
+	}
 	return f
+}
+
+// maxSpare is how many goroutines wait for the next fill when they have ended one; more end. They have the stack still that a
+// request to an origin takes, which a new one has to grow to by copying, and that was a twentieth of what a miss costs.
+const maxSpare = 64
+
+// work runs one fill after another.
+func (c *Cache) work(f *fill) {
+	for {
+		f.run()
+		if c.spare.Add(1) > maxSpare {
+			c.spare.Add(-1)
+			return
+		}
+		select {
+		case f = <-c.next:
+			c.spare.Add(-1)
+		case <-c.ctx.Done():
+			return
+		}
+	}
 }
 
 // join makes a an asker of the fill, unless what it brings has become stale by now or begins to be dropped.

@@ -830,3 +830,27 @@ func TestExpiryOfAPolicyWithFloorNeedsNoOrigin(t *testing.T) {
 		w.mustGet("/", "filled", "v1")
 	})
 }
+
+func TestFewGoroutinesWaitForTheNextFill(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.answer = soon("x", "Cache-Control: no-store")
+		for round, path := range []string{"/a%d", "/b%d"} {
+			var people sync.WaitGroup
+			for i := range 2 * maxSpare {
+				people.Go(func() {
+					if how, body, err := w.get(t.Context(), w.want(fmt.Sprintf(path, i))); how != "filled" || body != "x" || err != nil {
+						t.Errorf("round %d: got %s, %q, %v", round, how, body, err)
+					}
+				})
+			}
+			people.Wait()
+			synctest.Wait()
+			if n := w.spare.Load(); n != maxSpare {
+				t.Errorf("round %d: %d wait, want %d", round, n, maxSpare)
+			}
+		}
+		if n := w.asked.Load(); n != 4*maxSpare {
+			t.Errorf("the origin was asked %d times", n)
+		}
+	})
+}
