@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -46,12 +47,22 @@ type Ask struct {
 	header http.Header
 	pos    int64 // how much was read; guarded by fill.mu
 	taken  int   // how much of what Next returned last is being written
-	piece  []byte
+	piece  *piece
 	ended  error // of a body that is this request's alone
 }
 
-// alonePiece is how much is read at a time of a body that is not shared.
-const alonePiece = 32 << 10
+// piece is how much is read at a time of a body that is not shared.
+type piece [32 << 10]byte
+
+// pieces lends what askers need as long as they read such a body.
+type pieces struct{ pool sync.Pool }
+
+func (p *pieces) get() *piece {
+	if lent, ok := p.pool.Get().(*piece); ok {
+		return lent
+	}
+	return new(piece)
+}
 
 // Ask joins the fill of what was not found fresh, or starts it. The fill outlives ctx, which is the asker's. The
 // asker must Close what it gets.
@@ -161,13 +172,9 @@ func (a *Ask) nextAlone() ([]byte, error) {
 		return nil, a.ended
 	}
 	if a.piece == nil {
-		size := int64(alonePiece)
-		if known := a.fill.result.Size; known >= 0 { // and one byte more, for the end to come with it
-			size = min(size, known+1)
-		}
-		a.piece = make([]byte, size)
+		a.piece = a.fill.cache.pieces.get()
 	}
-	n, err := a.fill.alone.Read(a.piece)
+	n, err := a.fill.alone.Read(a.piece[:])
 	if a.ended = err; n == 0 && err != nil {
 		return nil, err
 	}
@@ -178,6 +185,10 @@ func (a *Ask) nextAlone() ([]byte, error) {
 func (a *Ask) Close() {
 	a.stop()
 	f := a.fill
+	if a.piece != nil {
+		f.cache.pieces.pool.Put(a.piece)
+		a.piece = nil
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.asks, a)

@@ -57,6 +57,7 @@ type Cache struct {
 	running sync.WaitGroup // the fills
 	next    chan *fill     // to a goroutine that has ended its own
 	spare   atomic.Int64   // how many of these there are
+	pieces  pieces
 	ctx     context.Context
 	cancel  context.CancelFunc
 

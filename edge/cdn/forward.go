@@ -47,8 +47,8 @@ type Viewer struct {
 //
 // Alone says that the request asks on its own, not to fill the cache: then the viewer's conditions and range go with it.
 func (b *Behavior) Forward(v Viewer, id string, alone bool) http.Header {
-	h := make(http.Header, 16)
-	lines := make([]string, 0, 12) // of all fields that have one each, together
+	h := make(http.Header, 8+len(b.Policy.Headers())) // eight are mostly enough, and a map of that many is one piece
+	lines := make([]string, 0, 12)                    // of all fields that have one each, together
 	set := func(name, line string) {
 		lines = append(lines, line)
 		h[name] = lines[len(lines)-1 : len(lines) : len(lines)]
