@@ -1,7 +1,7 @@
 # make run    builds bin/perigee and starts three regions on this machine
 # make test   checks the code and runs every test
-# make verify tries for minutes what make test tries for seconds: agreement over SEEDS seeds in virtual time, and over real
-#             processes for VERIFYTIME (2m) of kill -9 and SIGSTOP; an upgrade under load
+# make verify tries for minutes what make test tries for seconds: agreement, and that purges are certain, over SEEDS seeds in virtual
+#             time; agreement over real processes for VERIFYTIME (2m) of kill -9 and SIGSTOP; an upgrade under load
 # make bench  measures this program beside others that are installed (ROUNDS samples of SAMPLE each, to bench.json and bench.html), the
 #             benchmarks of the hot paths COUNT times each, and those of whole clusters once. make peers builds two that Debian has not
 # make lab    runs what needs root and a Linux kernel: namespaces, links, BIRD, unbound, a browser, user-mode-linux
@@ -49,10 +49,10 @@ lab:
 	$(GO) test -count 1 -p 1 -run 'AnotherKernel' ./testbed/netns
 	$(GO) test -count 1 -p 1 -timeout 20m ./testbed/uml
 
-# The processes first: a thousand seeds take a quarter of an hour on two cores.
+# The processes first: a thousand seeds of agreement take a quarter of an hour on two cores, of purges half an hour.
 verify:
 	$(GO) test -count 1 -v -timeout 30m -run 'NoAcknowledgedChange|ARollingUpgrade' ./testbed/procs -linear.for $(VERIFYTIME) -upgrades
-	PERIGEE_SEEDS=$(SEEDS) $(GO) test -count 1 -v -timeout 3h -run AppliesAreLinearizable ./testbed
+	PERIGEE_SEEDS=$(SEEDS) $(GO) test -count 1 -v -timeout 3h -run 'AppliesAreLinearizable|AfterTheReceipt' ./testbed
 
 bench: build
 	$(GO) test -run '^$$' -bench . -skip '^BenchmarkCluster' -benchmem -count $(COUNT) $$($(GO) list ./... | grep -v '/testbed/pump$$') | tee bench.txt
