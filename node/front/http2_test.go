@@ -1,6 +1,7 @@
 package front
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
@@ -130,6 +131,50 @@ func TestHTTP2IsToldToGoWhenItsDoorCloses(t *testing.T) {
 		}
 		if took := time.Since(start); took > 8*time.Second {
 			t.Errorf("its connection ended after %v", took)
+		}
+	})
+}
+
+// A connection that always carries something is told to go by the first answer after the front was retired, and what is in flight finishes.
+func TestARetiredFrontHasHTTP2GoThatIsNeverIdle(t *testing.T) {
+	inWorld(t, Config{Certificate: NewCertificates("node", anyHost).Get}, func(w *world) {
+		let := make(chan struct{})
+		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: slow(&let)})
+		var dials atomic.Int64
+		tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			dials.Add(1)
+			return w.person.Dial(ctx, network, address)
+		}}
+		defer tr.CloseIdleConnections()
+		ask := func(url string) string {
+			res, err := (&http.Client{Transport: tr}).Get(url)
+			if err != nil {
+				return err.Error()
+			}
+			defer res.Body.Close()
+			body, err := io.ReadAll(res.Body)
+			return fmt.Sprint(res.Proto, " ", string(body), " ", err)
+		}
+		answered := make(chan string)
+		go func() { answered <- ask(site + "slow") }()
+		time.Sleep(time.Second)
+		w.front.Retire()
+		for range 2 {
+			time.Sleep(time.Second)
+			if got := ask(site); got != "HTTP/2.0 done <nil>" {
+				t.Errorf("who comes yet: %s", got)
+			}
+		}
+		if n := dials.Load(); n != 2 {
+			t.Errorf("after two answers it has come by %d connections: it was not told to go", n)
+		}
+		close(let)
+		if got := <-answered; got != "HTTP/2.0 done <nil>" {
+			t.Errorf("what was in flight: %s", got)
+		}
+		time.Sleep(2 * time.Second)
+		if n := w.front.Counters()["front_connections"]; n != 0 {
+			t.Errorf("%d connections are kept", n)
 		}
 	})
 }
