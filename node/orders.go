@@ -63,8 +63,7 @@ type orders struct {
 
 	fence   lane.Fence
 	heard   uint64      // the newest epoch that others have
-	since   time.Time   // since when that is newer than this node's
-	fenced  bool        // the cache goes by it
+	fenced  uint64      // the newest missed epoch of which the cache knows; 0: it is not fenced
 	doubted uint64      // an epoch that did not come in doubtTime
 	later   *time.Timer // looks at the fence again
 
@@ -96,7 +95,7 @@ func (n *Node) openLane() {
 	// What is agreed is in force before any door opens. The cache is empty: no purge is left to be made.
 	r := n.roster.Get()
 	o.purged = r.Epoch
-	o.fence.Have(r.Epoch)
+	o.fence.Have(r.Epoch, time.Now())
 	n.layOrders()
 	n.onClose("lane", func(context.Context) error {
 		o.mu.Lock()
@@ -192,7 +191,7 @@ func (n *Node) takeOrders(r *roster.Roster) {
 	}
 	o.mu.Lock()
 	o.purged = r.Epoch
-	o.fence.Have(r.Epoch)
+	o.fence.Have(r.Epoch, time.Now())
 	o.mu.Unlock()
 	n.setFence()
 	n.layOrders()
@@ -342,47 +341,52 @@ func (n *Node) hear(said report.Entries, members []view.Member) {
 	}
 	slices.Sort(epochs)
 	o.mu.Lock()
-	o.fence.Forget()
+	o.heard = 0
 	if len(epochs) > 0 {
-		heard := epochs[len(epochs)-1]
-		if heard <= o.doubted {
-			heard = epochs[(len(epochs)-1)/2]
+		if o.heard = epochs[len(epochs)-1]; o.heard <= o.doubted {
+			o.heard = epochs[(len(epochs)-1)/2]
 		}
-		o.fence.Heard(heard)
-		if heard > o.heard || o.since.IsZero() {
-			o.since = time.Now()
-		}
-		o.heard = heard
 	}
+	o.fence.Heard(o.heard, time.Now())
 	o.mu.Unlock()
 	n.setFence()
 }
 
-// setFence has the cache ask the origin before it serves what it kept, as long as this node has missed orders.
+// setFence has the cache ask the origin before it serves what it kept, as long as this node has missed orders. What it fetches meanwhile it
+// serves, until it is known to have missed another one.
 func (n *Node) setFence() {
 	o := &n.orders
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	waits := time.Since(o.since)
-	switch behind := o.fence.Fenced(); {
-	case !behind:
-		o.since = time.Time{}
-		if o.fenced {
-			o.fenced = false
+	if !o.fence.Fenced() {
+		if o.fenced > 0 {
+			o.fenced = 0
 			n.cdn.SetFence(false)
 			n.publish(fencedKey, nil)
 		}
-	case waits < fenceGrace:
-		o.later.Reset(fenceGrace - waits)
-	case waits > doubtTime:
-		o.doubted = max(o.doubted, o.heard)
-		n.cfg.Log.Error("others say that they have orders which do not come: they are believed no more unless most say so", "epoch", o.heard)
-	case !o.fenced:
-		o.fenced = true
-		n.cdn.SetFence(true)
-		n.publish(fencedKey, []byte{1})
-		o.later.Reset(doubtTime - waits)
+		return
 	}
+	now, since := time.Now(), o.fence.Since()
+	next := since.Add(doubtTime)
+	if !now.Before(next) {
+		next = now.Add(doubtTime)
+		if o.heard > o.doubted {
+			o.doubted = o.heard
+			n.cfg.Log.Error("others say that they have orders which do not come: they are believed no more unless most say so", "epoch", o.heard)
+		}
+	}
+	missed, later := o.fence.Missed(now.Add(-fenceGrace))
+	if missed > o.fenced {
+		if o.fenced == 0 {
+			n.publish(fencedKey, []byte{1})
+		}
+		o.fenced = missed
+		n.cdn.SetFence(true)
+	}
+	if later = later.Add(fenceGrace); later.After(now) && later.Before(next) {
+		next = later
+	}
+	o.later.Reset(next.Sub(now))
 }
 
 // looksAtFence is setFence some time later.
@@ -394,7 +398,7 @@ func (n *Node) looksAtFence() {
 func (n *Node) isFenced() bool {
 	n.orders.mu.Lock()
 	defer n.orders.mu.Unlock()
-	return n.orders.fenced
+	return n.orders.fenced > 0
 }
 
 // order gives an order: at once to all live nodes, and to the leader to be agreed on.

@@ -476,28 +476,73 @@ func TestTheLastLatenciesAreKept(t *testing.T) {
 
 func TestTheFenceIsUpWhileOthersHaveMore(t *testing.T) {
 	var f Fence
+	var now time.Time
 	step := func(what string, want bool) {
 		t.Helper()
 		if f.Fenced() != want {
 			t.Errorf("%s: fenced %v", what, f.Fenced())
 		}
+		now = now.Add(time.Second)
 	}
 	step("at the start", false)
-	f.Have(7)
-	f.Heard(7)
+	f.Have(7, now)
+	f.Heard(7, now)
 	step("as far as others", false)
-	f.Heard(9)
-	f.Heard(8)
+	f.Heard(9, now)
 	step("behind", true)
-	f.Have(8)
+	f.Have(8, now)
 	step("nearer", true)
-	f.Have(9)
+	f.Have(9, now)
 	step("there", false)
-	f.Heard(1 << 63)
+	f.Heard(1<<63, now)
 	step("after a lie", true)
-	f.Forget()
-	f.Heard(9)
+	f.Heard(9, now)
 	step("when who lied is gone", false)
-	f.Have(3) // recovered from an older state
+	f.Have(3, now) // recovered from an older state
 	step("after a recovery", true)
+}
+
+// Each epoch is missing since it was heard of: of a stream of them none holds up the fence for those before, nor does one that came in time
+// count for those after it.
+func TestTheFenceKnowsSinceWhenEachOrderIsMissing(t *testing.T) {
+	var f Fence
+	start := time.Unix(1_000_000, 0)
+	at := func(s int) time.Time { return start.Add(time.Duration(s) * time.Second) }
+	missed := func(by int, epoch uint64, next time.Time) {
+		t.Helper()
+		if e, n := f.Missed(at(by)); e != epoch || !n.Equal(next) {
+			t.Errorf("by %d it has missed %d, and hears next at %v: want %d, %v", by, e, n, epoch, next)
+		}
+	}
+	f.Have(4, at(0))
+	for s := range 5 {
+		f.Heard(uint64(5+s), at(s))
+		f.Heard(uint64(5+s), at(s).Add(time.Millisecond)) // again and again
+	}
+	missed(-1, 0, at(0))
+	missed(0, 5, at(1))
+	missed(2, 7, at(3))
+	missed(9, 9, time.Time{})
+	f.Have(7, at(9))
+	if !f.Since().Equal(at(3)) {
+		t.Errorf("the oldest that is missing was heard of at %v", f.Since())
+	}
+	missed(2, 0, at(3))
+	f.Heard(8, at(10)) // who had 9 is gone
+	missed(9, 8, time.Time{})
+	f.Heard(10, at(11))
+	f.Heard(9, at(12)) // a lie, or not: what is missing is so since then
+	missed(11, 9, time.Time{})
+	f.Have(9, at(13))
+	if f.Fenced() || !f.Since().IsZero() {
+		t.Error("it is fenced, and has all")
+	}
+	for e := range uint64(1000) {
+		f.Heard(10+e, at(20+int(e)))
+	}
+	missed(20+maxMissing-1, 1009, time.Time{})
+	missed(20+maxMissing-2, 10+maxMissing-2, at(20+maxMissing-1))
+	if len(f.missing) > maxMissing {
+		t.Errorf("%d are remembered", len(f.missing))
+	}
 }
