@@ -31,7 +31,7 @@ import (
 //     began, and hearTime after the other has the epoch, whichever is later, whatever it cannot reach besides. Contact is that both live, and
 //     that nothing is cut or lossy between the two.
 //   - The same goes for soft purges, but that what the origin allows to be used stale may be, for as long as it allows, counted from the
-//     purge. Until then it is said to be stale.
+//     purge; at a node that missed it, from when it has it. Until then it is said to be stale.
 //   - When everything is healed and the nodes are one again, none of them answers anything older than any receipt.
 //   - Each answer is of one version: a body is not put together from two, and what it says of itself (ETag) is its own.
 //
@@ -297,8 +297,9 @@ func (r *purgesRun) need(node string, p purgedPage, at time.Duration) (need, sof
 		if o.receipt == 0 || at <= o.receipt || o.number <= need || !o.names(p) {
 			continue
 		}
-		reason := "the receipt names it"
+		reason, made := "the receipt names it", o.receipt
 		if !slices.Contains(o.done, node) {
+			made = r.has(node, o.epoch)
 			other, since := r.told(node, o)
 			if other == "" || at < since {
 				continue
@@ -306,7 +307,7 @@ func (r *purgesRun) need(node string, p purgedPage, at time.Duration) (need, sof
 			reason = fmt.Sprintf("it is in contact with %s, which has epoch %d, and must know of it since %v", other, o.epoch, since)
 		}
 		soft = max(soft, o.number)
-		if o.request.Soft && lax && at < o.receipt+laxTime+softSlack {
+		if o.request.Soft && lax && (made == 0 || at < made+laxTime+softSlack) {
 			continue
 		}
 		need, by, why = o.number, o, reason
@@ -314,21 +315,26 @@ func (r *purgesRun) need(node string, p purgedPage, at time.Duration) (need, sof
 	return need, soft, by, why
 }
 
+// has is since when a node has an epoch, as far as was looked; 0: it has not. r.mu is held.
+func (r *purgesRun) has(node string, epoch uint64) time.Duration {
+	for _, seen := range r.epochs[node] {
+		if seen.epoch >= epoch {
+			return seen.since
+		}
+	}
+	return 0
+}
+
 // told is from when a node must know of an order, by another that has its epoch; "": there is none. r.mu is held.
 func (r *purgesRun) told(node string, o *purgedOrder) (other string, since time.Duration) {
 	for _, name := range r.f.Names {
 		contact, is := r.contacts.since[pairOf(node, name)]
-		if name == node || !is {
+		has := r.has(name, o.epoch)
+		if name == node || !is || has == 0 {
 			continue
 		}
-		for _, seen := range r.epochs[name] {
-			if seen.epoch < o.epoch {
-				continue
-			}
-			if from := max(contact+meetTime, seen.since+hearTime); other == "" || from < since {
-				other, since = name, from
-			}
-			break
+		if from := max(contact+meetTime, has+hearTime); other == "" || from < since {
+			other, since = name, from
 		}
 	}
 	return other, since
