@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"time"
@@ -64,6 +65,11 @@ type Config struct {
 	GeoDB      string // path of a MaxMind-format file; "": the built-in countries
 	CacheBytes int64  // memory for cached objects; 0: 256 MiB
 
+	// CacheDiskBytes bounds what cached objects take on disk, in CacheDir; 0: there is no disk. CacheDir is a folder of its own, which
+	// is the cache's alone; "": cache in Data.
+	CacheDiskBytes int64
+	CacheDir       string
+
 	Log *slog.Logger
 
 	// The network; nil means the real one.
@@ -79,7 +85,11 @@ type Config struct {
 	NoSync bool
 }
 
-const defaultCacheBytes = 256 << 20
+const (
+	defaultCacheBytes = 256 << 20
+	// leastDiskBytes is the smallest store on disk: in less, little would be kept for long.
+	leastDiskBytes = 16 << 20
+)
 
 // DrainTime is how long clients may come to a node that DNS answers no more, and a little.
 const DrainTime = dnsgeo.AliasTTL + 5*time.Second
@@ -140,6 +150,15 @@ func (c *Config) complete() error {
 	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = defaultCacheBytes
+	}
+	if c.CacheDiskBytes < 0 || c.CacheDiskBytes > 0 && c.CacheDiskBytes < leastDiskBytes {
+		return fmt.Errorf("--cache-disk-bytes %d: want 0 or at least %d", c.CacheDiskBytes, leastDiskBytes)
+	}
+	if c.CacheDir != "" && c.CacheDiskBytes == 0 {
+		return errors.New("--cache-dir needs --cache-disk-bytes")
+	}
+	if c.CacheDir == "" {
+		c.CacheDir = filepath.Join(c.Data, "cache")
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -41,6 +41,7 @@ import (
 	"github.com/perigee-net/perigee/dnsgeo/geo"
 	"github.com/perigee-net/perigee/edge/accelerator"
 	"github.com/perigee-net/perigee/edge/anycast"
+	"github.com/perigee-net/perigee/edge/cache/disk"
 	"github.com/perigee-net/perigee/edge/cdn"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/node/front"
@@ -526,9 +527,13 @@ func (n *Node) openPlanes() error {
 
 	n.origin = origin.New(origin.Config{Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, Evidence: n.prober.Evidence, Log: log})
 	n.onClose("origin", func(context.Context) error { n.origin.Close(); return nil })
+	store, err := n.openCacheDisk()
+	if err != nil {
+		return err
+	}
 	n.cdn = cdn.New(cdn.Config{
 		View: now, POP: n.cfg.POP, Dial: n.cfg.Dial, Backbone: n.backbone.Dial, HTTPSPort: httpsPort(n.cfg.HTTPS),
-		CacheBytes: n.cfg.CacheBytes, Epoch: n.orders.epoch, Log: log,
+		CacheBytes: n.cfg.CacheBytes, Disk: store, Epoch: n.orders.epoch, Log: log,
 	})
 	n.onClose("cdn", func(context.Context) error { return n.cdn.Close() })
 	n.accelerator = accelerator.New(accelerator.Config{View: now, Dial: n.backbone.Dial, Log: log})
@@ -558,6 +563,24 @@ func (n *Node) openPlanes() error {
 	}
 	return n.openSpeaker()
 }
+
+// openCacheDisk opens the folder where the cache keeps what it need not lose; nil: it keeps nothing.
+func (n *Node) openCacheDisk() (*disk.Store, error) {
+	if n.cfg.CacheDiskBytes == 0 {
+		return nil, nil
+	}
+	// What waits to be written is in memory, some of it beside the cache's.
+	store, err := disk.Open(disk.Config{Dir: n.cfg.CacheDir, Bytes: n.cfg.CacheDiskBytes, Pending: min(n.cfg.CacheBytes/4, maxCachePending)})
+	if err != nil {
+		return nil, fmt.Errorf("--cache-dir: %w", err)
+	}
+	n.onClose("cache's disk", func(context.Context) error { return store.Close() })
+	return store, nil
+}
+
+// maxCachePending bounds what waits in memory to be written to the cache's disk, and so does a quarter of the cache's memory. What
+// does not fit is kept in memory only.
+const maxCachePending = 64 << 20
 
 // openDoors opens what this node was told to open: one that cannot be opened is an error of the start.
 func (n *Node) openDoors() error {

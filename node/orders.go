@@ -58,6 +58,7 @@ type orders struct {
 	pending                  map[string]pending
 	seen                     map[string]time.Time // when an order that ends by itself was first heard of
 	purged                   uint64               // the epoch up to which all purges are made
+	making                   sync.RWMutex         // held for reading while a purge is made that was told: it is among the pending before
 	drainEvent, unblockEvent uint64               // that tell of the newest drain or its end, and of the newest end of a block
 	wake                     *time.Timer
 
@@ -92,11 +93,25 @@ func (n *Node) openLane() {
 	})
 	n.counted = append(n.counted, n.lane)
 	n.backbone.Handle(laneService, func(in *backbone.Incoming) { n.lane.Serve(in.Accept(), in.From) })
-	// What is agreed is in force before any door opens. The cache is empty: no purge is left to be made.
+	// What is agreed is in force before any door opens. If the cache is empty no purge is left to be made; what it has kept on disk
+	// may not know of the last ones. The spec says what they mean.
 	r := n.roster.Get()
-	o.purged = r.Epoch
-	o.fence.Have(r.Epoch, time.Now())
-	n.layOrders()
+	done := r.Epoch
+	if epoch, kept := n.cdn.Epoch(); kept {
+		done = epoch
+		built, err := n.specs.at(&n.agreed.Get().Table)
+		if err == nil {
+			err = n.cdn.Apply(built)
+		}
+		if err != nil && epoch != r.Epoch {
+			n.purge(everything(), 0)
+			done = r.Epoch
+		}
+	}
+	o.mu.Lock()
+	o.purged = done
+	o.mu.Unlock()
+	n.takeOrders(r)
 	n.onClose("lane", func(context.Context) error {
 		o.mu.Lock()
 		o.wake.Stop()
@@ -116,6 +131,8 @@ func (n *Node) do(id string, encoded []byte) error {
 		return fmt.Errorf("the order's ID is %s, not %s", order.ID, id)
 	}
 	o := &n.orders
+	o.making.RLock()
+	defer o.making.RUnlock()
 	o.mu.Lock()
 	_, known := o.pending[id]
 	_, agreed := n.roster.Get().Ordered(id)
@@ -137,8 +154,7 @@ func (n *Node) do(id string, encoded []byte) error {
 	}
 	o.mu.Unlock()
 	if order.Kind == roster.OrderPurge {
-		n.purge(cache.Purge{Distribution: order.Distribution, Host: order.Host, Items: order.Paths, Soft: order.Soft}, told)
-		return nil
+		return n.purge(cache.Purge{Distribution: order.Distribution, Host: order.Host, Items: order.Paths, Soft: order.Soft}, told)
 	}
 	n.layOrders()
 	return nil
@@ -159,9 +175,19 @@ func (n *Node) orderEvent(id, text, author string) uint64 {
 	return n.events.Add(event.Order, "order/"+id, fmt.Sprintf("%s, by %s", text, cmp.Or(author, "nobody")))
 }
 
-// purge has the cache use nothing any more of what an order names.
-func (n *Node) purge(p cache.Purge, cause uint64) {
-	n.cdn.Purge(p)
+// everything is what is purged where it is not known what is to be.
+func everything() cache.Purge { return cache.Purge{Items: []string{"/*"}} }
+
+// purge has the cache use nothing any more of what an order names. The error is cache.ErrUnnoted: it is done, and may not be any more
+// after a restart.
+func (n *Node) purge(p cache.Purge, cause uint64) error {
+	err := n.cdn.Purge(p)
+	n.tellPurge(p, cause)
+	return err
+}
+
+// tellPurge adds a purge to the events.
+func (n *Node) tellPurge(p cache.Purge, cause uint64) {
 	done := "purged"
 	if p.Soft {
 		done = "stale"
@@ -181,14 +207,24 @@ func (n *Node) takeOrders(r *roster.Roster) {
 	missed, whole := r.PurgesAfter(o.purged)
 	told := maps.Clone(o.pending)
 	o.mu.Unlock()
+	var due []cache.Purge
+	var causes []uint64
+	add := func(p cache.Purge, cause uint64) { due, causes = append(due, p), append(causes, cause) }
 	if !whole {
-		n.purge(cache.Purge{Items: []string{"/*"}}, 0)
+		add(everything(), 0)
 	}
 	for _, p := range missed {
 		if _, done := told[p.ID]; !done {
-			n.purge(cache.Purge{Distribution: p.Distribution, Host: p.Host, Items: p.Paths, Soft: p.Soft}, n.orderEvent(p.ID, "purge of "+p.Distribution, p.Author))
+			add(cache.Purge{Distribution: p.Distribution, Host: p.Host, Items: p.Paths, Soft: p.Soft}, n.orderEvent(p.ID, "purge of "+p.Distribution, p.Author))
 		}
 	}
+	n.cdn.Purge(due...) // what the disk does not note of them now is made again after a restart, by the epoch
+	for i, p := range due {
+		n.tellPurge(p, causes[i])
+	}
+	o.making.Lock() // those that were told are made
+	n.cdn.SetEpoch(r.Epoch)
+	o.making.Unlock()
 	o.mu.Lock()
 	o.purged = r.Epoch
 	o.fence.Have(r.Epoch, time.Now())
@@ -332,7 +368,7 @@ func (n *Node) hear(said report.Entries, members []view.Member) {
 	for _, m := range members {
 		for key, value := range said[m.Name] {
 			if id, is := strings.CutPrefix(key, orderKey); is && m.Name != n.cfg.Name {
-				if err := n.do(id, value); err != nil {
+				if err := n.do(id, value); err != nil && !errors.Is(err, cache.ErrUnnoted) {
 					n.malformed.Add(1)
 				}
 			}
@@ -433,10 +469,14 @@ func (n *Node) order(ctx context.Context, by roster.Principal, o roster.Order, l
 			return api.OrderResponse{}, err
 		}
 	}
-	if err := n.do(o.ID, encoded); err != nil {
+	acks := []api.OrderAck{{Node: n.cfg.Name}}
+	switch err := n.do(o.ID, encoded); {
+	case errors.Is(err, cache.ErrUnnoted):
+		acks[0].Error = err.Error()
+	case err != nil:
 		return api.OrderResponse{}, &api.Error{Status: http.StatusServiceUnavailable, Message: err.Error()}
 	}
-	acks := []api.OrderAck{{Node: n.cfg.Name, After: time.Since(start)}}
+	acks[0].After = time.Since(start)
 	var others []string
 	for _, m := range v.Members {
 		if m.Name != n.cfg.Name {

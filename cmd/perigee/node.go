@@ -138,6 +138,8 @@ func newNode() *cobra.Command {
 	f.StringSliceVar(&anycasts, "anycast", nil, "more addresses to announce while the node serves; its doors must be on all addresses")
 	f.StringVar(&cfg.GeoDB, "geo-db", "", "a MaxMind-format file to use instead of the built-in country table")
 	f.Int64Var(&cfg.CacheBytes, "cache-bytes", 256<<20, "memory for cached objects")
+	f.Int64Var(&cfg.CacheDiskBytes, "cache-disk-bytes", 0, "disk for cached objects, which outlive a restart there; 0: none")
+	f.StringVar(&cfg.CacheDir, "cache-dir", "", "the folder for that (default: cache in --data)")
 	f.DurationVar(&cfg.Drain, "drain", node.DrainTime, "how long it serves on when it is told to end, for clients that DNS has sent here; 0: not at all")
 	f.BoolVar(&withParent, "with-parent", false, "end when standard input does")
 	f.StringVar(&profile, "profile", "", "write cpu.pprof, of its whole life, and heap.pprof, of when it is told to end, into this folder")

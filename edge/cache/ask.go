@@ -84,7 +84,7 @@ func (c *Cache) Ask(ctx context.Context, w Want, found Found) (*Ask, error) {
 func (c *Cache) attach(a *Ask, w Want, found Found) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.Find(w.Key, w.Policy, w.Header, time.Now(), nil) != found {
+	if c.find(w.Key, w.Policy, w.Header, time.Now(), nil, false) != found {
 		return ErrOther // a fill ended since
 	}
 	if f := c.fills[found.slot]; f != nil && f.want.rank() >= w.rank() && f.join(a) {

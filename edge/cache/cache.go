@@ -1,5 +1,5 @@
 // Package cache is a shared HTTP cache (RFC 9111) with CloudFront's TTLs: the key, what may be kept and for how
-// long, how a kept response answers a request, the memory it is kept in, and the fill that brings it from the
+// long, how a kept response answers a request, the memory and the disk it is kept in, and the fill that brings it from the
 // origin. It knows no distributions, opens no sockets and writes no responses: edge/cdn does.
 //
 // The rules are pure functions over headers and times; Cache acts by them. When things break: a body that ends early
@@ -8,11 +8,15 @@
 package cache
 
 import (
+	"cmp"
 	"context"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 
 	"github.com/maypok86/otter/v2"
+
+	"github.com/perigee-net/perigee/edge/cache/disk"
 )
 
 const (
@@ -29,11 +33,16 @@ const (
 
 // Config is what a Cache is told.
 type Config struct {
-	// Bytes bounds all that is kept and all that is being filled, in bytes; at least 1 MiB.
+	// Bytes bounds all that is kept in memory and all that is being filled, in bytes; at least 1 MiB.
 	Bytes int64
+	// Disk is where all that is kept is kept, too, and found by the next cache that is given the same folder; nil: nowhere. Who opened
+	// it closes it, after the cache.
+	Disk *disk.Store
+	// Log is for the operator; nil discards.
+	Log *slog.Logger
 }
 
-// Cache keeps responses in memory and fills itself from origins. All methods may be called at the same time.
+// Cache keeps responses in memory, and on disk if it is given one, and fills itself from origins. All methods may be called at the same time.
 type Cache struct {
 	limit  int64
 	stored *otter.Cache[string, *entry]
@@ -48,6 +57,8 @@ type Cache struct {
 	sweeping bool // what was purged is being looked for
 
 	fence atomic.Uint64 // the era of the one that stands; 0: none
+
+	shelf *shelf // nil: there is no disk
 
 	newest atomic.Uint64 // purge, which each entry must have seen
 	log    sync.RWMutex  // guards, and is taken after mu:
@@ -80,10 +91,14 @@ func New(cfg Config) *Cache {
 			c.bytes.Add(-int64(d.Value.weight))
 			if d.WasEvicted() {
 				c.counts.evicted.Add(1)
+				c.shelf.evicted(d.Key, d.Value)
 			}
 		},
 		Executor: func(f func()) { f() }, // who writes evicts: no goroutine without an owner
 	})
+	if cfg.Disk != nil {
+		c.openShelf(cfg.Disk, cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)))
+	}
 	return c
 }
 
@@ -101,7 +116,7 @@ func (c *Cache) Counters() map[string]uint64 {
 	c.log.RLock()
 	rules := c.purges.Len()
 	c.log.RUnlock()
-	return map[string]uint64{
+	all := map[string]uint64{
 		"cache_bytes":             uint64(c.bytes.Load()),
 		"cache_objects":           uint64(c.stored.EstimatedSize()),
 		"cache_fills":             uint64(active),
@@ -120,6 +135,8 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_bad_tags_total":    c.counts.badTags.Load(),
 		"cache_fenced_total":      c.counts.fenced.Load(),
 	}
+	c.shelf.addCounters(all)
+	return all
 }
 
 func (c *Cache) objectLimit() int64 { return min(maxObject, c.limit/8) }

@@ -87,7 +87,7 @@ const firstPiece = 4 << 10
 func (c *Cache) Refresh(w Want, found Found) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	still := c.Find(w.Key, w.Policy, w.Header, time.Now(), nil) == found // or else it was purged, say
+	still := c.find(w.Key, w.Policy, w.Header, time.Now(), nil, false) == found // or else it was purged, say
 	if still && c.fills[found.slot] == nil {
 		c.start(w, found, nil)
 	}
@@ -218,18 +218,18 @@ func failed(response *http.Response, err error) bool {
 func (f *fill) validated(o *Object, own http.Header) {
 	h := o.Header.HTTP()
 	ok, why := f.want.Policy.Storable(o.Status, ParseControl(h), h, f.authorized(), o.received)
-	kept := &entry{object: o}
+	kept := &entry{object: o, renewal: true}
 	if !ok {
 		kept = apartSince(o.received)
 	}
 	f.leave(kept)
-	f.answer(Result{How: Validated, Object: o, Size: int64(len(o.Body)), Status: http.StatusNotModified, Stored: ok, WhyNot: why, Own: own},
+	f.answer(Result{How: Validated, Object: o, Size: o.Size(), Status: http.StatusNotModified, Stored: ok, WhyNot: why, Own: own},
 		ok && o.shared())
 }
 
 func (f *fill) covered(o *Object, status int) {
 	f.leave(&entry{object: o})
-	f.answer(Result{How: Covered, Object: o, Size: int64(len(o.Body)), Status: status}, true)
+	f.answer(Result{How: Covered, Object: o, Size: o.Size(), Status: status}, true)
 }
 
 // take makes the response a new object, or hands it to the first asker alone.
@@ -456,6 +456,7 @@ func (f *fill) release() {
 // settle moves the fill to the slot of its variant, so that those who look for the same find it there, and others do not.
 func (f *fill) settle(o *Object) {
 	c := f.cache
+	defer f.writeOut()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f.outdated {
@@ -476,6 +477,7 @@ func (f *fill) settle(o *Object) {
 // leave ends the fill for new askers and keeps what it brought, if that is anything.
 func (f *fill) leave(e *entry) {
 	c := f.cache
+	defer f.writeOut()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.remove(f)

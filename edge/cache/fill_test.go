@@ -82,12 +82,15 @@ func (w *world) get(ctx context.Context, want Want) (how, body string, err error
 	if o := found.Object; o != nil {
 		switch found.Reuse(time.Now(), nil) {
 		case Fresh:
-			return "hit", string(o.Body), nil
+			body, err := read(o)
+			return "hit", body, err
 		case StaleIfError:
-			return "held", string(o.Body), nil
+			body, err := read(o)
+			return "held", body, err
 		case StaleWhileRevalidate:
 			w.Refresh(want, found)
-			return "stale", string(o.Body), nil
+			body, err := read(o)
+			return "stale", body, err
 		}
 	}
 	ask, err := w.Ask(ctx, want, found)
@@ -101,7 +104,8 @@ func (w *world) get(ctx context.Context, want Want) (how, body string, err error
 	}
 	how = map[How]string{Filled: "filled", Validated: "validated", Covered: "covered"}[r.How]
 	if r.How != Filled {
-		return how, string(r.Object.Body), nil
+		body, err = read(r.Object)
+		return how, body, err
 	}
 	body, err = readAll(ask)
 	return how, body, err

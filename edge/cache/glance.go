@@ -25,6 +25,7 @@ func (c *Cache) Glance(t Target, p *Policy, fields []http1.Field, now time.Time,
 		return nil, false
 	}
 	if x := e.crossroads; x != nil {
+		e.use()
 		if b, ok = p.appendVariant(x.appendGeneration(b), fields); !ok {
 			return nil, false
 		}

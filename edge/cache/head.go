@@ -14,16 +14,18 @@ func (c *Cache) Headed(w Want, found Found, h http.Header, requested time.Time) 
 	if found.Object == nil {
 		return
 	}
+	defer c.shelf.writeOut(found.slot)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	if c.Find(w.Key, w.Policy, w.Header, now, nil) != found {
+	if c.find(w.Key, w.Policy, w.Header, now, nil, false) != found {
 		return // it is another by now
 	}
-	switch o, other := found.Object.headed(w.Policy, h, int64(len(found.Object.Body)), requested, now); {
+	switch o, other := found.Object.headed(w.Policy, h, found.Object.Size(), requested, now); {
 	case other:
 		c.stored.Invalidate(found.slot)
+		c.shelf.forget(found.slot)
 	case o != nil:
-		c.put(found.slot, &entry{object: o}, 0)
+		c.put(found.slot, &entry{object: o, renewal: true}, 0)
 	}
 }

@@ -11,8 +11,11 @@ type Object struct {
 	Status int
 	// Header is what is sent on, end to end. Of a kept response it is without the fields that Perigee says itself.
 	Header Header
-	// Body is whole, and empty while it is being filled.
+	// Body is whole; it is empty while it is being filled, and where it is on disk: see Open.
 	Body []byte
+
+	body uint64 // the number of the body, where there is a disk: an object and its body there have the same
+	at   *place // where the body is, if it is not in memory
 
 	received   time.Time
 	initialAge time.Duration

@@ -179,7 +179,7 @@ func (p *Purges) add(rules []Rule, at time.Time) uint64 {
 // Add adds a rule that was numbered before. Kinds that are not known purge the whole: they are of a newer release.
 func (p *Purges) Add(r Rule) {
 	if p.put(r); p.count > maxMarks || p.bytes > maxMarkBytes {
-		p.fold()
+		p.fold(func(p *Purges) bool { return p.count <= maxMarks*3/4 && p.bytes <= maxMarkBytes*3/4 })
 	}
 }
 
@@ -240,8 +240,9 @@ func (p *Purges) in(all *map[string]*mark, text string) *mark {
 	return m
 }
 
-// fold makes the older half of the rules rules about whole distributions, and if that does not help, about everything.
-func (p *Purges) fold() {
+// fold makes the older half of the rules rules about whole distributions, and if they do not fit then, about everything; and if that
+// does not help either, all of them.
+func (p *Purges) fold(fit func(*Purges) bool) {
 	all := p.Rules()
 	for _, whole := range []func(r Rule) Rule{
 		func(r Rule) Rule {
@@ -256,7 +257,7 @@ func (p *Purges) fold() {
 			}
 			folded.put(r)
 		}
-		if folded.count <= maxMarks*3/4 && folded.bytes <= maxMarkBytes*3/4 {
+		if fit(&folded) {
 			*p = folded
 			return
 		}
@@ -451,14 +452,26 @@ func lower(s string) string {
 	}, s)
 }
 
-// Purge sees to it that what the purge names is not used from now on, or only as stale, and that nothing of it that is on its
-// way is kept, or given to anyone who asks from now on. It takes as long as the purge has items, however much is kept: each
-// response is compared with the purges since it was last looked at, when it is found or when the sweep comes by.
-func (c *Cache) Purge(p Purge) {
-	rules := p.rules()
-	if len(rules) == 0 {
-		return
+// Purge sees to it that what the purges name is not used from now on, or only as stale, and that nothing of it that is on its
+// way is kept, or given to anyone who asks from now on. It takes as long as the purges have items, however much is kept: each
+// response is compared with the purges since it was last looked at, when it is found or when the sweep comes by. Where there is a
+// disk, it has taken note then, so that no restart undoes a purge. If it could not, the error is ErrUnnoted: the purges are made, and
+// the disk is told again until it can.
+func (c *Cache) Purge(all ...Purge) error {
+	seq := uint64(0)
+	for _, p := range all {
+		if rules := p.rules(); len(rules) > 0 {
+			seq = c.purge(rules)
+		}
 	}
+	if c.shelf == nil || seq == 0 {
+		return nil
+	}
+	return c.shelf.note(seq)
+}
+
+// purge makes the rules of one purge.
+func (c *Cache) purge(rules []Rule) (seq uint64) {
 	now := time.Now()
 	var one, unseen Purges // for what is on its way: where its tags are not known yet, they may be any
 	one.add(rules, now)
@@ -467,7 +480,7 @@ func (c *Cache) Purge(p Purge) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.log.Lock()
-	seq := c.purges.add(rules, now)
+	seq = c.purges.add(rules, now)
 	c.log.Unlock()
 	c.newest.Store(seq)
 	c.outdate(func(f *fill) bool {
@@ -481,6 +494,7 @@ func (c *Cache) Purge(p Purge) {
 		c.sweeping = true
 		c.running.Go(c.sweep)
 	}
+	return seq
 }
 
 // Purged are the rules that are not forgotten yet, the oldest first.
@@ -532,11 +546,11 @@ const (
 	sweepPause = time.Millisecond
 )
 
-// sweep looks at all that is kept, gives back the memory of what was purged, and then forgets the purges. It ends when
+// sweep looks at all that is kept, gives back the memory and disk of what was purged, and then forgets the purges. It ends when
 // there is none left.
 func (c *Cache) sweep() {
 	for c.pause(sweepDelay) {
-		upTo, n := c.newest.Load(), 0
+		upTo, n := c.settled(), 0
 		for slot, e := range c.stored.All() {
 			if !c.alive(slot, e) {
 				c.drop(slot, e)
@@ -545,10 +559,25 @@ func (c *Cache) sweep() {
 				return
 			}
 		}
+		if c.shelf != nil && !c.shelf.sweep(upTo) {
+			if !c.pause(shelfRetry) {
+				return
+			}
+			continue
+		}
 		if c.swept(upTo) {
 			return
 		}
 	}
+}
+
+// settled is the newest purge that all entries were compared with which are kept from now on.
+func (c *Cache) settled() uint64 {
+	if c.shelf != nil {
+		c.shelf.gate.Lock() // what was compared before has been given to the disk
+		defer c.shelf.gate.Unlock()
+	}
+	return c.newest.Load()
 }
 
 // swept forgets what all that is kept was compared with, and says whether that is all.

@@ -23,9 +23,12 @@ type entry struct {
 	crossroads *crossroads
 	apart      int64 // until then, in ns since 1970, each request asks the origin on its own: what it sends cannot be shared
 
-	seen   atomic.Uint64          // the newest purge that the entry was compared with, or dead
-	soft   atomic.Pointer[Object] // the object since it was purged softly
-	weight uint32
+	seen    atomic.Uint64          // the newest purge that the entry was compared with, or dead
+	soft    atomic.Pointer[Object] // the object since it was purged softly
+	given   atomic.Int64           // when it was given to the disk, or found there, in s since 1970
+	found   atomic.Bool            // it was of use
+	renewal bool                   // its body was kept before
+	weight  uint32
 }
 
 // dead is what an entry has seen that was purged.
@@ -68,17 +71,31 @@ func (f Found) Reuse(now time.Time, tr *trace.Trace) Reuse {
 	return f.Object.Reuse(now, tr)
 }
 
-// Find looks for the response to a request, which the policy's Key made key of. It does not judge whether it is fresh.
+// Find looks for the response to a request, which the policy's Key made key of. It does not judge whether it is fresh. It may
+// wait for the disk.
 func (c *Cache) Find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.Trace) Found {
-	e, ok := c.get(k.URI)
+	return c.find(k, p, h, now, tr, c.shelf != nil)
+}
+
+// find is Find. It looks at the disk only if it is to, for which c.mu must not be held.
+func (c *Cache) find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.Trace, onDisk bool) Found {
+	get := func(slot string) (*entry, bool) {
+		e, ok := c.get(slot)
+		if !ok && onDisk {
+			e, ok = c.load(slot)
+		}
+		return e, ok
+	}
+	e, ok := get(k.URI)
 	f := Found{slot: k.URI}
 	switch {
 	case ok && e.crossroads != nil:
+		e.use()
 		f.slot = e.crossroads.slot(k, p, h)
 		if tr.On() {
 			tr.Add("its responses vary by %q and what the policy keys", e.crossroads.vary)
 		}
-		e, ok = c.get(f.slot)
+		e, ok = get(f.slot)
 		f.Others = !ok
 	case k.Variant != "":
 		f.slot = k.URI + k.Variant
@@ -92,7 +109,10 @@ func (c *Cache) Find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.T
 	case e.object != nil:
 		c.found(&f, e)
 		if tr.On() {
-			tr.Add("a response is kept for %s: status %d, %d bytes, age %s", k, f.Object.Status, len(f.Object.Body), f.Object.Age(now))
+			tr.Add("a response is kept for %s: status %d, %d bytes, age %s", k, f.Object.Status, f.Object.Size(), f.Object.Age(now))
+			if f.Object.OnDisk() {
+				tr.Add("its body is on disk")
+			}
 			if e.soft.Load() != nil {
 				tr.Add("it was purged softly, and is stale since")
 			}
@@ -117,11 +137,19 @@ func (c *Cache) get(slot string) (*entry, bool) {
 
 // found sets what is found of an entry with an object.
 func (c *Cache) found(f *Found, e *entry) {
+	e.use()
 	f.Object = e.object
 	if soft := e.soft.Load(); soft != nil {
 		f.Object = soft
 	}
 	f.Fenced = f.Object.era < c.fence.Load()
+}
+
+// use notes that an entry was of use.
+func (e *entry) use() {
+	if !e.found.Load() {
+		e.found.Store(true)
+	}
 }
 
 func (x *crossroads) slot(k Key, p *Policy, h http.Header) string {
@@ -164,8 +192,20 @@ func containsAll(all, some []string) bool {
 }
 
 // put keeps an entry, for which so many bytes are reserved already, or says that there is no room. Either way what was
-// in the slot before is gone. c.mu is held.
+// in the slot before is gone. c.mu is held, and who holds it calls writeOut afterwards.
 func (c *Cache) put(slot string, e *entry, reserved int64) bool {
+	e.seen.Store(c.newest.Load()) // a fill that a purge since was about is outdated, and does not get here
+	if !c.hold(slot, e, reserved) {
+		c.stored.Invalidate(slot)
+		c.shelf.forget(slot)
+		return false
+	}
+	c.shelf.put(slot, e)
+	return true
+}
+
+// hold holds an entry in memory, for which so many bytes are reserved already, or says that there is no room. c.mu is held.
+func (c *Cache) hold(slot string, e *entry, reserved int64) bool {
 	size := allocated(len(slot)) + entryOverhead
 	switch {
 	case e.object != nil:
@@ -174,10 +214,8 @@ func (c *Cache) put(slot string, e *entry, reserved int64) bool {
 		size += varySize(e.crossroads.vary)
 	}
 	e.weight = uint32(size)
-	e.seen.Store(c.newest.Load()) // a fill that a purge since was about is outdated, and does not get here
 	if !c.reserve(size - reserved) {
 		c.counts.refused.Add(1)
-		c.stored.Invalidate(slot)
 		return false
 	}
 	c.stored.Set(slot, e)
@@ -228,6 +266,7 @@ func (c *Cache) Invalidate(k Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stored.Invalidate(k.URI)
+	c.shelf.forget(k.URI)
 	c.outdate(func(f *fill) bool { return f.want.Key.URI == k.URI })
 }
 

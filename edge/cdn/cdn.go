@@ -29,6 +29,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/edge/cache"
+	"github.com/perigee-net/perigee/edge/cache/disk"
 )
 
 // Config is what a Plane is given.
@@ -47,8 +48,10 @@ type Config struct {
 	RootCAs *x509.CertPool
 	// HTTPSPort is where this node serves HTTPS, for redirects; 0 is 443.
 	HTTPSPort uint16
-	// CacheBytes bounds the cache: all that is kept and all that is on its way into it.
+	// CacheBytes bounds the cache's memory: all that is kept in it and all that is on its way into it.
 	CacheBytes int64
+	// Disk is the cache's, too; nil: there is none. Who opened it closes it, after the Plane.
+	Disk *disk.Store
 	// Log is for the operator; nil discards.
 	Log *slog.Logger
 }
@@ -63,6 +66,7 @@ type Plane struct {
 	upstreams map[upstreamKey]*upstream
 	fields    fields
 	pieces    sync.Pool // *[]byte, for bodies that are passed on
+	blocks    sync.Pool // *[cache.BodyPiece]byte, for those that are read from disk
 	peers     *peers
 
 	counts struct {
@@ -76,9 +80,10 @@ func New(cfg Config) *Plane {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Plane{cfg: cfg, cache: cache.New(cache.Config{Bytes: cfg.CacheBytes}), fields: newFields(cfg.POP), upstreams: map[upstreamKey]*upstream{}}
+	p := &Plane{cfg: cfg, cache: cache.New(cache.Config{Bytes: cfg.CacheBytes, Disk: cfg.Disk, Log: cfg.Log}), fields: newFields(cfg.POP), upstreams: map[upstreamKey]*upstream{}}
 	p.openPeers()
 	p.pieces.New = func() any { b := make([]byte, pieceSize); return &b }
+	p.blocks.New = func() any { return new([cache.BodyPiece]byte) }
 	empty := &Table{spec: new(spec.Spec)}
 	if port := cfg.HTTPSPort; port != 0 && port != 443 {
 		empty.httpsPort = fmt.Sprintf(":%d", port)
@@ -138,23 +143,37 @@ func (p *Plane) Apply(s *spec.Spec) error {
 	return nil
 }
 
-// Purge sees to it that nothing is used from now on that this node keeps, or is being sent, of what the purge names; or, if
-// it is soft, only as stale (CloudFront: an invalidation). It is done when Purge returns, and takes no longer for what is
+// Purge sees to it that nothing is used from now on that this node keeps, or is being sent, of what the purges name; or, of
+// soft ones, only as stale (CloudFront: an invalidation). They are done when Purge returns, and take no longer for what is
 // kept; cache_purged_total counts what is met of it. Two names stand for more than cache.Purge says: the path / also for the
 // default root object; a host also for what the distribution that answers for it keeps for all its hosts. The name of a
-// distribution that is not served is fine.
-func (p *Plane) Purge(what cache.Purge) {
+// distribution that is not served is fine. The error is cache.ErrUnnoted.
+func (p *Plane) Purge(purges ...cache.Purge) error {
 	t := p.table.Load()
-	if d := t.all.Get(what.Distribution); d != nil && d.root != "" && slices.Contains(what.Items, "/") {
-		what.Items = append(slices.Clone(what.Items), d.root)
+	var all []cache.Purge
+	add := func(what cache.Purge) {
+		if d := t.all.Get(what.Distribution); d != nil && d.root != "" && slices.Contains(what.Items, "/") {
+			what.Items = append(slices.Clone(what.Items), d.root)
+		}
+		p.peers.recent.add(what.Match(), time.Now(), true)
+		all = append(all, what)
 	}
-	p.peers.recent.add(what.Match(), time.Now(), true)
-	p.cache.Purge(what)
-	if d := t.distribution(hostname(what.Host)); what.Host != "" && what.Distribution == "" && d != nil {
-		what.Distribution = d.Name
-		p.Purge(what)
+	for _, what := range purges {
+		add(what)
+		if d := t.distribution(hostname(what.Host)); what.Host != "" && what.Distribution == "" && d != nil {
+			what.Distribution = d.Name
+			add(what)
+		}
 	}
+	return p.cache.Purge(all...)
 }
+
+// Epoch is up to which of the network's epochs all purges were made of what is kept on disk; not known: nothing is. SetEpoch has the
+// disk remember that.
+func (p *Plane) Epoch() (epoch uint64, known bool) { return p.cache.Epoch() }
+
+// SetEpoch is told up to which epoch all purges were made.
+func (p *Plane) SetEpoch(epoch uint64) { p.cache.SetEpoch(epoch) }
 
 // SetFence has the origin asked before anything is served that was kept before, as long as this node knows that it has
 // missed purges. To be told so again begins it anew: it is to be told of each purge that it misses. It must have made

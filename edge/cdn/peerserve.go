@@ -91,8 +91,10 @@ func (p *Plane) lend(w *lending, r *http.Request, e errand, conditions http.Head
 				p.cache.Refresh(want, found)
 			}
 			if reuse != cache.Stale {
-				p.lendKept(w, e, conditions, o, reuse, now)
-				return
+				if p.lendKept(w, e, conditions, o, reuse, now) {
+					return
+				}
+				continue
 			}
 			forward = cache.StaleObject
 		}
@@ -132,15 +134,35 @@ func (e errand) detail(hit bool) string {
 
 var reused = map[cache.Reuse]string{cache.StaleWhileRevalidate: "stale-while-revalidate", cache.StaleIfError: "stale-if-error"}
 
-// lendKept hands on what is kept.
-func (p *Plane) lendKept(w *lending, e errand, conditions http.Header, o *cache.Object, reuse cache.Reuse, now time.Time) {
-	w.terms = cache.Terms{Kept: true, Shared: true, Fresh: o.FreshFor(now)}
-	size := int64(len(o.Body))
+// lendKept hands on what is kept. Not ok: as with hit.
+func (p *Plane) lendKept(w *lending, e errand, conditions http.Header, o *cache.Object, reuse cache.Reuse, now time.Time) (ok bool) {
+	size := o.Size()
 	answer := o.Answer(http.MethodGet, conditions, size)
+	body, err := open(o, http.MethodGet, answer)
+	if err != nil {
+		return false
+	}
+	defer body.Close()
+	w.terms = cache.Terms{Kept: true, Shared: true, Fresh: o.FreshFor(now)}
 	status := cache.Status{Hit: true, HasTTL: true, TTL: o.FreshFor(now), Detail: cmp.Or(reused[reuse], e.detail(true))}
 	p.head(w, o, answer, size, p.fields.hit, status, o.Age(now), e.header.Get("X-Perigee-Id"))
-	if answer.Status != http.StatusNotModified && answer.Length > 0 {
-		w.Write(o.Body[answer.Start : answer.Start+answer.Length])
+	p.lendPart(w, &body, answer)
+	return true
+}
+
+// lendPart hands on the part of a kept body that is the answer. It is not among the bytes that viewers were sent.
+func (p *Plane) lendPart(w *lending, body *cache.Body, a cache.Answer) {
+	block := p.blocks.Get().(*[cache.BodyPiece]byte)
+	defer p.blocks.Put(block)
+	for start, left := a.Start, a.Length; left > 0; {
+		piece, err := body.Piece(start, left, func() []byte { return block[:] })
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		if _, err := w.Write(piece); err != nil {
+			return // the peer left
+		}
+		start, left = start+int64(len(piece)), left-int64(len(piece))
 	}
 }
 
@@ -168,13 +190,20 @@ func (p *Plane) lendFilled(w *lending, r *http.Request, e errand, conditions htt
 		from, age, status.Detail = p.fields.hit, res.Object.Age(now), "stale-if-error"
 	}
 	answer := res.Object.Answer(http.MethodGet, conditions, res.Size)
+	var body cache.Body
+	if res.How != cache.Filled {
+		if body, err = open(res.Object, http.MethodGet, answer); err != nil {
+			return cache.ErrOther
+		}
+		defer body.Close()
+	}
 	maps.Copy(w.Header(), res.Own) // for the viewer who asked first
 	p.head(w, res.Object, answer, res.Size, from, status, age, e.header.Get("X-Perigee-Id"))
 	if answer.Status == http.StatusNotModified || answer.Length == 0 {
 		return nil
 	}
 	if res.How != cache.Filled {
-		w.Write(res.Object.Body[answer.Start : answer.Start+answer.Length])
+		p.lendPart(w, &body, answer)
 		return nil
 	}
 	flush := http.NewResponseController(w)

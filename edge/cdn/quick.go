@@ -12,7 +12,7 @@ import (
 )
 
 // Quick answers a request with a fresh response that is kept, as ServeHTTP would: the same routing, key, freshness and
-// fields, by the same functions, but without allocation. It is an http1.Quick. It answers nothing else, and leaves to ServeHTTP
+// fields, by the same functions, but without allocation, unless the body is on disk. It is an http1.Quick. It answers nothing else, and leaves to ServeHTTP
 // what asks for more than the plain whole: conditions, ranges, directives, credentials, hosts in upper case, paths that are
 // not written in normal form.
 //
@@ -32,7 +32,7 @@ func (p *Plane) Quick(q *http1.Request, a *http1.Response) bool {
 	}
 	now := time.Now()
 	o, ok := p.cache.Glance(d.target(), d.Behavior.Policy, q.Fields, now, a.Head)
-	if !ok {
+	if !ok || o.OnDisk() && !q.Head && !fromDisk(o, a) {
 		return false
 	}
 	a.Status = o.Status
@@ -57,11 +57,28 @@ func (p *Plane) Quick(q *http1.Request, a *http1.Response) bool {
 	a.Head = b
 	if !q.Head {
 		a.Body = o.Body
-		p.counts.bytes.Add(uint64(len(o.Body)))
+		p.counts.bytes.Add(uint64(o.Size()))
 	}
 	p.counts.requests.Add(1)
 	p.counts.hits.Add(1)
 	return true
+}
+
+// fromDisk has a body on disk be sent by its file. It costs a read of what stands with it, and the first time in this process all of
+// it, to check it.
+func fromDisk(o *cache.Object, a *http1.Response) bool {
+	body, err := o.Open()
+	if err != nil {
+		return false
+	}
+	if body.Check() == nil {
+		if file, offset, ok := body.File(); ok {
+			a.File, a.Offset, a.Length, a.Done = file, offset, o.Size(), body.Close
+			return true
+		}
+	}
+	body.Close()
+	return false
 }
 
 // text is bytes as a string, which is good as long as they are not changed. Who is given it must not keep it.

@@ -46,23 +46,31 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 		if o := found.Object; o != nil {
 			switch p.reuse(d, demand, found, now) {
 			case cache.Fresh:
-				p.hit(w, r, o, now, "")
-				return
+				if p.hit(w, r, o, now, "") {
+					return
+				}
+				continue
 			case cache.StaleWhileRevalidate:
 				if down := &d.Behavior.down; !down.is(now) || down.probe(now) {
 					p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
 				}
-				p.hit(w, r, o, now, "stale-while-revalidate")
-				return
+				if p.hit(w, r, o, now, "stale-while-revalidate") {
+					return
+				}
+				continue
 			case cache.StaleIfError:
 				if !o.Held(now) && d.Behavior.down.probe(now) {
 					p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
 				}
-				p.hit(w, r, o, now, "stale-if-error")
-				return
+				if p.hit(w, r, o, now, "stale-if-error") {
+					return
+				}
+				continue
 			case cache.StaleOnDemand:
-				p.hit(w, r, o, now, "max-stale")
-				return
+				if p.hit(w, r, o, now, "max-stale") {
+					return
+				}
+				continue
 			}
 			forward = cache.StaleObject
 			if o.FreshFor(now) > 0 && !found.Fenced {
@@ -181,17 +189,24 @@ func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, e
 		HasTTL: res.Stored, TTL: res.Object.FreshFor(now),
 	}
 	answer := res.Object.Answer(r.Method, r.Header, res.Size)
+	var body cache.Body
+	if res.How != cache.Filled {
+		if body, err = open(res.Object, r.Method, answer); err != nil {
+			return cache.ErrOther
+		}
+		defer body.Close()
+	}
 	maps.Copy(w.Header(), res.Own)
 	switch res.How {
 	case cache.Validated:
 		p.counts.refreshes.Add(1)
 		parts := p.head(w, res.Object, answer, res.Size, p.fields.refreshHit, status, res.Object.Age(now), id)
-		p.write(w, r, res.Object, answer, parts)
+		p.write(w, r, &body, answer, parts)
 	case cache.Covered:
 		p.counts.covered.Add(1)
 		status.Detail, status.HasTTL = "stale-if-error", true
 		parts := p.head(w, res.Object, answer, res.Size, p.fields.hit, status, res.Object.Age(now), id)
-		p.write(w, r, res.Object, answer, parts)
+		p.write(w, r, &body, answer, parts)
 	default:
 		parts := p.head(w, res.Object, answer, res.Size, p.filledFrom(res.Object), status, notFromCache, id)
 		switch {
@@ -205,28 +220,76 @@ func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, e
 	return nil
 }
 
-// hit answers with what is kept.
-func (p *Plane) hit(w http.ResponseWriter, r *http.Request, o *cache.Object, now time.Time, detail string) {
-	p.counts.hits.Add(1)
-	size := int64(len(o.Body))
+// hit answers with what is kept. Not ok: its body is lost, so nothing is answered and nothing is kept any more.
+func (p *Plane) hit(w http.ResponseWriter, r *http.Request, o *cache.Object, now time.Time, detail string) (ok bool) {
+	size := o.Size()
 	answer := o.Answer(r.Method, r.Header, size)
+	body, err := open(o, r.Method, answer)
+	if err != nil {
+		return false
+	}
+	defer body.Close()
+	p.counts.hits.Add(1)
 	parts := p.head(w, o, answer, size, p.fields.hit, hitStatus(o, now, detail), o.Age(now), "")
-	p.write(w, r, o, answer, parts)
+	p.write(w, r, &body, answer, parts)
+	return true
+}
+
+// open opens the body of a kept response if the answer needs it, and makes sure that all of it is there.
+func open(o *cache.Object, method string, a cache.Answer) (body cache.Body, err error) {
+	if method == http.MethodHead || a.Length == 0 && a.Parts == nil {
+		return body, nil
+	}
+	if body, err = o.Open(); err == nil {
+		if err = body.Check(); err != nil {
+			body.Close()
+		}
+	}
+	return body, err
 }
 
 // write writes the part, or parts, of a whole body.
-func (p *Plane) write(w http.ResponseWriter, r *http.Request, o *cache.Object, a cache.Answer, parts *byteranges) {
+func (p *Plane) write(w http.ResponseWriter, r *http.Request, body *cache.Body, a cache.Answer, parts *byteranges) {
 	switch {
 	case r.Method == http.MethodHead:
 	case parts != nil:
 		for i, part := range parts.parts {
-			p.put(w, []byte(parts.heads[i]))
-			p.put(w, o.Body[part.Start:part.Start+part.Length])
+			if !p.put(w, []byte(parts.heads[i])) || !p.writePart(w, body, part.Start, part.Length) {
+				return
+			}
 		}
 		p.put(w, []byte(parts.end))
 	case a.Length > 0:
-		p.put(w, o.Body[a.Start:a.Start+a.Length])
+		p.writePart(w, body, a.Start, a.Length)
 	}
+}
+
+// writePart writes a part of a body. If that cannot be read any more, the viewer's connection ends. It says whether the viewer is there
+// still.
+func (p *Plane) writePart(w http.ResponseWriter, body *cache.Body, start, left int64) bool {
+	var block *[cache.BodyPiece]byte
+	space := func() []byte {
+		if block == nil {
+			block = p.blocks.Get().(*[cache.BodyPiece]byte)
+		}
+		return block[:]
+	}
+	defer func() {
+		if block != nil {
+			p.blocks.Put(block)
+		}
+	}()
+	for left > 0 {
+		piece, err := body.Piece(start, left, space)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		if !p.put(w, piece) {
+			return false
+		}
+		start, left = start+int64(len(piece)), left-int64(len(piece))
+	}
+	return true
 }
 
 // followParts writes parts of a body as they come.

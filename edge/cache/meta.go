@@ -1,0 +1,243 @@
+package cache
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+)
+
+// What stands with a body on disk, and under the URI of a crossroads without one. It begins with a version, what it is, and the
+// number of the body (8 bytes, little endian; a crossroads has its generation there); then come numbers as varints, and texts
+// with their length before them. One of another version is nobody's: it is a miss, and deleted.
+const (
+	metaVersion = 1
+
+	metaObject     = 1
+	metaCrossroads = 2
+
+	metaFixed = 10
+	// maxVary is how many fields a response on disk may vary by. There are no more than the policy sends to the origin.
+	maxVary = 256
+)
+
+var errMeta = errors.New("not the meta of what is kept")
+
+// meta is the entry as it stands on disk. It is what was compared with the purges up to seen; nil if it is nothing to keep.
+func (e *entry) meta(seen uint64) []byte {
+	if x := e.crossroads; x != nil {
+		b := binary.LittleEndian.AppendUint64([]byte{metaVersion, metaCrossroads}, x.generation)
+		return appendNames(binary.AppendUvarint(b, seen), x.vary)
+	}
+	o := e.object
+	if soft := e.soft.Load(); soft != nil { // if seen tells of a soft purge, it is here: see alive
+		o = soft
+	}
+	if o == nil {
+		return nil
+	}
+	b := make([]byte, 0, metaFixed+len(o.Header)+len(o.tags)+128)
+	b = binary.LittleEndian.AppendUint64(append(b, metaVersion, metaObject), o.body)
+	b = binary.AppendUvarint(b, seen)
+	b = binary.AppendUvarint(b, uint64(o.Status))
+	b = binary.AppendVarint(b, o.received.UnixNano())
+	for _, d := range []time.Duration{o.initialAge, o.ttl, o.staleWhileRevalidate, o.staleIfError} {
+		b = binary.AppendVarint(b, int64(d))
+	}
+	b = appendText(b, o.tags)
+	b = appendNames(b, o.vary)
+	return appendText(b, string(o.Header))
+}
+
+// bodyOf is the number of the body that a meta is about.
+func bodyOf(meta []byte) uint64 {
+	if len(meta) < metaFixed || meta[0] != metaVersion || meta[1] != metaObject {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(meta[2:])
+}
+
+// parseMeta reads a meta. The object is without its body.
+func parseMeta(meta []byte) (e *entry, seen uint64, err error) {
+	if len(meta) < metaFixed || meta[0] != metaVersion {
+		return nil, 0, errMeta
+	}
+	r := reader{b: meta[metaFixed:]}
+	number := binary.LittleEndian.Uint64(meta[2:])
+	seen = r.uvarint()
+	switch meta[1] {
+	case metaCrossroads:
+		e = &entry{crossroads: &crossroads{generation: number, vary: r.names()}}
+	case metaObject:
+		o := &Object{body: number, Status: int(min(r.uvarint(), 1<<16))}
+		o.received = time.Unix(0, r.varint())
+		for _, d := range []*time.Duration{&o.initialAge, &o.ttl, &o.staleWhileRevalidate, &o.staleIfError} {
+			*d = time.Duration(r.varint())
+		}
+		o.tags, o.vary, o.Header = r.text(), r.names(), Header(r.text())
+		if o.Status < 200 || o.Status > 999 || o.body == 0 || !o.Header.wellFormed() {
+			return nil, 0, errMeta
+		}
+		e = &entry{object: o}
+	default:
+		return nil, 0, errMeta
+	}
+	if r.bad || len(r.b) > 0 || seen == dead {
+		return nil, 0, errMeta
+	}
+	return e, seen, nil
+}
+
+// wellFormed says whether a header is what NewHeader makes.
+func (h Header) wellFormed() bool {
+	for h != "" {
+		name, value, rest := h.cut()
+		if !isToken(name) || len(h)-len(rest) != len(name)+len(": ")+len(value)+len("\r\n") || lineBreaks.Replace(value) != value {
+			return false
+		}
+		h = rest
+	}
+	return true
+}
+
+// noted is what the disk knows of purges, as its state: what was purged, and to where that was looked for.
+type noted struct {
+	run   uint64 // which opening of this folder it is: the upper half of all numbers that are given out meanwhile
+	since uint64 // what was kept in a run before this one is not to be used
+	swept uint64 // all that is on disk was compared with the purges up to here
+	epoch uint64 // the node's: up to which it has made all purges
+	rules []Rule
+}
+
+const stateVersion = 1
+
+// How a rule is written: its kind, and whether it is soft.
+var (
+	ruleKinds = []string{RuleWhole, RulePath, RulePrefix, RuleTag}
+	errState  = errors.New("not the state of a cache")
+)
+
+const softRule = 0x80
+
+func (n *noted) bytes() []byte {
+	b := []byte{stateVersion}
+	for _, number := range []uint64{n.run, n.since, n.swept, n.epoch, uint64(len(n.rules))} {
+		b = binary.AppendUvarint(b, number)
+	}
+	for _, r := range n.rules {
+		b = r.append(b)
+	}
+	return b
+}
+
+func (r Rule) append(b []byte) []byte {
+	kind := byte(0)
+	for i, k := range ruleKinds {
+		if k == r.Kind {
+			kind = byte(i)
+		}
+	}
+	if r.Soft {
+		kind |= softRule
+	}
+	b = binary.AppendUvarint(append(b, kind), r.Seq)
+	b = binary.AppendVarint(b, r.At.UnixNano())
+	return appendText(appendText(appendText(b, r.Distribution), r.Host), r.Text)
+}
+
+// parseState reads a state.
+func parseState(b []byte) (n noted, err error) {
+	if len(b) == 0 || b[0] != stateVersion {
+		return n, errState
+	}
+	r := reader{b: b[1:]}
+	n = noted{run: r.uvarint(), since: r.uvarint(), swept: r.uvarint(), epoch: r.uvarint()}
+	for left := r.uvarint(); left > 0 && !r.bad; left-- {
+		kind := r.byte()
+		if int(kind&^softRule) >= len(ruleKinds) {
+			return noted{}, errState
+		}
+		n.rules = append(n.rules, Rule{
+			Kind: ruleKinds[kind&^softRule], Soft: kind&softRule != 0, Seq: r.uvarint(), At: time.Unix(0, r.varint()),
+			Distribution: r.text(), Host: r.text(), Text: r.text(),
+		})
+	}
+	if r.bad || len(r.b) > 0 || n.run == 0 || n.run >= 1<<32-1 || n.since > n.run {
+		return noted{}, errState
+	}
+	return n, nil
+}
+
+func appendText(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+func appendNames(b []byte, names []string) []byte {
+	b = binary.AppendUvarint(b, uint64(len(names)))
+	for _, name := range names {
+		b = appendText(b, name)
+	}
+	return b
+}
+
+// reader reads what was appended. After something that cannot be read, all is zero.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) fail() {
+	r.bad, r.b = true, nil
+}
+
+func (r *reader) byte() byte {
+	if len(r.b) == 0 {
+		r.fail()
+		return 0
+	}
+	b := r.b[0]
+	r.b = r.b[1:]
+	return b
+}
+
+func (r *reader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.fail()
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) varint() int64 {
+	v, n := binary.Varint(r.b)
+	if n <= 0 {
+		r.fail()
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) text() string {
+	n := r.uvarint()
+	if n > uint64(len(r.b)) {
+		r.fail()
+		return ""
+	}
+	s := string(r.b[:n])
+	r.b = r.b[n:]
+	return s
+}
+
+func (r *reader) names() []string {
+	n := r.uvarint()
+	if n > maxVary {
+		r.fail()
+	}
+	var names []string
+	for ; n > 0 && !r.bad; n-- {
+		names = append(names, r.text())
+	}
+	return names
+}
