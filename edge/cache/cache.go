@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 
@@ -135,7 +136,7 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_bad_tags_total":    c.counts.badTags.Load(),
 		"cache_fenced_total":      c.counts.fenced.Load(),
 	}
-	c.shelf.addCounters(all)
+	maps.Copy(all, c.shelf.counters())
 	return all
 }
 

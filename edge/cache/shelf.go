@@ -553,12 +553,16 @@ func (s *shelf) soften(slots []string) bool {
 	return true
 }
 
-func (s *shelf) addCounters(all map[string]uint64) {
+// counters are the disk's, and what went between it and memory; none where there is none.
+func (s *shelf) counters() map[string]uint64 {
 	if s == nil {
-		return
+		return nil
+	}
+	all := map[string]uint64{
+		"cache_loaded_total":   s.counts.loaded.Load(),
+		"cache_returned_total": s.counts.returned.Load(),
+		"cache_unnoted_total":  s.counts.unnoted.Load(),
 	}
 	maps.Copy(all, s.disk.Counters())
-	all["cache_loaded_total"] = s.counts.loaded.Load()
-	all["cache_returned_total"] = s.counts.returned.Load()
-	all["cache_unnoted_total"] = s.counts.unnoted.Load()
+	return all
 }

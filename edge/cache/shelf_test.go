@@ -118,8 +118,9 @@ func (w *shelved) settle() {
 
 func sized(size int, seed byte) string {
 	b := make([]byte, size)
-	for i := range b {
-		b[i] = seed + byte(i%251) + byte(i>>16)
+	for i, x := 0, uint32(seed); i < size; i++ {
+		x = x*1664525 + 1013904223
+		b[i] = byte(x >> 24)
 	}
 	return string(b)
 }
