@@ -114,13 +114,17 @@ func (n *Node) keepOnDisk(ctx context.Context) {
 			return
 		}
 		version = v
-		switch err := n.journal.Save(state); {
+		switch err = n.journal.Save(state); {
 		case err != nil && !failed:
 			failed = true
 			n.cfg.Log.Error("what is agreed is not on disk: a restart without the cluster would serve an older state", "error", err)
 		case err == nil && failed:
 			failed = false
 			n.cfg.Log.Info("what is agreed is on disk again")
+		}
+		if err == nil {
+			n.saved.Store(state.Own.Revision)
+			n.noteEpoch()
 		}
 		if !sleep(ctx, saveTime) {
 			return // Close saves the rest

@@ -80,6 +80,7 @@ type Node struct {
 	learning sync.Mutex
 	agreed   latest.Value[*store.State]
 	journal  *store.Journal
+	saved    atomic.Uint64 // of the cluster's own records, the revision that the journal has
 	roster   latest.Value[*roster.Roster]
 	rosters  rosters
 	specs    specs

@@ -222,15 +222,24 @@ func (n *Node) takeOrders(r *roster.Roster) {
 	for i, p := range due {
 		n.tellPurge(p, causes[i])
 	}
-	o.making.Lock() // those that were told are made
-	n.cdn.SetEpoch(r.Epoch)
-	o.making.Unlock()
 	o.mu.Lock()
 	o.purged = r.Epoch
 	o.fence.Have(r.Epoch, time.Now())
 	o.mu.Unlock()
+	n.noteEpoch()
 	n.setFence()
 	n.layOrders()
+}
+
+// noteEpoch has the cache's disk know up to which epoch all purges are made, once the journal knows that epoch: after a restart an
+// epoch that is not known is of a cluster that was recovered from an older state, and nothing that was kept is used.
+func (n *Node) noteEpoch() {
+	o := &n.orders
+	o.making.Lock() // those that were told are made
+	defer o.making.Unlock()
+	if r := n.roster.Get(); r.Revision <= n.saved.Load() && o.epoch() >= r.Epoch {
+		n.cdn.SetEpoch(r.Epoch)
+	}
 }
 
 // layOrders makes what is ordered so: it is to be called when orders came, were agreed or have ended.
