@@ -571,7 +571,7 @@ func (n *Node) openCacheDisk() (*disk.Store, error) {
 		return nil, nil
 	}
 	// What waits to be written is in memory, some of it beside the cache's.
-	store, err := disk.Open(disk.Config{Dir: n.cfg.CacheDir, Bytes: n.cfg.CacheDiskBytes, Pending: min(n.cfg.CacheBytes/4, maxCachePending)})
+	store, err := disk.Open(disk.Config{Dir: n.cfg.CacheDir, Bytes: n.cfg.CacheDiskBytes, Pending: min(n.cfg.CacheBytes/2, maxCachePending)})
 	if err != nil {
 		return nil, fmt.Errorf("--cache-dir: %w", err)
 	}
@@ -579,7 +579,7 @@ func (n *Node) openCacheDisk() (*disk.Store, error) {
 	return store, nil
 }
 
-// maxCachePending bounds what waits in memory to be written to the cache's disk, and so does a quarter of the cache's memory. What
+// maxCachePending bounds what waits in memory to be written to the cache's disk, and so does half of the cache's memory. What
 // does not fit is kept in memory only.
 const maxCachePending = 64 << 20
 

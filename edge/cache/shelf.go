@@ -417,22 +417,24 @@ func (c *Cache) load(slot string) (*entry, bool) {
 
 // peek is what is in a slot of the disk, without its body.
 func (s *shelf) peek(slot string) (*entry, bool) {
+	swept := s.swept.Load()
 	kept, ok := s.disk.Get(bytesOf(slot))
 	if !ok {
 		return nil, false
 	}
 	defer kept.Close()
-	return s.entry(slot, kept.Meta, kept.Size())
+	return s.entry(slot, kept.Meta, kept.Size(), swept)
 }
 
 // read reads what is in a slot of the disk, the body too if it is small.
 func (s *shelf) read(slot string) (*entry, bool) {
+	swept := s.swept.Load()
 	kept, ok := s.disk.Get(bytesOf(slot))
 	if !ok {
 		return nil, false
 	}
 	defer kept.Close()
-	e, ok := s.entry(slot, kept.Meta, kept.Size())
+	e, ok := s.entry(slot, kept.Meta, kept.Size(), swept)
 	if !ok {
 		s.disk.Delete(kept.Key)
 		return nil, false
@@ -447,13 +449,14 @@ func (s *shelf) read(slot string) (*entry, bool) {
 	return e, true
 }
 
-// entry makes an entry of its meta. Not ok: it is not understood, or not of a run that can be relied on.
-func (s *shelf) entry(slot string, meta []byte, size int64) (*entry, bool) {
+// entry makes an entry of its meta. Swept is what s.swept was before it was looked for: a sweep that has ended since may have deleted
+// it. Not ok: it is not understood, or not of a run that can be relied on.
+func (s *shelf) entry(slot string, meta []byte, size int64, swept uint64) (*entry, bool) {
 	e, seen, err := parseMeta(meta)
 	if run := seen >> 32; err != nil || run < s.since || run > s.run {
 		return nil, false
 	}
-	e.seen.Store(max(seen, s.swept.Load()))
+	e.seen.Store(max(seen, swept))
 	e.given.Store(time.Now().Unix())
 	if o := e.object; o != nil {
 		o.at = &place{s.cache, slot, size}
@@ -497,7 +500,7 @@ func (s *shelf) sweep(upTo uint64) bool {
 	}
 	for key, meta := range s.disk.All() {
 		slot := string(key)
-		e, ok := s.entry(slot, meta, 0)
+		e, ok := s.entry(slot, meta, 0, s.swept.Load()) // nobody else sweeps
 		switch {
 		case !ok || !s.cache.alive(slot, e):
 			s.disk.Delete(key)

@@ -690,3 +690,29 @@ func FuzzState(f *testing.F) {
 		}
 	})
 }
+
+// A sweep that ends while a slot is being read has deleted what is read there: it is not among what was found good.
+func TestWhatIsReadWhileASweepDeletesItIsPurged(t *testing.T) {
+	inShelvedWorld(t, func(t *testing.T, w *shelved) {
+		w.answer = soon("old")
+		w.mustGet("/", "filled", "old")
+		w.settle()
+		slot, swept := w.want("/").Key.URI, w.shelf.swept.Load()
+		kept, ok := w.store.Get([]byte(slot))
+		if !ok {
+			t.Fatal("it is not there")
+		}
+		defer kept.Close()
+		if err := w.Purge(Purge{Items: []string{"/"}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		w.settle()
+		if w.shelf.swept.Load() == swept {
+			t.Fatal("nothing was swept")
+		}
+		if e, ok := w.shelf.entry(slot, kept.Meta, kept.Size(), swept); ok && w.alive(slot, e) {
+			t.Error("it is used")
+		}
+	})
+}

@@ -62,7 +62,7 @@ func httpRows() []Row {
 	for _, size := range []int{middle, large} {
 		connections, objects, memory := clients, int64(2000), int64(8<<20)
 		if size == large {
-			connections, objects, memory = 8, 40, 96<<20 // a body is kept if it is at most an eighth of it
+			connections, objects, memory = 8, 40, 128<<20 // a body is kept if it is at most an eighth of it
 		}
 		rows = append(rows, Row{
 			Name: "hit-" + sizeName(size) + "-disk", Unit: "requests/s", Hits: true, Size: int64(size),
