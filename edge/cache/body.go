@@ -18,9 +18,12 @@ type place struct {
 	size  int64
 }
 
-// Size is that of the body, in bytes; 0 while it is being filled.
+// Size is that of the body, in bytes, kept whole or in slices; 0 while it is being filled.
 func (o *Object) Size() int64 {
-	if o.at != nil {
+	switch {
+	case o.sliced != nil:
+		return o.sliced.size
+	case o.at != nil:
 		return o.at.size
 	}
 	return int64(len(o.Body))

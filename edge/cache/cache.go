@@ -23,8 +23,8 @@ import (
 const (
 	// leastBytes is the smallest cache: with less, nothing of use could be kept.
 	leastBytes = 1 << 20
-	// maxObject is the largest body that is kept, and no body is kept that is over an eighth of the cache. A larger
-	// one streams from the origin to whom asked for it.
+	// maxObject is the largest body that is kept whole, and none is that is over an eighth of the cache. A larger one is kept in
+	// slices, or streams from the origin to whom asked for it.
 	maxObject = 32 << 20
 	// maxFills is how many fills run at a time: one more is refused (ErrBusy).
 	maxFills = 1024
@@ -77,6 +77,7 @@ type Cache struct {
 		fills, collapsed, stored, refused, busy, truncated, invalidated, evicted atomic.Uint64
 		purges, purged, softened, fenced, badTags                                atomic.Uint64
 	}
+	slicing slicing
 }
 
 // New makes an empty cache.
@@ -135,6 +136,13 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_purge_rules":       uint64(rules),
 		"cache_bad_tags_total":    c.counts.badTags.Load(),
 		"cache_fenced_total":      c.counts.fenced.Load(),
+
+		"cache_sliced_total":         c.slicing.objects.Load(),
+		"cache_slice_streams":        uint64(c.slicing.streams.Load()),
+		"cache_slices_cut_total":     c.slicing.cut.Load(),
+		"cache_slices_ranged_total":  c.slicing.ranged.Load(),
+		"cache_slices_changed_total": c.slicing.changed.Load(),
+		"cache_slices_refused_total": c.slicing.refused.Load(),
 	}
 	maps.Copy(all, c.shelf.counters())
 	return all

@@ -40,6 +40,8 @@ type Want struct {
 	// Rank is how near the origin those are that are asked; it never falls. A request joins only fills of its own rank and above: who
 	// waits for a fill must not be who that waits for. Nil: 0. It must be quick.
 	Rank func() int
+
+	begin func() // is called when a fill starts, before its Fetch; nil: nothing
 }
 
 func (w *Want) rank() int {
@@ -110,6 +112,9 @@ func (c *Cache) start(w Want, found Found, first *Ask) *fill {
 	}
 	c.fills[f.slot] = f
 	c.active[f] = struct{}{}
+	if w.begin != nil {
+		w.begin()
+	}
 	c.counts.fills.Add(1)
 	if found.Fenced {
 		c.counts.fenced.Add(1)
@@ -237,6 +242,7 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 	p, received := f.want.Policy, time.Now()
 	cc := ParseControl(response.Header)
 	ok, why := p.Storable(response.StatusCode, cc, response.Header, f.authorized(), received)
+	validator, cuts := f.cache.cuts(response.StatusCode, response.Header, response.ContentLength, received)
 	own := cc.separate(response.Header)
 	o := p.head(response.StatusCode, cc, response.Header, requested, received)
 	o.era = f.era
@@ -248,6 +254,7 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 		ok, why = false, "peer"
 	case !o.useful():
 		ok, why = false, "ttl"
+	case cuts:
 	case !f.room(size):
 		ok, why = false, "size"
 	}
@@ -258,10 +265,15 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 		return
 	}
 	defer cancel()
-	defer response.Body.Close()
 	if _, refused := p.tagged(response.Header); refused > 0 {
 		f.cache.counts.badTags.Add(uint64(refused))
 	}
+	if cuts {
+		f.cut(ctx, o, response, validator, own)
+		return
+	}
+	defer response.Body.Close()
+	defer context.AfterFunc(ctx, f.wake)()
 	f.settle(o)
 	if !f.keeps() {
 		result.Stored, result.WhyNot = false, "peer"

@@ -43,7 +43,7 @@ func (c *Cache) Glance(t Target, p *Policy, fields []http1.Field, now time.Time,
 		return nil, false
 	}
 	var f Found
-	if c.found(&f, e); f.Fenced || f.Object.Reuse(now, nil) != Fresh {
+	if c.found(&f, e); f.Fenced || f.Object.Reuse(now, nil) != Fresh || f.Object.InSlices() {
 		return nil, false
 	}
 	return f.Object, true

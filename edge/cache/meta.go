@@ -8,9 +8,9 @@ import (
 
 // What stands with a body on disk, and under the URI of a crossroads without one. It begins with a version, what it is, and the
 // number of the body (8 bytes, little endian; a crossroads has its generation there); then come numbers as varints, and texts
-// with their length before them. One of another version is nobody's: it is a miss, and deleted.
+// with their length before them. The head of an object in slices ends with their size, version and validator. One of another version is nobody's: it is a miss, and deleted.
 const (
-	metaVersion = 1
+	metaVersion = 2
 
 	metaObject     = 1
 	metaCrossroads = 2
@@ -45,7 +45,12 @@ func (e *entry) meta(seen uint64) []byte {
 	}
 	b = appendText(b, o.tags)
 	b = appendNames(b, o.vary)
-	return appendText(b, string(o.Header))
+	b = appendText(b, string(o.Header))
+	if s := o.sliced; s != nil {
+		b = binary.AppendUvarint(binary.AppendUvarint(b, uint64(s.size)), s.version)
+		b = appendText(b, s.validator)
+	}
+	return b
 }
 
 // bodyOf is the number of the body that a meta is about.
@@ -76,6 +81,13 @@ func parseMeta(meta []byte) (e *entry, seen uint64, err error) {
 		o.tags, o.vary, o.Header = r.text(), r.names(), Header(r.text())
 		if o.Status < 200 || o.Status > 999 || o.body == 0 || !o.Header.wellFormed() {
 			return nil, 0, errMeta
+		}
+		if !r.bad && len(r.b) > 0 {
+			s := &sliced{size: int64(r.uvarint()), version: r.uvarint(), validator: r.text()}
+			if s.size <= 0 || s.size > maxSliced || s.validator == "" {
+				return nil, 0, errMeta
+			}
+			o.sliced = s
 		}
 		e = &entry{object: o}
 	default:

@@ -28,6 +28,8 @@ type Object struct {
 	tags string   // what it is purged by, besides its URI: see parseTags
 	era  uint64   // how many fences there were when it was asked for
 	lent *Terms   // on which terms a peer handed it on; nil: the origin sent it
+
+	sliced *sliced // of the head of an object in slices
 }
 
 // head makes the head of an object of a response that came now. It changes the header.

@@ -13,6 +13,7 @@ const (
 	VaryMiss    = "vary-miss" // what is kept of it was selected by other requests
 	ByRequest   = "request"   // the viewer's directives
 	StaleObject = "stale"     // what is kept is not fresh any more
+	Partial     = "partial"   // what is kept is fresh, and only a part of what is asked for
 )
 
 // Status is what Cache-Status says of one response (RFC 9211).

@@ -110,6 +110,9 @@ func (c *Cache) find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.T
 		c.found(&f, e)
 		if tr.On() {
 			tr.Add("a response is kept for %s: status %d, %d bytes, age %s", k, f.Object.Status, f.Object.Size(), f.Object.Age(now))
+			if f.Object.InSlices() {
+				tr.Add("it is kept in slices of %d bytes, as far as they were asked for", SliceSize)
+			}
 			if f.Object.OnDisk() {
 				tr.Add("its body is on disk")
 			}
@@ -210,6 +213,9 @@ func (c *Cache) hold(slot string, e *entry, reserved int64) bool {
 	switch {
 	case e.object != nil:
 		size += allocated(cap(e.object.Body)) + allocated(len(e.object.Header)) + allocated(len(e.object.tags)) + varySize(e.object.vary)
+		if e.object.InSlices() {
+			size += slicedOverhead
+		}
 	case e.crossroads != nil:
 		size += varySize(e.crossroads.vary)
 	}

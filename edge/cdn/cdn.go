@@ -7,8 +7,11 @@
 // response where the origin allows that; a response that ends early ends the viewer's connection, never as if it were
 // whole.
 //
+// What is too large to be kept whole is kept in slices, where its origin offers ranges and a strong validator (slicer). No answer has
+// bytes of two versions.
+//
 // What the origin is sent is what is in the cache key, and little besides (Forward). Not yet: compression, functions,
-// WebSocket (answered 501), partial objects (a range of what is not kept is asked of the origin as it is).
+// WebSocket (answered 501).
 package cdn
 
 import (
@@ -69,6 +72,9 @@ type Plane struct {
 	blocks    sync.Pool // *[cache.BodyPiece]byte, for those that are read from disk
 	peers     *peers
 
+	ahead    atomic.Int64 // slices that are held ready ahead of viewers
+	maxAhead int64
+
 	counts struct {
 		requests, hits, misses, refreshes, covered, passes, refused, bytes atomic.Uint64
 		originErrors, failovers                                            atomic.Uint64
@@ -81,6 +87,7 @@ func New(cfg Config) *Plane {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Plane{cfg: cfg, cache: cache.New(cache.Config{Bytes: cfg.CacheBytes, Disk: cfg.Disk, Log: cfg.Log}), fields: newFields(cfg.POP), upstreams: map[upstreamKey]*upstream{}}
+	p.maxAhead = cfg.CacheBytes / aheadShare / cache.SliceSize
 	p.openPeers()
 	p.pieces.New = func() any { b := make([]byte, pieceSize); return &b }
 	p.blocks.New = func() any { return new([cache.BodyPiece]byte) }

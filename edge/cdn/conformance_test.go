@@ -90,9 +90,9 @@ type step struct {
 var known = map[string]string{
 	"method: a POST that says where its answer lies":         "who POSTs would write what others GET; CloudFront keeps none",
 	"vary: the best language of several is known":            "the cache would guess which languages the origin has",
-	"partial: a part is kept and used for itself":            "ranges are cut from whole objects; parts are not kept yet",
-	"partial: a part is used for what lies within it":        "ranges are cut from whole objects; parts are not kept yet",
-	"partial: a part is completed":                           "ranges are cut from whole objects; parts are not kept yet",
+	"partial: a part is kept and used for itself":            "parts are kept of large objects only, and only those that the cache asked for",
+	"partial: a part is used for what lies within it":        "parts are kept of large objects only, and only those that the cache asked for",
+	"partial: a part is completed":                           "parts are kept of large objects only, and only those that the cache asked for",
 	"auth: public is for those without credentials":          "what the origin is sent is in the key, Authorization as well",
 	"auth: must-revalidate is for those without credentials": "what the origin is sent is in the key, Authorization as well",
 	"auth: s-maxage is for those without credentials":        "what the origin is sent is in the key, Authorization as well",

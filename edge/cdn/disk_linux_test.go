@@ -298,3 +298,45 @@ func openSegments(t *testing.T, dir string) (n int) {
 	}
 	return n
 }
+
+func TestSlicesAreOnDiskTooAndFoundThereAfterARestart(t *testing.T) {
+	const size = 12*mega + 5
+	dir := filepath.Join(t.TempDir(), "cache")
+	inWorld(t, site(""), func(t *testing.T, world *world) {
+		w := &diskWorld{world: world, dir: dir, text: site("")}
+		c := &cinema{film: film{size: size, version: 1}}
+		w.origin(c.ServeHTTP)
+		w.start()
+		defer func() { w.stop() }()
+		read := func(field string) string {
+			return read(t, record(w.plane, "GET", "http://www.test/film", http.Header{"Range": {field}}))
+		}
+		if got := read("bytes=0-"); got != string(reel(1, 0, size)) {
+			t.Fatalf("%d bytes", len(got))
+		}
+		c.asked()
+		w.restart()
+		if got := read("bytes=5-"); got != string(reel(1, 5, size-5)) {
+			t.Errorf("after a restart: %d bytes", len(got))
+		}
+		if asked := c.asked(); len(asked) > 0 {
+			t.Errorf("after a restart the origin was asked for %q", asked)
+		}
+		c.shows(2, size)
+		w.plane.Purge(cache.Purge{Distribution: "site", Items: []string{"/film"}})
+		w.restart()
+		if got := read("bytes=5-1048580"); got != string(reel(2, 5, 1048576)) {
+			t.Error("after a purge and a restart there are bytes of the version before")
+		}
+	})
+}
+
+// read is the body of a response.
+func read(t *testing.T, r *http.Response) string {
+	t.Helper()
+	b, err := io.ReadAll(r.Body)
+	if err != nil || r.StatusCode != 206 {
+		t.Fatal(err, r.StatusCode, r.Header)
+	}
+	return string(b)
+}

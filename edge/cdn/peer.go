@@ -121,7 +121,7 @@ func (p *Plane) errandOf(r *http.Request, d Decision, key cache.Key, header http
 func (p *Plane) wanted(e *errand, viewer http.Header) cache.Want {
 	w := cache.Want{Key: e.key, Policy: e.Behavior.Policy, Header: viewer, Fetch: p.fetching(e), Rank: e.rank}
 	if e.at == byViewers {
-		w.Keep = p.keep(*e)
+		w.Keep = p.keep(*e, e.key)
 	}
 	return w
 }
@@ -246,7 +246,7 @@ func (p *Plane) peerRequest(e errand, h hop, method string) *http.Request {
 	at.Scheme, at.Host = "http", h.Node+"/"+string(h.Tier)+":0"
 	header := make(http.Header, len(e.header)+3)
 	maps.Copy(header, e.header)
-	for _, name := range validators {
+	for _, name := range conditional {
 		delete(header, ifPrefix+name)
 	}
 	ask := asking{TLS: e.Request.TLS, URI: sumOf(e.key.URI), Variant: e.key.Variant}
@@ -317,16 +317,16 @@ func (s *peers) leave(node string) {
 	}
 }
 
-// keep says of a viewer's request whether what its fill brings is to be kept here, as cache.Want has it: always of keys that
-// this node owns, else of those that are hot. It counts the request.
-func (p *Plane) keep(e errand) func() bool {
+// keep says of a viewer's request whether what its fill brings is to be kept here under a key, as cache.Want has it: always of
+// errands whose key this node owns, else if it is hot. It counts the request.
+func (p *Plane) keep(e errand, key cache.Key) func() bool {
 	if len(e.hops) == 0 || !e.hops[0].Own {
 		return nil
 	}
-	if p.peers.heat.count(e.key.URI, time.Now()) {
+	if p.peers.heat.count(key.URI, time.Now()) {
 		p.peers.counts.hot.Add(1)
 	}
-	uri := e.key.URI // and not the whole of it
+	uri := key.URI // and not the whole of the errand
 	return func() bool { return p.peers.heat.hot(uri, time.Now()) }
 }
 

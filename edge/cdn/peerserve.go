@@ -91,7 +91,7 @@ func (p *Plane) lend(w *lending, r *http.Request, e errand, conditions http.Head
 				p.cache.Refresh(want, found)
 			}
 			if reuse != cache.Stale {
-				if p.lendKept(w, e, conditions, o, reuse, now) {
+				if p.lent(w, p.lendKept(w, r, e, conditions, o, reuse, now)) {
 					return
 				}
 				continue
@@ -102,23 +102,29 @@ func (p *Plane) lend(w *lending, r *http.Request, e errand, conditions http.Head
 		if err == nil {
 			err = p.lendFilled(w, r, e, conditions, ask, forward)
 		}
-		switch {
-		case err == nil:
+		if p.lent(w, err) {
 			return
-		case errors.Is(err, cache.ErrOther):
-			continue
-		case errors.Is(err, cache.ErrBusy):
-			p.refusePeer(w, refusedBusy)
-		case errors.Is(err, cache.ErrAlone):
-			p.refusePeer(w, refusedApart)
-		case timedOut(err) && !errors.As(err, new(*dialError)):
-			p.refusePeer(w, refusedSilent)
-		default:
-			p.refusePeer(w, refusedUnreached)
 		}
-		return
 	}
 	p.refusePeer(w, refusedApart) // it is another variant each time
+}
+
+// lent says whether a peer is answered, or else to look again, as answered does for viewers.
+func (p *Plane) lent(w *lending, err error) bool {
+	switch {
+	case err == nil:
+	case errors.Is(err, cache.ErrOther), errors.Is(err, cache.ErrChanged), errors.Is(err, cache.ErrRanges):
+		return false
+	case errors.Is(err, cache.ErrBusy):
+		p.refusePeer(w, refusedBusy)
+	case errors.Is(err, cache.ErrAlone):
+		p.refusePeer(w, refusedApart)
+	case timedOut(err) && !errors.As(err, new(*dialError)):
+		p.refusePeer(w, refusedSilent)
+	default:
+		p.refusePeer(w, refusedUnreached)
+	}
+	return true
 }
 
 // detail is what Cache-Status says of a response that is handed on: as what.
@@ -134,20 +140,24 @@ func (e errand) detail(hit bool) string {
 
 var reused = map[cache.Reuse]string{cache.StaleWhileRevalidate: "stale-while-revalidate", cache.StaleIfError: "stale-if-error"}
 
-// lendKept hands on what is kept. Not ok: as with hit.
-func (p *Plane) lendKept(w *lending, e errand, conditions http.Header, o *cache.Object, reuse cache.Reuse, now time.Time) (ok bool) {
+// lendKept hands on what is kept. An error is that of a slice, or ErrOther: its body is lost. Then nothing is answered yet.
+func (p *Plane) lendKept(w *lending, r *http.Request, e errand, conditions http.Header, o *cache.Object, reuse cache.Reuse, now time.Time) error {
+	status := cache.Status{Hit: true, HasTTL: true, TTL: o.FreshFor(now), Detail: cmp.Or(reused[reuse], e.detail(true))}
+	if o.InSlices() {
+		w.terms = cache.Terms{Kept: true, Shared: true, Fresh: o.FreshFor(now)}
+		return p.lendSlices(w, r, e, conditions, o, nil, p.fields.hit, status, o.Age(now))
+	}
 	size := o.Size()
 	answer := o.Answer(http.MethodGet, conditions, size)
 	body, err := open(o, http.MethodGet, answer)
 	if err != nil {
-		return false
+		return cache.ErrOther
 	}
 	defer body.Close()
 	w.terms = cache.Terms{Kept: true, Shared: true, Fresh: o.FreshFor(now)}
-	status := cache.Status{Hit: true, HasTTL: true, TTL: o.FreshFor(now), Detail: cmp.Or(reused[reuse], e.detail(true))}
 	p.head(w, o, answer, size, p.fields.hit, status, o.Age(now), e.header.Get("X-Perigee-Id"))
 	p.lendPart(w, &body, answer)
-	return true
+	return nil
 }
 
 // lendPart hands on the part of a kept body that is the answer. It is not among the bytes that viewers were sent.
@@ -169,12 +179,16 @@ func (p *Plane) lendPart(w *lending, body *cache.Body, a cache.Answer) {
 // lendFilled hands on what a fill brings. An error is the fill's, and nothing is answered yet.
 func (p *Plane) lendFilled(w *lending, r *http.Request, e errand, conditions http.Header, ask *cache.Ask, forward string) error {
 	defer ask.Close()
-	res, err := w.wait(ask)
+	var res cache.Result
+	var err error
+	w.wait(func() { res, err = ask.Wait() })
 	switch {
 	case r.Context().Err() != nil: // the peer left
 		panic(http.ErrAbortHandler)
 	case err != nil:
 		return err
+	case res.How == cache.Filled && !res.Stored && !res.Shared && conditions.Get("Range") != "":
+		return cache.ErrAlone // what is not kept is not worth reading up to a slice
 	}
 	now := time.Now()
 	status := cache.Status{
@@ -188,6 +202,9 @@ func (p *Plane) lendFilled(w *lending, r *http.Request, e errand, conditions htt
 		from, age = p.fields.refreshHit, res.Object.Age(now)
 	case cache.Covered:
 		from, age, status.Detail = p.fields.hit, res.Object.Age(now), "stale-if-error"
+	}
+	if res.Object.InSlices() {
+		return p.lendSlices(w, r, e, conditions, res.Object, res.Own, from, status, age)
 	}
 	answer := res.Object.Answer(http.MethodGet, conditions, res.Size)
 	var body cache.Body
@@ -207,6 +224,9 @@ func (p *Plane) lendFilled(w *lending, r *http.Request, e errand, conditions htt
 		return nil
 	}
 	flush := http.NewResponseController(w)
+	if answer.Start > 0 {
+		ask.From(answer.Start)
+	}
 	for left := answer.Length; left != 0; {
 		piece, err := ask.Next()
 		if err == io.EOF && left < 0 {
@@ -214,6 +234,9 @@ func (p *Plane) lendFilled(w *lending, r *http.Request, e errand, conditions htt
 		}
 		if err != nil {
 			panic(http.ErrAbortHandler)
+		}
+		if left > 0 {
+			piece = piece[:min(int64(len(piece)), left)]
 		}
 		if _, err := w.Write(piece); err != nil {
 			return nil // the peer left
@@ -251,19 +274,19 @@ func (l *lending) WriteHeader(status int) {
 // Unwrap lets http.ResponseController through.
 func (l *lending) Unwrap() http.ResponseWriter { return l.ResponseWriter }
 
-// wait waits for a fill, and gives a sign of life now and then: an origin may take its time, this node may not.
-func (l *lending) wait(ask *cache.Ask) (res cache.Result, err error) {
+// wait waits for what waits for a fill, and gives a sign of life now and then: an origin may take its time, this node may not.
+func (l *lending) wait(do func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		res, err = ask.Wait()
+		do()
 	}()
 	signs := time.NewTicker(peerSign)
 	defer signs.Stop()
 	for {
 		select {
 		case <-done:
-			return res, err
+			return
 		case <-signs.C:
 			l.ResponseWriter.WriteHeader(http.StatusProcessing)
 		}

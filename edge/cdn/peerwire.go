@@ -15,15 +15,15 @@ import (
 
 // Peers speak HTTP/1.1 over the backbone. A request is the GET that a fill would send to the origin, with the path and Host
 // that the viewer wrote and all that Forward made of its header: the owner sends that on as it is, so the origin hears of
-// the viewer what it would have heard without peers. Besides, askField has what the owner cannot know, and a validator goes in
-// fields of its own, since those of the request are the viewer's. POST forgets.
+// the viewer what it would have heard without peers. Besides, askField has what the owner cannot know, and validators and ranges go in
+// fields of their own, since those of the request are the viewer's. POST forgets.
 //
 // A response is what the owner would answer a viewer, with the terms on which it hands it on in answerField; or that says
 // why there is none.
 const (
 	askField    = "Perigee-Ask"
 	answerField = "Perigee-Answer"
-	ifPrefix    = "Perigee-" // before If-None-Match and If-Modified-Since
+	ifPrefix    = "Perigee-" // before those that are conditional
 )
 
 // asking is what askField says.
@@ -124,13 +124,13 @@ func parseAnswering(text string) (t cache.Terms, err error) {
 	return cache.Terms{}, errAnswering
 }
 
-// validators are the fields by which one asks whether what one has is still good.
-var validators = []string{"If-None-Match", "If-Modified-Since"}
+// conditional are the fields by which a fill asks whether what it has is still good, or for a slice of it.
+var conditional = []string{"If-None-Match", "If-Modified-Since", "Range", "If-Range"}
 
-// carried parts what a peer sent: the header for the origin, and the validators of what the peer has.
+// carried parts what a peer sent: the header for the origin, and by what the peer asks: validators of what it has, a range.
 func carried(h http.Header) (forward, conditions http.Header) {
 	forward, conditions = h.Clone(), http.Header{}
-	for _, name := range validators {
+	for _, name := range conditional {
 		if lines := forward[ifPrefix+name]; len(lines) > 0 {
 			conditions[name] = lines
 		}

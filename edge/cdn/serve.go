@@ -44,30 +44,30 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 			break
 		}
 		if o := found.Object; o != nil {
-			switch p.reuse(d, demand, found, now) {
-			case cache.Fresh:
-				if p.hit(w, r, o, now, "") {
-					return
-				}
-				continue
+			reuse, how := p.reuse(d, demand, found, now), ""
+			switch reuse {
 			case cache.StaleWhileRevalidate:
 				if down := &d.Behavior.down; !down.is(now) || down.probe(now) {
 					p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
 				}
-				if p.hit(w, r, o, now, "stale-while-revalidate") {
-					return
-				}
-				continue
+				how = "stale-while-revalidate"
 			case cache.StaleIfError:
 				if !o.Held(now) && d.Behavior.down.probe(now) {
 					p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
 				}
-				if p.hit(w, r, o, now, "stale-if-error") {
+				how = "stale-if-error"
+			case cache.StaleOnDemand:
+				how = "max-stale"
+			}
+			switch {
+			case o.InSlices() && demand.OnlyIfCached: // nobody knows whether all of it is kept
+			case reuse != cache.Stale && o.InSlices():
+				if p.answered(w, r, p.hitSlices(w, r, d, key, o, now, how)) {
 					return
 				}
 				continue
-			case cache.StaleOnDemand:
-				if p.hit(w, r, o, now, "max-stale") {
+			case reuse != cache.Stale:
+				if p.hit(w, r, o, now, how) {
 					return
 				}
 				continue
@@ -91,25 +91,33 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 		id := newID()
 		ask, err := p.cache.Ask(r.Context(), p.want(r, d, key, id, early), found)
 		if err == nil {
-			err = p.filled(w, r, ask, early, demand, forward, id)
+			err = p.filled(w, r, d, key, ask, early, demand, forward, id)
 		}
-		switch {
-		case err == nil:
-			return
-		case errors.Is(err, cache.ErrOther):
-			continue
-		case errors.Is(err, cache.ErrBusy):
-			w.Header().Set("Retry-After", "1")
-			p.refuse(w, r, http.StatusServiceUnavailable, "too many requests wait for origins", "")
-			return
-		case !errors.Is(err, cache.ErrAlone):
-			status, reason := failure(err)
-			p.refuse(w, r, status, reason, "")
+		if errors.Is(err, cache.ErrAlone) {
+			break
+		}
+		if p.answered(w, r, err) {
 			return
 		}
-		break
 	}
 	p.past(w, r, d, demand, cache.Status{Forward: forward, Detail: detail})
+}
+
+// answered says whether a request is answered, or else to look again: err is how its answer came out, nil if well. Where there is none
+// it gets a refusal.
+func (p *Plane) answered(w http.ResponseWriter, r *http.Request, err error) bool {
+	switch {
+	case err == nil:
+	case errors.Is(err, cache.ErrOther), errors.Is(err, cache.ErrChanged), errors.Is(err, cache.ErrRanges):
+		return false
+	case errors.Is(err, cache.ErrBusy):
+		w.Header().Set("Retry-After", "1")
+		p.refuse(w, r, http.StatusServiceUnavailable, "too many requests wait for origins", "")
+	default:
+		status, reason := failure(err)
+		p.refuse(w, r, status, reason, "")
+	}
+	return true
 }
 
 // reuse says what may be done with a kept response. Where its origin is known to be down, a stale one that may stand in for it
@@ -169,7 +177,7 @@ func (d Decision) address(viewer *url.URL) *url.URL {
 }
 
 // filled answers with what a fill brings. An error is the fill's, and nothing is answered yet.
-func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, early *interim, demand cache.Demand, forward, id string) error {
+func (p *Plane) filled(w http.ResponseWriter, r *http.Request, d Decision, key cache.Key, ask *cache.Ask, early *interim, demand cache.Demand, forward, id string) error {
 	defer ask.Close()
 	res, err := ask.Wait()
 	early.over()
@@ -187,6 +195,9 @@ func (p *Plane) filled(w http.ResponseWriter, r *http.Request, ask *cache.Ask, e
 	status := cache.Status{
 		Forward: forward, Code: res.Status, Stored: res.Stored, Collapsed: res.Collapsed, Detail: res.WhyNot,
 		HasTTL: res.Stored, TTL: res.Object.FreshFor(now),
+	}
+	if res.Object.InSlices() {
+		return p.filledSlices(w, r, d, key, res, status, now, id)
 	}
 	answer := res.Object.Answer(r.Method, r.Header, res.Size)
 	var body cache.Body

@@ -1,0 +1,290 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// large is a head of an object in slices, of that many bytes.
+func large(size int64) *Object {
+	return (&Object{Status: 200, Header: "Etag: \"a\"\r\n"}).headOf(size, `"a"`)
+}
+
+func TestSlicesCoverABodyOnce(t *testing.T) {
+	for _, size := range []int64{1, SliceSize - 1, SliceSize, SliceSize + 1, 50 << 30, maxSliced} {
+		o, last := large(size), (size-1)/SliceSize
+		for _, n := range []int64{0, last / 2, last} {
+			p := o.Slice(n)
+			if p.Start != n*SliceSize || p.Length < 1 || p.Length > SliceSize || n < last && p.Length != SliceSize || n == last && p.Start+p.Length != size {
+				t.Errorf("slice %d of %d bytes is %v", n, size, p)
+			}
+		}
+	}
+}
+
+func TestASliceIsPurgedAsItsHeadIs(t *testing.T) {
+	head := (&Policy{}).Key(Target{Distribution: "site", Path: "/films/a%20b", Query: "", Scheme: "https", Host: "www.test"}, nil)
+	key := large(9*SliceSize).SliceKey(head, 7)
+	if key == head || key.Variant != "" {
+		t.Fatalf("%v is the key of a slice of %v", key, head)
+	}
+	for _, p := range []Purge{
+		{Distribution: "site", Items: []string{"/films/a b"}}, {Distribution: "site", Items: []string{"/films/*"}}, {Distribution: "site", Items: []string{"/*"}},
+		{Host: "www.test"}, {Distribution: "other", Items: []string{"/*"}}, {Distribution: "site", Items: []string{"/films/a"}}, {Distribution: "site", Items: []string{"#tag"}},
+	} {
+		var all Purges
+		all.Purge(p, time.Unix(1, 0))
+		if of, by := all.Judge(head.URI, "tag", 0), all.Judge(key.URI, "tag", 0); of != by {
+			t.Errorf("purge of %s: %v, its slice %v", p, of, by)
+		}
+	}
+	if a, b := large(9*SliceSize), large(9*SliceSize); a.SliceKey(head, 7) == b.SliceKey(head, 7) {
+		t.Error("two versions share a slice")
+	}
+}
+
+func TestOnlyTheSliceThatWasAskedForIsTakenForIt(t *testing.T) {
+	const size = 3*SliceSize + 5
+	for _, c := range []struct {
+		status int
+		length int64
+		lines  []string
+		want   error
+	}{
+		{206, SliceSize, []string{`Etag: "a"`, "Content-Range: bytes 1048576-2097151/3145733"}, nil},
+		{206, SliceSize, []string{`Etag: "a"`, "Content-Range: BYTES 1048576-2097151/3145733"}, nil},
+		{206, SliceSize, []string{`Etag: "b"`, "Content-Range: bytes 1048576-2097151/3145733"}, ErrChanged},
+		{206, SliceSize, []string{`Etag: W/"a"`, "Content-Range: bytes 1048576-2097151/3145733"}, ErrChanged},
+		{206, SliceSize, []string{"Content-Range: bytes 1048576-2097151/3145733"}, ErrRanges},
+		{206, SliceSize, []string{`Etag: "a"`}, ErrRanges},
+		{206, SliceSize, []string{`Etag: "a"`, "Content-Range: bytes 1048576-2097151/*"}, ErrRanges},
+		{206, SliceSize, []string{`Etag: "a"`, "Content-Range: bytes 1048576-2097151/3145734"}, ErrRanges},
+		{206, SliceSize, []string{`Etag: "a"`, "Content-Range: bytes 0-1048575/3145733"}, ErrRanges},
+		{206, SliceSize, []string{`Etag: "a"`, "Content-Range: bytes 1048576-2097151/3145733", "Content-Range: bytes 1048576-2097151/3145733"}, ErrRanges},
+		{206, SliceSize - 1, []string{`Etag: "a"`, "Content-Range: bytes 1048576-2097151/3145733"}, ErrRanges},
+		{206, -1, []string{`Etag: "a"`, "Content-Range: bytes 1048576-2097151/3145733"}, ErrRanges},
+		{200, size, []string{`Etag: "a"`}, ErrRanges},
+		{200, -1, []string{`Etag: "a"`}, ErrRanges},
+		{200, size + 1, []string{`Etag: "a"`}, ErrChanged},
+		{200, size, []string{`Etag: "b"`}, ErrChanged},
+		{200, size, nil, ErrChanged},
+		{404, 0, nil, ErrChanged},
+		{412, 0, nil, ErrChanged},
+		{416, 0, nil, ErrChanged},
+		{302, 0, nil, ErrChanged},
+		{429, 0, nil, errSlice},
+		{503, 0, nil, errSlice},
+	} {
+		h := http.Header{}
+		for _, line := range c.lines {
+			name, value, _ := strings.Cut(line, ": ")
+			h.Add(name, value)
+		}
+		if got := large(size).checkSlice(1, &http.Response{StatusCode: c.status, ContentLength: c.length, Header: h}); got != c.want {
+			t.Errorf("%d, %d bytes, %q: %v, want %v", c.status, c.length, c.lines, got, c.want)
+		}
+	}
+}
+
+func TestAStrongValidatorIsNeverGuessed(t *testing.T) {
+	made := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	date := func(d time.Duration) string { return made.Add(d).Format(http.TimeFormat) }
+	for _, c := range []struct{ tag, modified, made, want string }{
+		{`"a"`, "", "", `"a"`},
+		{`"a"`, date(0), date(0), `"a"`},
+		{`W/"a"`, date(-time.Hour), date(0), ""},
+		{"a", date(-time.Hour), date(0), ""},
+		{"", date(-time.Second), date(0), date(-time.Second)},
+		{"", date(0), date(0), ""},
+		{"", date(time.Hour), date(0), ""},
+		{"", date(-time.Hour), "", ""},
+		{"", "yesterday", date(0), ""},
+		{"", "", date(0), ""},
+	} {
+		h := http.Header{}
+		for name, value := range map[string]string{"Etag": c.tag, "Last-Modified": c.modified, "Date": c.made} {
+			if value != "" {
+				h.Set(name, value)
+			}
+		}
+		if got := strongValidator(h, made); got != c.want {
+			t.Errorf("%v: %q, want %q", c, got, c.want)
+		}
+	}
+}
+
+func FuzzContentRange(f *testing.F) {
+	for _, s := range []string{"bytes 0-0/1", "bytes 1048576-2097151/3145733", "bytes */7", "bytes 5-4/9", "bytes 0-9/*", "bytes 0-99999999999999999999/9", "", "bytes", "-/"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, size, ok := contentRange(s)
+		if !ok {
+			return
+		}
+		if p.Start < 0 || p.Length < 1 || p.Start+p.Length > size || size > maxSliced {
+			t.Errorf("%q is %v of %d", s, p, size)
+		}
+		again := fmt.Sprintf("bytes %d-%d/%d", p.Start, p.Start+p.Length-1, size)
+		if q, n, ok := contentRange(again); q != p || n != size || !ok {
+			t.Errorf("%q is %v of %d, %q is %v of %d", s, p, size, again, q, n)
+		}
+	})
+}
+
+// streaming is a stream of so many slices of two bytes each.
+func streaming(slices int) *stream {
+	s := &stream{}
+	var body strings.Builder
+	for i := range slices {
+		body.WriteString(strconv.Itoa(10 + i))
+	}
+	s.open(strings.NewReader(body.String()), int64(slices-1))
+	return s
+}
+
+func TestAStreamIsCutInOrderWhateverTheOrderOfTheTakers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := streaming(4)
+		got := make(chan string, 4)
+		for n := range int64(4) {
+			if s.reserve(n + 1) {
+				t.Errorf("slice %d is reserved before the one before it", n+1)
+			}
+			if !s.reserve(n) || s.reserve(n) {
+				t.Errorf("slice %d is not reserved once", n)
+			}
+		}
+		for n := int64(3); n >= 0; n-- {
+			go func() {
+				body := s.take(n, 2)
+				b, err := io.ReadAll(body)
+				time.Sleep(time.Second)
+				body.Close()
+				got <- fmt.Sprintf("%d %s %v", n, b, err)
+			}()
+			synctest.Wait()
+		}
+		for n := range 4 {
+			if want := fmt.Sprintf("%d %d <nil>", n, 10+n); <-got != want {
+				t.Errorf("want %s", want)
+			}
+		}
+		<-s.over
+	})
+}
+
+func TestAStreamEndsThatNobodyGoesOnWith(t *testing.T) {
+	for name, c := range map[string]struct {
+		does func(s *stream)
+		ends time.Duration
+	}{
+		"nobody begins":               {func(s *stream) {}, streamStart},
+		"nobody goes on":              {func(s *stream) { s.reserve(0); readSlice(s, 0) }, streamPatience},
+		"a slice is not read up":      {func(s *stream) { s.reserve(0); s.take(0, 2).Close() }, 0},
+		"the last was read":           {func(s *stream) { s.reserve(0); s.reserve(1); readSlice(s, 0); readSlice(s, 1) }, 0},
+		"one before waits too long":   {func(s *stream) { s.reserve(0); s.reserve(1); s.take(1, 2) }, streamTurn},
+		"it was ended while it waits": {func(s *stream) { s.reserve(0); s.reserve(1); go s.end(); s.take(1, 2) }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, began := streaming(2), time.Now()
+				c.does(s)
+				<-s.over
+				if got := time.Since(began); got != c.ends {
+					t.Errorf("it ended after %s, want %s", got, c.ends)
+				}
+				if s.reserve(s.reserved) {
+					t.Error("more of it is promised")
+				}
+				if s.body != nil {
+					t.Error("its body is held on to")
+				}
+			})
+		})
+	}
+}
+
+func readSlice(s *stream, n int64) {
+	body := s.take(n, 2)
+	io.Copy(io.Discard, body)
+	body.Close()
+}
+
+// bigFilm is what fills of objects of 5 MiB are to bring.
+func bigFilm(path string) Want {
+	const size = 5 << 20
+	p := &Policy{MaxTTL: time.Hour, DefaultTTL: time.Hour}
+	return Want{
+		Key: p.Key(Target{Distribution: "d", Path: path}, nil), Policy: p, Header: http.Header{},
+		Fetch: func(context.Context, http.Header) (*http.Response, error) {
+			h := http.Header{"Etag": {`"a"`}, "Accept-Ranges": {"bytes"}}
+			return &http.Response{StatusCode: 200, Header: h, ContentLength: size, Body: io.NopCloser(bytes.NewReader(make([]byte, size)))}, nil
+		},
+	}
+}
+
+// ask asks for it, and waits.
+func (c *Cache) ask(t *testing.T, w Want) (*Ask, Result) {
+	ask, err := c.Ask(t.Context(), w, c.Find(w.Key, w.Policy, w.Header, time.Now(), nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := ask.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ask, res
+}
+
+func TestWhatIsLargeIsNoFillOnceItsHeadIsThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Bytes: 16 << 20})
+		defer c.Close()
+		ask, res := c.ask(t, bigFilm("/"))
+		defer ask.Close()
+		if !res.Stored || !res.Object.InSlices() || res.Size != 5<<20 || res.Object.Size() != 5<<20 {
+			t.Fatalf("%+v", res)
+		}
+		if _, err := ask.Next(); err != io.EOF {
+			t.Errorf("of a head there is something to read: %v", err)
+		}
+		synctest.Wait()
+		if n := c.Counters(); n["cache_fills"] != 0 || n["cache_slice_streams"] != 1 || n["cache_bytes"] > 4096 {
+			t.Errorf("%d fills, %d streams, %d bytes", n["cache_fills"], n["cache_slice_streams"], n["cache_bytes"])
+		}
+		time.Sleep(streamStart)
+		synctest.Wait()
+		if n := c.Counters()["cache_slice_streams"]; n != 0 {
+			t.Errorf("%d streams are left", n)
+		}
+	})
+}
+
+func TestStreamsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Bytes: 16 << 20})
+		defer c.Close()
+		for i := range maxStreams + 10 {
+			ask, res := c.ask(t, bigFilm(fmt.Sprint("/", i)))
+			synctest.Wait()
+			if is, want := res.Object.sliced.stream.reserve(0), i < maxStreams; is != want {
+				t.Errorf("object %d: its response is cut into slices: %v", i, is)
+			} else if is {
+				go readSlice(&res.Object.sliced.stream, 0) // far more than two bytes are left of it
+			}
+			ask.Close()
+		}
+		if n := c.Counters()["cache_slice_streams"]; n > maxStreams {
+			t.Errorf("%d streams", n)
+		}
+	})
+}
