@@ -29,8 +29,6 @@ type door struct {
 	tls     *tls.Config
 	server  *http.Server // of what is lent to net/http by HTTP/1 connections
 	loans   *lobby
-	server2 *http.Server // of HTTP/2 connections; nil: there is no TLS
-	streams *lobby
 	retired atomic.Bool // answers are the last on their connections
 	closed  atomic.Bool // so they are, and no more are accepted
 
@@ -63,9 +61,6 @@ func (f *Front) open(wanted *Door) (*door, error) {
 		if d.tls.NextProtos == nil {
 			d.tls.NextProtos = []string{"h2", "http/1.1"}
 		}
-		d.streams = newLobby(listener.Addr())
-		d.server2 = d.newServer()
-		f.wg.Go(func() { d.server2.Serve(d.streams) })
 	}
 	f.wg.Go(d.serveVisits)
 	return d, nil
@@ -81,9 +76,6 @@ func (d *door) close() {
 	}
 	d.server.SetKeepAlivesEnabled(false)
 	d.dismiss()
-	if d.server2 != nil {
-		d.front.wg.Go(func() { d.server2.Shutdown(d.front.ctx) })
-	}
 }
 
 // retire has HTTP connections end after the answer that they wait for, or undoes that.
@@ -93,9 +85,6 @@ func (d *door) retire(now bool) {
 	}
 	d.retired.Store(now)
 	d.server.SetKeepAlivesEnabled(!now)
-	if d.server2 != nil {
-		d.server2.SetKeepAlivesEnabled(!now)
-	}
 	if now {
 		d.dismiss()
 	}
@@ -225,7 +214,6 @@ func (d *door) newServer() *http.Server {
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               headerBytes,
 		DisableGeneralOptionsHandler: true,
-		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: streams, WriteByteTimeout: writeTimeout},
 		Protocols:                    new(http.Protocols),
 		BaseContext:                  func(net.Listener) context.Context { return d.front.ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -235,7 +223,6 @@ func (d *door) newServer() *http.Server {
 		ErrorLog:  log.New(serverLog{&d.front.counters}, "", 0),
 	}
 	s.Protocols.SetHTTP1(true)
-	s.Protocols.SetHTTP2(d.key.tls)
 	return s
 }
 

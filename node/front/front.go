@@ -133,6 +133,7 @@ type Front struct {
 	heads    atomic.Int64   // bytes, see Config.HeaderBytes
 	desks    desks
 	sheets   sheets
+	pools2   pools2
 
 	mu      sync.Mutex
 	doors   map[doorKey]*door
@@ -159,6 +160,7 @@ type counters struct {
 	blocked, notAllowed, crowded, quick                  atomic.Uint64
 	desyncRefused, badChunks                             atomic.Uint64
 	silent, slowRequests, slowReaders, headsRefused      atomic.Uint64
+	http2                                                http2Counters
 	http3                                                http3Counters
 
 	desync reasons
@@ -435,6 +437,7 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_desync_refused_total":       c.desyncRefused.Load(),
 		"front_bad_chunks_total":           c.badChunks.Load(),
 	})
+	c.http2.counters(totals)
 	maps.Copy(totals, c.desync.counters())
 	return totals
 }

@@ -34,8 +34,8 @@ const (
 	farewellMost = 256 << 10
 )
 
-// visit is an HTTP/1 connection from its first byte to its last. Requests of the plain form are answered here, by Quick or in
-// a turn; all others are lent, one at a time, to net/http.
+// visit is an HTTP/1 connection from its first byte to its last; one of HTTP/2 is that only until its handshake has ended. Requests of
+// the plain form are answered here, by Quick or in a turn; all others are lent, one at a time, to net/http.
 type visit struct {
 	*client
 	conn    net.Conn // what HTTP is spoken over: the client, or TLS over it
@@ -58,6 +58,7 @@ type visit struct {
 	writeBy time.Time
 	vec     [2][]byte
 	vecs    net.Buffers
+	two     *h2 // nil: it speaks HTTP/1
 }
 
 // What a visit is doing, for whoever wants to end it.
@@ -170,6 +171,10 @@ func (d *door) visit(c *client) {
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
 		v.remote = a.AddrPort()
 	}
+	if v.tls != nil && v.tls.ConnectionState().NegotiatedProtocol == "h2" {
+		v.visit2()
+		return
+	}
 	v.readIn(headerTimeout)
 	d.enrol(v)
 	defer d.strike(v)
@@ -194,7 +199,7 @@ func (v *visit) end() {
 	}
 }
 
-// handshake makes conn TLS, and hands a client that wants HTTP/2 over to net/http: then, as when it fails, it is over here.
+// handshake makes conn TLS. If it fails, it is over.
 func (v *visit) handshake() bool {
 	t := tls.Server(v.client, v.door.tls)
 	v.client.SetDeadline(time.Now().Add(headerTimeout))
@@ -207,13 +212,7 @@ func (v *visit) handshake() bool {
 	}
 	v.client.SetDeadline(time.Time{})
 	v.tls, v.conn = t, t
-	if t.ConnectionState().NegotiatedProtocol != "h2" {
-		return true
-	}
-	if v.door.streams.give(t) {
-		v.conn = nil // theirs
-	}
-	return false
+	return true
 }
 
 func looksLikeHTTP(header [5]byte) bool {
@@ -626,6 +625,8 @@ func (d *door) dismiss() {
 
 func (v *visit) dismiss() {
 	switch {
+	case v.two != nil:
+		v.two.dismiss()
 	case v.state.Load() == fresh:
 		if v.door.closed.Load() {
 			v.conn.SetReadDeadline(v.born.Add(freshTime))
