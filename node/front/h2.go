@@ -27,16 +27,20 @@ const (
 	sheetBytes2  = gatheredMost + frameBytes + 4<<10
 	// bodyWindow and bodiesWindow are how much of bodies a client may send that nobody has read, in one request and in all; what is
 	// beyond ends the stream, or the connection.
-	bodyWindow = 512 << 10
-	bodiesWindow   = 1 << 20
+	bodyWindow   = 512 << 10
+	bodiesWindow = 1 << 20
 	// calmFrames is how many frames that ask for nothing, or take back what was asked, are taken within calmTime; one more ends the connection
 	// (ENHANCE_YOUR_CALM). What is answered makes up for some.
 	calmFrames = 2000
 	calmTime   = 10 * time.Second
 	// drainTime is how long requests that were sent before the client could have heard that it shall go are served.
 	drainTime = time.Second
-	// remembered is of how many streams it is known how they ended.
+	// remembered is how many streams are known to have been reset by this side, so that what was under way then is no fault, and how many
+	// to have ended otherwise.
 	remembered = 64
+	// keptFields is for how many fields there is room in an idle connection; keptBytes how much of a large head's room is kept for others.
+	keptFields = 64
+	keptBytes  = 8 << 10
 )
 
 // code is why a stream or a connection ends (RFC 9113, 7).
@@ -130,9 +134,11 @@ type h2 struct {
 	broken    bool   // nothing can be written
 	drain     *time.Timer
 	stall     *time.Timer
-	stalling  bool // stall is set
-	recent    [remembered]ending
-	recentAt  int
+	stalling  bool               // stall is set
+	resets    [remembered]uint32 // the last streams that were reset by this side
+	ends      [remembered]uint32 // and those that ended otherwise
+	resetsAt  int
+	endsAt    int
 }
 
 // away is how far a client was told to go (GOAWAY).
@@ -143,12 +149,6 @@ const (
 	awaySoon         // no more requests are wanted
 	awayForGood      // those after lastID are not served
 )
-
-// ending is how a stream ended.
-type ending struct {
-	id   uint32
-	mine bool // it was reset by this side: what comes of it was under way
-}
 
 // desk2 is where requests are read.
 type desk2 struct {
@@ -184,12 +184,11 @@ func (p *pools2) sheet() *sheet2 {
 }
 
 // visit2 is the life of a connection that speaks HTTP/2.
-func (v *visit) visit2() {
+func (v *visit) visit2(state *tls.ConnectionState) {
 	c := &h2{
 		visit: v, streams: map[uint32]*stream{}, window: 65535, initial: 65535, maxFrame: frameBytes, recv: bodiesWindow, calm: calmFrames,
 	}
-	state := v.tls.ConnectionState()
-	c.state, c.address = &state, v.conn.RemoteAddr().String()
+	c.state, c.address = state, v.conn.RemoteAddr().String()
 	c.room.L = &c.mu
 	c.ctx = context.WithValue(v.door.front.ctx, visitorKey{}, visitor{client: v.client})
 	c.ctx = context.WithValue(c.ctx, http.LocalAddrContextKey, v.conn.LocalAddr())
@@ -318,7 +317,7 @@ func (c *h2) fill(need int) error {
 		switch {
 		case n > 0:
 		case timedOut(err):
-			if c.isDue() {
+			if err := c.struck(err); err != nil {
 				return err
 			}
 		case err != nil:
@@ -333,6 +332,9 @@ func (c *h2) fill(need int) error {
 func (c *h2) putDesk() {
 	if d := c.desk2; d != nil {
 		d.answer = http1.Response{}
+		if cap(d.plain) > keptBytes || cap(d.head) > keptBytes {
+			d.plain, d.head = nil, nil
+		}
 		c.door.front.pools2.desks.Put(d)
 		c.desk2 = nil
 	}
@@ -377,13 +379,19 @@ func (c *h2) setDeadline() {
 	}
 }
 
-// isDue says whether a deadline that struck is one.
-func (c *h2) isDue() bool {
+// struck is the error of a deadline that struck; nil: it has moved meanwhile.
+func (c *h2) struck(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	by := c.due()
 	c.readBy = time.Unix(1, 0) // it is to be set anew
-	return c.over || !by.IsZero() && !time.Now().Before(by)
+	switch {
+	case c.over:
+		return errGone
+	case by.IsZero() || time.Now().Before(by):
+		return nil
+	}
+	return err
 }
 
 // flush writes what was gathered, and waits if that is too much.
@@ -426,8 +434,8 @@ func (c *h2) spend() bool {
 	return true
 }
 
-// earn is the contrary: something was answered.
-func (c *h2) earn() { c.calm = min(c.calm+2, calmFrames) }
+// earn is the contrary: so many bytes of an answer are sent, and some frames may be about these. With the lock.
+func (c *h2) earn(n int64) { c.calm = min(c.calm+2+int(n/512), calmFrames) }
 
 // dismiss has the client go after what it waits for. It does not wait, and is called with the door's lock.
 func (c *h2) dismiss() {
@@ -470,7 +478,7 @@ func (c *h2) goAway() {
 
 // goAwayForGood serves no more than what has come. With the lock.
 func (c *h2) goAwayForGood() {
-	if c.away != awaySoon || c.over || c.dead {
+	if c.away == awayForGood || c.over || c.dead {
 		return
 	}
 	c.away, c.lastID = awayForGood, c.maxID
@@ -523,8 +531,9 @@ func (c *h2) farewell(why error) {
 	c.mu.Unlock()
 	c.conn.SetWriteDeadline(time.Now().Add(farewellTime))
 	c.mu.Lock()
-	clear(c.queue) // nothing but what it hears now
-	c.queue = c.queue[:0]
+	for _, s := range c.streams { // nothing is sent but what was gathered
+		c.close(s, errConnEnded, false)
+	}
 	for c.writing {
 		c.room.Wait()
 	}

@@ -16,10 +16,12 @@ import (
 
 // handle is the life of a request that a handler answers.
 func (c *h2) handle(s *stream, w *answer2, r *http.Request) {
+	returned := false
 	defer func() {
-		broke := recover() != nil // it was counted
-		if !broke {
+		if returned {
 			w.finish()
+		} else {
+			recover() // it was counted
 		}
 		w.end()
 		s.cancel()
@@ -32,6 +34,7 @@ func (c *h2) handle(s *stream, w *answer2, r *http.Request) {
 		}
 	}()
 	c.door.ServeHTTP(w, r)
+	returned = true
 }
 
 // body2 is a request's body.
@@ -135,6 +138,8 @@ func (w *answer2) WriteHeader(status int) {
 		return
 	case status < 100 || status > 999:
 		panic("invalid WriteHeader code " + strconv.Itoa(status))
+	case status == http.StatusSwitchingProtocols: // there is none to switch to (RFC 9113, 8.6)
+		return
 	case status < 200:
 		h := w.header.Clone()
 		delete(h, "Content-Length")
@@ -143,6 +148,13 @@ func (w *answer2) WriteHeader(status int) {
 	}
 	w.status = status
 	w.said = w.header.Clone()
+	if said := w.said["Content-Length"]; len(said) > 0 {
+		if n, err := strconv.ParseUint(said[0], 10, 63); err == nil {
+			w.length = int64(n)
+		} else {
+			delete(w.said, "Content-Length")
+		}
+	}
 }
 
 func (w *answer2) interim(status int, h http.Header) {
@@ -169,7 +181,7 @@ func appendFields(b []byte, h http.Header) []byte {
 		if !httpguts.ValidHeaderFieldName(name) { // the trailer's are none
 			continue
 		}
-		switch name {
+		switch textproto.CanonicalMIMEHeaderKey(name) {
 		case "Connection", "Proxy-Connection", "Keep-Alive", "Transfer-Encoding", "Upgrade":
 			continue
 		}
@@ -199,9 +211,6 @@ func (w *answer2) write(n int, p []byte, s string) (int, error) {
 	}
 	if !bodyAllowed(w.status) {
 		return 0, http.ErrBodyNotAllowed
-	}
-	if w.written == 0 && !w.s.answered {
-		w.readLength()
 	}
 	if w.written += int64(n); w.length >= 0 && w.written > w.length {
 		return 0, http.ErrContentLength
@@ -236,17 +245,6 @@ func (w *answer2) write(n int, p []byte, s string) (int, error) {
 	return n, nil
 }
 
-// readLength notes how long the answer is said to be.
-func (w *answer2) readLength() {
-	if said := w.said["Content-Length"]; len(said) > 0 {
-		if n, err := strconv.ParseUint(said[0], 10, 63); err == nil {
-			w.length = int64(n)
-		} else {
-			delete(w.said, "Content-Length")
-		}
-	}
-}
-
 // FlushError sends what was written so far.
 func (w *answer2) FlushError() error {
 	if w.ended {
@@ -276,9 +274,6 @@ func (s *stream) broken() error {
 func (w *answer2) finish() {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
-	}
-	if !w.s.answered {
-		w.readLength()
 	}
 	if w.length > w.written && bodyAllowed(w.status) && w.r.Method != http.MethodHead {
 		if len(w.buf) > 0 {
@@ -342,7 +337,7 @@ func (w *answer2) send(p []byte, last bool) error {
 		status := strconv.AppendInt(nil, int64(w.status), 10)
 		c.gatherHeader(s.id, flags, append(c.appendStatus(nil, status), block...))
 		if flags != 0 {
-			c.out = c.sentAll(c.out, s)
+			c.gatherEnd(s)
 			c.pump()
 			return nil
 		}
@@ -353,10 +348,10 @@ func (w *answer2) send(p []byte, last bool) error {
 		c.enqueue(s)
 	case last && trailer != nil:
 		c.gatherHeader(s.id, endOfStream, trailer)
-		c.out = c.sentAll(c.out, s)
+		c.gatherEnd(s)
 	case last:
 		c.gather(dataFrame, endOfStream, s.id, nil)
-		c.out = c.sentAll(c.out, s)
+		c.gatherEnd(s)
 	}
 	c.pump()
 	for len(s.body) > 0 && s.err == nil {

@@ -3,6 +3,7 @@ package front
 import (
 	"encoding/binary"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -110,7 +111,7 @@ func (c *h2) control(kind, flags byte, id uint32, p []byte) error {
 		case len(p) < 8:
 			return breach{code: frameSizeError}
 		}
-		c.goAway()
+		c.goAwayForGood() // nothing more will come
 	case windowFrame:
 		return c.windowUpdate(id, p)
 	}
@@ -118,7 +119,9 @@ func (c *h2) control(kind, flags byte, id uint32, p []byte) error {
 }
 
 // isIdle says whether a stream has not been opened by its client. With the lock.
-func (c *h2) isIdle(id uint32) bool { return id == 0 || id%2 == 0 || id > c.maxID }
+func (c *h2) isIdle(id uint32) bool {
+	return id == 0 || id%2 == 0 || id > c.maxID && c.away != awayForGood
+}
 
 func (c *h2) settings(flags byte, id uint32, p []byte) error {
 	switch {
@@ -217,6 +220,10 @@ func (c *h2) data(flags byte, id uint32, p []byte) error {
 	if c.recv -= n; c.recv < 0 {
 		return breach{code: flowError}
 	}
+	if c.away == awayForGood && id > c.lastID { // the client was told
+		c.took(n)
+		return nil
+	}
 	s := c.streams[id]
 	if s == nil || s.received {
 		c.took(n)
@@ -243,9 +250,10 @@ func (c *h2) data(flags byte, id uint32, p []byte) error {
 	}
 	if s.inErr == nil {
 		s.in = append(s.in, body...)
-		n -= int64(len(body))
+	} else { // nobody reads it: no more of the stream is wanted
+		c.took(int64(len(body)))
 	}
-	s.took(n)
+	s.took(n - int64(len(body)))
 	if ends {
 		c.receive(s, io.EOF)
 	}
@@ -276,28 +284,23 @@ func (c *h2) took(n int64) {
 
 // wasReset says whether what comes of a closed stream was under way when this side reset it. With the lock.
 func (c *h2) wasReset(id uint32) bool {
-	for _, e := range c.recent {
-		if e.id == id {
-			return e.mine
-		}
-	}
-	return false
+	return slices.Contains(c.resets[:], id)
 }
 
 // wasOpen says whether a stream is known to have been there. With the lock.
 func (c *h2) wasOpen(id uint32) bool {
-	for _, e := range c.recent {
-		if e.id == id {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(c.ends[:], id)
 }
 
 // remember notes how a stream ended. With the lock.
 func (c *h2) remember(id uint32, mine bool) {
-	c.recent[c.recentAt%remembered] = ending{id, mine}
-	c.recentAt++
+	if mine {
+		c.resets[c.resetsAt%remembered] = id
+		c.resetsAt++
+	} else {
+		c.ends[c.endsAt%remembered] = id
+		c.endsAt++
+	}
 }
 
 // headers takes the first piece of a header.

@@ -36,7 +36,11 @@ func (c *h2) header(id uint32, ends bool, block []byte) error {
 	if err != nil {
 		return breach{code: compressError}
 	}
-	defer clear(c.fields)
+	defer func() {
+		if clear(c.fields); cap(c.fields) > keptFields {
+			c.fields = nil
+		}
+	}()
 
 	c.mu.Lock()
 	if s := c.streams[id]; s != nil {

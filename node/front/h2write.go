@@ -199,6 +199,7 @@ func (c *h2) stalled() {
 // appendData appends a stream's next frame of data. With the lock, which it gives up while it reads a file.
 func (c *h2) appendData(b []byte, s *stream) []byte {
 	n := min(s.left(), s.window, c.window, frameBytes)
+	c.earn(n)
 	s.window -= n
 	c.window -= n
 	s.moved = true
@@ -231,7 +232,6 @@ func (c *h2) appendData(b []byte, s *stream) []byte {
 			}
 		}
 	}
-	c.earn()
 	switch {
 	case s.err != nil:
 	case s.left() > 0:
@@ -253,7 +253,7 @@ func (c *h2) appendData(b []byte, s *stream) []byte {
 // sentAll notes that a stream's answer is written. If the client has more to say, that is not wanted (RFC 9113, 8.1). With the lock.
 func (c *h2) sentAll(b []byte, s *stream) []byte {
 	s.sent = true
-	c.earn()
+	c.earn(0)
 	if s.received {
 		c.close(s, errStreamReset, false)
 		return b
@@ -261,6 +261,13 @@ func (c *h2) sentAll(b []byte, s *stream) []byte {
 	b = binary.BigEndian.AppendUint32(appendFrame(b, resetFrame, 0, s.id, 4), uint32(noError))
 	c.close(s, errStreamReset, true)
 	return b
+}
+
+// gatherEnd is called when all of a stream's answer was gathered. With the lock.
+func (c *h2) gatherEnd(s *stream) {
+	b := c.sentAll(nil, s) // which may gather something itself
+	c.sheet()
+	c.out = append(c.out, b...)
 }
 
 // reset ends a stream by this side's will. With the lock.
@@ -372,9 +379,10 @@ func (c *h2) hit(id uint32, a *http1.Response, head, received bool) error {
 			}
 			c.out = append(appendFrame(c.out, dataFrame, flags, id, len(piece)), piece...)
 		}
-		c.earn()
-		c.remember(id, false)
-		if !received {
+		c.earn(n)
+		if received {
+			c.remember(id, false)
+		} else {
 			c.reset(id, noError)
 		}
 	}

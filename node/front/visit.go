@@ -171,9 +171,11 @@ func (d *door) visit(c *client) {
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
 		v.remote = a.AddrPort()
 	}
-	if v.tls != nil && v.tls.ConnectionState().NegotiatedProtocol == "h2" {
-		v.visit2()
-		return
+	if v.tls != nil {
+		if state := v.tls.ConnectionState(); state.NegotiatedProtocol == "h2" {
+			v.visit2(&state)
+			return
+		}
 	}
 	v.readIn(headerTimeout)
 	d.enrol(v)
