@@ -92,7 +92,7 @@ type Door struct {
 	// GetConfigForClient, if any, is asked at each handshake.
 	TLSConfig *tls.Config
 	Handler   http.Handler
-	// Quick is asked first for HTTP/1 requests of the plain form, besides Handler; nil: nobody is.
+	// Quick is asked first for requests of the plain form, of HTTP/1 and 2, besides Handler; nil: nobody is.
 	Quick http1.Quick
 	// Desync says what becomes of HTTP/1 requests that two readers may take for different ones; Unset: as Config says.
 	Desync http1.Mitigation

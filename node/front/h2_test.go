@@ -14,6 +14,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -23,6 +24,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/perigee-net/perigee/edge/http1"
 )
 
 // hear reads frames until the other end closes or says nothing for some seconds, and returns them in words, without what every connection
@@ -663,4 +666,42 @@ func TestHTTP2ConnectionsGoInTwoSteps(t *testing.T) {
 			t.Errorf("when all is as before: %q, open: %v", said, open)
 		}
 	})
+}
+
+// Clients that are installed agree with us about what HTTP/2 is.
+func TestRealClientsSpeakHTTP2WithTheFront(t *testing.T) {
+	upload := bytes.Repeat([]byte("0123456789abcdef"), 20_000)
+	quick := ready(make([]byte, 100<<10))
+	at := onLoopback(t, certified, Door{TLS: true, Quick: func(q *http1.Request, a *http1.Response) bool {
+		return string(q.Path) == "/hit" && quick(q, a)
+	}, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(w, r.Body)
+	})})[0]
+	for _, c := range []struct {
+		claim string
+		args  []string
+		want  string
+	}{
+		{"a hit", []string{"curl", "-sSk", "--http2", "-o", os.DevNull, "-w", "%{http_version} %{http_code} %{size_download}", "https://" + at + "/hit"}, "2 200 102400"},
+		{"a head", []string{"curl", "-sSkI", "--http2", "https://" + at + "/hit"}, "content-length: 102400"},
+		{"an upload that comes back", []string{"curl", "-sSk", "--http2", "--data-binary", "@-", "https://" + at + "/"}, string(upload)},
+		{"an upload that waits to be wanted", []string{"curl", "-sSk", "--http2", "-H", "Expect: 100-continue", "--data-binary", "@-", "https://" + at + "/"}, string(upload)},
+		{"many hits at once", []string{"h2load", "-n", "2000", "-c", "4", "-m", "32", "https://" + at + "/hit"}, "2000 succeeded, 0 failed, 0 errored"},
+		{"many others at once", []string{"h2load", "-n", "2000", "-c", "4", "-m", "32", "https://" + at + "/"}, "2000 succeeded, 0 failed, 0 errored"},
+	} {
+		if _, err := exec.LookPath(c.args[0]); err != nil {
+			if os.Getenv("PERIGEE_REAL_CLIENTS") == "required" && c.args[0] == "curl" {
+				t.Errorf("%s: %v", c.claim, err)
+			} else {
+				t.Logf("%s: not shown with %s, which is not installed", c.claim, c.args[0])
+			}
+			continue
+		}
+		cmd := exec.CommandContext(t.Context(), c.args[0], c.args[1:]...)
+		cmd.Stdin = bytes.NewReader(upload)
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), c.want) {
+			t.Errorf("%s: %q: %v\n%.2000s", c.claim, c.args, err, out)
+		}
+	}
 }

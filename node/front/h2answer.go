@@ -66,7 +66,7 @@ func (b *body2) Read(p []byte) (int, error) {
 		if n := copy(p, s.in[s.inAt:]); n > 0 {
 			if s.inAt += n; s.inAt == len(s.in) {
 				s.inAt, s.in = 0, s.in[:0]
-				if cap(s.in) > 2*frameBytes {
+				if cap(s.in) > 8*frameBytes {
 					s.in = nil
 				}
 			}

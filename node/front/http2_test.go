@@ -57,6 +57,43 @@ func TestHTTP2FloodsAreBounded(t *testing.T) {
 			_, err := c.Write(frame(settingsFrame, 0, 0, nil))
 			return err
 		},
+		"data without anything in it": func(c net.Conn, i uint32) error {
+			if i == 0 {
+				c.Write(frame(headersFrame, endOfHeaders, 1, post))
+			}
+			_, err := c.Write(frame(dataFrame, 0, 1, nil))
+			return err
+		},
+		"padding alone": func(c net.Conn, i uint32) error {
+			if i == 0 {
+				c.Write(frame(headersFrame, endOfHeaders, 1, post))
+			}
+			_, err := c.Write(frame(dataFrame, padded, 1, []byte{1, 0}))
+			return err
+		},
+		"windows that grow by one": func(c net.Conn, _ uint32) error {
+			_, err := c.Write(frame(windowFrame, 0, 0, number(1)))
+			return err
+		},
+		"continuations without anything in them": func(c net.Conn, i uint32) error {
+			if i == 0 {
+				c.Write(frame(headersFrame, 0, 1, get))
+			}
+			_, err := c.Write(frame(continuationFrame, 0, 1, nil))
+			return err
+		},
+		"streams that break a rule": func(c net.Conn, i uint32) error {
+			_, err := c.Write(join(frame(headersFrame, endOfHeaders, 2*i+1, post), frame(windowFrame, 0, 2*i+1, number(0))))
+			return err
+		},
+		"requests that are none": func(c net.Conn, i uint32) error {
+			_, err := c.Write(frame(headersFrame, endOfHeaders|endOfStream, 2*i+1, get[:1]))
+			return err
+		},
+		"priorities": func(c net.Conn, i uint32) error {
+			_, err := c.Write(frame(priorityFrame, 0, 1, make([]byte, 5)))
+			return err
+		},
 		"pings without end": func(c net.Conn, _ uint32) error {
 			_, err := c.Write(frame(pingFrame, 0, 0, make([]byte, 8)))
 			return err
@@ -87,6 +124,7 @@ func TestHTTP2FloodsAreBounded(t *testing.T) {
 			if most.Load() > streams {
 				t.Errorf("%s: %d handlers ran at once, of %d streams that a connection may have", name, most.Load(), streams)
 			}
+			w.counted("front_http2_floods_total", 1)
 			c.Close()
 			time.Sleep(2 * time.Minute)
 			w.counted("front_connections", 0)
