@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -704,4 +706,105 @@ func TestRealClientsSpeakHTTP2WithTheFront(t *testing.T) {
 			t.Errorf("%s: %q: %v\n%.2000s", c.claim, c.args, err, out)
 		}
 	}
+}
+
+// What is served is what net/http's server would serve, as the same request; and what else that would serve is refused for a reason.
+func TestHTTP2RequestsAreThoseOfNetHTTP(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	pick := func(from ...string) string { return from[random.IntN(len(from))] }
+	inWorld(t, certified, func(w *world) {
+		ours, theirs := new(diary), new(diary)
+		view := func(d *diary) http.Handler {
+			return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				delete(r.Header, "Host") // which net/http leaves there
+				d.note(fmt.Sprintf("%s %q %q %q %q %d %v", r.Method, r.URL, r.RequestURI, r.Host, r.Header, r.ContentLength, r.Trailer))
+			})
+		}
+		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: view(ours)})
+		server := &http.Server{Handler: view(theirs), DisableGeneralOptionsHandler: true, ErrorLog: log.New(io.Discard, "", 0), TLSConfig: &tls.Config{GetCertificate: certified.Certificate, NextProtos: []string{"h2"}}}
+		l, err := w.node.Listen("tcp", "203.0.113.1:444")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var serves sync.WaitGroup
+		serves.Go(func() { server.ServeTLS(l, "", "") })
+		defer serves.Wait()
+		defer server.Close()
+		served, stricter := 0, 0
+		for range 1500 {
+			var block []byte
+			var fields []string
+			add := func(name, value string) {
+				block = append(block, literal(name, value)...)
+				fields = append(fields, name+": "+value)
+			}
+			if random.IntN(30) > 0 {
+				add(":method", pick("GET", "GET", "GET", "HEAD", "POST", "OPTIONS", "BREW", "G T", "CONNECT"))
+			}
+			if random.IntN(30) > 0 {
+				add(":scheme", pick("https", "https", "https", "http", "ftp"))
+			}
+			if random.IntN(30) > 0 {
+				add(":path", pick("/", "/", "/a?b=c", "/a/../b", "*", "a", "", "/%zz", "/a b", "/ä", "//x/y", "http://x/", "/a#b", "/a\x7f"))
+			}
+			if random.IntN(10) > 0 {
+				add(":authority", pick("x", "x", "x", "x:1", "u@x", "x/y", "", "[::1]:1", "x y", "ä"))
+			}
+			for range random.IntN(4) {
+				switch random.IntN(18) {
+				case 0:
+					add("host", pick("x", "x", "y", "x:1", ""))
+				case 1, 2:
+					add("cookie", pick("a=b", "c=d"))
+				case 3:
+					add("te", pick("trailers", "gzip", ""))
+				case 4:
+					add("content-length", pick("0", "5", "-1", "x", ""))
+				case 5:
+					add(pick("connection", "keep-alive", "upgrade", "transfer-encoding", "proxy-connection"), pick("close", "h2c", "chunked"))
+				case 6:
+					add(pick("X-Large", "x y", "", "x:y", "x\x00", "ä", ":path", ":status"), "1")
+				case 7:
+					add("x-value", pick("a\tb", "a\nb", "a\x00", " a ", "ä", "", "a\x7f"))
+				case 8:
+					add("expect", pick("100-continue", "x"))
+				case 9:
+					add("trailer", pick("x-sum", "content-length", "a, b", ""))
+				default:
+					add(pick("accept", "user-agent", "x-two", "accept-encoding", "range", "if-none-match"), pick("a", "b", "gzip, br"))
+				}
+			}
+			var seen [2][]string
+			for i, port := range []int{443, 444} {
+				c := tls.Client(w.dial(port), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+				if err := c.Handshake(); err != nil {
+					t.Fatal(err)
+				}
+				c.Write(join([]byte(preface), frame(settingsFrame, 0, 0, nil), frame(headersFrame, endOfStream|endOfHeaders, 1, block)))
+				time.Sleep(100 * time.Millisecond)
+				c.Close()
+				d := []*diary{ours, theirs}[i]
+				d.mu.Lock()
+				seen[i], d.seen = d.seen, nil
+				d.mu.Unlock()
+			}
+			said := strings.Join(fields, "\n") + "\n"
+			switch {
+			case slices.Equal(seen[0], seen[1]):
+				served += len(seen[0])
+			case len(seen[0]) == 0:
+				stricter++
+				if !slices.ContainsFunc([]string{
+					"content-length: ", "host: ", ":authority: u@x", ":authority: x/y", ":authority: x y", ":authority: ä", ":method: G T", ":path: http://x/", "te: \n",
+				}, func(reason string) bool { return strings.Contains(said, reason) }) {
+					t.Errorf("%q: refused, and net/http would serve %q", fields, seen[1])
+				}
+			default:
+				t.Errorf("%q: served as %q, and not as %q", fields, seen[0], seen[1])
+			}
+		}
+		if served < 200 || stricter > 2*served {
+			t.Errorf("%d were served, and %d refused that net/http would serve", served, stricter)
+		}
+	})
 }

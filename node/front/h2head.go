@@ -139,7 +139,7 @@ func readAsked(fields []hpack.HeaderField) (a asked, ok bool) {
 		default:
 			return a, false
 		}
-		if *to != "" || f.Value == "" || !httpguts.ValidHeaderFieldValue(f.Value) {
+		if *to != "" || f.Value == "" && to != &a.authority || !httpguts.ValidHeaderFieldValue(f.Value) {
 			return a, false
 		}
 		*to = f.Value
@@ -236,6 +236,10 @@ func (c *h2) hand(id uint32, a asked, ends bool) error {
 		counters.badRequests.Add(1)
 		return breach{id, protocolError}
 	}
+	expected := httpguts.HeaderValuesContainsToken(r.Header["Expect"], "100-continue")
+	if expected {
+		delete(r.Header, "Expect")
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.running >= streams { // of streams that are reset, some
@@ -248,12 +252,7 @@ func (c *h2) hand(id uint32, a asked, ends bool) error {
 		s.inErr = io.EOF
 	} else {
 		s.length = length
-		b := &body2{s: s, trailer: r.Trailer}
-		if httpguts.HeaderValuesContainsToken(r.Header["Expect"], "100-continue") {
-			b.expected = true
-			delete(r.Header, "Expect")
-		}
-		r.Body = b
+		r.Body = &body2{s: s, trailer: r.Trailer, expected: expected}
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	s.cancel = cancel
