@@ -1,7 +1,6 @@
 package front
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -29,7 +28,7 @@ type client struct {
 	stands atomic.Int64 // the one that was set by Write; 0: another one
 }
 
-// visitor is who a request comes from; no loan: by HTTP/2.
+// visitor is who a request comes from; no loan: it was not lent.
 type visitor struct {
 	*client
 	loan *loan
@@ -49,10 +48,8 @@ func (d *door) client(socket net.Conn) *client {
 
 // visitorOf finds who is at the other end of what was given to net/http.
 func visitorOf(c net.Conn) visitor {
-	if l := loanOf(c); l != nil {
-		return visitor{l.v.client, l}
-	}
-	return visitor{client: c.(*tls.Conn).NetConn().(*client)}
+	l := loanOf(c)
+	return visitor{l.v.client, l}
 }
 
 // hold keeps the connection counted while a handler runs. It fails if the connection is gone.

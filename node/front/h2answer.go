@@ -58,7 +58,7 @@ func (b *body2) Read(p []byte) (int, error) {
 	if b.expected {
 		b.expected = false
 		if !s.answered && s.err == nil {
-			c.gatherHeader(s.id, 0, c.appendStatus(nil, []byte("100")))
+			c.gatherHeader(s.id, 0, c.packStatus(nil, []byte("100")))
 			c.start()
 		}
 	}
@@ -164,7 +164,7 @@ func (w *answer2) interim(status int, h http.Header) {
 	if w.waitForRoom(); s.err != nil {
 		return
 	}
-	c.gatherHeader(s.id, 0, appendFields(c.appendStatus(nil, strconv.AppendInt(nil, int64(status), 10)), h))
+	c.gatherHeader(s.id, 0, packFields(c.packStatus(nil, strconv.AppendInt(nil, int64(status), 10)), h))
 	c.pump()
 }
 
@@ -175,8 +175,8 @@ func (w *answer2) waitForRoom() {
 	}
 }
 
-// appendFields appends what may be sent of a header (RFC 9113, 8.2.2).
-func appendFields(b []byte, h http.Header) []byte {
+// packFields appends what may be sent of a header (RFC 9113, 8.2.2).
+func packFields(b []byte, h http.Header) []byte {
 	for name, values := range h {
 		if !httpguts.ValidHeaderFieldName(name) { // the trailer's are none
 			continue
@@ -187,7 +187,7 @@ func appendFields(b []byte, h http.Header) []byte {
 		}
 		for _, v := range values {
 			if httpguts.ValidHeaderFieldValue(v) {
-				b = appendField(b, name, textproto.TrimString(v))
+				b = packField(b, name, textproto.TrimString(v))
 			}
 		}
 	}
@@ -335,7 +335,7 @@ func (w *answer2) send(p []byte, last bool) error {
 			flags = endOfStream
 		}
 		status := strconv.AppendInt(nil, int64(w.status), 10)
-		c.gatherHeader(s.id, flags, append(c.appendStatus(nil, status), block...))
+		c.gatherHeader(s.id, flags, append(c.packStatus(nil, status), block...))
 		if flags != 0 {
 			c.gatherEnd(s)
 			c.pump()
@@ -369,14 +369,14 @@ func (w *answer2) block(p []byte, last bool) []byte {
 	var b []byte
 	if w.length < 0 && last && bodyAllowed(w.status) && (len(p) > 0 || w.r.Method != http.MethodHead) {
 		if _, said := h["Content-Length"]; !said {
-			b = appendField(b, "content-length", strconv.Itoa(len(p)))
+			b = packField(b, "content-length", strconv.Itoa(len(p)))
 		}
 	}
 	if _, said := h["Content-Type"]; !said && h.Get("Content-Encoding") == "" && bodyAllowed(w.status) && len(p) > 0 {
-		b = appendField(b, "content-type", http.DetectContentType(p))
+		b = packField(b, "content-type", http.DetectContentType(p))
 	}
 	if _, said := h["Date"]; !said {
-		b = appendField(b, "date", time.Now().UTC().Format(http.TimeFormat))
+		b = packField(b, "date", time.Now().UTC().Format(http.TimeFormat))
 	}
 	for _, list := range h["Trailer"] {
 		for name := range strings.SplitSeq(list, ",") {
@@ -392,7 +392,7 @@ func (w *answer2) block(p []byte, last bool) []byte {
 		c.goAway()
 		c.mu.Unlock()
 	}
-	return appendFields(b, h)
+	return packFields(b, h)
 }
 
 // trailerBlock is what follows the body; nil: nothing does.
@@ -410,7 +410,7 @@ func (w *answer2) trailerBlock() []byte {
 			}
 		}
 	}
-	return appendFields(nil, h)
+	return packFields(nil, h)
 }
 
 // SetReadDeadline has reading the body fail from then on.

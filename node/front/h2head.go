@@ -333,21 +333,21 @@ func (c *h2) request(a asked, ends bool) (r *http.Request, length int64, ok bool
 
 // appendAnswer appends the header block of an answer of HTTP/1: a status line and fields, with an empty line at their end.
 func (c *h2) appendAnswer(b, head []byte) []byte {
-	b = c.appendStatus(b, head[len("HTTP/1.1 "):len("HTTP/1.1 200")])
+	b = c.packStatus(b, head[len("HTTP/1.1 "):len("HTTP/1.1 200")])
 	for at := bytes.IndexByte(head, '\n') + 1; ; {
 		end := bytes.IndexByte(head[at:], '\n')
 		colon := bytes.IndexByte(head[at:], ':')
 		if end <= 1 || colon < 0 {
 			return b
 		}
-		b = appendField(b, head[at:at+colon], bytes.Trim(head[at+colon+1:at+end], " \r"))
+		b = packField(b, head[at:at+colon], bytes.Trim(head[at+colon+1:at+end], " \r"))
 		at += end + 1
 	}
 }
 
-// appendStatus begins a header block. The first one says that the table of fields is empty, and will be: what is sent is never taken
+// packStatus begins a header block. The first one says that the table of fields is empty, and will be: what is sent is never taken
 // into it, so that blocks may be made in any order.
-func (c *h2) appendStatus(b []byte, status []byte) []byte {
+func (c *h2) packStatus(b []byte, status []byte) []byte {
 	if !c.resized {
 		c.resized = true
 		b = append(b, 0x20)
@@ -371,9 +371,9 @@ func (c *h2) appendStatus(b []byte, status []byte) []byte {
 	return append(append(b, 0x08, 3), status...)
 }
 
-// appendField appends a field, whose name may have capitals, to a header block (RFC 7541, 6.2.2). Values are sent as they are:
+// packField appends a field, whose name may have capitals, to a header block (RFC 7541, 6.2.2). Values are sent as they are:
 // Huffman's coding would save a fifth of a header, and cost more time than all else here.
-func appendField[S string | []byte](b []byte, name, value S) []byte {
+func packField[S string | []byte](b []byte, name, value S) []byte {
 	at := len(b)
 	b = append(b, name...)
 	for i := at; i < len(b); i++ {
@@ -382,21 +382,21 @@ func appendField[S string | []byte](b []byte, name, value S) []byte {
 		}
 	}
 	if index, ok := staticNames[string(b[at:])]; ok {
-		b = appendInteger(b[:at], 0, 15, uint64(index))
+		b = packInteger(b[:at], 0, 15, uint64(index))
 	} else {
-		b = append(appendInteger(append(b[:at], 0), 0, 127, uint64(len(name))), name...)
+		b = append(packInteger(append(b[:at], 0), 0, 127, uint64(len(name))), name...)
 		for i := len(b) - len(name); i < len(b); i++ {
 			if b[i] >= 'A' && b[i] <= 'Z' {
 				b[i] += 'a' - 'A'
 			}
 		}
 	}
-	b = appendInteger(b, 0, 127, uint64(len(value)))
+	b = packInteger(b, 0, 127, uint64(len(value)))
 	return append(b, value...)
 }
 
-// appendInteger appends a number whose first bits share a byte (RFC 7541, 5.1): most is what fits there.
-func appendInteger(b []byte, first, most byte, n uint64) []byte {
+// packInteger appends a number whose first bits share a byte (RFC 7541, 5.1): most is what fits there.
+func packInteger(b []byte, first, most byte, n uint64) []byte {
 	if n < uint64(most) {
 		return append(b, first|byte(n))
 	}

@@ -127,15 +127,12 @@ func (l *loan) conn() net.Conn {
 	return l
 }
 
-// loanOf finds the loan in what net/http hands out; nil: it is an HTTP/2 connection.
+// loanOf finds the loan in what net/http hands out.
 func loanOf(c net.Conn) *loan {
-	switch c := c.(type) {
-	case *loan:
-		return c
-	case tlsLoan:
-		return c.loan
+	if secure, ok := c.(tlsLoan); ok {
+		return secure.loan
 	}
-	return nil
+	return c.(*loan)
 }
 
 // Read gives what belongs to the request. Behind its end it waits, as for a client who says nothing more, until net/http does
@@ -311,7 +308,6 @@ func (l *loan) Close() error {
 func loanChanged(c net.Conn, s http.ConnState) {
 	l := loanOf(c)
 	switch {
-	case l == nil:
 	case s == http.StateIdle && l.last.Load(): // net/http may have bytes that it would look for another request in
 		l.Close()
 	case s == http.StateIdle:
