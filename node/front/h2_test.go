@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/textproto"
 	"os"
 	"os/exec"
@@ -805,6 +806,51 @@ func TestHTTP2RequestsAreThoseOfNetHTTP(t *testing.T) {
 		}
 		if served < 200 || stricter > 2*served {
 			t.Errorf("%d were served, and %d refused that net/http would serve", served, stricter)
+		}
+	})
+}
+
+func TestHTTP2IsNotSpokenOverWeakTLS(t *testing.T) {
+	for _, c := range []struct {
+		version, suite uint16
+		strong         bool
+	}{
+		{tls.VersionTLS13, tls.TLS_AES_128_GCM_SHA256, true},
+		{tls.VersionTLS12, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, true},
+		{tls.VersionTLS12, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256, true},
+		{tls.VersionTLS12, tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, false},
+		{tls.VersionTLS12, tls.TLS_RSA_WITH_AES_128_GCM_SHA256, false},
+		{tls.VersionTLS11, tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA, false},
+	} {
+		if got := isStrong(&tls.ConnectionState{Version: c.version, CipherSuite: c.suite}); got != c.strong {
+			t.Errorf("%s by %s: %v", tls.CipherSuiteName(c.suite), tls.VersionName(c.version), got)
+		}
+	}
+}
+
+// Whoever is blocked meanwhile is cut off, whatever the connection is at.
+func TestABlockedClientsHTTP2Ends(t *testing.T) {
+	var blocked atomic.Bool
+	c := certified
+	c.Blocked = func(netip.Addr) bool { return blocked.Load() }
+	inWorld(t, c, func(w *world) {
+		var ended atomic.Int64
+		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			ended.Add(1)
+		})})
+		idle, busy := raw2(w), raw2(w)
+		defer idle.Close()
+		defer busy.Close()
+		busy.Write(frame(headersFrame, endOfStream|endOfHeaders, 1, get))
+		time.Sleep(time.Second)
+		w.front.Recheck()
+		w.counted("front_connections", 2)
+		blocked.Store(true)
+		w.front.Recheck()
+		w.counted("front_connections", 0)
+		if ended.Load() != 1 {
+			t.Error("the handler was not told")
 		}
 	})
 }
