@@ -243,9 +243,6 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	d.front.counters.requests.Add(1)
 	v.advertise(w)
-	if r.ProtoMajor == 2 && d.retired.Load() {
-		w.Header().Set("Connection", "close") // net/http sends GOAWAY for it; else it would wait until the connection carries nothing
-	}
 	defer func() {
 		if v := recover(); v != nil {
 			if v != http.ErrAbortHandler {

@@ -401,7 +401,7 @@ func (c *h2) flush() error {
 	if c.worked {
 		c.worked = false
 		c.idleSince = time.Now()
-		if c.door.leaving() && len(c.streams) == 0 {
+		if c.door.leaving() {
 			c.goAway()
 		}
 	}

@@ -307,18 +307,17 @@ func (c *h2) close(s *stream, why error, mine bool) {
 		s.cancel()
 	}
 	s.wake.Broadcast()
-	if len(c.streams) > 0 || c.dead {
+	if c.over || c.dead {
 		return
 	}
-	c.idleSince = time.Now()
-	if c.over {
-		return
-	}
-	c.setDeadline()
 	if c.door.leaving() {
 		c.goAway()
 	}
-	c.leaveIfDone()
+	if len(c.streams) == 0 {
+		c.idleSince = time.Now()
+		c.setDeadline()
+		c.leaveIfDone()
+	}
 }
 
 // letGo is called when a stream's file is not read any more.
