@@ -67,35 +67,6 @@ get london@fra1 http://kept.demo.perigee.test/other => 200 "stays"
 	})
 }
 
-// While it is fenced a node keeps what it fetches. It misses another purge meanwhile: then that is older, too, and is not served.
-func TestANodeThatMissesAnotherPurgeWhileItIsFencedServesNothingOlder(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *World) {
-		w.steps(t, `
-apply kept.yaml                             => revision=2
-within 5s status all                        => agree revision=2 !behind
-cut icn1 fra1
-after 3s
-`)
-		paths := []string{"/news"}
-		for i := range 300 {
-			paths = append(paths, fmt.Sprintf("/some/path/%d", i))
-		}
-		for _, version := range []string{"one", "two", "three"} {
-			w.do(t, "publish", "news", version)
-			res, err := w.apiOf(w.nodes["icn1"]).Purge(t.Context(), api.PurgeRequest{ID: rand.Text(), Distribution: "kept", Paths: paths})
-			if err != nil || !strings.Contains(receipt(res), "done=2/3") {
-				t.Fatalf("%s %v", receipt(res), err)
-			}
-			w.steps(t, `
-within 3s orders fra1                       => fenced
-after 3s
-get london@fra1 http://kept.demo.perigee.test/news => 200 "`+version+`"
-get london@fra1 http://kept.demo.perigee.test/news => 200 Hit "`+version+`"
-`)
-		}
-	})
-}
-
 func prefixes(texts ...string) (all []netip.Prefix) {
 	for _, text := range texts {
 		all = append(all, netip.MustParsePrefix(text))

@@ -663,6 +663,9 @@ func purgesSchedule(ctx context.Context, dir string, seed uint64, story func(str
 		if together {
 			c.POP = c.Region
 		}
+		if seed%2 == 1 {
+			c.CacheDiskBytes = 16 << 20
+		}
 	}
 	began := time.Now()
 	r = &purgesRun{
