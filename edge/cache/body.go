@@ -3,6 +3,7 @@ package cache
 import (
 	"errors"
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/perigee-net/perigee/edge/cache/disk"
@@ -16,6 +17,8 @@ type place struct {
 	cache *Cache
 	slot  string
 	size  int64
+	// last is as what the body was found; nil: it was not yet.
+	last atomic.Pointer[disk.Entry]
 }
 
 // Size is that of the body, in bytes, kept whole or in slices; 0 while it is being filled.
@@ -44,7 +47,13 @@ func (o *Object) Open() (Body, error) {
 	if o.at == nil {
 		return Body{memory: o.Body}, nil
 	}
-	entry, ok := o.at.cache.shelf.disk.Get(bytesOf(o.at.slot))
+	on := o.at.cache.shelf.disk
+	if last := o.at.last.Load(); last != nil {
+		if entry, ok := on.Again(last); ok {
+			return Body{disk: entry}, nil
+		}
+	}
+	entry, ok := on.Get(bytesOf(o.at.slot))
 	if ok && (bodyOf(entry.Meta) != o.body || entry.Size() != o.at.size) {
 		entry.Close() // another response is there by now
 		ok = false
@@ -53,6 +62,8 @@ func (o *Object) Open() (Body, error) {
 		o.at.cache.lose(o.at.slot, o.body)
 		return Body{}, ErrLost
 	}
+	entry.Trim()
+	o.at.last.Store(entry)
 	return Body{disk: entry}, nil
 }
 

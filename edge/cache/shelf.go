@@ -459,7 +459,7 @@ func (s *shelf) entry(slot string, meta []byte, size int64, swept uint64) (*entr
 	e.seen.Store(max(seen, swept))
 	e.given.Store(time.Now().Unix())
 	if o := e.object; o != nil {
-		o.at = &place{s.cache, slot, size}
+		o.at = &place{cache: s.cache, slot: slot, size: size}
 		if o.received.After(time.Now().Add(time.Second)) { // the clock was set back: how old it is nobody knows
 			o.ttl, o.staleWhileRevalidate, o.staleIfError = 0, 0, 0
 		}

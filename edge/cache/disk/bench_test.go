@@ -72,6 +72,30 @@ func BenchmarkGet(b *testing.B) {
 	}
 }
 
+// BenchmarkAgain finds an object again and tells its file.
+func BenchmarkAgain(b *testing.B) {
+	s := benchStore(b)
+	key := []byte("https://www.example.com/some/where")
+	if err := s.Put(key, filled(300, 2), filled(100<<10, 1)); err != nil {
+		b.Fatal(err)
+	}
+	flush(b, s)
+	e, _ := s.Get(key)
+	e.Trim()
+	if err := e.Check(); err != nil {
+		b.Fatal(err)
+	}
+	e.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		again, ok := s.Again(e)
+		if _, _, checked := again.File(); !ok || !checked {
+			b.Fatal("it is not there")
+		}
+		again.Close()
+	}
+}
+
 // BenchmarkOpen opens a store of a million small objects, closed in order or killed, and says what memory they take.
 func BenchmarkOpen(b *testing.B) {
 	const objects = 1_000_000

@@ -301,6 +301,25 @@ func (s *Store) get(key []byte) (*Entry, bool) {
 	return e, true
 }
 
+// Again is Get for an object that was found before as e, which is closed or not. It reads nothing, and what it returns has neither Key nor Meta. It
+// is not ok if the object is not where it was: it was put anew, renewed, carried over or deleted since; then Get finds what there is.
+func (s *Store) Again(e *Entry) (*Entry, bool) {
+	s.mu.RLock()
+	v, ok := s.index[e.hash]
+	body := s.byNumber[e.slot.body]
+	if !ok || !v.at(e.slot) || v.body != e.slot.body || body == nil {
+		s.mu.RUnlock()
+		return nil, false
+	}
+	body.pins.Add(1)
+	s.mu.RUnlock()
+	again := &Entry{store: s, hash: e.hash, slot: v, body: body, sums: e.sums, offset: e.offset, size: e.size}
+	again.checked.Store(v.place&wasChecked != 0)
+	s.counts.hits.Add(1)
+	s.mark(again.hash, v, wasRead)
+	return again, true
+}
+
 // mark sets a flag of an object that is still where it was.
 func (s *Store) mark(hash uint64, v slot, flag uint32) {
 	if v.place&flag != 0 {
@@ -529,6 +548,11 @@ func (e *Entry) load() bool {
 	}
 	e.Key, e.Meta, e.sums, e.offset, e.size = r.key, r.meta, r.sums, int64(r.bodyOffset), int64(r.bodySize)
 	return true
+}
+
+// Trim lets go of Key and Meta, for who keeps the entry to find it Again. Nobody else may have it yet.
+func (e *Entry) Trim() {
+	e.Key, e.Meta, e.sums = nil, nil, bytes.Clone(e.sums)
 }
 
 // Size is that of the body, in bytes.

@@ -612,3 +612,79 @@ func TestManyAtATimeGetWhatWasPut(t *testing.T) {
 		t.Errorf("yielded %d, counted %d", len(keys), s.Counters()["disk_objects"])
 	}
 }
+
+func TestAnObjectIsFoundAgainUntilItIsAnother(t *testing.T) {
+	s := openStore(t, Config{Dir: t.TempDir(), Bytes: smallBytes}, quick())
+	body := bytes.Repeat([]byte("0123456789abcdef"), 700)
+	find := func() *Entry {
+		t.Helper()
+		e, ok := s.Get([]byte("a"))
+		if !ok {
+			t.Fatal("it is not there")
+		}
+		e.Trim()
+		e.Close()
+		return e
+	}
+	same := func(e *Entry) {
+		t.Helper()
+		again, ok := s.Again(e)
+		if !ok {
+			t.Fatal("it is not found again")
+		}
+		defer again.Close()
+		got := make([]byte, again.Size())
+		if _, err := again.ReadAt(got, 0); err != nil || !bytes.Equal(got, body) {
+			t.Errorf("another body of %d bytes: %v", len(got), err)
+		}
+	}
+	keep(t, s, "a", "meta", body)
+	flush(t, s)
+	first := find()
+	same(first)
+	e, _ := s.Again(first)
+	if err := e.Check(); err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	if e, _ = s.Again(first); !e.checked.Load() {
+		t.Error("that it was checked is forgotten")
+	}
+
+	// Who found it again holds its file, whatever becomes of it.
+	if !s.Delete([]byte("a")) {
+		t.Error("it was not there")
+	}
+	flush(t, s)
+	if _, ok := s.Again(first); ok {
+		t.Error("what was deleted is found again")
+	}
+	got := make([]byte, e.Size())
+	if _, err := e.ReadAt(got, 0); err != nil || !bytes.Equal(got, body) {
+		t.Errorf("held, it is %d other bytes: %v", len(got), err)
+	}
+	e.Close()
+
+	keep(t, s, "a", "meta", body)
+	flush(t, s)
+	second := find()
+	if err := s.Renew([]byte("a"), []byte("other")); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, s)
+	if _, ok := s.Again(second); ok {
+		t.Error("what was renewed is found as it was")
+	}
+	third := find()
+	same(third)
+	for i := range 200 { // it goes with its segment
+		keep(t, s, fmt.Sprint("other ", i), "meta", body)
+		flush(t, s)
+	}
+	if _, there := s.Get([]byte("a")); there {
+		t.Fatal("it is still there")
+	}
+	if _, ok := s.Again(third); ok {
+		t.Error("what is gone is found again")
+	}
+}
