@@ -174,14 +174,24 @@ func bodies(size, connections int, objects int64) Load {
 	}}
 }
 
-// fill asks a cache once for each of the objects of a size.
+// fillPasses is how often a cache is asked for all objects, at most, until it has them.
+const fillPasses = 20
+
+// fill asks a cache for each of the objects of a size, one after the other, until it has all of them: what comes at once may be more than
+// there is room for, and a disk may not keep up.
 func fill(size, objects int64) func(context.Context, Stage) error {
 	return func(ctx context.Context, s Stage) error {
-		m, err := (&drive{address: s.at(s.Port), connections: 4, size: size, path: distinct(size, objects), count: objects}).run(ctx)
-		if err == nil && m.Failed != "" {
-			err = errors.New(m.Failed)
+		for range fillPasses {
+			before := s.run.origin.asked()
+			m, err := (&drive{address: s.at(s.Port), connections: 1, size: size, path: distinct(size, objects), count: objects}).run(ctx)
+			if err == nil && m.Failed != "" {
+				err = errors.New(m.Failed)
+			}
+			if err != nil || s.run.origin.asked() == before {
+				return err
+			}
 		}
-		return err
+		return fmt.Errorf("it does not keep %d objects, asked for %d times", objects, fillPasses)
 	}
 }
 
