@@ -118,7 +118,9 @@ func (n *node) start() {
 		n.w.t.Fatal(err)
 	}
 	if n.asLife != 0 {
+		r.mu.Lock()
 		r.self.life = n.asLife
+		r.mu.Unlock()
 	}
 	n.Reports, n.listener = r, listener
 	n.serving.Go(func() {
