@@ -599,8 +599,10 @@ func TestProbesAtOnceAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now, most atomic.Int64
 		dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-			most.Store(max(most.Load(), now.Add(1)))
+			n := now.Add(1)
 			defer now.Add(-1)
+			for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+			}
 			time.Sleep(time.Second)
 			return nil, net.ErrClosed
 		}

@@ -168,8 +168,8 @@ func TestKeysWithoutEndAreNoMoreThanTheCacheHolds(t *testing.T) {
 				c.mu.Lock()
 				c.put(fmt.Sprintf("4:shop%d:%d", g, i), &entry{object: &o}, 0)
 				c.mu.Unlock()
-				if now := c.bytes.Load(); now > most.Load() {
-					most.Store(now)
+				now := c.bytes.Load()
+				for old := most.Load(); now > old && !most.CompareAndSwap(old, now); old = most.Load() {
 				}
 			}
 		})
