@@ -126,7 +126,7 @@ func ask(t testing.TB, s *Server, query *dns.Msg) *dns.Msg {
 		t.Fatal(err)
 	}
 	response := new(dns.Msg)
-	if err := response.Unpack(s.respond(make([]byte, roomSize), m, netip.MustParseAddr("192.0.2.53"), true)); err != nil {
+	if err := response.Unpack(s.respond(make([]byte, roomSize), m, netip.MustParseAddr("192.0.2.53"), UDP)); err != nil {
 		t.Fatal(err)
 	}
 	if response.Id != query.Id || !response.Response {

@@ -110,7 +110,7 @@ func TestMessagesAreAnsweredRefusedOrDropped(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			m := bytesOf(t, test.message)
 			malformed := s.Counters()["dns_malformed_total"]
-			response := s.respond(make([]byte, roomSize), m, netip.MustParseAddr("192.0.2.53"), true)
+			response := s.respond(make([]byte, roomSize), m, netip.MustParseAddr("192.0.2.53"), UDP)
 			if bad := test.want == "" || test.want == "FORMERR"; bad != (s.Counters()["dns_malformed_total"] > malformed) {
 				t.Errorf("counted as malformed: %v", !bad)
 			}
@@ -226,7 +226,7 @@ func TestALongResponseIsCutToWhatTheAskerTakes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			response := s.respond(make([]byte, roomSize), m, netip.Addr{}, true)
+			response := s.respond(make([]byte, roomSize), m, netip.Addr{}, UDP)
 			var got dns.Msg
 			if err := got.Unpack(response); err != nil {
 				t.Fatal(err)
@@ -234,7 +234,7 @@ func TestALongResponseIsCutToWhatTheAskerTakes(t *testing.T) {
 			if len(response) > test.at || len(response) < test.least || !got.Truncated || (got.IsEdns0() != nil) != (test.edns > 0) {
 				t.Errorf("got %d bytes, truncated %v, want up to %d", len(response), got.Truncated, test.at)
 			}
-			whole := s.respond(make([]byte, roomSize), m, netip.Addr{}, false)
+			whole := s.respond(make([]byte, roomSize), m, netip.Addr{}, TCP)
 			if err := got.Unpack(whole); err != nil || got.Truncated || len(got.Answer) != 40 {
 				t.Errorf("by TCP got %d records, truncated %v: %v", len(got.Answer), got.Truncated, err)
 			}
@@ -294,7 +294,11 @@ func FuzzMessage(f *testing.F) {
 	room := make([]byte, roomSize)
 	f.Fuzz(func(t *testing.T, m []byte, datagram bool) {
 		asked := slices.Clone(m)
-		response := s.respond(room, m, netip.MustParseAddr("10.1.0.53"), datagram)
+		by := TCP
+		if datagram {
+			by = UDP
+		}
+		response := s.respond(room, m, netip.MustParseAddr("10.1.0.53"), by)
 		if !bytes.Equal(m, asked) {
 			t.Fatal("the query was changed")
 		}

@@ -1,8 +1,6 @@
 package dnsgeo
 
 import (
-	"encoding/binary"
-	"errors"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -11,7 +9,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/miekg/dns"
 
@@ -21,30 +18,12 @@ import (
 )
 
 const (
-	// maxConns is how many TCP connections are served at once; one more is closed as it comes. A resolver
-	// whose connection is closed tries again or elsewhere, and UDP goes on.
-	maxConns = 1024
-
-	// lifeTime is how long a connection is kept whatever comes: nobody keeps a place for ever. From then on it is closed at
-	// the first pause of pauseTime, for a query that lies unread at a close resets the answers before it, too; and at last
-	// after lingerTime.
-	lifeTime   = 10 * time.Minute
-	pauseTime  = 200 * time.Millisecond
-	lingerTime = time.Minute
-
-	// idleTimeout closes a connection that has not sent a whole query, or taken a response, for that long
-	// (RFC 7766 §6.2.3: a few seconds).
-	idleTimeout = 10 * time.Second
-
 	// maxQuerySize is the longest query: the longest name and options of all kinds take less than half. More of a
 	// datagram is cut off, so that it is malformed; a connection that announces more is closed.
 	maxQuerySize = 4096
 
 	// roomSize is what is kept for making a response; a longer one gets memory of its own.
 	roomSize = 4096
-
-	// minPause and maxPause bound the wait after a failed accept.
-	minPause, maxPause = 5 * time.Millisecond, time.Second
 )
 
 // Config is what a Server is given.
@@ -100,7 +79,7 @@ func (s *Server) Apply(to *spec.Spec) error {
 
 // respond makes the response to a message, in room if it fits; nil if there is to be none. A response is of
 // at most limit bytes, or what the asker takes if that is less and it is a datagram.
-func (s *Server) respond(room, m []byte, from netip.Addr, datagram bool) []byte {
+func (s *Server) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	s.counts.queries.Add(1)
 	r, rcode, drop := parse(m)
 	if rcode == dns.RcodeFormatError {
@@ -116,7 +95,7 @@ func (s *Server) respond(room, m []byte, from netip.Addr, datagram bool) []byte 
 		}, nil)
 	}
 	limit := dns.MaxMsgSize
-	if datagram {
+	if by.Datagram() {
 		limit = min(r.size, payloadSize)
 	}
 	response, truncated, err := r.pack(room, m, a, limit, s.config.Name)
@@ -155,84 +134,10 @@ func (s *Server) servePackets(p packets) error {
 		if err != nil {
 			return err
 		}
-		if response := s.respond(room, query[:n], from, true); response != nil {
+		if response := s.respond(room, query[:n], from, UDP); response != nil {
 			if err := p.write(response); err != nil {
 				s.counts.unsent.Add(1) // one asker's trouble: no route, a full buffer
 			}
-		}
-	}
-}
-
-// ServeStream answers on TCP connections until the server is closed or the listener is. It closes the listener.
-func (s *Server) ServeStream(l net.Listener) error {
-	if !s.start(l, 0, nil) {
-		return net.ErrClosed
-	}
-	defer s.release(l)
-	pause := time.Duration(0)
-	for {
-		conn, err := l.Accept()
-		switch {
-		case errors.Is(err, net.ErrClosed) || err != nil && s.unlessClosed(err) == nil:
-			return s.unlessClosed(err)
-		case err != nil: // files run out, for example: it passes
-			pause = min(max(2*pause, minPause), maxPause)
-			s.config.Log.Warn("accept dns connection", "error", err, "retry", pause)
-			time.Sleep(pause)
-		default:
-			pause = 0
-			s.admit(conn)
-		}
-	}
-}
-
-// admit serves a connection, or closes it if there is no place for it.
-func (s *Server) admit(conn net.Conn) {
-	if s.open.Add(1) > maxConns {
-		s.counts.connsRefused.Add(1)
-		s.open.Add(-1)
-		_ = conn.Close()
-		return
-	}
-	if !s.start(conn, 1, func() {
-		s.serveConn(conn)
-		s.release(conn)
-		s.open.Add(-1)
-	}) {
-		s.open.Add(-1)
-	}
-}
-
-// serveConn answers the queries of a connection, one after another (RFC 7766).
-func (s *Server) serveConn(conn net.Conn) {
-	s.counts.conns.Add(1)
-	from := addrOf(conn.RemoteAddr())
-	query, room := make([]byte, maxQuerySize), make([]byte, 2+roomSize)
-	began := time.Now()
-	for {
-		lived, wait := time.Since(began), idleTimeout
-		if lived > lifeTime {
-			wait = min(pauseTime, lifeTime+lingerTime-lived)
-		}
-		_ = conn.SetDeadline(time.Now().Add(wait))
-		if _, err := io.ReadFull(conn, query[:2]); err != nil {
-			return
-		}
-		n := int(binary.BigEndian.Uint16(query))
-		if n > len(query) {
-			return
-		}
-		if _, err := io.ReadFull(conn, query[:n]); err != nil {
-			return
-		}
-		response := s.respond(room[2:], query[:n], from, false)
-		if response == nil {
-			return // it does not speak DNS
-		}
-		framed := append(room[:2], response...) // in place, unless the response had no room
-		binary.BigEndian.PutUint16(framed, uint16(len(response)))
-		if _, err := conn.Write(framed); err != nil {
-			return
 		}
 	}
 }

@@ -508,7 +508,7 @@ func BenchmarkRespond(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				s.respond(room, query, netip.AddrFrom4([4]byte{10, 1, 0, 53}), true)
+				s.respond(room, query, netip.AddrFrom4([4]byte{10, 1, 0, 53}), UDP)
 			}
 		})
 	}
