@@ -43,7 +43,7 @@ var doors = []struct {
 	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view", "cluster/kept", "cluster/rendezvous"}},
 	{"origin/relay", nil},
 	{"origin/...", []string{"origin/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone", "edge/http1"}},
-	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace"}},
+	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/rendezvous"}},
 	{"edge/http1", nil},
 	{"edge/cache/disk", []string{"cluster/file"}},
 	{"edge/...", []string{"edge/...", "origin/...", "dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone", "cluster/rendezvous"}},

@@ -20,16 +20,16 @@ const (
 	// load balancers, which do not vanish; a POP may, and nobody should be sent to a dead one for longer.
 	AliasTTL = 30 * time.Second
 
-	// maxChain is how many names an answer follows from CNAME to CNAME. At the bound it ends with the last, and
-	// the resolver asks for the rest.
+	// maxChain is how many names an answer follows from CNAME to CNAME, those included that DNAMEs make. At the bound it
+	// ends with the last, and the resolver asks for the rest.
 	maxChain = 8
 
 	// maxAddresses is how many addresses of a place an answer has, as many as a multivalue answer: more would
 	// not fit with the rest into a datagram. Of more, chance takes that many.
 	maxAddresses = policy.MaxValues
 
-	// anyTTL is that of the answer that tells nothing to those who ask for everything (RFC 8482 §4.2).
-	anyTTL = time.Hour
+	// anyTTL is that of the answer that tells nothing to those who ask for everything (RFC 8482 §4.2), in seconds.
+	anyTTL = 3600
 )
 
 // Query is one question and who asks it.
@@ -45,206 +45,344 @@ type Query struct {
 	Random uint64
 }
 
-// Answer is the sections of a response.
-type Answer struct {
-	Rcode         int
-	Authoritative bool
-
-	Answer, Authority, Additional []dns.RR
-	// Referral says that Additional is glue, without which the answer is not whole (RFC 9471).
-	Referral bool
-	// Scope is how many leading bits of the client's network the answer depends on: 0, not on the client at all.
-	Scope int
-}
-
-// asker is one query on its way to an answer.
+// asker is what one goroutine answers with: one query on its way to an answer, and rooms that are used again for the next,
+// so that most answers are made without taking memory.
 type asker struct {
 	table *Table
 	scene *scene
-	query Query
+	zone  *zone.Zone
+	query Query // but for its name, which is in asked
 	trace *trace.Trace
 
+	asked  zone.Name
+	chased zone.Name // where a chain of CNAMEs has come
+	server zone.Name // a name server's
+	made   [maxChain][maxNameSize]byte
+	names  int // of made that are used
+
 	random   uint64
-	place    geo.Place
-	located  bool          // the place was looked up, so the answer depends on it
+	spot     *spot         // where the client is, once it was looked up: the answer depends on it
 	lifetime time.Duration // of the answer at most, by the verdicts it rests on
-	answer   Answer
+	visited  []uint64      // hashes of the names of the chain
+
+	reply reply
 }
 
-// Answer answers a query by a table and a view, either of which may be nil. The records of the answer are
-// shared: they must not be changed.
+// maxNameSize is how many octets a name has at most (RFC 1035 §2.3.4).
+const maxNameSize = 255
+
+func newAsker() *asker { return &asker{visited: make([]uint64, 0, maxChain)} }
+
+// Answer answers a query by a table and a view, either of which may be nil, and shows the answer to people.
 func (t *Table) Answer(v *view.View, q Query, tr *trace.Trace) Answer {
-	a := asker{table: t, query: q, trace: tr, random: q.Random, lifetime: forever}
+	a := newAsker()
+	if err := a.asked.Parse(q.Name); err != nil {
+		tr.Add("%v: refused", err)
+		return Answer{Rcode: dns.RcodeFormatError}
+	}
+	a.answer(t, v, &q, tr)
+	return a.reply.shown()
+}
+
+// answer decides the answer to a query for the name that is in asked. It is a function of the table, the view and the query alone.
+func (a *asker) answer(t *Table, v *view.View, q *Query, tr *trace.Trace) {
+	a.table, a.query, a.trace = t, *q, tr
+	a.random, a.spot, a.lifetime, a.zone = q.Random, nil, forever, nil
+	a.visited, a.names = a.visited[:0], 0
+	a.reply.reset(&a.asked)
 	if t == nil {
 		tr.Add("no spec yet: refused")
-		return Answer{Rcode: dns.RcodeRefused}
+		a.reply.Rcode = dns.RcodeRefused
+		return
 	}
 	a.scene = t.sceneOf(v)
-	name := dns.CanonicalName(q.Name)
-	z := t.zones.Find(name)
-	if q.Type == dns.TypeDS && z != nil && z.Name == name {
-		if above := t.zones.Above(z); above != nil && t.zones.Node(above, name) != nil {
+	z := t.zones.Find(&a.asked, 0)
+	if q.Type == dns.TypeDS && z != nil && z.Labels() == a.asked.Labels() && z.Labels() > 0 {
+		if above := t.zones.Find(&a.asked, 1); above != nil && t.zones.Node(above, &a.asked).OK() {
 			z = above // DS stands on the parent's side of a cut
 		}
 	}
 	switch {
 	case z == nil:
-		tr.Add("no zone encloses %s: refused", name)
-		a.answer.Rcode = dns.RcodeRefused
+		if tr.On() {
+			tr.Add("no zone encloses %s: refused", &a.asked)
+		}
+		a.reply.Rcode = dns.RcodeRefused
 	case q.Class != dns.ClassINET:
-		tr.Add("class %s: refused", dns.Class(q.Class))
-		a.answer.Rcode = dns.RcodeRefused
+		if tr.On() {
+			tr.Add("class %s: refused", dns.Class(q.Class))
+		}
+		a.reply.Rcode = dns.RcodeRefused
 	case refused(q.Type):
-		tr.Add("type %s: refused", dns.Type(q.Type))
-		a.answer.Rcode = dns.RcodeRefused
+		if tr.On() {
+			tr.Add("type %s: refused", dns.Type(q.Type))
+		}
+		a.reply.Rcode = dns.RcodeRefused
 	default:
 		if tr.On() {
 			defer tr.In("zone %s", z.Name)()
 		}
-		a.answer.Authoritative = true
-		a.ask(z, name)
+		a.zone = z
+		a.reply.Authoritative = true
+		a.ask()
 	}
-	if a.located && q.ECS.IsValid() && q.ECS.Bits() > 0 {
-		a.answer.Scope = t.places.Bits(q.ECS.Addr())
+	if a.spot != nil && q.ECS.IsValid() && q.ECS.Bits() > 0 {
+		a.reply.Scope = a.spot.bits
 	}
-	return a.answer
 }
 
 // refused says whether the type asks for a transfer, which is not done.
 func refused(t uint16) bool { return t == dns.TypeAXFR || t == dns.TypeIXFR }
 
 // ask follows the name to what stands there (RFC 1034 §4.3.2).
-func (a *asker) ask(z *zone.Zone, name string) {
+func (a *asker) ask() {
+	name, owner := &a.asked, asked
 	for range maxChain {
-		at := a.table.zones.Match(z, name)
-		if at.Cut != nil && (a.query.Type != dns.TypeDS || at.Cut.Name != name) {
-			a.refer(z, at.Cut)
+		a.visited = append(a.visited, name.Hash())
+		at := a.table.zones.Match(a.zone, name)
+		switch {
+		case at.Kind == zone.Cut && (a.query.Type != dns.TypeDS || at.Label > 0):
+			a.refer(at.Node, a.reply.suffix(owner, name, at.Label))
 			return
-		}
-		if at.Node == nil {
+		case at.Kind == zone.Nowhere:
 			if a.trace.On() {
 				a.trace.Add("%s: no such name", name)
 			}
-			a.answer.Rcode = dns.RcodeNameError
-			a.nothing(z)
+			a.reply.Rcode = dns.RcodeNameError
+			a.nothing(name, owner)
+			return
+		case at.Kind == zone.Wildcard && a.trace.On():
+			a.trace.Add("%s: by %s", name, zone.Text(append([]byte{1, '*'}, name.From(at.Label)...)))
+		}
+		var next []byte // where a chain goes on
+		switch {
+		case at.Kind == zone.Renamed:
+			if next = a.rename(at, name, owner); next == nil {
+				return
+			}
+		case at.Node.IsAlias() && a.query.Type != dns.TypeCNAME && a.query.Type != dns.TypeANY:
+			if next = a.chain(at.Node, owner); next == nil {
+				a.nothing(name, owner)
+				return
+			}
+		default:
+			a.take(at, name, owner)
 			return
 		}
-		if at.Wildcard && a.trace.On() {
-			a.trace.Add("%s: by %s", name, at.Node.Name)
+		if a.trace.On() {
+			a.trace.Add("%s: CNAME %s", zone.Text(a.reply.owners[owner].wire), zone.Text(next))
 		}
-		if cname := at.Node.Choice(dns.TypeCNAME); cname != nil && a.query.Type != dns.TypeCNAME && a.query.Type != dns.TypeANY {
-			next, ok := a.chain(name, cname)
-			if !ok {
-				a.nothing(z)
-				return
-			}
-			if !z.Has(next) || a.table.zones.Find(next) != z || a.passed(next) {
-				return
-			}
-			name = next
-			continue
+		a.chased.Set(next)
+		name = &a.chased
+		if a.query.Type == dns.TypeCNAME || !a.zone.Has(name) || a.table.zones.Find(name, 0) != a.zone || slices.Contains(a.visited, name.Hash()) {
+			return
 		}
-		a.take(z, name, at.Node)
-		return
+		owner = a.reply.own(next)
 	}
 	a.trace.Add("more than %d CNAMEs: the resolver goes on", maxChain)
 }
 
 // take answers with what stands at the node for the type.
-func (a *asker) take(z *zone.Zone, name string, n *zone.Node) {
-	choice := a.table.zones.Choice(z, n, a.query.Type)
+func (a *asker) take(at zone.Match, name *zone.Name, owner uint16) {
+	set, choice, ok := a.find(at, name, a.query.Type)
 	if a.query.Type == dns.TypeANY {
-		choice = n.Choice(dns.TypeCNAME)
-		if choice == nil && !a.table.zones.Empty(z, n) {
+		if set, choice, ok = at.Node.Find(dns.TypeCNAME); !ok && (!at.Node.Empty() || a.isApex(at, name)) {
 			a.trace.Add("not everything is told (RFC 8482)")
-			a.answer.Answer = append(a.answer.Answer, &dns.HINFO{Hdr: header(name, dns.TypeHINFO, anyTTL), Cpu: "RFC8482"})
+			a.reply.add(answers, record{owner: owner, typ: dns.TypeHINFO, ttl: anyTTL, data: told8482})
 			return
 		}
 	}
-	var rrs []dns.RR
 	alive := true
-	if choice != nil {
-		rrs, alive = a.resolve(name, choice)
+	begin := len(a.reply.records)
+	if ok {
+		alive = a.resolve(answers, owner, set, choice)
 	}
 	switch {
 	case !alive:
 		a.trace.Add("nobody is alive to answer with: SERVFAIL")
-		a.answer = Answer{Rcode: dns.RcodeServerFailure}
-	case len(rrs) == 0:
+		a.reply.reset(&a.asked)
+		a.reply.Rcode = dns.RcodeServerFailure
+	case len(a.reply.records) == begin:
 		if a.trace.On() {
 			a.trace.Add("%s: nothing of type %s", name, dns.Type(a.query.Type))
 		}
-		a.nothing(z)
-	default:
-		a.answer.Answer = append(a.answer.Answer, rrs...)
-		if a.query.Type == dns.TypeNS {
-			a.addresses(z, rrs)
+		a.nothing(name, owner)
+	case a.query.Type == dns.TypeNS:
+		a.addresses(begin, nil)
+	}
+}
+
+// told8482 is the data of the HINFO record that RFC 8482 §4.2 proposes.
+var told8482 = []byte("\x07RFC8482\x00")
+
+func (a *asker) isApex(at zone.Match, name *zone.Name) bool {
+	return at.Kind == zone.Exact && name.Labels() == a.zone.Labels()
+}
+
+// find is what stands at a node for a type, the SOA and the name servers of the zone included.
+func (a *asker) find(at zone.Match, name *zone.Name, t uint16) (zone.Set, *zone.Choice, bool) {
+	if a.isApex(at, name) && (t == dns.TypeSOA || t == dns.TypeNS) {
+		apex := a.table.zones.Apex(a.zone, a.scene.nameServers)
+		set := apex.SOA
+		if t == dns.TypeNS {
+			set = apex.NS
+		}
+		return set, nil, set.N > 0
+	}
+	return at.Node.Find(t)
+}
+
+// chain adds a CNAME to the answer and returns where it leads; nil if the policy has none for the client.
+func (a *asker) chain(n zone.Node, owner uint16) []byte {
+	set, cname, _ := n.Find(dns.TypeCNAME)
+	begin := len(a.reply.records)
+	a.resolve(answers, owner, set, cname)
+	if len(a.reply.records) == begin {
+		return nil
+	}
+	a.reply.cut(begin + 1) // there is one
+	return a.reply.records[begin].data
+}
+
+// rename adds a DNAME to the answer, and the CNAME that it makes of the name (RFC 6672 §3.1), and returns where that leads. Nil: the
+// chain ends there, as the name it leads to would be too long, or as the DNAME would be met again and again.
+func (a *asker) rename(at zone.Match, name *zone.Name, owner uint16) []byte {
+	set, choice, _ := at.Node.Find(dns.TypeDNAME)
+	begin := len(a.reply.records)
+	a.resolve(answers, a.reply.suffix(owner, name, at.Label), set, choice)
+	if len(a.reply.records) == begin {
+		a.nothing(name, owner)
+		return nil
+	}
+	a.reply.cut(begin + 1)
+	dname := a.reply.records[begin]
+	for _, r := range a.reply.records[:begin] {
+		if r.typ == dns.TypeDNAME && &r.data[0] == &dname.data[0] {
+			a.reply.cut(begin) // the chain came by it before, and a set stands once
+			break
 		}
 	}
-}
-
-// chain adds a CNAME to the answer and returns where it leads; not ok if the policy has none for the client.
-func (a *asker) chain(name string, cname *zone.Choice) (next string, ok bool) {
-	rrs, _ := a.resolve(name, cname)
-	if len(rrs) == 0 {
-		return "", false
-	}
-	a.answer.Answer = append(a.answer.Answer, rrs[0])
-	next = dns.CanonicalName(rrs[0].(*dns.CNAME).Target)
 	if a.trace.On() {
-		a.trace.Add("%s: CNAME %s", name, next)
+		a.trace.Add("%s: DNAME %s", zone.Text(name.From(at.Label)), zone.Text(dname.data))
 	}
-	return next, true
-}
-
-// passed says whether the chain has been at the name.
-func (a *asker) passed(name string) bool {
-	return slices.ContainsFunc(a.answer.Answer, func(rr dns.RR) bool { return rr.Header().Name == name })
+	a.server.Set(dname.data)
+	again := below(a.server.Wire(), name.From(at.Label))
+	if !a.chased.Replace(name, at.Label, dname.data) {
+		a.trace.Add("the name it leads to would be too long: YXDOMAIN")
+		a.reply.Rcode = dns.RcodeYXDomain
+		return nil
+	}
+	next := a.made[a.names][:0]
+	next = append(next, a.chased.Wire()...)
+	a.names++
+	a.reply.add(answers, record{owner: owner, typ: dns.TypeCNAME, ttl: dname.ttl, data: next})
+	if again {
+		a.trace.Add("the DNAME leads to what is below itself: the resolver goes on")
+		return nil
+	}
+	return next
 }
 
 // refer answers with a delegation, and the addresses of its name servers that the zone knows.
-func (a *asker) refer(z *zone.Zone, cut *zone.Node) {
+func (a *asker) refer(cut zone.Node, owner uint16) {
 	if a.trace.On() {
-		a.trace.Add("%s is delegated", cut.Name)
+		a.trace.Add("%s is delegated", zone.Text(a.reply.owners[owner].wire))
 	}
-	ns := cut.Choice(dns.TypeNS).Records[0].RRs
-	a.answer.Authority = ns
-	a.answer.Authoritative = len(a.answer.Answer) > 0 // of the CNAMEs before
-	a.answer.Referral = true
-	a.addresses(z, ns)
+	a.reply.Authoritative = len(a.reply.records) > 0 // of the CNAMEs before
+	a.reply.Referral = true
+	begin := len(a.reply.records)
+	if ns, choice, ok := cut.Find(dns.TypeNS); ok {
+		a.resolve(authorities, owner, ns, choice)
+	}
+	a.addresses(begin, a.reply.owners[owner].wire)
 }
 
-// addresses adds those of the name servers that the zone has.
-func (a *asker) addresses(z *zone.Zone, ns []dns.RR) {
-	for _, rr := range ns {
-		server := dns.CanonicalName(rr.(*dns.NS).Ns)
-		n := a.table.zones.Node(z, server)
-		if n == nil {
+// addresses adds those of the name servers that the zone has. A referral is not whole without those below its cut, for there is no
+// other way to find them (RFC 9471).
+func (a *asker) addresses(begin int, cut []byte) {
+	for i := begin; i < len(a.reply.records); i++ {
+		ns := a.reply.records[i]
+		if ns.typ != dns.TypeNS {
+			return // the first of the addresses
+		}
+		a.server.Set(ns.data)
+		if !a.zone.Has(&a.server) {
 			continue
 		}
-		for _, t := range []uint16{dns.TypeA, dns.TypeAAAA} {
-			if choice := n.Choice(t); choice != nil {
+		n := a.table.zones.Node(a.zone, &a.server)
+		if !n.OK() {
+			continue
+		}
+		before := len(a.reply.records)
+		owner := a.reply.own(ns.data)
+		for _, t := range [...]uint16{dns.TypeA, dns.TypeAAAA} {
+			if set, choice, ok := n.Find(t); ok {
 				a.lifetime = forever
-				rrs, _ := a.resolve(server, choice)
-				a.answer.Additional = append(a.answer.Additional, rrs...)
+				a.resolve(additional, owner, set, choice)
 			}
 		}
+		if cut != nil && below(a.server.Wire(), cut) {
+			a.reply.need(before)
+		}
 	}
+}
+
+// below says whether a name is that of a cut or below it, both in wire form and the first in small letters.
+func below(name, cut []byte) bool {
+	for at := 0; len(name)-at >= len(cut); at += 1 + int(name[at]) {
+		if len(name)-at == len(cut) {
+			return equalFold(name[at:], cut)
+		}
+		if name[at] == 0 {
+			break
+		}
+	}
+	return false
 }
 
 // nothing adds the SOA by which resolvers know how long to hold that there is nothing (RFC 2308 §3).
-func (a *asker) nothing(z *zone.Zone) {
-	soa := a.table.zones.SOA(z)
-	a.answer.Authority = a.stamp([]dns.RR{soa}, z.Name, min(soa.Hdr.Ttl, soa.Minttl))
+func (a *asker) nothing(name *zone.Name, owner uint16) {
+	soa := a.table.zones.Apex(a.zone, a.scene.nameServers).SOA
+	data, _ := soa.Next()
+	owner = a.reply.suffix(owner, name, name.Labels()-a.zone.Labels())
+	a.reply.add(authorities, record{owner: owner, typ: dns.TypeSOA, ttl: a.stands(min(soa.TTL, minimum(data))), data: data})
 }
 
-// resolve returns what a choice answers with at a name. Not alive: it leads to nodes, and none is.
-func (a *asker) resolve(name string, c *zone.Choice) (rrs []dns.RR, alive bool) {
+// resolve adds what a set, or a choice, answers with at a name. Not alive: it leads to nodes, and none is.
+func (a *asker) resolve(to section, owner uint16, set zone.Set, c *zone.Choice) (alive bool) {
+	begin := len(a.reply.records)
+	ttl, alive := ^uint32(0), true
+	if c == nil {
+		ttl = a.put(to, owner, set)
+	} else {
+		ttl, alive = a.choose(to, owner, c)
+	}
+	ttl = a.stands(ttl)
+	records := a.reply.records[begin:]
+	for i := range records {
+		records[i].ttl = ttl // one for the whole set (RFC 2181 §5.2)
+	}
+	a.shuffle(len(records), func(i, j int) { records[i], records[j] = records[j], records[i] })
+	return alive
+}
+
+// put adds the records of a set.
+func (a *asker) put(to section, owner uint16, set zone.Set) (ttl uint32) {
+	for s := set; s.N > 0; {
+		var data []byte
+		data, s = s.Next()
+		a.reply.add(to, record{owner: owner, typ: set.Type, data: data})
+	}
+	return set.TTL
+}
+
+// choose adds the records that a choice answers with.
+func (a *asker) choose(to section, owner uint16, c *zone.Choice) (ttl uint32, alive bool) {
 	var room [policy.MaxValues]int
 	chosen := room[:1] // the one record set of a simple choice, whatever its health
 	if c.Policy != policy.Simple {
 		if a.trace.On() {
-			defer a.trace.In("%s %s", name, dns.Type(c.Type))()
+			defer a.trace.In("%s %s", zone.Text(a.reply.owners[owner].wire), dns.Type(c.Type))()
 		}
 		var client policy.Client
 		if c.Policy.ByClient() {
@@ -254,38 +392,28 @@ func (a *asker) resolve(name string, c *zone.Choice) (rrs []dns.RR, alive bool) 
 			return a.healthy(c, i)
 		}, a.trace)
 	}
-	alive = true
-	ttl := ^uint32(0)
+	ttl, alive = ^uint32(0), true
 	for _, i := range chosen {
-		switch r := &c.Records[i]; {
-		case r.Alias == nil:
-			rrs = append(rrs, r.RRs...)
-		default:
-			var more []dns.RR
-			more, alive = a.follow(name, c.Type, r.Alias)
-			rrs = append(rrs, more...)
+		r := &c.Records[i]
+		if r.Alias == nil {
+			ttl = min(ttl, a.put(to, owner, r.Set))
+			continue
+		}
+		before := len(a.reply.records)
+		alive = a.follow(to, owner, c.Type, r.Alias)
+		for _, rr := range a.reply.records[before:] {
+			ttl = min(ttl, rr.ttl)
 		}
 	}
-	for _, rr := range rrs {
-		ttl = min(ttl, rr.Header().Ttl) // one for the whole set (RFC 2181 §5.2)
-	}
-	a.shuffle(len(rrs), func(i, j int) { rrs[i], rrs[j] = rrs[j], rrs[i] })
-	return a.stamp(rrs, name, ttl), alive
+	return ttl, alive
 }
 
-// stamp returns the records with an owner and a TTL, which is never longer than the verdicts that
-// the answer rests on can stand. Records that have both already are not copied.
-func (a *asker) stamp(rrs []dns.RR, owner string, ttl uint32) []dns.RR {
+// stands is the TTL, which is never longer than the verdicts that the answer rests on can stand.
+func (a *asker) stands(ttl uint32) uint32 {
 	if a.lifetime < forever {
 		ttl = min(ttl, uint32(max(1, a.lifetime/time.Second)))
 	}
-	for i, rr := range rrs {
-		if h := rr.Header(); h.Name != owner || h.Ttl != ttl {
-			rrs[i] = dns.Copy(rr)
-			rrs[i].Header().Name, rrs[i].Header().Ttl = owner, ttl
-		}
-	}
-	return rrs
+	return ttl
 }
 
 // healthy says whether a record set may be chosen: it has no health check or one that passes, and if it
@@ -295,14 +423,18 @@ func (a *asker) healthy(c *zone.Choice, i int) bool {
 	if c.Policy != policy.Simple {
 		id = c.Candidates[i].ID
 	}
-	if r.HealthCheck != "" && !a.holds(a.table.check(a.scene.view, r.HealthCheck)) {
-		a.trace.Add("%s: health check %s fails", id, r.HealthCheck)
+	if r.HealthCheck != "" && !a.holds(a.table.check(a.scene, r.HealthCheck)) {
+		if a.trace.On() {
+			a.trace.Add("%s: health check %s fails", id, r.HealthCheck)
+		}
 		return false
 	}
-	if r.Alias == nil || a.able(r.Alias) {
+	if r.Alias == nil || a.able(c.Type, r.Alias) {
 		return true
 	}
-	a.trace.Add("%s: %s %s is not healthy", id, r.Alias.To, r.Alias.Name)
+	if a.trace.On() {
+		a.trace.Add("%s: %s %s is not healthy", id, r.Alias.To, r.Alias.Name)
+	}
 	return false
 }
 
@@ -314,14 +446,16 @@ func (a *asker) holds(v verdict) bool {
 
 // able says whether what an alias leads to can take clients. A target without a live node has no address to answer
 // with, so it is passed over even if its health is not to be evaluated.
-func (a *asker) able(alias *zone.Alias) bool {
+func (a *asker) able(t uint16, alias *zone.Alias) bool {
 	switch alias.To {
 	case zone.ToDistribution:
 		return len(a.scene.edges) > 0
 	case zone.ToLoadBalancer:
 		g := a.table.runsIn(a.scene, alias.Name)
 		if g != nil && g.drained != "" {
-			a.trace.Add("%s: all of its nodes are drained (%s)", alias.Name, g.drained)
+			if a.trace.On() {
+				a.trace.Add("%s: all of its nodes are drained (%s)", alias.Name, g.drained)
+			}
 			return false
 		}
 		return g != nil && (!alias.EvaluateTargetHealth || a.holds(a.table.loadBalancer(a.scene, alias)))
@@ -329,8 +463,12 @@ func (a *asker) able(alias *zone.Alias) bool {
 		if !alias.EvaluateTargetHealth {
 			return true
 		}
-		for i := range alias.Choice.Records {
-			if a.healthy(alias.Choice, i) {
+		_, choice, ok := a.zone.Follow(alias, t)
+		if choice == nil {
+			return ok
+		}
+		for i := range choice.Records {
+			if a.healthy(choice, i) {
 				return true
 			}
 		}
@@ -340,10 +478,10 @@ func (a *asker) able(alias *zone.Alias) bool {
 	}
 }
 
-// follow returns what an alias answers with. Not alive: it leads to nodes, and none is.
-func (a *asker) follow(name string, t uint16, alias *zone.Alias) (rrs []dns.RR, alive bool) {
+// follow adds what an alias answers with. Not alive: it leads to nodes, and none is.
+func (a *asker) follow(to section, owner, t uint16, alias *zone.Alias) (alive bool) {
 	if a.trace.On() {
-		defer a.trace.In("%s: alias of %s %s", name, alias.To, alias.Name)()
+		defer a.trace.In("%s: alias of %s %s", zone.Text(a.reply.owners[owner].wire), alias.To, alias.Name)()
 	}
 	if alias.To != zone.ToRecord {
 		a.lifetime = min(a.lifetime, AliasTTL) // that there is no address, too
@@ -357,38 +495,49 @@ func (a *asker) follow(name string, t uint16, alias *zone.Alias) (rrs []dns.RR, 
 	case zone.ToNameServer:
 		g = a.scene.servers[popKey{alias.Region, alias.Name}]
 		if g == nil {
-			return nil, true // others answer for the zone
+			return true // others answer for the zone
 		}
 	case zone.ToAccelerator:
-		if to := a.table.spec.Accelerators[alias.Name]; to != nil {
-			return a.records(name, t, to.IPAddresses), true
+		if of := a.table.spec.Accelerators[alias.Name]; of != nil {
+			a.records(to, owner, a.table.accelerator(of).of(t))
+			return true
 		}
-		return nil, false
+		return false
 	case zone.ToRecord:
-		return a.resolve(name, alias.Choice)
+		set, choice, ok := a.zone.Follow(alias, t)
+		return !ok || a.resolve(to, owner, set, choice)
 	}
 	if g == nil {
-		return nil, false
+		return false
 	}
-	return a.records(name, t, g.addresses), true
+	a.records(to, owner, g.byFamily.of(t))
+	return true
 }
 
-// records makes address records of those addresses that are of the type's family, of no more than maxAddresses.
-func (a *asker) records(name string, t uint16, addresses []netip.Addr) []dns.RR {
-	var rrs []dns.RR
-	for _, addr := range addresses {
-		switch {
-		case t == dns.TypeA && addr.Is4():
-			rrs = append(rrs, &dns.A{Hdr: header(name, t, AliasTTL), A: addr.AsSlice()})
-		case t == dns.TypeAAAA && addr.Is6():
-			rrs = append(rrs, &dns.AAAA{Hdr: header(name, t, AliasTTL), AAAA: addr.AsSlice()})
-		}
+// records adds addresses of a set, no more than maxAddresses.
+func (a *asker) records(to section, owner uint16, set zone.Set) {
+	begin := len(a.reply.records)
+	a.put(to, owner, set)
+	records := a.reply.records[begin:]
+	for i := range records {
+		records[i].ttl = set.TTL
 	}
-	if len(rrs) > maxAddresses {
-		a.shuffle(len(rrs), func(i, j int) { rrs[i], rrs[j] = rrs[j], rrs[i] })
-		rrs = rrs[:maxAddresses]
+	if len(records) > maxAddresses {
+		a.shuffle(len(records), func(i, j int) { records[i], records[j] = records[j], records[i] })
+		a.reply.cut(begin + maxAddresses)
 	}
-	return rrs
+}
+
+// pop is a POP on the way to a choice of the nearest.
+type pop struct {
+	*group
+	last int // 1 if this node cannot reach it
+	away float64
+	tie  uint64
+}
+
+func (p *pop) compare(q *pop) int {
+	return cmp.Or(cmp.Compare(p.last, q.last), cmp.Compare(p.away, q.away), cmp.Compare(p.tie, q.tie))
 }
 
 // nearest returns the POP that is nearest to the client; nil if none takes viewers. Those that this
@@ -397,90 +546,101 @@ func (a *asker) records(name string, t uint16, addresses []netip.Addr) []dns.RR 
 // Who asks for A gets a POP that has one, as there may be no other way to reach it. Who asks for AAAA gets none if
 // the nearest POP has none, and so goes there by IPv4, rather than far away by IPv6.
 func (a *asker) nearest(t uint16) *group {
-	type pop struct {
-		*group
-		last int // 1 if this node cannot reach it
-		away time.Duration
-		tie  uint64
+	from := a.locate()
+	placed := from.place.OK
+	point, known := from.point, placed
+	if !placed && a.scene.here != nil {
+		point, known = a.scene.point, true
 	}
-	place, from := a.locate(), a.scene.here
-	if place.OK {
-		from = &place.Location
-	}
-	var room [16]pop
-	pops := room[:0]
+	var all []pop // for people
+	var best pop
 	for _, g := range a.scene.edges {
-		p := pop{group: g, away: forever, tie: a.draw()}
-		if t == dns.TypeA && !slices.ContainsFunc(p.addresses, netip.Addr.Is4) {
+		p := pop{group: g, away: nowhere, tie: a.draw()}
+		if t == dns.TypeA && g.a.N == 0 {
 			continue
 		}
-		if !p.reachable {
+		if !g.reachable {
 			p.last = 1
 		}
 		switch {
-		case !place.OK && p.popKey == a.scene.self:
+		case !placed && g.popKey == a.scene.self:
 			p.away, p.tie = 0, 0
-		case from != nil && p.location != nil:
-			p.away = from.RoundTrip(*p.location)
+		case known && g.location != nil:
+			p.away = point.away(g.point)
 		}
-		pops = append(pops, p)
+		if best.group == nil || p.compare(&best) < 0 {
+			best = p
+		}
+		if a.trace.On() {
+			all = append(all, p)
+		}
 	}
-	if len(pops) == 0 {
-		if len(a.scene.edges) > 0 {
-			return a.scene.edges[0] // alive, but with no address of the family
-		}
-		return nil
+	if a.trace.On() && len(all) > 0 {
+		a.tellNearest(all, placed)
 	}
-	slices.SortFunc(pops, func(p, q pop) int {
-		return cmp.Or(cmp.Compare(p.last, q.last), cmp.Compare(p.away, q.away), cmp.Compare(p.tie, q.tie))
-	})
-	if a.trace.On() {
-		for _, g := range a.scene.drained {
-			a.trace.Add("%s: drained (%s)", g.pop, g.drained)
-		}
-		for _, p := range pops {
-			switch {
-			case !p.reachable:
-				a.trace.Add("%s: this node cannot reach it", p.pop)
-			case p.away == forever:
-				a.trace.Add("%s: nobody knows how far", p.pop)
-			default:
-				a.trace.Add("%s: about %v away", p.pop, p.away.Round(time.Millisecond))
-			}
-		}
-		a.trace.Add("chosen: %s", pops[0].pop)
+	if best.group == nil && len(a.scene.edges) > 0 {
+		return a.scene.edges[0] // alive, but with no address of the family
 	}
-	return pops[0].group
+	return best.group
 }
 
-// locate returns the place of the client, on which the answer depends from now on.
-func (a *asker) locate() geo.Place {
-	if a.located {
-		return a.place
+// tellNearest tells people in what order POPs come.
+func (a *asker) tellNearest(all []pop, placed bool) {
+	slices.SortFunc(all, func(p, q pop) int { return p.compare(&q) })
+	for _, g := range a.scene.drained {
+		a.trace.Add("%s: drained (%s)", g.pop, g.drained)
+	}
+	from := a.scene.here
+	if placed {
+		from = &a.spot.place.Location
+	}
+	for _, p := range all {
+		switch {
+		case !p.reachable:
+			a.trace.Add("%s: this node cannot reach it", p.pop)
+		case p.away == nowhere:
+			a.trace.Add("%s: nobody knows how far", p.pop)
+		case !placed && p.popKey == a.scene.self:
+			a.trace.Add("%s: about %v away", p.pop, time.Duration(0))
+		default:
+			a.trace.Add("%s: about %v away", p.pop, from.RoundTrip(*p.location).Round(time.Millisecond))
+		}
+	}
+	a.trace.Add("chosen: %s", all[0].pop)
+}
+
+// locate returns where the client is, on which the answer depends from now on.
+func (a *asker) locate() *spot {
+	if a.spot != nil {
+		return a.spot
 	}
 	addr, whose := a.query.Client, "resolver"
 	if a.query.ECS.IsValid() && a.query.ECS.Bits() > 0 {
 		addr, whose = a.query.ECS.Addr(), "client"
 	}
-	a.place, a.located = a.table.places.Lookup(addr), true
+	a.spot = a.table.atlas.find(addr)
 	if a.trace.On() {
-		switch {
-		case !addr.IsValid():
-			a.trace.Add("no client is named")
-		case a.place.Country != "":
-			a.trace.Add("%s %s is in %s (%s)", whose, addr, a.place.Country, a.place.Continent)
-		case a.place.OK:
-			a.trace.Add("%s %s is at %v", whose, addr, a.place.Location)
-		default:
-			a.trace.Add("nobody knows where %s %s is", whose, addr)
-		}
+		a.tellPlace(addr, whose, &a.spot.place)
 	}
-	return a.place
+	return a.spot
+}
+
+func (a *asker) tellPlace(addr netip.Addr, whose string, place *geo.Place) {
+	switch {
+	case !addr.IsValid():
+		a.trace.Add("no client is named")
+	case place.Country != "":
+		a.trace.Add("%s %s is in %s (%s)", whose, addr, place.Country, place.Continent)
+	case place.OK:
+		a.trace.Add("%s %s is at %v", whose, addr, place.Location)
+	default:
+		a.trace.Add("nobody knows where %s %s is", whose, addr)
+	}
 }
 
 // client is where the client is to a policy: as if it were here if nobody knows.
 func (a *asker) client() policy.Client {
-	place := a.locate()
+	place := &a.locate().place
 	c := policy.Client{Country: place.Country, Continent: place.Continent, Location: a.scene.here}
 	if place.OK {
 		c.Location = &place.Location
@@ -500,8 +660,4 @@ func (a *asker) shuffle(n int, swap func(i, j int)) {
 	for ; n > 1; n-- {
 		swap(n-1, int(a.draw()>>33)%n)
 	}
-}
-
-func header(owner string, t uint16, ttl time.Duration) dns.RR_Header {
-	return dns.RR_Header{Name: owner, Rrtype: t, Class: dns.ClassINET, Ttl: uint32(ttl / time.Second)}
 }

@@ -171,7 +171,7 @@ func TestTheDeepestZoneAnswers(t *testing.T) {
 		"own.example.com. DS":    "NOERROR aa\nauthority own.example.com. 900 SOA ns1.example.net. hostmaster.own.example.com. 7 7200 900 1209600 86400\n", // the parent does not know it
 		"tosub.example.com. A":   "NOERROR aa\ntosub.example.com. 60 CNAME www.sub.example.com.\n",
 		"www.example. A":         "NOERROR aa\nwww.example. 60 A 192.0.2.4\n",
-		"example. DS":            "NOERROR aa\nauthority example. 900 SOA ns-nrt1.example. hostmaster.example. 7 7200 900 1209600 86400\n",
+		"example. DS":            "NOERROR aa\nauthority example. 900 SOA ns-icn1.example. hostmaster.example. 7 7200 900 1209600 86400\n",
 	} {
 		if got := shown(table.Answer(worldView(), from(t, question, ""), nil)); got != want {
 			t.Errorf("%s: got\n%swant\n%s", question, got, want)

@@ -13,8 +13,8 @@ type counters struct {
 	scoped, conns, connsRefused                   atomic.Uint64
 }
 
-func (c *counters) answered(a Answer, truncated bool) {
-	switch a.Rcode {
+func (c *counters) answered(y *reply, truncated bool) {
+	switch y.Rcode {
 	case dns.RcodeSuccess:
 		c.success.Add(1)
 	case dns.RcodeNameError:
@@ -29,7 +29,7 @@ func (c *counters) answered(a Answer, truncated bool) {
 	if truncated {
 		c.truncated.Add(1)
 	}
-	if a.Scope > 0 {
+	if y.Scope > 0 {
 		c.scoped.Add(1)
 	}
 }

@@ -3,14 +3,10 @@ package dnsgeo
 import (
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync"
 	"sync/atomic"
-
-	"github.com/miekg/dns"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
@@ -51,7 +47,8 @@ type Server struct {
 	closers map[io.Closer]bool // sockets and connections
 	wg      sync.WaitGroup
 
-	open atomic.Int64 // connections
+	open  atomic.Int64 // connections
+	desks sync.Pool    // for those
 }
 
 // New makes a server.
@@ -62,7 +59,9 @@ func New(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{config: config, closers: map[io.Closer]bool{}}
+	s := &Server{config: config, closers: map[io.Closer]bool{}}
+	s.desks.New = func() any { return s.newDesk() }
+	return s
 }
 
 // Apply answers by a spec from now on, or returns its faults and goes on as before.
@@ -75,71 +74,6 @@ func (s *Server) Apply(to *spec.Spec) error {
 	}
 	s.table.Store(t)
 	return nil
-}
-
-// respond makes the response to a message, in room if it fits; nil if there is to be none. A response is of
-// at most limit bytes, or what the asker takes if that is less and it is a datagram.
-func (s *Server) respond(room, m []byte, from netip.Addr, by Transport) []byte {
-	s.counts.queries.Add(1)
-	r, rcode, drop := parse(m)
-	if rcode == dns.RcodeFormatError {
-		s.counts.malformed.Add(1)
-	}
-	if drop {
-		return nil
-	}
-	a := Answer{Rcode: rcode}
-	if rcode == dns.RcodeSuccess {
-		a = s.table.Load().Answer(s.config.View(), Query{
-			Name: r.name, Type: r.typ, Class: r.class, Client: from, ECS: r.ecs, Random: rand.Uint64(),
-		}, nil)
-	}
-	limit := dns.MaxMsgSize
-	if by.Datagram() {
-		limit = min(r.size, payloadSize)
-	}
-	response, truncated, err := r.pack(room, m, a, limit, s.config.Name)
-	if err != nil {
-		s.config.Log.Error("pack dns response", "name", r.name, "type", dns.Type(r.typ).String(), "error", err)
-		a = Answer{Rcode: dns.RcodeServerFailure}
-		if response, _, err = r.pack(room, m, a, limit, s.config.Name); err != nil {
-			return nil
-		}
-	}
-	s.counts.answered(a, truncated)
-	return response
-}
-
-// ServePacket answers datagrams until the server is closed or the socket fails. It closes the socket. One
-// goroutine for each processor reads, decides and writes, so queries wait in the socket, whose buffer is
-// the bound: at it the kernel drops them, as resolvers expect of a busy server.
-func (s *Server) ServePacket(conn net.PacketConn) error {
-	packets := packetsOf(conn)
-	failed := make(chan error, runtime.GOMAXPROCS(0))
-	if !s.start(conn, cap(failed), func() { failed <- s.servePackets(packets.clone()) }) {
-		return net.ErrClosed
-	}
-	err := <-failed
-	s.release(conn) // what fails one fails all
-	for range cap(failed) - 1 {
-		<-failed
-	}
-	return s.unlessClosed(err)
-}
-
-func (s *Server) servePackets(p packets) error {
-	query, room := make([]byte, maxQuerySize), make([]byte, roomSize)
-	for {
-		n, from, err := p.read(query)
-		if err != nil {
-			return err
-		}
-		if response := s.respond(room, query[:n], from, UDP); response != nil {
-			if err := p.write(response); err != nil {
-				s.counts.unsent.Add(1) // one asker's trouble: no route, a full buffer
-			}
-		}
-	}
 }
 
 // start keeps a socket, to be closed with the server, and serves it by n goroutines. If the server is closed

@@ -20,6 +20,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
@@ -29,11 +31,12 @@ import (
 
 // Table is a spec compiled for answering. It is immutable and safe for use by many.
 type Table struct {
-	spec   *spec.Spec
-	zones  *zone.Table
-	places *geo.DB
+	spec  *spec.Spec
+	zones *zone.Table
+	atlas *atlas
 
-	last atomic.Pointer[scene] // of the view that was used last
+	last   atomic.Pointer[scene] // of the view that was used last
+	static sync.Map              // *spec.Accelerator → *byFamily, of those that were asked for
 }
 
 // Compile makes the table of a spec, or returns all its faults. Places may be nil: then every client is nowhere. Before may
@@ -47,21 +50,31 @@ func Compile(s *spec.Spec, places *geo.DB, before *Table) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compile zones of revision %d: %w", s.Revision, err)
 	}
-	return &Table{spec: s, zones: zones, places: places}, nil
+	t := &Table{spec: s, zones: zones}
+	if before != nil && before.atlas.places == places {
+		t.atlas = before.atlas
+	} else {
+		t.atlas = &atlas{places: places}
+	}
+	return t, nil
 }
 
 // scene is what a view means to a table: found once a view, not once a query.
 type scene struct {
 	view *view.View
 	// here is where the node of the view stands, nil if nobody knows, and self its POP.
-	here *spec.Location
-	self popKey
+	here  *spec.Location
+	point point // where that is
+	self  popKey
 
 	edges   []*group          // of each POP, the members that take viewers
 	drained []*group          // POPs without such, all of whose members are drained
 	servers map[popKey]*group // of each POP, the members that answer names
 	origins map[popKey]*group // of each region, the members that run its load balancers; where all are drained, those
 	lbs     sync.Map          // *zone.Alias → verdict, of the load balancers that were asked for
+	checks  sync.Map          // *spec.HealthCheck → verdict, of those that were asked for
+
+	nameServers *zone.Servers // of zones that name none: at POPs that are not known to have no node that answers names
 }
 
 // popKey names a POP, or with no pop a region.
@@ -70,7 +83,9 @@ type popKey struct{ region, pop string }
 // group is live members at one place and their addresses.
 type group struct {
 	popKey
+	byFamily                 // of addresses
 	location  *spec.Location // nil if nobody knows
+	point     point          // where that is
 	reachable bool           // this node's own backbone reaches one of them
 	addresses []netip.Addr   // of those it reaches; if it reaches none, of all
 	others    []netip.Addr   // of those it does not reach
@@ -109,10 +124,15 @@ func (t *Table) survey(v *view.View) *scene {
 	}
 	if self, ok := v.Member(v.Self); ok {
 		s.self = popKey{self.Region, self.POP}
-		s.here = t.location(s.self)
+		if s.here = t.location(s.self); s.here != nil {
+			s.point = pointOf(*s.here)
+		}
 	}
-	edges := map[popKey]*group{}
+	edges, silent := map[popKey]*group{}, map[popKey]bool{}
 	for _, m := range v.Members {
+		key := popKey{m.Region, m.POP}
+		mute, known := silent[key]
+		silent[key] = (mute || !known) && !m.Has(view.DNS)
 		t.join(edges, popKey{m.Region, m.POP}, m, view.Edge, v)
 		t.join(s.servers, popKey{m.Region, m.POP}, m, view.DNS, v)
 		t.join(s.origins, popKey{region: m.Region}, m, view.Origin, v)
@@ -122,6 +142,7 @@ func (t *Table) survey(v *view.View) *scene {
 			g.settle()
 		}
 	}
+	s.nameServers = t.zones.Servers(func(region, pop string) bool { return !silent[popKey{region, pop}] })
 	// Where a POP is drained others take its viewers (view.Drain sees to it that there are), and others answer for the
 	// zone. But what a load balancer carries may be nowhere else.
 	maps.DeleteFunc(s.servers, func(_ popKey, g *group) bool { return g.drained != "" })
@@ -145,6 +166,9 @@ func (t *Table) join(groups map[popKey]*group, key popKey, m view.Member, role v
 	g := groups[key]
 	if g == nil {
 		g = &group{popKey: key, location: t.location(key)}
+		if g.location != nil {
+			g.point = pointOf(*g.location)
+		}
 		groups[key] = g
 	}
 	var to *[]netip.Addr
@@ -179,16 +203,60 @@ func (g *group) settle() {
 	default:
 		g.addresses = g.left
 	}
+	g.byFamily = pack(g.addresses)
+}
+
+// byFamily are addresses as they are sent.
+type byFamily struct{ a, aaaa zone.Set }
+
+func pack(addresses []netip.Addr) byFamily {
+	ttl := uint32(AliasTTL / time.Second)
+	p := byFamily{zone.Set{Type: dns.TypeA, TTL: ttl}, zone.Set{Type: dns.TypeAAAA, TTL: ttl}}
+	for _, addr := range addresses {
+		if addr.Is4() {
+			p.a = p.a.With(addr.AsSlice())
+		} else {
+			p.aaaa = p.aaaa.With(addr.AsSlice())
+		}
+	}
+	return p
+}
+
+// of are those of the type's family.
+func (p *byFamily) of(t uint16) zone.Set {
+	switch t {
+	case dns.TypeA:
+		return p.a
+	case dns.TypeAAAA:
+		return p.aaaa
+	}
+	return zone.Set{}
+}
+
+// accelerator are the addresses of one, which are packed once.
+func (t *Table) accelerator(of *spec.Accelerator) *byFamily {
+	if found, ok := t.static.Load(of); ok {
+		return found.(*byFamily)
+	}
+	p := pack(of.IPAddresses)
+	t.static.Store(of, &p)
+	return &p
 }
 
 // forever is how long a verdict stands that nobody measured.
 const forever = time.Duration(math.MaxInt64)
 
-func (t *Table) check(v *view.View, name string) verdict {
-	of := verdict{v.CheckHealthy(t.spec, name), forever}
-	if d, ok := v.CheckStands(t.spec, name); ok {
+// check is the verdict of a health check, which is found once a view.
+func (t *Table) check(s *scene, name string) verdict {
+	check := t.spec.HealthChecks[name]
+	if found, ok := s.checks.Load(check); ok {
+		return found.(verdict)
+	}
+	of := verdict{s.view.CheckHealthy(t.spec, name), forever}
+	if d, ok := s.view.CheckStands(t.spec, name); ok {
 		of.stands = d
 	}
+	s.checks.Store(check, of)
 	return of
 }
 

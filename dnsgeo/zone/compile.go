@@ -3,8 +3,8 @@ package zone
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/miekg/dns"
@@ -12,16 +12,6 @@ import (
 	"github.com/perigee-net/perigee/cluster/kept"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/dnsgeo/policy"
-)
-
-// The records that every zone has without being told, with Route 53's values.
-const (
-	soaTTL     = 900
-	soaRefresh = 7200
-	soaRetry   = 900
-	soaExpire  = 1209600
-	soaMinimum = 86400
-	nsTTL      = 172800
 )
 
 // Compile makes the table of all hosted zones, of the table of the spec before if there is one: zones that did not change
@@ -41,160 +31,103 @@ func Compile(s *spec.Spec, before *Table) (*Table, error) {
 	if slices.ContainsFunc(moved, func(c kept.Change[spec.Region]) bool {
 		return c.Old == nil || c.New == nil || c.Old.Location != c.New.Location
 	}) {
-		for _, z := range before.zones.All() {
+		for z := range before.zones.all() {
 			if z.places && s.HostedZones[z.hosted.Name] == z.hosted {
 				changed = append(changed, kept.Change[spec.HostedZone]{Name: z.hosted.Name, Old: z.hosted, New: z.hosted})
 			}
 		}
 	}
-	zones := before.zones.Edit()
-	for _, c := range changed {
-		if c.Old != nil {
-			zones.Delete(dns.CanonicalName(c.Name))
-		}
-	}
 	var faults []error
+	var gone, come []*Zone
+	var name Name
 	for _, change := range changed {
+		var old *Zone
+		if change.Old != nil {
+			if name.Parse(change.Name) == nil {
+				old = before.zones.get(name.hashes[0], name.Wire())
+			}
+			gone = append(gone, old)
+		}
 		if change.New == nil {
 			continue
 		}
-		c := compiler{spec: s, hosted: change.New, zone: newZone(change.Name)}
-		c.zone.hosted = change.New
-		c.compile()
-		zones.Set(c.zone.Name, c.zone)
-		for _, err := range c.faults {
+		z, errs := compile(s, change.New)
+		for _, err := range errs {
 			faults = append(faults, fmt.Errorf("hosted zone %s: %w", change.Name, err))
 		}
+		come = append(come, z)
 	}
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
-	t.zones = zones.Map()
+	t.zones = before.zones.with(gone, come)
 	return t, nil
-}
-
-// New makes a zone of plain records, which must have a SOA at the zone's name.
-func New(name string, records []dns.RR) (*Zone, error) {
-	z := newZone(name)
-	for _, rr := range records {
-		owner := dns.CanonicalName(rr.Header().Name)
-		if !z.Has(owner) {
-			return nil, fmt.Errorf("zone %s: %s is outside", name, owner)
-		}
-		if soa, ok := rr.(*dns.SOA); ok && owner == z.Name {
-			z.soa = soa
-		}
-		set := &z.make(owner).choice(rr.Header().Rrtype).only().RRs
-		if !slices.ContainsFunc(*set, func(other dns.RR) bool { return dns.IsDuplicate(rr, other) }) {
-			*set = append(*set, rr)
-		}
-	}
-	if z.soa == nil {
-		return nil, fmt.Errorf("zone %s: no SOA", name)
-	}
-	z.seal()
-	return z, nil
-}
-
-func newZone(name string) *Zone {
-	name = dns.CanonicalName(name)
-	z := &Zone{Name: name}
-	z.apex = z.make(name)
-	return z
-}
-
-// make returns the node of a name of the zone; it and the names between it and the apex come to be.
-func (z *Zone) make(name string) *Node {
-	if n := z.node(name); n != nil {
-		return n
-	}
-	n := &Node{Name: name}
-	z.add(n)
-	if name == z.Name {
-		return n
-	}
-	above := "."
-	if at, end := dns.NextLabel(name, 0); !end {
-		above = name[at:]
-	}
-	parent := z.make(above)
-	if strings.HasPrefix(name, "*.") {
-		parent.wild = n
-	}
-	return n
-}
-
-// choice returns the choice of a type at the node, which comes to be.
-func (n *Node) choice(t uint16) *Choice {
-	if c := n.Choice(t); c != nil {
-		return c
-	}
-	n.Choices = append(n.Choices, Choice{Type: t})
-	return &n.Choices[len(n.Choices)-1]
-}
-
-// only returns the one record set of a simple choice, which comes to be.
-func (c *Choice) only() *Record {
-	if len(c.Records) == 0 {
-		c.Records = []Record{{}}
-	}
-	return &c.Records[0]
-}
-
-// seal marks the delegations, when all records are in.
-func (z *Zone) seal() {
-	for n := range z.all() {
-		n.cut = n.Choice(dns.TypeNS) != nil // at the apex it is none, but nobody asks there
-	}
 }
 
 // compiler makes a zone of one hosted zone.
 type compiler struct {
 	spec   *spec.Spec
 	hosted *spec.HostedZone
-	zone   *Zone
+	zone   *Zone // in the making
+	edit   *Edit
 	faults []error
 }
 
-func (c *compiler) compile() {
-	for i := range c.hosted.Records {
-		r := &c.hosted.Records[i]
+func compile(s *spec.Spec, hosted *spec.HostedZone) (*Zone, []error) {
+	edit, err := newEdit(hosted.Name)
+	if err != nil {
+		return nil, []error{err}
+	}
+	c := compiler{spec: s, hosted: hosted, zone: edit.next, edit: edit}
+	c.zone.hosted = hosted
+	for i := range hosted.Records {
+		r := &hosted.Records[i]
 		if err := c.add(r); err != nil {
-			c.faults = append(c.faults, fmt.Errorf("%s %s: %w", c.hosted.Owner(r.Name), r.Type, err))
+			c.faults = append(c.faults, fmt.Errorf("%s %s: %w", hosted.Owner(r.Name), r.Type, err))
 		}
 	}
-	c.zone.seal()
-	c.follow() // now no choice moves in memory any more
+	c.follow()
+	z, err := edit.Zone()
+	if err != nil {
+		c.faults = append(c.faults, err)
+	}
+	return z, c.faults
 }
 
 // add puts one record set of the spec into the zone.
 func (c *compiler) add(r *spec.Record) error {
-	owner := c.hosted.Owner(r.Name)
 	t, known := dns.StringToType[r.Type]
-	if !known || !c.zone.Has(owner) {
+	if !known || c.edit.name.Parse(c.hosted.Owner(r.Name)) != nil || !c.zone.Has(&c.edit.name) {
 		return errors.New("no such type, or outside the zone")
 	}
 	if t == dns.TypeNS && policyOf(r) != policy.Simple {
 		return errors.New("a delegation has no routing policy")
 	}
-	node := c.zone.make(owner)
 	record := Record{HealthCheck: r.HealthCheck}
 	var err error
 	if r.Alias != nil {
 		record.Alias, err = c.alias(r.Alias)
 	} else {
-		record.RRs, err = records(node.Name, t, r)
+		record.Set, err = setOf(t, r)
 	}
 	if err != nil {
 		return err
 	}
-	choice := node.choice(t)
-	choice.Policy = policyOf(r)
-	choice.Records = append(choice.Records, record)
-	if choice.Policy != policy.Simple {
-		choice.Candidates = append(choice.Candidates, c.candidate(r))
+	name := &c.edit.name
+	at := c.edit.draft(name.wire[:name.Start(name.labels-c.zone.labels)]).set(t)
+	if p := policyOf(r); p != policy.Simple || record.Alias != nil || record.HealthCheck != "" {
+		if at.choice == nil {
+			at.choice = &Choice{Type: t, Policy: p}
+		}
+		choice := at.choice
+		choice.Records = append(choice.Records, record)
+		if choice.Policy != policy.Simple {
+			choice.Candidates = append(choice.Candidates, c.candidate(r))
+		}
+		c.zone.places = c.zone.places || choice.Policy == policy.Latency
+		return nil
 	}
-	c.zone.places = c.zone.places || choice.Policy == policy.Latency
+	at.set = record.Set
 	return nil
 }
 
@@ -206,6 +139,11 @@ func (c *compiler) alias(a *spec.Alias) (*Alias, error) {
 		alias.To, alias.Name = ToDistribution, a.Distribution
 	case a.Record != "":
 		alias.To, alias.Name = ToRecord, c.hosted.Owner(a.Record)
+		var name Name
+		if name.Parse(alias.Name) != nil || !c.zone.Has(&name) {
+			return nil, fmt.Errorf("the alias leads to %s, which is not in the zone", alias.Name)
+		}
+		alias.hash, alias.labels = name.hashes[0], slices.Clone(name.wire[:name.Start(name.labels-c.zone.labels)])
 	case c.spec.LoadBalancers[a.LoadBalancer] != nil:
 		alias.To, alias.Name = ToLoadBalancer, a.LoadBalancer
 	case c.spec.Accelerators[a.Accelerator] != nil:
@@ -216,19 +154,19 @@ func (c *compiler) alias(a *spec.Alias) (*Alias, error) {
 	return alias, nil
 }
 
-// follow joins the aliases of records to the choices they lead to.
+// follow finds aliases of records that lead nowhere.
 func (c *compiler) follow() {
-	for n := range c.zone.all() {
-		for _, choice := range n.Choices {
-			for _, r := range choice.Records {
+	for _, d := range c.edit.drafts {
+		for _, s := range d.sets {
+			if s.choice == nil {
+				continue
+			}
+			for _, r := range s.choice.Records {
 				if r.Alias == nil || r.Alias.To != ToRecord {
 					continue
 				}
-				if target := c.zone.node(r.Alias.Name); target != nil {
-					r.Alias.Choice = target.Choice(choice.Type)
-				}
-				if r.Alias.Choice == nil {
-					c.faults = append(c.faults, fmt.Errorf("%s: the alias leads to %s, which has no such record", n.Name, r.Alias.Name))
+				if to := c.edit.drafts[string(r.Alias.labels)]; to == nil || to.find(s.typ) == nil {
+					c.faults = append(c.faults, fmt.Errorf("an alias leads to %s, which has no record of type %s", r.Alias.Name, dns.Type(s.typ)))
 				}
 			}
 		}
@@ -267,27 +205,33 @@ func (c *compiler) candidate(r *spec.Record) policy.Candidate {
 	return candidate
 }
 
-// records makes those of a record set of its values, which are in zone-file form.
-func records(owner string, t uint16, r *spec.Record) ([]dns.RR, error) {
-	var ttl uint32
+// setOf makes the set of a record set of its values, which are in zone-file form.
+func setOf(t uint16, r *spec.Record) (Set, error) {
+	set := Set{Type: t}
 	if r.TTL != nil {
-		ttl = uint32(r.TTL.Std() / time.Second)
+		set.TTL = uint32(r.TTL.Std() / time.Second)
 	}
-	var rrs []dns.RR
 	for _, value := range r.Values {
+		if t == dns.TypeA || t == dns.TypeAAAA { // most records are
+			addr, err := netip.ParseAddr(value)
+			if err != nil || addr.Is4() != (t == dns.TypeA) || addr.Zone() != "" {
+				return Set{}, fmt.Errorf("value %q: no address of the type", value)
+			}
+			set = set.With(addr.AsSlice())
+			continue
+		}
 		rr, err := dns.NewRR(". IN " + dns.TypeToString[t] + " " + value)
 		if err != nil {
-			return nil, fmt.Errorf("value %q: %w", value, err)
+			return Set{}, fmt.Errorf("value %q: %w", value, err)
 		}
 		if rr == nil || rr.Header().Rrtype != t {
-			return nil, fmt.Errorf("value %q: nothing there", value)
+			return Set{}, fmt.Errorf("value %q: nothing there", value)
 		}
-		*rr.Header() = header(owner, t, ttl)
-		rrs = append(rrs, rr)
+		data, err := dataOf(rr)
+		if err != nil {
+			return Set{}, fmt.Errorf("value %q: %w", value, err)
+		}
+		set = set.With(data)
 	}
-	return rrs, nil
-}
-
-func header(owner string, t uint16, ttl uint32) dns.RR_Header {
-	return dns.RR_Header{Name: owner, Rrtype: t, Class: dns.ClassINET, Ttl: ttl}
+	return set, nil
 }

@@ -1,6 +1,8 @@
 package zone
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,6 +11,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"pgregory.net/rapid"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/dnsgeo/policy"
@@ -18,7 +21,7 @@ import (
 func zoneOf(t *testing.T, origin, lines string) *Zone {
 	t.Helper()
 	values := map[string]string{
-		"SOA": "ns. hostmaster. 1 2 3 4 5", "A": "192.0.2.1", "AAAA": "2001:db8::1", "NS": "ns.example.net.", "CNAME": "other.example.net.", "TXT": "text",
+		"SOA": "ns. hostmaster. 1 2 3 4 5", "A": "192.0.2.1", "AAAA": "2001:db8::1", "NS": "ns.example.net.", "CNAME": "other.example.net.", "DNAME": "other.example.net.", "TXT": "text",
 	}
 	rrs := []dns.RR{}
 	for line := range strings.Lines("@ SOA\n" + lines) {
@@ -39,6 +42,54 @@ func zoneOf(t *testing.T, origin, lines string) *Zone {
 	return z
 }
 
+func named(t testing.TB, text string) *Name {
+	t.Helper()
+	n := new(Name)
+	if err := n.Parse(text); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// node is that of a name which is in the zone.
+func node(t *testing.T, table *Table, z *Zone, name string) Node {
+	t.Helper()
+	n := named(t, name)
+	if !z.Has(n) {
+		t.Fatalf("%s is not in %s", name, z.Name)
+	}
+	return table.Node(z, n)
+}
+
+// shown are the records of a set in zone-file form, but for their owner, which is the root.
+func shown(t *testing.T, set Set) (lines []string) {
+	t.Helper()
+	for data := range set.All() {
+		wire := binary.BigEndian.AppendUint16([]byte{0}, set.Type)
+		wire = binary.BigEndian.AppendUint16(wire, dns.ClassINET)
+		wire = binary.BigEndian.AppendUint32(wire, set.TTL)
+		wire = append(binary.BigEndian.AppendUint16(wire, uint16(len(data))), data...)
+		rr, end, err := dns.UnpackRR(wire, 0)
+		if err != nil || end != len(wire) {
+			t.Fatalf("% x: %v", wire, err)
+		}
+		lines = append(lines, strings.ReplaceAll(strings.TrimPrefix(rr.String(), ".\t"), "\t", " "))
+	}
+	if len(lines) != set.N {
+		t.Errorf("%d records, it says %d", len(lines), set.N)
+	}
+	return lines
+}
+
+func choiceAt(t *testing.T, table *Table, z *Zone, name string, typ uint16) *Choice {
+	t.Helper()
+	_, c, ok := node(t, table, z, name).Find(typ)
+	if !ok || c == nil {
+		t.Fatalf("%s has no choice of type %s", name, dns.Type(typ))
+	}
+	return c
+}
+
 func TestNamesLeadToNodesWildcardsAndCuts(t *testing.T) {
 	zones := map[string]*Zone{}
 	for _, origin := range []string{"example.com.", "."} {
@@ -53,6 +104,10 @@ func TestNamesLeadToNodesWildcardsAndCuts(t *testing.T) {
 			ns.sub     A
 			low.sub    NS
 			*.nsw      NS
+			old        DNAME
+			old        A
+			x.old      A
+			*.dn       DNAME
 			*          TXT
 		`)
 	}
@@ -82,6 +137,12 @@ func TestNamesLeadToNodesWildcardsAndCuts(t *testing.T) {
 		{"low.sub", "cut sub"},
 		{"far.low.sub", "cut sub"},
 		{"c.nsw", "wild *.nsw"},
+		{"old", "old"},
+		{"x.old", "dname old"},
+		{"y.x.old", "dname old"},
+		{"c.dn", "wild *.dn"},
+		{"*.dn", "*.dn"},
+		{"c.*.dn", "dname *.dn"},
 		{`a\.b`, "wild *"},
 	} {
 		for origin, z := range zones {
@@ -90,17 +151,23 @@ func TestNamesLeadToNodesWildcardsAndCuts(t *testing.T) {
 			if test.name == "@" {
 				name = origin
 			}
-			m := NewTable(z).Match(z, name)
+			n := named(t, name)
+			m := NewTable(z).Match(z, n)
+			if m.Node.OK() != (m.Kind != Nowhere) {
+				t.Errorf("%s: %v with the node %v", name, m.Kind, m.Node)
+			}
 			var got string
-			switch {
-			case m.Cut != nil:
-				got = "cut " + m.Cut.Name
-			case m.Node == nil:
+			switch at := Text(n.From(m.Label)); m.Kind {
+			case Cut:
+				got = "cut " + at
+			case Renamed:
+				got = "dname " + at
+			case Nowhere:
 				got = "-"
-			case m.Wildcard:
-				got = "wild " + m.Node.Name
+			case Wildcard:
+				got = "wild *." + strings.TrimPrefix(at, ".")
 			default:
-				got = m.Node.Name
+				got = at
 			}
 			if got == origin {
 				got = "@"
@@ -130,22 +197,23 @@ func TestTheDeepestEnclosingZoneIsFound(t *testing.T) {
 		"example.com.example.org": "",
 	} {
 		got := ""
-		if z := table.Find(name); z != nil {
+		if z := table.Find(named(t, name), 0); z != nil {
 			got = z.Name
 		}
 		if got != want {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
-	if z := table.Above(table.Find("sub.example.com.")); z == nil || z.Name != "example.com." {
+	find := func(table *Table, name string, label int) *Zone { return table.Find(named(t, name), label) }
+	if z := find(table, "sub.example.com.", 1); z == nil || z.Name != "example.com." {
 		t.Errorf("above sub.example.com. is %v", z)
 	}
-	if z := table.Above(table.Find("example.com.")); z != nil {
+	if z := find(table, "example.com.", 1); z != nil {
 		t.Errorf("above example.com. is %v", z.Name)
 	}
 	root := zoneOf(t, ".", "")
 	table = NewTable(root, zoneOf(t, "com.", ""))
-	if table.Find("www.example.org.") != root || table.Find(".") != root || table.Above(table.Find("com.")) != root || table.Above(root) != nil {
+	if find(table, "www.example.org.", 0) != root || find(table, ".", 0) != root || find(table, "com.", 1) != root {
 		t.Error("the root is a zone like others")
 	}
 }
@@ -164,7 +232,7 @@ func TestAZoneHasWhatIsBelowIt(t *testing.T) {
 		{".", "com.", true},
 		{".", ".", true},
 	} {
-		if got := zoneOf(t, test.zone, "").Has(test.name); got != test.want {
+		if got := zoneOf(t, test.zone, "").Has(named(t, test.name)); got != test.want {
 			t.Errorf("%s has %s: %v", test.zone, test.name, got)
 		}
 	}
@@ -215,35 +283,128 @@ func compileOne(t *testing.T, s *spec.Spec) (*Table, *Zone) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return table, table.Find("example.com.")
+	return table, table.Find(named(t, "example.com."), 0)
 }
 
 func TestAZoneHasASOAAndNameServersOfItsOwn(t *testing.T) {
 	s := specOf()
 	table, z := compileOne(t, s)
-	want := "example.com.\t900\tIN\tSOA\tns-icn1.example.com. hostmaster.example.com. 5 7200 900 1209600 86400"
-	if table.SOA(z).String() != want {
-		t.Errorf("got %s", table.SOA(z))
+	soa := "900 IN SOA ns-icn1.example.com. hostmaster.example.com. 5 7200 900 1209600 86400"
+	if got := shown(t, table.Apex(z, nil).SOA); !slices.Equal(got, []string{soa}) {
+		t.Errorf("got %s", got)
 	}
-	apex := table.Node(z, "example.com.")
-	ns := table.Choice(z, apex, dns.TypeNS).Records[0].RRs
-	if len(ns) != 3 || ns[2].String() != "example.com.\t172800\tIN\tNS\tns-iad1.example.com." || table.Choice(z, apex, dns.TypeSOA).Records[0].RRs[0] != table.SOA(z) {
-		t.Errorf("got %v", ns)
+	// Of each region one, as long as there are regions.
+	want := []string{"172800 IN NS ns-icn1.example.com.", "172800 IN NS ns-iad1.example.com.", "172800 IN NS ns-icn2.example.com."}
+	if got := shown(t, table.Apex(z, nil).NS); !slices.Equal(got, want) {
+		t.Errorf("got %s", got)
 	}
-	to := table.Node(z, "ns-icn2.example.com.").Choice(dns.TypeAAAA).Records[0].Alias
+	to := choiceAt(t, table, z, "ns-icn2.example.com.", dns.TypeAAAA).Records[0].Alias
 	if to.To != ToNameServer || to.Name != "icn2" || to.Region != "ap-northeast-2" {
 		t.Errorf("the name server of icn2 is at %+v", to)
 	}
 
 	s.HostedZones["example.com"].NameServers = []string{"NS1.example.net.", "ns2.example.com."}
 	table, z = compileOne(t, s)
-	if ns := table.Choice(z, z.apex, dns.TypeNS).Records[0].RRs; len(ns) != 2 || table.SOA(z).Ns != "ns1.example.net." || table.Node(z, "ns-icn1.example.com.") != nil {
-		t.Errorf("got %v of %s", ns, table.SOA(z).Ns)
+	apex := table.Apex(z, nil)
+	if apex.NS.N != 2 || !strings.Contains(shown(t, apex.SOA)[0], "SOA ns1.example.net. ") || node(t, table, z, "ns-icn1.example.com.").OK() {
+		t.Errorf("got %v of %v", shown(t, apex.NS), shown(t, apex.SOA))
 	}
 
 	s.HostedZones["example.com"].NameServers, s.Regions = nil, nil
-	if table, z = compileOne(t, s); table.SOA(z).Ns != "example.com." || table.Choice(z, z.apex, dns.TypeNS) != nil {
-		t.Errorf("without any POP: %s", table.SOA(z))
+	table, z = compileOne(t, s)
+	if apex := table.Apex(z, nil); !strings.Contains(shown(t, apex.SOA)[0], "SOA example.com. ") || apex.NS.N != 0 {
+		t.Errorf("without any POP: %s", shown(t, apex.SOA))
+	}
+}
+
+// A world of 20 POPs in 10 regions.
+func manyPOPs() *spec.Spec {
+	s := &spec.Spec{Regions: map[string]*spec.Region{}, HostedZones: map[string]*spec.HostedZone{}}
+	for i := range 20 {
+		name := fmt.Sprintf("region-%d", i%10)
+		if s.Regions[name] == nil {
+			s.Regions[name] = &spec.Region{Name: name}
+		}
+		s.Regions[name].POPs = append(s.Regions[name].POPs, spec.POP{Name: fmt.Sprintf("pop%d", i)})
+	}
+	return s
+}
+
+func TestTwoZonesRarelyHaveTheSameNameServers(t *testing.T) {
+	servers := serversOf(manyPOPs())
+	region := map[string]string{}
+	for _, pop := range servers.pops {
+		region[pop.label] = pop.region
+	}
+	const zones = 1000
+	draws, times := map[string]int{}, map[string]int{}
+	for i := range zones {
+		of := servers.of(fmt.Sprintf("z%d.example", i))
+		regions := map[string]bool{}
+		for _, label := range of {
+			times[label]++
+			regions[region[label]] = true
+		}
+		if len(of) != maxServers || len(regions) != maxServers {
+			t.Fatalf("%v are in %d regions", of, len(regions))
+		}
+		slices.Sort(of)
+		draws[strings.Join(of, " ")]++
+	}
+	// There are 3,360 draws of 4 among 10 regions with two POPs each.
+	if len(draws) < zones*3/4 {
+		t.Errorf("%d zones have %d different sets of name servers", zones, len(draws))
+	}
+	for label, n := range times {
+		if even := zones * maxServers / 20; n < even/2 || n > even*2 {
+			t.Errorf("%s serves %d zones, %d would be even", label, n, even)
+		}
+	}
+}
+
+func TestAPOPThatComesOrGoesChangesNoZoneBeyondItself(t *testing.T) {
+	with, without := manyPOPs(), manyPOPs()
+	r := without.Regions["region-3"]
+	r.POPs = r.POPs[:1] // pop13 is not there
+	all, fewer := serversOf(with), serversOf(without)
+	touched := 0
+	for i := range 1000 {
+		zone := fmt.Sprintf("z%d.example", i)
+		had, has := all.of(zone), fewer.of(zone)
+		lost := 0
+		for _, label := range had {
+			if !slices.Contains(has, label) {
+				lost++
+			}
+		}
+		if lost > 1 || lost == 1 && !slices.Contains(had, "ns-pop13") {
+			t.Fatalf("%s had %v and has %v", zone, had, has)
+		}
+		touched += lost
+	}
+	if touched == 0 || touched > 400 {
+		t.Errorf("%d of 1,000 zones have another name server, 200 would be even", touched)
+	}
+}
+
+func TestNameServersAreDrawnAmongPOPsThatAnswer(t *testing.T) {
+	s := manyPOPs()
+	s.HostedZones["example.com"] = &spec.HostedZone{Name: "example.com"}
+	table, z := compileOne(t, s)
+	some := table.Servers(func(region, _ string) bool { return region == "region-1" || region == "region-2" })
+	for _, line := range shown(t, table.Apex(z, some).NS) {
+		if pop := strings.Split(strings.TrimPrefix(line, "172800 IN NS ns-"), ".")[0]; !slices.Contains([]string{"pop1", "pop11", "pop2", "pop12"}, pop) {
+			t.Errorf("%s is a name server", pop)
+		}
+	}
+	if n := table.Apex(z, some).NS.N; n != maxServers {
+		t.Errorf("%d name servers", n)
+	}
+	if table.Servers(func(string, string) bool { return false }) != table.servers {
+		t.Error("where nobody answers nobody knows who does")
+	}
+	if !node(t, table, z, "ns-pop7.example.com.").OK() {
+		t.Error("what a parent was told before leads nowhere")
 	}
 }
 
@@ -252,11 +413,11 @@ func TestRecordsStandAtTheNamesTheyHave(t *testing.T) {
 		record("@", "A", "192.0.2.1"), record("www", "A", "192.0.2.1"), record("ABS.example.com.", "A", "192.0.2.1"), record("*.w", "A", "192.0.2.1"),
 	))
 	for _, name := range []string{"example.com.", "www.example.com.", "abs.example.com.", "*.w.example.com."} {
-		if n := table.Node(z, name); n == nil || n.Choice(dns.TypeA) == nil {
+		if _, _, ok := node(t, table, z, name).Find(dns.TypeA); !ok {
 			t.Errorf("nothing at %s", name)
 		}
 	}
-	if n := table.Node(z, "w.example.com."); n == nil || len(n.Choices) != 0 {
+	if n := node(t, table, z, "w.example.com."); !n.OK() || !n.Empty() {
 		t.Errorf("w.example.com. is %v, want a name that has only names below it", n)
 	}
 }
@@ -268,24 +429,20 @@ func TestRecordsOfOneNameAndTypeAreAChoice(t *testing.T) {
 	green := weighted(alias("app", "A", spec.Alias{LoadBalancer: "lb", EvaluateTargetHealth: true}), "green", 0)
 	near := spec.Record{Name: "near", Type: "AAAA", Values: []string{"2001:db8::1"}, SetIdentifier: "seoul", Region: "ap-northeast-2"}
 	far := spec.Record{Name: "near", Type: "AAAA", Alias: &spec.Alias{Record: "other"}, SetIdentifier: "iad", Region: "us-east-1"}
-	table, err := Compile(specOf(blue, green, near, far, record("other", "AAAA", "2001:db8::2")), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	z := table.Find("example.com.")
-	app := table.Node(z, "app.example.com.").Choice(dns.TypeA)
+	table, z := compileOne(t, specOf(blue, green, near, far, record("other", "AAAA", "2001:db8::2")))
+	app := choiceAt(t, table, z, "app.example.com.", dns.TypeA)
 	if app.Policy != policy.Weighted || len(app.Records) != 2 || app.Candidates[0].Weight != 3 || app.Candidates[1].ID != "green" {
 		t.Errorf("got %+v", app)
 	}
-	if rr := app.Records[0].RRs[0]; rr.String() != "app.example.com.\t5\tIN\tA\t192.0.2.1" || app.Records[0].HealthCheck != "web" {
-		t.Errorf("got %v", rr)
+	if got := shown(t, app.Records[0].Set); !slices.Equal(got, []string{"5 IN A 192.0.2.1"}) || app.Records[0].HealthCheck != "web" {
+		t.Errorf("got %v", got)
 	}
 	if to := app.Records[1].Alias; to.To != ToLoadBalancer || to.Name != "lb" || !to.EvaluateTargetHealth {
 		t.Errorf("got %+v", to)
 	}
-	other := table.Node(z, "other.example.com.").Choice(dns.TypeAAAA)
-	latency := table.Node(z, "near.example.com.").Choice(dns.TypeAAAA)
-	if latency.Policy != policy.Latency || latency.Candidates[0].Location == nil || latency.Candidates[1].Location != nil || latency.Records[1].Alias.Choice != other {
+	latency := choiceAt(t, table, z, "near.example.com.", dns.TypeAAAA)
+	other, _, ok := z.Follow(latency.Records[1].Alias, dns.TypeAAAA)
+	if latency.Policy != policy.Latency || latency.Candidates[0].Location == nil || latency.Candidates[1].Location != nil || !ok || !slices.Equal(shown(t, other), []string{"0 IN AAAA 2001:db8::2"}) {
 		t.Errorf("got %+v", latency)
 	}
 }
@@ -315,7 +472,7 @@ records:
 		t.Fatal(err)
 	}
 	table, z := compileOne(t, s)
-	for node, want := range map[string]string{
+	for name, want := range map[string]string{
 		"example.com.":           "A 2 AAAA 2 CAA 2 MX 2 TXT 3 SOA 1 NS 2",
 		"_sip._tcp.example.com.": "SRV 2",
 		"1.example.com.":         "PTR 1",
@@ -323,32 +480,30 @@ records:
 		"sub.example.com.":       "NS 2",
 	} {
 		var got []string
-		n := table.Node(z, node)
-		choices := slices.Clone(n.Choices)
-		for _, typ := range []uint16{dns.TypeSOA, dns.TypeNS} {
-			if c := table.Choice(z, n, typ); c != nil && n.Choice(typ) == nil {
-				choices = append(choices, *c)
+		n := node(t, table, z, name)
+		var sets []Set
+		for set, c := range n.All() {
+			if c != nil {
+				if c.Records[0].Alias == nil {
+					t.Errorf("%s %s is a choice", name, dns.Type(c.Type))
+				}
+				continue
 			}
+			sets = append(sets, set)
 		}
-		for _, c := range choices {
-			got = append(got, fmt.Sprint(dns.TypeToString[c.Type], " ", len(c.Records[0].RRs)))
-			for _, rr := range c.Records[0].RRs {
-				wire := make([]byte, dns.MaxMsgSize)
-				n, err := dns.PackRR(rr, wire, 0, nil, false)
-				if err != nil {
-					t.Errorf("%s cannot be sent: %v", rr, err)
-				}
-				if back, _, err := dns.UnpackRR(wire[:n], 0); err != nil || back.String() != rr.String() {
-					t.Errorf("sent %s, received %s: %v", rr, back, err)
-				}
-			}
+		if name == "example.com." {
+			sets = append(sets, table.Apex(z, nil).SOA, table.Apex(z, nil).NS)
+		}
+		for _, set := range sets {
+			shown(t, set)
+			got = append(got, fmt.Sprint(dns.TypeToString[set.Type], " ", set.N))
 		}
 		if strings.Join(got, " ") != want {
-			t.Errorf("%s has %s, want %s", node, got, want)
+			t.Errorf("%s has %s, want %s", name, got, want)
 		}
 	}
-	if ns := table.SOA(z).Ns; ns != "ns1.example.net." {
-		t.Errorf("the primary is %s", ns)
+	if got := shown(t, table.Apex(z, nil).SOA)[0]; !strings.Contains(got, " ns1.example.net. ") {
+		t.Errorf("the primary is in %s", got)
 	}
 }
 
@@ -391,10 +546,13 @@ func TestAliasesMayMeet(t *testing.T) {
 		weighted(alias("a", "A", spec.Alias{Record: "b"}), "x", 1), weighted(alias("a", "A", spec.Alias{Record: "c"}), "y", 1),
 		alias("b", "A", spec.Alias{Record: "d"}), alias("c", "A", spec.Alias{Record: "d"}), record("d", "A", "192.0.2.1"),
 	))
-	d := table.Node(z, "d.example.com.").Choice(dns.TypeA)
-	for _, r := range table.Node(z, "a.example.com.").Choice(dns.TypeA).Records {
-		if r.Alias.Choice.Records[0].Alias.Choice != d {
-			t.Errorf("got %+v", r.Alias)
+	for _, r := range choiceAt(t, table, z, "a.example.com.", dns.TypeA).Records {
+		_, next, _ := z.Follow(r.Alias, dns.TypeA)
+		if next == nil {
+			t.Fatalf("%+v leads to no alias", r.Alias)
+		}
+		if d, _, _ := z.Follow(next.Records[0].Alias, dns.TypeA); !slices.Equal(shown(t, d), []string{"0 IN A 192.0.2.1"}) {
+			t.Errorf("got %v", d)
 		}
 	}
 }
@@ -416,9 +574,43 @@ func BenchmarkMatch(b *testing.B) {
 	for _, name := range []string{"www.example.com.", "none.example.com.", "a.b.w.example.com."} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
+			n := named(b, name)
+			wire := slices.Clone(n.Wire())
 			for b.Loop() {
-				table.Match(z, name)
+				n.Set(wire)
+				table.Match(z, n)
 			}
 		})
 	}
+}
+
+func TestAHashIsTheSameHoweverItIsMade(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var wire []byte
+		for _, label := range rapid.SliceOfN(rapid.SliceOfN(rapid.Byte(), 1, 20), 0, 10).Draw(t, "labels") {
+			wire = append(append(wire, byte(len(label))), label...)
+		}
+		wire = append(wire, 0)
+		var n Name
+		n.Set(wire)
+		if small := bytes.ToLower(wire); isASCII(wire) && !bytes.Equal(n.Wire(), small) {
+			t.Fatalf("% x in small letters is % x", wire, n.Wire())
+		}
+		for label := range n.Labels() + 1 {
+			from := n.From(label)
+			if h := hashLabels(0, from[:len(from)-1]); h != n.hashes[label] {
+				t.Fatalf("%s has the hashes %x and %x", Text(from), h, n.hashes[label])
+			}
+		}
+		n.Set(n.Wire()) // garbage behind it does not matter
+		var again Name
+		again.Set(append(slices.Clone(wire), 'X', 'Y', 'Z'))
+		if again.Hash() != n.Hash() {
+			t.Fatal("what is behind a name is in its hash")
+		}
+	})
+}
+
+func isASCII(b []byte) bool {
+	return !slices.ContainsFunc(b, func(c byte) bool { return c >= 0x80 })
 }
