@@ -76,6 +76,8 @@ type Config struct {
 	Listen        func(network, address string) (net.Listener, error)
 	ListenAnycast func(network, address string) (net.Listener, error)
 	ListenPacket  func(network, address string) (net.PacketConn, error)
+	// ListenPackets opens up to n sockets on one address; nil: one by ListenPacket, or of the real network n.
+	ListenPackets func(network, address string, n int) ([]net.PacketConn, error)
 	Dial          func(ctx context.Context, network, address string) (net.Conn, error)
 	// Now is the wall clock, by which certificates and tokens are judged; nil means the machine's.
 	Now func() time.Time
@@ -172,6 +174,16 @@ func (c *Config) complete() error {
 	}
 	if c.ListenAnycast == nil {
 		c.ListenAnycast = front.ListenAnycast
+	}
+	if c.ListenPackets == nil {
+		one := c.ListenPacket
+		c.ListenPackets = func(network, address string, _ int) ([]net.PacketConn, error) {
+			p, err := one(network, address)
+			return []net.PacketConn{p}, err
+		}
+		if one == nil {
+			c.ListenPackets = front.ListenPackets
+		}
 	}
 	if c.ListenPacket == nil {
 		c.ListenPacket = front.ListenPacket

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -621,14 +622,16 @@ func (n *Node) openDoors() error {
 	if n.cfg.DNS == "" || !n.has(view.DNS) {
 		return nil
 	}
-	packets, err := n.cfg.ListenPacket("udp", n.cfg.DNS)
+	packets, err := n.cfg.ListenPackets("udp", n.cfg.DNS, runtime.GOMAXPROCS(0))
 	if err != nil {
 		return fmt.Errorf("open DNS: %w", err)
 	}
-	n.goes(func() { n.names.ServePacket(packets) })
+	n.goes(func() { n.names.ServePackets(packets) })
 	streams, err := n.cfg.Listen("tcp", n.cfg.DNS)
 	if err != nil {
-		packets.Close()
+		for _, p := range packets {
+			p.Close()
+		}
 		return fmt.Errorf("open DNS: %w", err)
 	}
 	n.goes(func() { n.names.ServeStream(streams) })

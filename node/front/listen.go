@@ -31,6 +31,35 @@ func ListenPacketAnycast(network, address string) (net.PacketConn, error) {
 	return listenPacket(net.ListenConfig{Control: shareAddress}, network, address)
 }
 
+// ListenPackets opens up to n UDP sockets on one address of this machine, among which the kernel spreads the packets by who sends
+// them, so that each may be served by a processor of its own. It fails where another process listens there; but one that begins
+// to at the same moment, as the same user and by this way, shares the address unnoticed. Where the kernel does not spread, it is one.
+func ListenPackets(network, address string, n int) ([]net.PacketConn, error) {
+	first, err := ListenPacket(network, address)
+	if err != nil {
+		return nil, err
+	}
+	if n < 2 || !spreads {
+		return []net.PacketConn{first}, nil
+	}
+	address = first.LocalAddr().String()
+	if err := first.Close(); err != nil {
+		return nil, err
+	}
+	var all []net.PacketConn
+	for range n {
+		p, err := ListenPacketAnycast(network, address)
+		if err != nil {
+			for _, p := range all {
+				p.Close()
+			}
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
 func listenPacket(c net.ListenConfig, network, address string) (net.PacketConn, error) {
 	p, err := c.ListenPacket(context.Background(), network, address)
 	return p, explained(err)

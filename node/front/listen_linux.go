@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// spreads says that the kernel spreads what comes among the sockets that share an address.
+const spreads = true
+
 // shareAddress lets a socket have an address that others have too, or that the machine does not have yet.
 func shareAddress(network, _ string, c syscall.RawConn) error {
 	var failed error
