@@ -140,6 +140,9 @@ func (p *packer) record(y *reply, r *record) bool {
 		if len(p.out)+n > p.limit {
 			return false
 		}
+		if r.typ == dns.TypeDNAME && p.count < len(p.known) && len(p.out) < pointers-maxNameSize {
+			p.know(r.data, len(p.out)) // it stands whole (RFC 6672 §2.5), and the CNAME that follows ends with it
+		}
 		p.out = append(p.out, r.data...)
 		return true
 	}
