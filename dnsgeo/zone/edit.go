@@ -77,9 +77,16 @@ func (e *Edit) Add(rr dns.RR) error {
 	if err != nil {
 		return fmt.Errorf("zone %s: %s: %w", e.next.Name, rr.Header().Name, err)
 	}
-	s := d.set(rr.Header().Rrtype)
+	return e.add(d, rr.Header().Rrtype, rr.Header().Ttl, data)
+}
+
+func (e *Edit) add(d *draft, typ uint16, ttl uint32, data []byte) error {
+	s := d.set(typ)
 	if s.choice != nil {
-		return fmt.Errorf("zone %s: %s: more than records stands there", e.next.Name, rr.Header().Name)
+		return fmt.Errorf("zone %s: %s: more than records stands there", e.next.Name, &e.name)
+	}
+	if len(s.set.data)+len(data) > dns.MaxMsgSize {
+		return fmt.Errorf("zone %s: %s %s: no message has room for all records of the set", e.next.Name, &e.name, dns.Type(typ))
 	}
 	for other := range s.set.All() {
 		if same(s.typ, other, data) {
@@ -87,7 +94,7 @@ func (e *Edit) Add(rr dns.RR) error {
 		}
 	}
 	if s.set.N == 0 {
-		s.set = Set{Type: s.typ, TTL: rr.Header().Ttl}
+		s.set = Set{Type: s.typ, TTL: ttl}
 	}
 	s.set = s.set.With(data)
 	return nil
@@ -125,8 +132,13 @@ func (e *Edit) at(name string) (*draft, error) {
 	if err := e.name.Parse(name); err != nil {
 		return nil, fmt.Errorf("zone %s: %w", e.next.Name, err)
 	}
+	return e.named()
+}
+
+// named is the draft of the name at hand.
+func (e *Edit) named() (*draft, error) {
 	if !e.next.Has(&e.name) {
-		return nil, fmt.Errorf("zone %s: %s is outside", e.next.Name, name)
+		return nil, fmt.Errorf("zone %s: %s is outside", e.next.Name, &e.name)
 	}
 	return e.draft(e.name.wire[:e.name.Start(e.name.labels-e.next.labels)]), nil
 }
