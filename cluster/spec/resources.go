@@ -385,7 +385,7 @@ type Endpoint struct {
 }
 
 // HostedZone is a public zone; its name is the domain without a trailing dot (Route 53 hosted zone).
-// It has an SOA and name servers of its own: ns-<pop> for each POP of the spec, unless NameServers says otherwise.
+// It has an SOA and name servers of its own: ns-<pop> of four POPs, unless NameServers says otherwise.
 type HostedZone struct {
 	Name        string            `json:"name" rule:"required"`
 	Labels      map[string]string `json:"labels,omitempty" rule:"..32"`       // for people and for pruning
