@@ -40,9 +40,12 @@ func depends(r spec.Record) bool {
 	return r.HealthCheck != "" || r.Alias != nil && r.Alias.Accelerator == ""
 }
 
-// simple says whether the record is alone, so that its own health is not looked at.
-func simple(r *spec.Record) bool {
-	return r.Weight == nil && r.Region == "" && r.Failover == "" && r.GeoLocation == nil && !r.MultiValueAnswer
+// instead is what is answered where all records of a set are out.
+var instead = map[string]string{
+	"":                      "it is answered as if all were in",
+	spec.AsIfAllWereHealthy: "it is answered as if all were in",
+	spec.Nothing:            "its answer is empty",
+	spec.LastGood:           "it is answered as by the last that was in",
 }
 
 // set makes the things of a set, after those of the sets that its aliases lead to.
@@ -64,7 +67,7 @@ func (z *zone) set(at set) int32 {
 		}
 		rests = append(rests, z.record(at, r))
 	}
-	alone := len(records) == 1 && simple(records[0])
+	alone := len(records) == 1 && records[0].Simple()
 	z.made[at] = z.put(thing{kind: Route, subject: z.subject(at), resource: fmt.Sprint(always, ids(records)),
 		look: func(m *moment) status {
 			st := status{n: always, of: len(records), alive: always > 0}
@@ -89,7 +92,7 @@ func (z *zone) set(at set) int32 {
 			case alone:
 				return "" // its health is not looked at
 			case was.up && !is.up:
-				return fmt.Sprintf("record %s: all %d are out, so it is answered as if all were in", name, is.of)
+				return fmt.Sprintf("record %s: all %d are out, so %s", name, is.of, instead[records[0].OnAllUnhealthy])
 			case is.up && !was.up:
 				return fmt.Sprintf("record %s: %d of %d are in", name, is.n, is.of)
 			}
@@ -154,7 +157,7 @@ func (z *zone) record(at set, r *spec.Record) int32 {
 			return st
 		},
 		say: func(was, is status) string {
-			if simple(r) || was.up == is.up {
+			if r.Simple() || was.up == is.up {
 				return ""
 			}
 			name, weight := fmt.Sprintf("%v %q", at, r.SetIdentifier), ""
@@ -186,7 +189,7 @@ func said(r *spec.Record) any {
 		check  string
 		alias  spec.Alias
 		simple bool
-	}{r.HealthCheck, alias, simple(r)}
+	}{r.HealthCheck, alias, r.Simple()}
 }
 
 func ids(records []*spec.Record) (ids []string) {

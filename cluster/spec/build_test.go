@@ -178,6 +178,10 @@ listeners:
     portRanges: [{fromPort: 80}]
     endpointGroups: [{region: ap-northeast-2, endpoints: [{targetGroup: tcp}]}]
 ---
+kind: CidrCollection
+name: offices
+locations: [{locationName: a, cidrList: [192.0.2.7/24, "2001:db8::/48"]}]
+---
 kind: HostedZone
 name: example.com
 nameServers: [ns1.example.net]
@@ -280,6 +284,8 @@ func TestWhatIsNotSaidIsAsInAWS(t *testing.T) {
 
 		{"a record's TTL", *zone.Records[0].TTL, *seconds(300)},
 		{"an alias's TTL", zone.Records[1].TTL, (*Duration)(nil)},
+		{"what is answered where no set is healthy", zone.Records[0].OnAllUnhealthy, ""},
+		{"a block with an address of a host", s.CidrCollections["offices"].Locations[0].CidrList[0], netip.MustParsePrefix("192.0.2.0/24")},
 		{"a name in a value", zone.Records[2].Values[0], "www.example.net."},
 		{"a name server", zone.NameServers[0], "ns1.example.net."},
 	} {
@@ -338,6 +344,7 @@ func TestNoDefaultIsLeftNil(t *testing.T) {
 		"Region.Location": false, "POP.Location": true, "Action.FixedResponse": true, "Action.Redirect": true,
 		"HealthCheck.EnableSNI": true, "HealthCheck.HealthThreshold": true, "HealthCheck.RequestInterval": true, // each of some types
 		"Record.TTL": true, "Record.Alias": true, "Record.Weight": true, "Record.GeoLocation": true,
+		"Record.GeoProximityLocation": true, "Record.CidrRoutingConfig": true, "GeoProximityLocation.Coordinates": true,
 	}
 	var walk func(where string, v reflect.Value)
 	walk = func(where string, v reflect.Value) {

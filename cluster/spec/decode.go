@@ -66,6 +66,8 @@ var exactlyOneOf = map[reflect.Type][]string{
 	reflect.TypeFor[Record]():      {"values", "alias"},
 	reflect.TypeFor[Alias]():       {"distribution", "loadBalancer", "accelerator", "record"},
 	reflect.TypeFor[GeoLocation](): {"continent", "country"},
+
+	reflect.TypeFor[GeoProximityLocation](): {"region", "coordinates"},
 }
 
 // shapeOf reads a type and its tags. It panics on a tag that makes no sense, which no input can bring about.

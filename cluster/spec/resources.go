@@ -409,6 +409,25 @@ type Record struct {
 	GeoLocation      *GeoLocation `json:"geoLocation,omitempty"`      // geolocation
 	MultiValueAnswer bool         `json:"multiValueAnswer,omitempty"` // multivalue
 	HealthCheck      string       `json:"healthCheck,omitempty"`
+
+	GeoProximityLocation *GeoProximityLocation `json:"geoProximityLocation,omitempty"` // geoproximity
+	CidrRoutingConfig    *CidrRoutingConfig    `json:"cidrRoutingConfig,omitempty"`    // CIDR (IP-based)
+	// OnAllUnhealthy is what is answered where no set of the name and type is healthy: as if all were (all, the default), nothing
+	// (none), or those that were healthy last (lastGood). All sets say the same. (Route 53 knows all alone.)
+	OnAllUnhealthy string `json:"onAllUnhealthy,omitempty" rule:"all|none|lastGood"`
+}
+
+// What is answered where no record set is healthy.
+const (
+	AsIfAllWereHealthy = "all"
+	Nothing            = "none"
+	LastGood           = "lastGood"
+)
+
+// Simple says whether the record set has no routing policy: it is answered in any health.
+func (r *Record) Simple() bool {
+	return r.Weight == nil && r.Region == "" && r.Failover == "" && r.GeoLocation == nil && !r.MultiValueAnswer &&
+		r.GeoProximityLocation == nil && r.CidrRoutingConfig == nil
 }
 
 // Failover roles.
@@ -427,10 +446,42 @@ type Alias struct {
 }
 
 // GeoLocation names where clients are: one of continent (AF AN AS EU NA OC SA) or country (ISO 3166-1
-// alpha-2); country * is the default, for all others.
+// alpha-2), and of a country perhaps a subdivision; country * is the default, for all others.
 type GeoLocation struct {
 	Continent string `json:"continent,omitempty" rule:"AF|AN|AS|EU|NA|OC|SA"`
 	Country   string `json:"country,omitempty"`
+	// Subdivision is what ISO 3166-2 writes after the country and a hyphen: CA of US-CA. Any country may have one (Route 53: US and UA).
+	Subdivision string `json:"subdivision,omitempty" rule:"1..3"`
+}
+
+// GeoProximityLocation is where what a record set leads to stands: a region, or coordinates (exactly one of the two).
+type GeoProximityLocation struct {
+	Region      string    `json:"region,omitempty"`
+	Coordinates *Location `json:"coordinates,omitempty"`
+	// Bias makes the area that the set serves larger (above 0) or smaller: a distance d counts as d × (1 − bias/100) from 0 on,
+	// as d / (1 + bias/100) below.
+	Bias int `json:"bias,omitempty" rule:"-99..99"`
+}
+
+// CidrRoutingConfig is the location of a CidrCollection that a record set is for.
+type CidrRoutingConfig struct {
+	Collection string `json:"collection" rule:"required"`
+	// LocationName is one of the collection's; * is the default, for clients in none of its blocks.
+	LocationName string `json:"locationName" rule:"required,..16"`
+}
+
+// CidrCollection is blocks of addresses under names of locations, by which records are chosen (Route 53 CIDR collection).
+type CidrCollection struct {
+	Name      string            `json:"name" rule:"required"`
+	Labels    map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	Locations []CidrLocation    `json:"locations" rule:"required,1..1000"`
+}
+
+// CidrLocation is the blocks of one location.
+type CidrLocation struct {
+	LocationName string `json:"locationName" rule:"required,..16"` // letters, digits, hyphens and underscores
+	// CidrList are its blocks: IPv4 /1 to /24, IPv6 /1 to /48. A collection has at most 1,000 of them.
+	CidrList []netip.Prefix `json:"cidrList" rule:"required,1..1000"`
 }
 
 // Certificate is a TLS certificate with its key, for the doors that serve one of its names (ACM certificate, imported).

@@ -99,6 +99,11 @@ func TestTheSchemaRefusesWhatItCanKnowToBeWrong(t *testing.T) {
 		zone + "[{name: a, type: A, values: [192.0.2.1], alias: {record: b}}]\n",
 		zone + "[{name: a, type: SOA, values: [b]}]\n",
 		zone + "[{name: a, type: A, alias: {}}]\n",
+		zone + "[{name: a, type: A, values: [b], geoProximityLocation: {bias: 1}}]\n",
+		zone + "[{name: a, type: A, values: [b], geoProximityLocation: {region: r, bias: 100}}]\n",
+		zone + "[{name: a, type: A, values: [b], cidrRoutingConfig: {collection: c}}]\n",
+		zone + "[{name: a, type: A, values: [b], onAllUnhealthy: some}]\n",
+		"kind: CidrCollection\nname: a\nlocations: [{locationName: a, cidrList: []}]\n",
 	} {
 		if err := schema.Validate(decoded(t, []byte(text))); err == nil {
 			t.Errorf("took\n%s", text)

@@ -35,8 +35,11 @@ type Spec struct {
 	CachePolicies  map[string]*CachePolicy // the operator's and the managed ones
 	Accelerators   map[string]*Accelerator
 	HostedZones    map[string]*HostedZone
-	Certificates   map[string]*Certificate
-	Clusters       map[string]*Cluster // default, or none: Settings
+
+	CidrCollections map[string]*CidrCollection
+
+	Certificates map[string]*Certificate
+	Clusters     map[string]*Cluster // default, or none: Settings
 
 	// Unknown is what agreed documents say and this release does not know, in the order of Ref.Compare.
 	Unknown []Unknown
@@ -85,6 +88,7 @@ var kindTable = []Kind{
 	kindOf("CachePolicy", "cachepolicies", func(s *Spec) *map[string]*CachePolicy { return &s.CachePolicies }),
 	kindOf("Distribution", "distributions", func(s *Spec) *map[string]*Distribution { return &s.Distributions }),
 	kindOf("Accelerator", "accelerators", func(s *Spec) *map[string]*Accelerator { return &s.Accelerators }),
+	kindOf("CidrCollection", "cidrcollections", func(s *Spec) *map[string]*CidrCollection { return &s.CidrCollections }),
 	kindOf("HostedZone", "hostedzones", func(s *Spec) *map[string]*HostedZone { return &s.HostedZones }),
 	kindOf("Certificate", "certificates", func(s *Spec) *map[string]*Certificate { return &s.Certificates }),
 	kindOf("Cluster", "clusters", func(s *Spec) *map[string]*Cluster { return &s.Clusters }),

@@ -43,7 +43,7 @@ func TestResourcesAreListedByKindAndName(t *testing.T) {
 	if want := []string{"grpc", "hasty", "http", "https", "tcp"}; !slices.Equal(groups, want) {
 		t.Errorf("got %v, want %v", groups, want)
 	}
-	if len(all) != 23 || all[0] != "Region/ap-northeast-2" || all[len(all)-1] != "HostedZone/example.com" {
+	if len(all) != 24 || all[0] != "Region/ap-northeast-2" || all[len(all)-1] != "HostedZone/example.com" {
 		t.Errorf("got %v", all)
 	}
 	for range s.Each("martians") {

@@ -46,6 +46,8 @@ func (c check) resource(resource any, shared *claims) {
 		c.distribution(r, shared)
 	case *Accelerator:
 		c.accelerator(r, shared)
+	case *CidrCollection:
+		c.cidrCollection(r)
 	case *HostedZone:
 		c.hostedZone(r)
 	case *Certificate:
@@ -115,6 +117,8 @@ var words = map[string]string{
 	"CachePolicy":   "cache policy",
 	"Distribution":  "distribution",
 	"Accelerator":   "accelerator",
+
+	"CidrCollection": "CIDR collection",
 }
 
 func (c check) inRegion(field, region string) {

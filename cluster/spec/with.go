@@ -3,6 +3,7 @@ package spec
 import (
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // With makes the spec that Build would make of all documents of s with those of del taken away and those of put added or
@@ -49,6 +50,8 @@ func facade(resource any) [2]string {
 		if r.Type == Calculated {
 			return [2]string{r.Type}
 		}
+	case *CidrCollection:
+		return [2]string{strings.Join(slices.Sorted(r.names()), " ")}
 	}
 	return [2]string{}
 }
@@ -135,6 +138,7 @@ func (b *builder) validateAgain() {
 func (b *builder) referring(m moved) []Resource {
 	regions, checks, groups, balancers := m["Region"], m["HealthCheck"], m["TargetGroup"], m["LoadBalancer"]
 	policies, sites, accelerators, guards := m["CachePolicy"], m["Distribution"], m["Accelerator"], m["SecurityGroup"]
+	collections := m["CidrCollection"]
 	var found []Resource
 	if regions != nil || checks != nil {
 		found = collect(b, found, "HealthCheck", b.spec.HealthChecks, func(h *HealthCheck) bool {
@@ -155,12 +159,14 @@ func (b *builder) referring(m moved) []Resource {
 	if regions != nil || groups != nil || balancers != nil {
 		found = collect(b, found, "Accelerator", b.spec.Accelerators, func(a *Accelerator) bool { return a.refers(regions, groups, balancers) })
 	}
-	if regions != nil || checks != nil || sites != nil || balancers != nil || accelerators != nil {
+	if regions != nil || checks != nil || sites != nil || balancers != nil || accelerators != nil || collections != nil {
 		found = collect(b, found, "HostedZone", b.spec.HostedZones, func(z *HostedZone) bool {
 			for i := range z.Records {
 				r := &z.Records[i]
 				if regions.has(r.Region) || checks.has(r.HealthCheck) || r.Alias != nil &&
-					(sites.has(r.Alias.Distribution) || balancers.has(r.Alias.LoadBalancer) || accelerators.has(r.Alias.Accelerator)) {
+					(sites.has(r.Alias.Distribution) || balancers.has(r.Alias.LoadBalancer) || accelerators.has(r.Alias.Accelerator)) ||
+					r.GeoProximityLocation != nil && regions.has(r.GeoProximityLocation.Region) ||
+					r.CidrRoutingConfig != nil && collections.has(r.CidrRoutingConfig.Collection) {
 					return true
 				}
 			}

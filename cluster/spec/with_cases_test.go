@@ -48,6 +48,11 @@ func TestWithTellsWhatIsWrongWithAChange(t *testing.T) {
 		{"a managed policy is deleted", "", []Ref{{"CachePolicy", "Managed-CachingDisabled"}}, nil},
 		{"a security group that guards something is deleted", "", []Ref{{"SecurityGroup", "s1"}}, []string{
 			"SecurityGroup s1: is used by LoadBalancer/l2 (securityGroups[0])"}},
+		{"a CIDR collection by which records are chosen is deleted", "", []Ref{{"CidrCollection", "k1"}}, []string{
+			"CidrCollection k1: is used by HostedZone/z1.example (records[4].cidrRoutingConfig.collection)"}},
+		{"a location by which records are chosen goes", "{kind: CidrCollection, name: k1, locations: [{locationName: b, cidrList: [11.0.0.0/8]}]}", nil, []string{
+			`HostedZone z1.example: records[4].cidrRoutingConfig.locationName: CIDR collection k1 has no location "a" (did you mean "b"?)`}},
+		{"a location changes its blocks", "{kind: CidrCollection, name: k1, locations: [{locationName: a, cidrList: [12.0.0.0/8]}]}", nil, nil},
 		{"a child of a health check is deleted", "", []Ref{{"HealthCheck", "h2"}}, []string{
 			"HealthCheck h2: is used by HealthCheck/h3 (childHealthChecks[1])"}},
 		{"a region that a health check looks from is deleted", "", []Ref{{"Region", "r2"}}, []string{

@@ -41,7 +41,7 @@ func drawDocument(t *rapid.T) Document {
 		return pick("t2", "t2", "t4", "t1")
 	}
 	kind := pick("Region", "Region", "HealthCheck", "SecurityGroup", "TargetGroup", "TargetGroup", "LoadBalancer", "LoadBalancer", "CachePolicy", "Distribution",
-		"Distribution", "Accelerator", "Accelerator", "HostedZone", "Cluster", pick("Alien", "Cluster", "HostedZone"))
+		"Distribution", "Accelerator", "Accelerator", "HostedZone", "CidrCollection", "Cluster", pick("Alien", "Cluster", "HostedZone"))
 	name := ""
 	switch kind {
 	case "Region":
@@ -90,10 +90,15 @@ func drawDocument(t *rapid.T) Document {
 		line("ipAddresses: [192.0.2.%d]\nlisteners:", n(2))
 		line("- {protocol: TCP, portRanges: [{fromPort: %d, toPort: %d}], endpointGroups: [{region: %s, endpoints: [{%s}]}]}", from, from+n(3)-1, region(),
 			pick("targetGroup: t1", "targetGroup: t2", "loadBalancer: l2", "loadBalancer: l4", "loadBalancer: l1", "address: 192.0.2.9"))
+	case "CidrCollection":
+		name = fmt.Sprintf("k%d", n(2))
+		line("locations: [{locationName: %s, cidrList: [10.%d.0.0/16]}, {locationName: c, cidrList: [10.%d.0.0/16]}]", pick("a", "a", "b"), n(9), 9+n(9))
 	case "HostedZone":
 		name = fmt.Sprintf("z%d.example", n(2))
 		line("records:\n- {name: a, type: A, alias: {%s}}", pick("distribution: d1", "loadBalancer: l1", "accelerator: a1", "record: b"))
 		line("- {name: b, type: A, values: [192.0.2.1], setIdentifier: x, region: %s, healthCheck: h%d}", region(), n(2))
+		line("- {name: c, type: A, values: [192.0.2.1], setIdentifier: x, %s}", pick("geoProximityLocation: {region: "+region()+"}", "cidrRoutingConfig: {collection: k1, locationName: a}",
+			"cidrRoutingConfig: {collection: k1, locationName: '*'}", "cidrRoutingConfig: {collection: k2, locationName: b}"))
 	case "Cluster":
 		name = "default"
 		line("voters: %s", pick("1", "3", "5", "5", "2"))
@@ -157,6 +162,10 @@ records:
 - {name: b, type: A, values: [192.0.2.1], setIdentifier: x, region: r1, healthCheck: h1}
 - {name: c, type: A, alias: {accelerator: a1}}
 - {name: d, type: A, alias: {loadBalancer: l2}}
+- {name: e, type: A, values: [192.0.2.1], setIdentifier: x, cidrRoutingConfig: {collection: k1, locationName: a}}
+- {name: f, type: A, values: [192.0.2.1], setIdentifier: x, geoProximityLocation: {region: r1}}
+---
+{kind: CidrCollection, name: k1, locations: [{locationName: a, cidrList: [10.0.0.0/8]}, {locationName: b, cidrList: [11.0.0.0/8]}]}
 `
 
 // whole is all documents after a change, those that are put last.

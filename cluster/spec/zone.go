@@ -162,9 +162,11 @@ func (c *zoneCheck) record(field string, r *Record) {
 	case len(policies) == 1 && r.SetIdentifier == "":
 		c.fault(field+".setIdentifier", "is required for %s routing", policies[0])
 	case len(policies) == 0 && r.SetIdentifier != "":
-		c.fault(field+".setIdentifier", "needs a routing policy: weight, region, failover, geoLocation or multiValueAnswer")
+		c.fault(field+".setIdentifier", "needs a routing policy: weight, region, failover, geoLocation, geoProximityLocation, cidrRoutingConfig or multiValueAnswer")
 	case len(policies) == 0 && r.HealthCheck != "":
 		c.fault(field+".healthCheck", "needs a routing policy: a simple record is answered in any health")
+	case len(policies) == 0 && r.OnAllUnhealthy != "":
+		c.fault(field+".onAllUnhealthy", "needs a routing policy: a simple record is answered in any health")
 	}
 	if r.Type == "NS" && len(policies) > 0 {
 		c.fault(field, "NS records have no routing policy")
@@ -172,9 +174,7 @@ func (c *zoneCheck) record(field string, r *Record) {
 	if r.MultiValueAnswer && (r.Alias != nil || r.Type == "CNAME" || r.Type == "NS") {
 		c.fault(field+".multiValueAnswer", "is neither for aliases nor for CNAME and NS")
 	}
-	if r.GeoLocation != nil && r.GeoLocation.Country != "*" {
-		c.country(field+".geoLocation.country", r.GeoLocation.Country)
-	}
+	c.routing(field, r)
 	c.inRegion(field+".region", r.Region)
 	find(c.check, field+".healthCheck", "HealthCheck", c.spec.HealthChecks, r.HealthCheck)
 }
@@ -232,6 +232,8 @@ func (r *Record) policies() (names []string) {
 		{"failover", r.Failover != ""},
 		{"geolocation", r.GeoLocation != nil},
 		{"multivalue", r.MultiValueAnswer},
+		{"geoproximity", r.GeoProximityLocation != nil},
+		{"CIDR", r.CidrRoutingConfig != nil},
 	} {
 		if policy.is {
 			names = append(names, policy.name)
@@ -242,11 +244,13 @@ func (r *Record) policies() (names []string) {
 
 // set judges the records of one name and type against each other.
 func (c *zoneCheck) set(key setKey, members []int) {
-	const most = 100 // Route 53
+	const most, mostByProximity = 100, 30 // Route 53
+	first := &c.zone.Records[members[0]]
 	if len(members) > most {
 		c.fault(at("records", members[most]), "%s has %d record sets: at most %d", key, len(members), most)
+	} else if first.GeoProximityLocation != nil && len(members) > mostByProximity {
+		c.fault(at("records", members[mostByProximity]), "%s has %d record sets by geoproximity: at most %d", key, len(members), mostByProximity)
 	}
-	first := &c.zone.Records[members[0]]
 	policy := strings.Join(first.policies(), ", ")
 	taken := map[string]int{}
 	for _, i := range members {
@@ -261,11 +265,14 @@ func (c *zoneCheck) set(key setKey, members []int) {
 				key, cmp.Or(p, "no policy"), at("records", members[0]), cmp.Or(policy, "no policy"))
 			continue
 		}
+		c.agree(field, r, first, members[0])
 		for _, unique := range []struct{ field, value string }{
 			{"setIdentifier", r.SetIdentifier},
 			{"region", r.Region},
 			{"failover", r.Failover},
 			{"geoLocation", r.place()},
+			{"geoProximityLocation", r.point()},
+			{"cidrRoutingConfig.locationName", r.block()},
 		} {
 			what := unique.field + " " + unique.value
 			if other, again := taken[what]; again && unique.value != "" {
@@ -275,14 +282,6 @@ func (c *zoneCheck) set(key setKey, members []int) {
 			taken[what] = i
 		}
 	}
-}
-
-// place is the geolocation as one word, or "".
-func (r *Record) place() string {
-	if r.GeoLocation == nil {
-		return ""
-	}
-	return r.GeoLocation.Continent + r.GeoLocation.Country
 }
 
 // aliasLoops tells aliases of records that lead nowhere, or back to themselves.
