@@ -1,14 +1,14 @@
 // Package policy is how Route 53 chooses among several record sets of one name and type: an order of
 // candidates and one walk along it. It is pure: where the client is, what is healthy and which number chance
-// has drawn are given to it. It knows no DNS message and no view. It never comes back empty for want of
-// health: if nothing is healthy, it chooses as if everything were. (Only geolocation may find no candidate.)
+// has drawn are given to it. It knows no DNS message and no view. It says, too, for how wide a network of clients
+// the order is the same (RFC 7871, SCOPE PREFIX-LENGTH).
+//
+// Unless it is told otherwise (Otherwise) it never comes back empty for want of health: if nothing is healthy, it
+// chooses as if everything were. Geolocation and CIDR may find no candidate at all.
 package policy
 
 import (
-	"cmp"
-	"math"
-	"math/bits"
-	"slices"
+	"net/netip"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -20,232 +20,165 @@ type Policy uint8
 
 // The routing policies.
 const (
-	Simple      Policy = iota // one record set
-	Weighted                  // by chance, in proportion to the weights
-	Latency                   // the region with the least estimated round trip
-	Failover                  // the primary, or else the secondary
-	Geolocation               // by country, continent, default
-	MultiValue                // several healthy ones at once
+	Simple       Policy = iota // one record set
+	Weighted                   // by chance, in proportion to the weights
+	Latency                    // the region with the least round trip
+	Failover                   // the primary, or else the secondary
+	Geolocation                // by subdivision, country, continent, default
+	MultiValue                 // several healthy ones at once
+	Geoproximity               // the nearest, with a bias
+	CIDR                       // by blocks of addresses (IP-based)
 )
 
 // MaxValues is how many record sets a multivalue answer has at most (Route 53).
 const MaxValues = 8
 
 func (p Policy) String() string {
-	return [...]string{"simple", "weighted", "latency", "failover", "geolocation", "multivalue"}[p]
+	return [...]string{"simple", "weighted", "latency", "failover", "geolocation", "multivalue", "geoproximity", "CIDR"}[p]
 }
 
-// ByClient says whether the choice depends on where the client is.
-func (p Policy) ByClient() bool { return p == Latency || p == Geolocation }
+// ByClient says whether the choice depends on who the client is.
+func (p Policy) ByClient() bool { return p.byPlace() || p == CIDR }
+
+func (p Policy) byPlace() bool { return p == Latency || p == Geolocation || p == Geoproximity }
+
+// Otherwise is what is chosen where nothing is healthy.
+type Otherwise uint8
+
+// What may be chosen where nothing is healthy.
+const (
+	All      Otherwise = iota // as if all were (Route 53)
+	None                      // nothing
+	LastGood                  // among those that were healthy last
+)
+
+// Set is the record sets of one name and type, ready to be chosen among.
+type Set struct {
+	Policy     Policy
+	Otherwise  Otherwise
+	Candidates []Candidate
+	Blocks     *Blocks // CIDR: the collection's
+}
 
 // Candidate is one of the record sets, as far as a policy weighs it.
 type Candidate struct {
 	ID          string         // its set identifier
 	Weight      int            // weighted: 0–255
-	Region      string         // latency
-	Location    *spec.Location // latency: where the region is; nil if nobody knows
+	Region      string         // latency, geoproximity; "" if it stands at coordinates
+	Location    *spec.Location // latency, geoproximity: where that is; nil if nobody knows
+	Bias        int            // geoproximity: −99…99
 	Failover    string         // failover: spec.Primary or spec.Secondary
 	GeoLocation spec.GeoLocation
+	Block       string // CIDR: its location in the collection, or spec.EveryBlock
 }
 
-// Client is where the asker is held to be.
+// Client is who asks, and where that is held to be.
 type Client struct {
-	Country   string // "" if not known
-	Continent string // "" if not known
-	// Location is where round trips are measured from; nil if nobody knows.
+	// Network is as much of the client's address as is told: its subnet, or its resolver's whole address. IPv4 is not in
+	// IPv6's form. Invalid if nobody is named.
+	Network netip.Prefix
+
+	Country     string // ISO 3166-1 alpha-2; "" if not known
+	Subdivision string // of the country, as ISO 3166-2 has it after the hyphen; "" if not known
+	Continent   string // "" if not known
+	// Location is where distances are measured from; nil if nobody knows.
 	Location *spec.Location
+	// PlaceBits is how many leading bits of the network the place depends on: whoever shares them is held to be there, too.
+	PlaceBits int
+
+	// RoundTrip is the round trip from the client to a region, where it was measured; nil: none was. Where it says nothing, the
+	// round trip is estimated from the locations.
+	RoundTrip func(region string) (rtt time.Duration, ok bool)
+	// RoundTripBits is how many leading bits of the network RoundTrip depends on, of what it does not know as well:
+	// 24 of IPv4 and 48 of IPv6 where it is measured by such networks.
+	RoundTripBits int
 }
+
+// Health is what is observed of candidates, by index.
+type Health struct {
+	// Healthy says whether one may be chosen. The choice rests on what it said.
+	Healthy func(i int) bool
+	// Lost is when one that is not healthy was so last; zero if nobody knows. LastGood alone asks; nil knows nothing.
+	Lost func(i int) time.Time
+	// Shown is Healthy for people, of those that the choice does not rest on: asked only where there is a trace; nil shows nothing.
+	Shown func(i int) bool
+}
+
+// usual is how many candidates there is room for without an allocation.
+const usual = 48
 
 // Choose appends to dst the candidates to answer with, by index: one, or up to MaxValues if the policy is MultiValue.
-// It takes the first in the policy's order that are healthy; if none is, the first as if all were.
-// Random is a number drawn evenly from all.
-func Choose(dst []int, p Policy, all []Candidate, c Client, random uint64, healthy func(i int) bool, t *trace.Trace) []int {
+// It takes the first in the policy's order that are healthy; if none is, what s.Otherwise says. Random is a number
+// drawn evenly from all. Scope is how many leading bits of the client's network the order depends on: with the same
+// random number and health, whoever shares them, and tells as many, is answered the same. 0: it depends on no client.
+func (s *Set) Choose(dst []int, c *Client, random uint64, h Health, t *trace.Trace) (chosen []int, scope int) {
 	if t.On() {
-		defer t.In("%s among %d", p, len(all))()
+		defer t.In("%s among %d", s.Policy, len(s.Candidates))()
 	}
-	var room [16]int
-	order := p.order(room[:0], all, c, random, t)
-	want, chosen := 1, len(dst)
-	if p == MultiValue {
+	var order [usual]int
+	var away [usual]float64
+	w, scope := s.begin(order[:0], away[:0], c, stream(random), t)
+	want, before := 1, len(dst)
+	if s.Policy == MultiValue {
 		want = MaxValues
 	}
-	for _, i := range order {
-		if len(dst)-chosen == want {
+	for len(dst)-before < want {
+		i, ok := w.next()
+		if !ok {
 			break
 		}
-		if healthy(i) {
+		if h.Healthy(i) {
 			dst = append(dst, i)
 		}
 	}
-	if len(dst) == chosen && len(order) > 0 {
-		t.Add("none is healthy: as if all were")
-		dst = append(dst, order[:min(want, len(order))]...)
-	}
-	if t.On() {
-		for _, i := range dst[chosen:] {
-			t.Add("chosen: %s", all[i].name())
-		}
-	}
-	return dst
-}
-
-// order fills dst, which is empty, with the candidates that may answer, best first.
-func (p Policy) order(dst []int, all []Candidate, c Client, random uint64, t *trace.Trace) []int {
-	switch p {
-	case Weighted:
-		return byWeight(dst, all, random, t)
-	case Latency:
-		return byLatency(dst, all, c, t)
-	case Failover:
-		return byRole(dst, all)
-	case Geolocation:
-		return byPlace(dst, all, c, t)
-	case MultiValue:
-		return shuffle(everyone(dst, all), chance(random))
+	switch {
+	case len(dst) > before || len(w.order) == 0:
+	case s.Otherwise == None:
+		t.Add("none is healthy: no answer")
+	case s.Otherwise == LastGood:
+		dst = w.lastGood(dst, want, h, t)
 	default:
-		return everyone(dst, all)
-	}
-}
-
-// byWeight draws one after another, in proportion to the weights of those that are left: so the first healthy
-// one comes up with its share of the weights of all healthy ones, which is Route 53's "pick again". Those
-// without weight come last, evenly: a reserve for when all others are unhealthy, or everyone if all have none.
-func byWeight(dst []int, all []Candidate, random uint64, t *trace.Trace) []int {
-	draw := chance(random)
-	sum := 0
-	for i, c := range all {
-		if c.Weight > 0 {
-			dst = append(dst, i)
-			sum += c.Weight
-		}
-	}
-	for left, rest := dst, sum; len(left) > 1; left = left[1:] {
-		at := int(draw.below(uint64(rest)))
-		for k, i := range left {
-			if at -= all[i].Weight; at < 0 {
-				left[0], left[k] = left[k], left[0]
-				break
-			}
-		}
-		rest -= all[left[0]].Weight
-	}
-	weighted := len(dst)
-	for i, c := range all {
-		if c.Weight == 0 {
-			dst = append(dst, i)
-		}
-	}
-	shuffle(dst[weighted:], draw)
-	if t.On() {
-		for _, i := range dst[:weighted] {
-			t.Add("%s: weight %d of %d", all[i].name(), all[i].Weight, sum)
-		}
-		for _, i := range dst[weighted:] {
-			switch weighted {
-			case 0:
-				t.Add("%s: weight 0 as all others, equal chances", all[i].name())
-			default:
-				t.Add("%s: weight 0, in reserve", all[i].name())
-			}
-		}
-	}
-	return dst
-}
-
-// byLatency orders by the estimated round trip from the client to the region; regions without a place,
-// or all if the client has none, come last, by name.
-func byLatency(dst []int, all []Candidate, c Client, t *trace.Trace) []int {
-	const unknown = time.Duration(math.MaxInt64)
-	type region struct {
-		i    int
-		away time.Duration
-	}
-	var room [16]region
-	regions := room[:0]
-	for i := range all {
-		r := region{i, unknown}
-		if c.Location != nil && all[i].Location != nil {
-			r.away = c.Location.RoundTrip(*all[i].Location)
-		}
-		regions = append(regions, r)
-	}
-	slices.SortFunc(regions, func(a, b region) int {
-		return cmp.Or(cmp.Compare(a.away, b.away), cmp.Compare(all[a.i].Region, all[b.i].Region))
-	})
-	for _, r := range regions {
-		dst = append(dst, r.i)
-		switch {
-		case !t.On():
-		case r.away == unknown:
-			t.Add("%s: %s, nobody knows how far", all[r.i].name(), all[r.i].Region)
-		default:
-			t.Add("%s: %s, about %v away", all[r.i].name(), all[r.i].Region, r.away.Round(time.Millisecond))
-		}
-	}
-	return dst
-}
-
-// byRole puts the primary before the secondary.
-func byRole(dst []int, all []Candidate) []int {
-	dst = everyone(dst, all)
-	slices.SortStableFunc(dst, func(i, j int) int {
-		return cmp.Compare(all[i].Failover, all[j].Failover) // PRIMARY, SECONDARY
-	})
-	return dst
-}
-
-// byPlace keeps those that hold for the client, the smallest place first.
-func byPlace(dst []int, all []Candidate, c Client, t *trace.Trace) []int {
-	for _, holds := range []func(spec.GeoLocation) bool{
-		func(g spec.GeoLocation) bool { return c.Country != "" && g.Country == c.Country },
-		func(g spec.GeoLocation) bool { return c.Continent != "" && g.Continent == c.Continent },
-		func(g spec.GeoLocation) bool { return g.Country == "*" },
-	} {
-		for i := range all {
-			if holds(all[i].GeoLocation) {
-				dst = append(dst, i)
-			}
-		}
+		t.Add("none is healthy: as if all were")
+		dst = append(dst, w.order[:min(want, len(w.order))]...)
 	}
 	if t.On() {
-		for _, i := range dst {
-			t.Add("%s: holds for %s", all[i].name(), cmp.Or(all[i].GeoLocation.Country, all[i].GeoLocation.Continent))
+		s.explain(dst[before:], w.order[w.at:], h, t)
+	}
+	return dst, scope
+}
+
+// lastGood appends the first in the order of those that fell last; where nobody knows when any did, of all.
+func (w *walk) lastGood(dst []int, want int, h Health, t *trace.Trace) []int {
+	var last time.Time
+	if h.Lost != nil {
+		for _, i := range w.order {
+			if at := h.Lost(i); at.After(last) {
+				last = at
+			}
 		}
-		if len(dst) == 0 {
-			t.Add("none holds for the client, and there is no default: no answer")
+	}
+	switch {
+	case !t.On():
+	case last.IsZero():
+		t.Add("none is healthy, and nobody knows which was so last: as if all were")
+	default:
+		t.Add("none is healthy: those that were until %s", last.UTC().Format(time.RFC3339))
+	}
+	taken := len(dst)
+	for _, i := range w.order {
+		if len(dst)-taken == want {
+			break
+		}
+		if last.IsZero() || h.Lost(i).Equal(last) {
+			dst = append(dst, i)
 		}
 	}
 	return dst
 }
 
-func everyone(dst []int, all []Candidate) []int {
-	for i := range all {
-		dst = append(dst, i)
-	}
+// Choose is Set.Choose of those candidates, for whom the scope does not matter.
+func Choose(dst []int, p Policy, all []Candidate, c Client, random uint64, healthy func(i int) bool, t *trace.Trace) []int {
+	set := Set{Policy: p, Candidates: all}
+	dst, _ = set.Choose(dst, &c, random, Health{Healthy: healthy}, t)
 	return dst
-}
-
-func (c Candidate) name() string { return cmp.Or(c.ID, "the record") }
-
-func shuffle(order []int, draw *stream) []int {
-	for n := len(order); n > 1; n-- {
-		k := draw.below(uint64(n))
-		order[n-1], order[k] = order[k], order[n-1]
-	}
-	return order
-}
-
-// stream is as many random numbers as are needed, all out of one (SplitMix64).
-type stream uint64
-
-func chance(random uint64) *stream { return (*stream)(&random) }
-
-// below is a number from 0 to n−1, each as likely but for 1 in 2⁶⁴⁄n.
-func (s *stream) below(n uint64) uint64 {
-	*s += 0x9e3779b97f4a7c15
-	z := uint64(*s)
-	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-	z = (z ^ z>>27) * 0x94d049bb133111eb
-	high, _ := bits.Mul64(z^z>>31, n)
-	return high
 }
