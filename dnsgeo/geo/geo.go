@@ -24,6 +24,8 @@ type Place struct {
 	// Location is the client's own where a database has it, or else the point that stands for the country.
 	Location spec.Location
 	OK       bool // Location is known
+	// Subdivision of the country, the largest: what ISO 3166-2 writes after the hyphen; "" if that is not known. Only city databases know it.
+	Subdivision string
 }
 
 // DB knows the places of addresses. It is immutable and safe for use by many; a nil DB knows none.

@@ -181,11 +181,11 @@ func TestTheOperatorKnowsBetter(t *testing.T) {
 		want Place
 		bits int
 	}{
-		{"10.2.3.4", Place{"KR", "AS", seoul, true}, 15}, // 10.2.0.0/15 is the widest that leaves out 10.1
-		{"10.200.3.4", Place{"KR", "AS", seoul, true}, 9},
-		{"10.1.3.4", Place{"KR", "AS", busan, true}, 16},
-		{"8.8.8.9", Place{"DE", "EU", countries["DE"].location, true}, 31},
-		{"8.8.8.10", Place{"US", "NA", countries["US"].location, true}, 31},
+		{"10.2.3.4", Place{"KR", "AS", seoul, true, ""}, 15}, // 10.2.0.0/15 is the widest that leaves out 10.1
+		{"10.200.3.4", Place{"KR", "AS", seoul, true, ""}, 9},
+		{"10.1.3.4", Place{"KR", "AS", busan, true, ""}, 16},
+		{"8.8.8.9", Place{"DE", "EU", countries["DE"].location, true, ""}, 31},
+		{"8.8.8.10", Place{"US", "NA", countries["US"].location, true, ""}, 31},
 		{"192.168.9.9", Place{Location: busan, OK: true}, 16},
 		{"9.9.9.9", Place{}, 8},
 	} {
@@ -212,7 +212,10 @@ func TestADatabaseOfTheOperatorIsRead(t *testing.T) {
 	city := mmdbtype.Map{
 		"country":   mmdbtype.Map{"iso_code": mmdbtype.String("KR")},
 		"continent": mmdbtype.Map{"code": mmdbtype.String("AS")},
-		"location":  mmdbtype.Map{"latitude": mmdbtype.Float64(35.18), "longitude": mmdbtype.Float64(129.08)},
+		"subdivisions": mmdbtype.Slice{
+			mmdbtype.Map{"iso_code": mmdbtype.String("26")}, mmdbtype.Map{"iso_code": mmdbtype.String("smaller")},
+		},
+		"location": mmdbtype.Map{"latitude": mmdbtype.Float64(35.18), "longitude": mmdbtype.Float64(129.08)},
 	}
 	country := mmdbtype.Map{"country": mmdbtype.Map{"iso_code": mmdbtype.String("FR")}}
 	other := mmdbtype.Map{"country": mmdbtype.String("a string where a map should be")}
@@ -222,9 +225,9 @@ func TestADatabaseOfTheOperatorIsRead(t *testing.T) {
 		want Place
 		bits int
 	}{
-		{"1.2.3.4", Place{"KR", "AS", spec.Location{Latitude: 35.18, Longitude: 129.08}, true}, 24},
-		{"1.2.5.4", Place{"FR", "EU", countries["FR"].location, true}, 22},
-		{"2400::1", Place{"FR", "EU", countries["FR"].location, true}, 32},
+		{"1.2.3.4", Place{"KR", "AS", spec.Location{Latitude: 35.18, Longitude: 129.08}, true, "26"}, 24},
+		{"1.2.5.4", Place{"FR", "EU", countries["FR"].location, true, ""}, 22},
+		{"2400::1", Place{"FR", "EU", countries["FR"].location, true, ""}, 32},
 		{"5.1.1.1", Place{}, 8},
 		{"128.0.0.1", Place{}, 1},
 		{"8000::1", Place{}, 1},

@@ -77,6 +77,9 @@ type record struct {
 	Continent struct {
 		Code string `maxminddb:"code"`
 	} `maxminddb:"continent"`
+	Subdivisions []struct { // the largest first
+		ISOCode string `maxminddb:"iso_code"`
+	} `maxminddb:"subdivisions"`
 	Location struct {
 		Latitude  *float64 `maxminddb:"latitude"`
 		Longitude *float64 `maxminddb:"longitude"`
@@ -98,6 +101,9 @@ func (f *file) place(addr netip.Addr) Place {
 		return Place{}
 	}
 	p := Place{Country: r.Country.ISOCode, Continent: r.Continent.Code}
+	if len(r.Subdivisions) > 0 {
+		p.Subdivision = r.Subdivisions[0].ISOCode
+	}
 	if latitude, longitude := r.Location.Latitude, r.Location.Longitude; latitude != nil && longitude != nil {
 		p.Location, p.OK = spec.Location{Latitude: *latitude, Longitude: *longitude}, true
 	}
