@@ -61,7 +61,8 @@ type asker struct {
 	names  int // of made that are used
 
 	random   uint64
-	spot     *spot         // where the client is, once it was looked up: the answer depends on it
+	spot     *spot         // where the client is, once it was looked up
+	scope    int           // leading bits of the client's network that the answer depends on
 	lifetime time.Duration // of the answer at most, by the verdicts it rests on
 	visited  []uint64      // hashes of the names of the chain
 
@@ -87,7 +88,7 @@ func (t *Table) Answer(v *view.View, q Query, tr *trace.Trace) Answer {
 // answer decides the answer to a query for the name that is in asked. It is a function of the table, the view and the query alone.
 func (a *asker) answer(t *Table, v *view.View, q *Query, tr *trace.Trace) {
 	a.table, a.query, a.trace = t, *q, tr
-	a.random, a.spot, a.lifetime, a.zone = q.Random, nil, forever, nil
+	a.random, a.spot, a.scope, a.lifetime, a.zone = q.Random, nil, 0, forever, nil
 	a.visited, a.names = a.visited[:0], 0
 	a.reply.reset(&a.asked)
 	if t == nil {
@@ -126,8 +127,8 @@ func (a *asker) answer(t *Table, v *view.View, q *Query, tr *trace.Trace) {
 		a.reply.Authoritative = true
 		a.ask()
 	}
-	if a.spot != nil && q.ECS.IsValid() && q.ECS.Bits() > 0 {
-		a.reply.Scope = a.spot.bits
+	if q.ECS.IsValid() && q.ECS.Bits() > 0 {
+		a.reply.Scope = a.scope
 	}
 }
 
@@ -386,11 +387,15 @@ func (a *asker) choose(to section, owner uint16, c *zone.Choice) (ttl uint32, al
 		}
 		var client policy.Client
 		if c.Policy.ByClient() {
-			client = a.client()
+			client = a.client(c.Policy)
 		}
-		chosen = policy.Choose(room[:0], c.Policy, c.Candidates, client, a.draw(), func(i int) bool {
-			return a.healthy(c, i)
+		var scope int
+		chosen, scope = c.Choose(room[:0], &client, a.draw(), policy.Health{
+			Healthy: func(i int) bool { return a.healthy(c, i) },
+			Lost:    func(i int) time.Time { return a.lost(c, i) },
+			Shown:   func(i int) bool { return a.aside(func() bool { return a.healthy(c, i) }) },
 		}, a.trace)
+		a.scope = max(a.scope, scope)
 	}
 	ttl, alive = ^uint32(0), true
 	for _, i := range chosen {
@@ -436,6 +441,47 @@ func (a *asker) healthy(c *zone.Choice, i int) bool {
 		a.trace.Add("%s: %s %s is not healthy", id, r.Alias.To, r.Alias.Name)
 	}
 	return false
+}
+
+// aside asks something that the answer does not rest on.
+func (a *asker) aside(ask func() bool) bool {
+	lifetime := a.lifetime
+	defer func() { a.lifetime = lifetime }()
+	return ask()
+}
+
+// lost is when a record set that is not healthy was so last: before its check failed, or its alias. Zero if nobody knows, as of
+// what has no node alive that is not drained.
+func (a *asker) lost(c *zone.Choice, i int) time.Time {
+	v, s, r := a.scene.view, a.table.spec, &c.Records[i]
+	at, checked := time.Time{}, r.HealthCheck != "" && !v.CheckHealthy(s, r.HealthCheck)
+	if checked {
+		at = v.CheckLost(s, r.HealthCheck)
+	}
+	tr := a.trace
+	a.trace = nil // why it is not healthy has been told
+	able := r.Alias == nil || a.aside(func() bool { return a.able(c.Type, r.Alias) })
+	a.trace = tr
+	if able {
+		return at
+	}
+	target := time.Time{}
+	switch {
+	case r.Alias.To == zone.ToLoadBalancer && a.table.runsIn(a.scene, r.Alias.Name) != nil:
+		target = v.LoadBalancerLost(s, r.Alias.Name)
+	case r.Alias.To == zone.ToRecord:
+		if _, choice, _ := a.zone.Follow(r.Alias, c.Type); choice != nil {
+			for i := range choice.Records {
+				if t := a.lost(choice, i); t.After(target) {
+					target = t
+				}
+			}
+		}
+	}
+	if !checked || target.Before(at) {
+		return target
+	}
+	return at
 }
 
 // holds says whether a verdict is good; the answer rests on it either way.
@@ -547,6 +593,7 @@ func (p *pop) compare(q *pop) int {
 // the nearest POP has none, and so goes there by IPv4, rather than far away by IPv6.
 func (a *asker) nearest(t uint16) *group {
 	from := a.locate()
+	a.scope = max(a.scope, from.bits)
 	placed := from.place.OK
 	point, known := from.point, placed
 	if !placed && a.scene.here != nil {
@@ -609,7 +656,7 @@ func (a *asker) tellNearest(all []pop, placed bool) {
 	a.trace.Add("chosen: %s", all[0].pop)
 }
 
-// locate returns where the client is, on which the answer depends from now on.
+// locate returns where the client is.
 func (a *asker) locate() *spot {
 	if a.spot != nil {
 		return a.spot
@@ -638,10 +685,19 @@ func (a *asker) tellPlace(addr netip.Addr, whose string, place *geo.Place) {
 	}
 }
 
-// client is where the client is to a policy: as if it were here if nobody knows.
-func (a *asker) client() policy.Client {
-	place := &a.locate().place
-	c := policy.Client{Country: place.Country, Continent: place.Continent, Location: a.scene.here}
+// client is who asks, to a policy: as if it were here if nobody knows where it is.
+func (a *asker) client(p policy.Policy) policy.Client {
+	c := policy.Client{Network: a.query.ECS}
+	if addr := a.query.Client.Unmap().WithZone(""); addr.IsValid() && (!c.Network.IsValid() || c.Network.Bits() == 0) {
+		c.Network = netip.PrefixFrom(addr, addr.BitLen())
+	}
+	if p == policy.CIDR {
+		return c
+	}
+	at := a.locate()
+	place := &at.place
+	c.Country, c.Subdivision, c.Continent = place.Country, place.Subdivision, place.Continent
+	c.Location, c.PlaceBits = a.scene.here, at.bits
 	if place.OK {
 		c.Location = &place.Location
 	}

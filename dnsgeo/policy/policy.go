@@ -175,10 +175,3 @@ func (w *walk) lastGood(dst []int, want int, h Health, t *trace.Trace) []int {
 	}
 	return dst
 }
-
-// Choose is Set.Choose of those candidates, for whom the scope does not matter.
-func Choose(dst []int, p Policy, all []Candidate, c Client, random uint64, healthy func(i int) bool, t *trace.Trace) []int {
-	set := Set{Policy: p, Candidates: all}
-	dst, _ = set.Choose(dst, &c, random, Health{Healthy: healthy}, t)
-	return dst
-}

@@ -3,6 +3,7 @@ package zone
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -22,17 +23,20 @@ func Compile(s *spec.Spec, before *Table) (*Table, error) {
 	if before == nil {
 		before = NewTable()
 	}
-	t := &Table{spec: s, servers: before.servers}
+	t := &Table{spec: s, servers: before.servers, blocks: before.blocks}
 	moved := kept.Changes(before.spec.Regions, s.Regions)
 	if len(moved) > 0 {
 		t.servers = serversOf(s)
 	}
 	changed := kept.Changes(before.spec.HostedZones, s.HostedZones)
-	if slices.ContainsFunc(moved, func(c kept.Change[spec.Region]) bool {
+	shifted := slices.ContainsFunc(moved, func(c kept.Change[spec.Region]) bool {
 		return c.Old == nil || c.New == nil || c.Old.Location != c.New.Location
-	}) {
+	})
+	regrouped := t.group(kept.Changes(before.spec.CidrCollections, s.CidrCollections))
+	if shifted || len(regrouped) > 0 {
 		for z := range before.zones.all() {
-			if z.places && s.HostedZones[z.hosted.Name] == z.hosted {
+			if (z.places && shifted || slices.ContainsFunc(z.blocks, func(name string) bool { return regrouped[name] })) &&
+				s.HostedZones[z.hosted.Name] == z.hosted {
 				changed = append(changed, kept.Change[spec.HostedZone]{Name: z.hosted.Name, Old: z.hosted, New: z.hosted})
 			}
 		}
@@ -51,7 +55,7 @@ func Compile(s *spec.Spec, before *Table) (*Table, error) {
 		if change.New == nil {
 			continue
 		}
-		z, errs := compile(s, change.New)
+		z, errs := compile(s, t.blocks, change.New)
 		for _, err := range errs {
 			faults = append(faults, fmt.Errorf("hosted zone %s: %w", change.Name, err))
 		}
@@ -64,21 +68,51 @@ func Compile(s *spec.Spec, before *Table) (*Table, error) {
 	return t, nil
 }
 
+// group takes in what has changed of the CIDR collections, and returns which have.
+func (t *Table) group(changes []kept.Change[spec.CidrCollection]) (changed map[string]bool) {
+	if len(changes) == 0 {
+		return nil
+	}
+	blocks := map[string]*policy.Blocks{}
+	maps.Copy(blocks, t.blocks)
+	changed = map[string]bool{}
+	for _, c := range changes {
+		changed[c.Name] = true
+		if delete(blocks, c.Name); c.New != nil {
+			blocks[c.Name] = policy.NewBlocks(c.New)
+		}
+	}
+	t.blocks = blocks
+	return changed
+}
+
+// otherwise is what the record set has chosen where none is healthy.
+func otherwise(r *spec.Record) policy.Otherwise {
+	switch r.OnAllUnhealthy {
+	case spec.Nothing:
+		return policy.None
+	case spec.LastGood:
+		return policy.LastGood
+	}
+	return policy.All
+}
+
 // compiler makes a zone of one hosted zone.
 type compiler struct {
 	spec   *spec.Spec
+	blocks map[string]*policy.Blocks
 	hosted *spec.HostedZone
 	zone   *Zone // in the making
 	edit   *Edit
 	faults []error
 }
 
-func compile(s *spec.Spec, hosted *spec.HostedZone) (*Zone, []error) {
+func compile(s *spec.Spec, blocks map[string]*policy.Blocks, hosted *spec.HostedZone) (*Zone, []error) {
 	edit, err := newEdit(hosted.Name)
 	if err != nil {
 		return nil, []error{err}
 	}
-	c := compiler{spec: s, hosted: hosted, zone: edit.next, edit: edit}
+	c := compiler{spec: s, blocks: blocks, hosted: hosted, zone: edit.next, edit: edit}
 	c.zone.hosted = hosted
 	for i := range hosted.Records {
 		r := &hosted.Records[i]
@@ -117,14 +151,20 @@ func (c *compiler) add(r *spec.Record) error {
 	at := c.edit.draft(name.wire[:name.Start(name.labels-c.zone.labels)]).set(t)
 	if p := policyOf(r); p != policy.Simple || record.Alias != nil || record.HealthCheck != "" {
 		if at.choice == nil {
-			at.choice = &Choice{Type: t, Policy: p}
+			at.choice = &Choice{Type: t, Set: policy.Set{Policy: p, Otherwise: otherwise(r)}}
 		}
 		choice := at.choice
 		choice.Records = append(choice.Records, record)
 		if choice.Policy != policy.Simple {
 			choice.Candidates = append(choice.Candidates, c.candidate(r))
 		}
-		c.zone.places = c.zone.places || choice.Policy == policy.Latency
+		c.zone.places = c.zone.places || p == policy.Latency || p == policy.Geoproximity
+		if by := r.CidrRoutingConfig; by != nil {
+			choice.Blocks = c.blocks[by.Collection]
+			if !slices.Contains(c.zone.blocks, by.Collection) {
+				c.zone.blocks = append(c.zone.blocks, by.Collection)
+			}
+		}
 		return nil
 	}
 	at.set = record.Set
@@ -184,6 +224,10 @@ func policyOf(r *spec.Record) policy.Policy {
 		return policy.Failover
 	case r.GeoLocation != nil:
 		return policy.Geolocation
+	case r.GeoProximityLocation != nil:
+		return policy.Geoproximity
+	case r.CidrRoutingConfig != nil:
+		return policy.CIDR
 	case r.MultiValueAnswer:
 		return policy.MultiValue
 	default:
@@ -199,7 +243,13 @@ func (c *compiler) candidate(r *spec.Record) policy.Candidate {
 	if r.GeoLocation != nil {
 		candidate.GeoLocation = *r.GeoLocation
 	}
-	if place, ok := c.spec.Place(r.Region, ""); ok {
+	if r.CidrRoutingConfig != nil {
+		candidate.Block = r.CidrRoutingConfig.LocationName
+	}
+	if near := r.GeoProximityLocation; near != nil {
+		candidate.Region, candidate.Bias, candidate.Location = near.Region, near.Bias, near.Coordinates
+	}
+	if place, ok := c.spec.Place(candidate.Region, ""); ok {
 		candidate.Location = &place
 	}
 	return candidate

@@ -18,6 +18,7 @@ type Table struct {
 	spec    *spec.Spec
 	zones   *index
 	servers *Servers
+	blocks  map[string]*policy.Blocks // of each CIDR collection
 }
 
 // NewTable makes a table of zones of plain records.
@@ -54,6 +55,7 @@ type Zone struct {
 	hosted *spec.HostedZone     // of others
 	told   atomic.Pointer[Apex] // what was told last
 	places bool                 // records are chosen among by where regions are
+	blocks []string             // and by these CIDR collections
 }
 
 // Wire is the zone's name in wire form.
@@ -78,8 +80,7 @@ func (z *Zone) find(hash uint64, labels []byte) Node {
 // alias, or records that have a health check.
 type Choice struct {
 	Type       uint16
-	Policy     policy.Policy
-	Candidates []policy.Candidate // as the policy sees the records; none if it is simple
+	policy.Set // as the policy sees the records; no candidates if it is simple
 	Records    []Record
 }
 
