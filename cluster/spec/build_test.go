@@ -498,7 +498,7 @@ func TestRecordValuesAreReadByTheirType(t *testing.T) {
 		{"SRV", "1 2 65536 a.example.com", ""},
 		{"CAA", `128  issuewild   ";"`, `128 issuewild ";"`},
 		{"CAA", `0 issue "a" "b"`, ""},
-		{"TXT", ` "a"  "b" `, `"a"  "b"`},
+		{"TXT", ` "a"  "b" `, `"a" "b"`},
 		{"TXT", `"` + strings.Repeat("a", 255) + `"`, `"` + strings.Repeat("a", 255) + `"`},
 		{"TXT", `"` + strings.Repeat("a", 256) + `"`, ""},
 		{"TXT", `"` + strings.Repeat(`\001`, 255) + `"`, `"` + strings.Repeat(`\001`, 255) + `"`},

@@ -397,7 +397,7 @@ type HostedZone struct {
 // policy among them all.
 type Record struct {
 	Name   string    `json:"name" rule:"required"` // relative to the zone; @ is the apex; a trailing dot makes it absolute
-	Type   string    `json:"type" rule:"required,A|AAAA|CAA|CNAME|MX|NS|PTR|SRV|TXT"`
+	Type   string    `json:"type" rule:"required,A|AAAA|CAA|CNAME|DNAME|DS|HTTPS|MX|NAPTR|NS|PTR|SPF|SRV|SSHFP|SVCB|TLSA|TXT"`
 	TTL    *Duration `json:"ttl,omitempty" rule:"0s..2147483647s"`
 	Values []string  `json:"values,omitempty" rule:"1..400"` // as in zone files, but their domain names are absolute, with or without a trailing dot
 	Alias  *Alias    `json:"alias,omitempty"`

@@ -2,56 +2,10 @@ package spec
 
 import (
 	"cmp"
-	"fmt"
 	"iter"
-	"net/netip"
-	"strconv"
+	"slices"
 	"strings"
 )
-
-// Owner is the absolute name of a record's name in the zone, in small letters and with its trailing dot.
-func (z *HostedZone) Owner(name string) string {
-	name = strings.ToLower(name)
-	switch {
-	case name == "@":
-		return z.Name + "."
-	case strings.HasSuffix(name, "."):
-		return name
-	}
-	return name + "." + z.Name + "."
-}
-
-// absolute gives a domain name its trailing dot.
-func absolute(name string) string {
-	if name == "" || strings.HasSuffix(name, ".") {
-		return name
-	}
-	return name + "."
-}
-
-// domainProblem is why a name is not a domain name, or "". It may have a trailing dot. Names of services begin labels
-// with underscores.
-func domainProblem(name string) string {
-	const longestName, longestLabel = 253, 63 // RFC 1035, section 2.3.4, as text
-	name = strings.TrimSuffix(name, ".")
-	if len(name) > longestName {
-		return fmt.Sprintf("it is longer than %d bytes", longestName)
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" {
-			return "a label is empty"
-		}
-		if len(label) > longestLabel {
-			return fmt.Sprintf("a label is longer than %d bytes", longestLabel)
-		}
-		if i := strings.IndexFunc(label, func(r rune) bool {
-			return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
-		}); i >= 0 {
-			return fmt.Sprintf("%q is neither letter, digit, hyphen nor underscore", []rune(label[i:])[0])
-		}
-	}
-	return ""
-}
 
 // setKey names the records of one name and type.
 type setKey struct{ owner, typ string }
@@ -64,6 +18,8 @@ type zoneCheck struct {
 	zone *HostedZone
 	keys []setKey         // of each record; empty where its name is not right
 	sets map[setKey][]int // records by name and type
+	// moved says that some name has a DNAME.
+	moved bool
 }
 
 func (c check) hostedZone(z *HostedZone) {
@@ -86,7 +42,7 @@ func (c check) hostedZone(z *HostedZone) {
 		}
 		servers[server] = true
 	}
-	zc := zoneCheck{c, z, make([]setKey, len(z.Records)), map[setKey][]int{}}
+	zc := zoneCheck{check: c, zone: z, keys: make([]setKey, len(z.Records)), sets: map[setKey][]int{}}
 	types := map[string]string{} // of a name: CNAME if it has one
 	for i := range z.Records {
 		r, field := &z.Records[i], at("records", i)
@@ -97,6 +53,7 @@ func (c check) hostedZone(z *HostedZone) {
 		key := setKey{z.Owner(r.Name), r.Type}
 		zc.keys[i] = key
 		zc.sets[key] = append(zc.sets[key], i)
+		zc.moved = zc.moved || r.Type == "DNAME"
 		if types[key.owner] != "CNAME" {
 			types[key.owner] = r.Type
 		}
@@ -105,6 +62,7 @@ func (c check) hostedZone(z *HostedZone) {
 		if key.owner == "" {
 			continue
 		}
+		zc.beside(at("records", i), key)
 		if key.typ != "CNAME" && types[key.owner] == "CNAME" {
 			c.fault(at("records", i), "%s has a CNAME, which must be alone at its name", key.owner)
 		}
@@ -123,27 +81,70 @@ func (c *zoneCheck) owner(field string, r *Record) (ok bool) {
 	}
 	apex := c.zone.Name + "."
 	owner := c.zone.Owner(r.Name)
-	name, wild := strings.CutPrefix(owner, "*.")
+	wild := strings.HasPrefix(owner, "*.")
 	relative := strings.ToLower(r.Name)
-	if problem := domainProblem(name); problem != "" {
+	whole := owner
+	if relative != "@" && !endsInDot(relative) {
+		whole = relative + "." + apex
+	} else if relative != "@" {
+		whole = relative
+	}
+	if _, problem := parseDomain(whole); problem != "" {
 		c.fault(field, "%.80q is not a domain name: %s", r.Name, problem)
 		return false
 	}
 	switch {
-	case owner != apex && !strings.HasSuffix(owner, "."+apex):
+	case !c.zone.encloses(owner):
 		c.fault(field, "%s is not in the zone %s", owner, c.zone.Name)
 		return false
 	case relative == c.zone.Name || strings.HasSuffix(relative, "."+c.zone.Name):
 		c.fault(field, "would be %s: end it with a dot, or leave out the zone's name (@ is the apex)", owner)
 		return false
-	case wild && r.Type == "NS":
+	case wild && (r.Type == "NS" || r.Type == "DS"):
 		c.fault(field, "a wildcard cannot be delegated")
+	case wild && r.Type == "DNAME":
+		c.fault(field, "a wildcard cannot have a DNAME: it would be of names below a name that there is not")
+	case owner == apex && r.Type == "DS":
+		c.fault(field, "the apex has no DS: it stands in the zone above, beside the NS records there")
 	case owner == apex && r.Type == "CNAME":
 		c.fault(field, "the apex cannot have a CNAME: use an alias")
 	case owner == apex && r.Type == "NS":
 		c.fault(field, "the apex has the zone's nameServers: set those")
 	}
 	return true
+}
+
+// beside judges a record by what else stands at its name and above it: a DNAME moves all that is below its name, and
+// is neither a delegation nor a CNAME (RFC 6672, section 2.4); a DS stands beside the NS records of a delegation (RFC 4035, section 2.4).
+func (c *zoneCheck) beside(field string, key setKey) {
+	switch {
+	case key.typ == "DNAME" && c.sets[setKey{key.owner, "NS"}] != nil:
+		c.fault(field, "%s has NS records, beside which a DNAME cannot be", key.owner)
+	case key.typ == "DS" && key.owner != c.zone.Name+"." && c.sets[setKey{key.owner, "NS"}] == nil:
+		c.fault(field, "%s is not delegated: a DS stands beside NS records", key.owner)
+	}
+	if !c.moved {
+		return
+	}
+	for above := parent(key.owner); len(above) >= len(c.zone.Name)+1; above = parent(above) {
+		if c.sets[setKey{above, "DNAME"}] != nil {
+			c.fault(field, "%s is below %s, whose DNAME moves all that is below it", key.owner, above)
+			return
+		}
+	}
+}
+
+// parent is an absolute name without its first label.
+func parent(name string) string {
+	for i := 0; i < len(name); i++ {
+		switch name[i] {
+		case '\\':
+			i++ // a dot that is escaped; digits end no label
+		case '.':
+			return name[i+1:]
+		}
+	}
+	return ""
 }
 
 // record judges one record set by itself.
@@ -168,8 +169,8 @@ func (c *zoneCheck) record(field string, r *Record) {
 	case len(policies) == 0 && r.OnAllUnhealthy != "":
 		c.fault(field+".onAllUnhealthy", "needs a routing policy: a simple record is answered in any health")
 	}
-	if r.Type == "NS" && len(policies) > 0 {
-		c.fault(field, "NS records have no routing policy")
+	if isOfParents(r.Type) && len(policies) > 0 {
+		c.fault(field, "%s records have no routing policy", r.Type)
 	}
 	if r.MultiValueAnswer && (r.Alias != nil || r.Type == "CNAME" || r.Type == "NS") {
 		c.fault(field+".multiValueAnswer", "is neither for aliases nor for CNAME and NS")
@@ -193,13 +194,19 @@ func (c *zoneCheck) values(field string, r *Record) {
 		seen[canonical] = true
 		total += len(value)
 	}
-	if r.Type == "CNAME" && len(r.Values) > 1 {
-		c.fault(field+".values", "a CNAME has one value, not %d", len(r.Values))
+	if (r.Type == "CNAME" || r.Type == "DNAME") && len(r.Values) > 1 {
+		c.fault(field+".values", "a %s has one value, not %d", r.Type, len(r.Values))
+	}
+	if r.Type == "MX" && len(r.Values) > 1 && slices.ContainsFunc(r.Values, func(v string) bool { return strings.HasSuffix(v, " .") }) {
+		c.fault(field+".values", "a host . says that there is no mail, so it must be alone") // RFC 7505, section 3
 	}
 	if total > mostBytes {
 		c.fault(field+".values", "take %d bytes: at most %d", total, mostBytes)
 	}
 }
+
+// isOfParents says whether records of a type say where other names are found, not what is at their own.
+func isOfParents(typ string) bool { return typ == "NS" || typ == "DS" || typ == "DNAME" }
 
 func (c *zoneCheck) alias(field string, r *Record) {
 	if r.TTL != nil {
@@ -210,8 +217,8 @@ func (c *zoneCheck) alias(field string, r *Record) {
 	if a.Record == "" && r.Type != "" && r.Type != "A" && r.Type != "AAAA" {
 		c.fault(field, "of a resource must be of type A or AAAA, not %s", r.Type)
 	}
-	if a.Record != "" && r.Type == "NS" {
-		c.fault(field, "cannot be of type NS")
+	if a.Record != "" && isOfParents(r.Type) {
+		c.fault(field, "cannot be of type %s", r.Type)
 	}
 	if a.Distribution != "" && a.EvaluateTargetHealth {
 		c.fault(field+".evaluateTargetHealth", "has no meaning for a distribution")
@@ -325,131 +332,4 @@ func (c *zoneCheck) names(typ string) iter.Seq[string] {
 			}
 		}
 	}
-}
-
-// completeValue is a value as parseValue has it, or as it is where it is not right.
-func completeValue(typ, value string) string {
-	if canonical, problem := parseValue(typ, value); problem == "" {
-		return canonical
-	}
-	return value
-}
-
-// parseValue reads one value of a record, in the form of zone files; canonical has its domain name absolute.
-func parseValue(typ, value string) (canonical, problem string) {
-	words := strings.Fields(value)
-	switch typ {
-	case "A", "AAAA":
-		a, err := netip.ParseAddr(value)
-		if err != nil || a.Is4() != (typ == "A") || a.Zone() != "" {
-			return "", fmt.Sprintf("must be an %s address, not %.80q", map[string]string{"A": "IPv4", "AAAA": "IPv6"}[typ], value)
-		}
-		return a.String(), ""
-	case "CNAME", "NS", "PTR":
-		if len(words) != 1 {
-			return "", fmt.Sprintf("must be one domain name, not %.80q", value)
-		}
-		return target(words[0], false)
-	case "MX":
-		if len(words) != 2 || !isNumber(words[0], 16) {
-			return "", fmt.Sprintf("must be a preference and a host, like 10 mail.example.com., not %.80q", value)
-		}
-		return lastName(words)
-	case "SRV":
-		if len(words) != 4 || !isNumber(words[0], 16) || !isNumber(words[1], 16) || !isNumber(words[2], 16) {
-			return "", fmt.Sprintf("must be a priority, a weight, a port and a host, like 0 5 443 www.example.com., not %.80q", value)
-		}
-		return lastName(words)
-	case "CAA":
-		return caa(value)
-	case "TXT":
-		return txt(value)
-	}
-	return value, "" // the type's own fault is told
-}
-
-func isNumber(text string, bits int) bool {
-	_, err := strconv.ParseUint(text, 10, bits)
-	return err == nil
-}
-
-// lastName makes the last word an absolute domain name. The root means that there is no such service.
-func lastName(words []string) (canonical, problem string) {
-	last := len(words) - 1
-	words[last], problem = target(words[last], true)
-	return strings.Join(words, " "), problem
-}
-
-// target reads a domain name in a value: it is absolute, with or without its trailing dot. One word alone would be
-// relative to the zone elsewhere, so it is refused.
-func target(name string, root bool) (canonical, problem string) {
-	if name == "." && root {
-		return name, ""
-	}
-	if problem := domainProblem(name); problem != "" {
-		return "", fmt.Sprintf("%.80q is not a domain name: %s", name, problem)
-	}
-	if !strings.Contains(name, ".") {
-		return "", fmt.Sprintf("%.80q must be a whole name, like www.example.com (names in values are not relative to the zone)", name)
-	}
-	return absolute(name), ""
-}
-
-func caa(value string) (canonical, problem string) {
-	flags, rest, _ := strings.Cut(strings.TrimSpace(value), " ")
-	tag, rest, _ := strings.Cut(strings.TrimSpace(rest), " ")
-	rest = strings.TrimSpace(rest)
-	word := tag != "" && len(tag) <= 15 && !strings.ContainsFunc(tag, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9')
-	})
-	if n, problem := quotedStrings(rest); !isNumber(flags, 8) || !word || n != 1 || problem != "" {
-		return "", fmt.Sprintf(`must be flags, a tag and a value in double quotes, like 0 issue "ca.example.net", not %.80q`, value)
-	}
-	return flags + " " + tag + " " + rest, ""
-}
-
-func txt(value string) (canonical, problem string) {
-	const longest = 4000 // bytes of one value, as Route 53 takes
-	if len(value) > longest {
-		return "", fmt.Sprintf("is %d bytes long: at most %d", len(value), longest)
-	}
-	if _, problem := quotedStrings(value); problem != "" {
-		return "", problem
-	}
-	return strings.TrimSpace(value), ""
-}
-
-// quotedStrings counts the strings in double quotes that make up text, with the escapes of zone files: \" and
-// \ddd, three decimal digits.
-func quotedStrings(text string) (count int, problem string) {
-	const longest = 255 // bytes: RFC 1035, section 3.3
-	rest := strings.TrimSpace(text)
-	for rest != "" || count == 0 {
-		if !strings.HasPrefix(rest, `"`) {
-			return 0, fmt.Sprintf(`must be in double quotes within quotes, like '"v=spf1 -all"', not %.80q`, text)
-		}
-		i, size := 1, 0
-		for ; i < len(rest) && rest[i] != '"'; i++ {
-			size++
-			if rest[i] != '\\' {
-				continue
-			}
-			i++
-			if i < len(rest) && rest[i] >= '0' && rest[i] <= '9' {
-				if i+3 > len(rest) || !isNumber(rest[i:i+3], 8) {
-					return 0, `has a \ that is not followed by three decimal digits up to 255`
-				}
-				i += 2
-			}
-		}
-		if i >= len(rest) {
-			return 0, "has a double quote that is never closed"
-		}
-		if size > longest {
-			return 0, fmt.Sprintf("has a string of %d bytes: at most %d each, several in quotes of their own", size, longest)
-		}
-		count++
-		rest = strings.TrimSpace(rest[i+1:])
-	}
-	return count, ""
 }
