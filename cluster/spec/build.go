@@ -14,6 +14,9 @@ type Options struct {
 	// Stored says that the documents are agreed already: kinds and fields that this release does not know are passed
 	// over, and listed in Spec.Unknown. Documents that are being put are judged strictly.
 	Stored bool
+	// Partial says that the documents are a part of a spec: what they refer to may be in another part. Such a spec is for
+	// tools, not for planes.
+	Partial bool
 }
 
 // Build makes the spec of all documents: strictly decoded, completed with defaults, validated each by itself and

@@ -96,8 +96,8 @@ func find[T any](c check, field, kind string, table map[string]*T, name string) 
 	if r, ok := table[name]; ok {
 		return r
 	}
-	if _, ok := c.declared[Ref{kind, name}]; ok {
-		return nil // it is declared, only not readable
+	if _, ok := c.declared[Ref{kind, name}]; ok || c.o.Partial {
+		return nil // it is declared, only not readable; or elsewhere
 	}
 	if c.document >= len(c.resources) && c.gone[Ref{kind, name}] {
 		c.found.add(c.document, Fault{Kind: kind, Name: name, Message: fmt.Sprintf("is used by %s (%s)", c.docs[c.document].Ref(), field)})

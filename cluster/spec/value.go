@@ -11,18 +11,24 @@ import (
 	"strings"
 )
 
-// RecordTypes are the types that records can have, by the alphabet. SOA is not among them: every zone has one, made for it.
-func RecordTypes() []string {
+// recordTypes are those that the rule of Record's type lists.
+var recordTypes = func() []string {
 	field, _ := reflect.TypeFor[Record]().FieldByName("Type")
 	_, words, _ := strings.Cut(field.Tag.Get("rule"), ",")
 	return strings.Split(words, "|")
-}
+}()
+
+// RecordTypes are the types that records can have, by the alphabet. SOA is not among them: every zone has one, made for it.
+func RecordTypes() []string { return slices.Clone(recordTypes) }
+
+// IsRecordType says whether records can have a type.
+func IsRecordType(typ string) bool { return slices.Contains(recordTypes, typ) }
 
 // ParseValue reads one value of a record of a type, in the form of zone files (RFC 1035, section 5, and the RFC of each
 // type); the canonical form has its domain names absolute, its numbers without leading zeros, its texts in double quotes
 // and its hexadecimal digits small and together. A type that there is not is an error.
 func ParseValue(typ, value string) (canonical string, err error) {
-	if !slices.Contains(RecordTypes(), typ) {
+	if !IsRecordType(typ) {
 		return "", fmt.Errorf("%.40q is not a type of records here", typ)
 	}
 	canonical, problem := parseValue(typ, value)
