@@ -62,7 +62,7 @@ var doors = []struct {
 	{"testbed/memnet", []string{"cluster/spec"}},
 	{"testbed/demo", nil},
 	{"testbed/...", []string{"testbed/...", "node/...", "cluster/...", "dnsgeo/..."}},
-	{"cmd/perigee", []string{"node/...", "testbed/...", "cluster/spec", "cluster/view", "cluster/trace", "cluster/identity", "cluster/store", "cluster/file", "dnsgeo/geo", "edge/anycast"}},
+	{"cmd/perigee", []string{"node/...", "testbed/...", "cluster/spec", "cluster/view", "cluster/trace", "cluster/identity", "cluster/store", "cluster/file", "dnsgeo/geo", "dnsgeo/zonefile", "dnsgeo/route53", "edge/anycast"}},
 }
 
 // behind says which room is the only one to import a library. Tests may import it anywhere; a library that is not
