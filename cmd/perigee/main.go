@@ -30,6 +30,8 @@ const (
 	exitFailed  = 1
 	exitUsage   = 2
 	exitRefused = 3
+	// exitIncomplete: what is printed is right and lacks what was told.
+	exitIncomplete = 4
 )
 
 func main() {
@@ -95,6 +97,7 @@ func newRoot() *cobra.Command {
 		newApply(), newDiff(), newDelete(), newGet(), newHistory(), newShow(), newRollback(),
 		newStatus(), newMembers(), newAnycast(), newNodes(), newHealth(), newExplain(), newEvents(),
 		newDrain(), newUndrain(), newBlock(), newUnblock(), newPurge(),
+		newImport(), newExport(),
 		newToken(), newAccess(), newKeys(), newRotate(), newSnapshot(), newRecover(), newSchema(), newVersion(),
 	)
 	return root
