@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/dnsgeo/zone"
 )
 
 func read(text string) (*spec.HostedZone, []spec.Fault, error) {
@@ -237,11 +238,14 @@ func zones() *rapid.Generator[*spec.HostedZone] {
 	})
 }
 
-// built is the zone as a spec has it.
+// built is the zone as a spec has it, which can be served.
 func built(t interface{ Fatal(...any) }, z *spec.HostedZone) *spec.HostedZone {
 	s, err := check(spec.Resource{Ref: spec.Ref{Kind: "HostedZone", Name: z.Name}, Value: z})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, err := zone.Compile(s, nil); err != nil {
+		t.Fatal("it cannot be served:", err)
 	}
 	return s.HostedZones[z.Name]
 }
