@@ -172,6 +172,8 @@ func TestAClusterThatOneCanTrust(t *testing.T) {
 		tool(t, "delete", "HostedZone", "one.test", "--api", fra.Data)
 		tool(t, "rollback", revision, "--wait", "--api", iad.Data)
 		tool(t, "get", "HostedZone", "two.test", "--api", icn.Data)
+		refused(t, exitIncomplete, "the zone has no nameServers", "export", "zone", "Two.test", "--api", icn.Data)
+		refused(t, exitRefused, "no HostedZone", "export", "route53", "three.test", "--api", icn.Data)
 		tool(t, "delete", "HostedZone", "two.test", "--api", fra.Data)
 		tool(t, "snapshot", "restore", saved, "--api", iad.Data)
 		eventually(t, 5*time.Second, "all is as it was saved", func() bool {
