@@ -456,7 +456,8 @@ records:
   - {name: "@", type: A, values: [192.0.2.1, 192.0.2.2]}
   - {name: "@", type: AAAA, values: ["2001:DB8::1", "::ffff:192.0.2.1"]}
   - {name: "@", type: CAA, values: ['0 issue "ca.example.net; account=1"', '128 iodef "mailto:a@example.net"']}
-  - {name: "@", type: MX, values: [10 mail.example.com, 0 .]}
+  - {name: "@", type: MX, values: [10 mail.example.com, 20 mail2.example.com]}
+  - {name: silent, type: MX, values: [0 .]}
   - {name: "@", type: TXT, values: ['"v=spf1 -all"', '"two" "strings, \"one\" \092"', '""']}
   - {name: _sip._tcp, type: SRV, values: [0 5 5060 sip.example.com, 0 0 0 .]}
   - {name: "1", type: PTR, values: [host.example.net]}
@@ -475,6 +476,7 @@ records:
 	for name, want := range map[string]string{
 		"example.com.":           "A 2 AAAA 2 CAA 2 MX 2 TXT 3 SOA 1 NS 2",
 		"_sip._tcp.example.com.": "SRV 2",
+		"silent.example.com.":    "MX 1",
 		"1.example.com.":         "PTR 1",
 		"*.dev.example.com.":     "CNAME 1",
 		"sub.example.com.":       "NS 2",
