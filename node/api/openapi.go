@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 )
@@ -240,28 +241,43 @@ func isText(of reflect.Type) bool {
 	return of.Implements(reflect.TypeFor[encoding.TextMarshaler]()) || reflect.PointerTo(of).Implements(reflect.TypeFor[encoding.TextMarshaler]())
 }
 
-// whole is a value without missing lists: what the document calls an array is one, if an empty one, never null. The value
-// itself is not changed, for others may read it.
-func whole(v any) any { return filled(reflect.ValueOf(v)).Interface() }
+// whole makes values whole: what the document calls an array is one, if an empty one, never null. It remembers what it found of
+// a type, since to look through the fields of one takes longer than to write its JSON. There are as many as the answers are of.
+type whole struct{ known sync.Map } // reflect.Type → lack
 
-func filled(v reflect.Value) reflect.Value {
-	if !mayLack(v.Type()) {
+// lack is what a value of a type may lack: lists or maps, its own or those of its fields.
+type lack struct {
+	may    bool
+	fields []lacking // of a struct: those that may
+}
+
+type lacking struct {
+	index []int
+	omit  bool // it is not in the JSON if it is empty
+}
+
+// of is a value without missing lists. The value itself is not changed, for others may read it.
+func (w *whole) of(v any) any { return w.filled(reflect.ValueOf(v)).Interface() }
+
+func (w *whole) filled(v reflect.Value) reflect.Value {
+	lacks := w.lack(v.Type())
+	if !lacks.may {
 		return v
 	}
 	switch v.Kind() {
 	case reflect.Struct:
 		out := reflect.New(v.Type()).Elem()
 		out.Set(v)
-		for f := range fieldsOf(v.Type()) {
-			if _, options := f.json(); mayLack(f.Type) && !(strings.Contains(options, "omit") && v.FieldByIndex(f.Index).IsZero()) {
-				out.FieldByIndex(f.Index).Set(filled(v.FieldByIndex(f.Index)))
+		for _, f := range lacks.fields {
+			if field := v.FieldByIndex(f.index); !f.omit || !field.IsZero() {
+				out.FieldByIndex(f.index).Set(w.filled(field))
 			}
 		}
 		return out
 	case reflect.Slice:
 		out := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
 		for i := range v.Len() {
-			out.Index(i).Set(filled(v.Index(i)))
+			out.Index(i).Set(w.filled(v.Index(i)))
 		}
 		return out
 	case reflect.Map:
@@ -272,20 +288,24 @@ func filled(v reflect.Value) reflect.Value {
 	return v
 }
 
-// mayLack says whether a type has lists or maps in it.
-func mayLack(of reflect.Type) bool {
-	if isText(of) || of == reflect.TypeFor[[]byte]() {
-		return false
+func (w *whole) lack(of reflect.Type) lack {
+	if known, ok := w.known.Load(of); ok {
+		return known.(lack)
 	}
-	switch of.Kind() {
-	case reflect.Slice, reflect.Map:
-		return true
-	case reflect.Struct:
+	var l lack
+	switch {
+	case isText(of) || of == reflect.TypeFor[[]byte]():
+	case of.Kind() == reflect.Slice || of.Kind() == reflect.Map:
+		l.may = true
+	case of.Kind() == reflect.Struct:
 		for f := range fieldsOf(of) {
-			if mayLack(f.Type) {
-				return true
+			if w.lack(f.Type).may {
+				_, options := f.json()
+				l.fields = append(l.fields, lacking{f.Index, strings.Contains(options, "omit")})
 			}
 		}
+		l.may = len(l.fields) > 0
 	}
-	return false
+	w.known.Store(of, l)
+	return l
 }

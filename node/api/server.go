@@ -60,6 +60,7 @@ type Server struct {
 	peer    func(*http.Request) string // nil but at the control port
 	mux     *http.ServeMux
 	openAPI func() []byte // made when it is first asked for
+	whole   whole
 
 	held                                                       atomic.Int64
 	serving, waiting                                           atomic.Int64
@@ -356,7 +357,7 @@ func (s *Server) answer(c *call, res any) {
 		s.sendList(c.w, list)
 		return
 	}
-	body, err := json.Marshal(whole(res))
+	body, err := json.Marshal(s.whole.of(res))
 	if err != nil {
 		s.refuse(c.w, fmt.Errorf("encode the answer: %w", err))
 		return
