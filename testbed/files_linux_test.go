@@ -29,7 +29,7 @@ func openFiles(t *testing.T) map[string]int {
 // That no goroutine is left, the bubble sees to.
 func TestAWorldLeavesNoFileOpen(t *testing.T) {
 	before := openFiles(t)
-	inWorld(t, func(t *testing.T, w *World) {
+	inWorldAlone(t, nil, func(t *testing.T, w *World) {
 		if during := openFiles(t); len(during) == len(before) {
 			t.Error("a world that runs has no file open: nothing is looked at")
 		}

@@ -198,7 +198,7 @@ targets: [{address: 10.9.0.1, port: 80}, {address: 10.9.0.2, port: 80}, {address
 healthCheck: {interval: 5, timeout: 1, healthyThreshold: 3, unhealthyThreshold: 3}
 `)
 		time.Sleep(30 * time.Second)
-		const minutes = 2
+		const minutes = 1
 		var before [3]int
 		key := func(i int) string { return fmt.Sprintf("target/web/10.9.0.%d:80", i+1) }
 		for i := range before {

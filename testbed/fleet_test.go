@@ -7,9 +7,10 @@ import (
 	"time"
 )
 
-// inFleet runs a test in a fleet of its own, once its nodes are one.
+// inFleet runs a test in a fleet of its own, once its nodes are one, beside other tests.
 func inFleet(t *testing.T, cfg FleetConfig, test func(t *testing.T, f *Fleet)) {
 	t.Helper()
+	t.Parallel()
 	cfg.Dir = t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		if cfg.Seed == 0 {

@@ -540,6 +540,7 @@ func checkLinear(t *testing.T, model porcupine.Model, history []porcupine.Operat
 // Whatever happens to nodes, links and clocks: changes and reads that want the newest are as if one node did them one after
 // the other, and what was acknowledged stays.
 func TestAppliesAreLinearizable(t *testing.T) {
+	t.Parallel()
 	tally := map[string]int{}
 	for _, seed := range seeds(t, 5) {
 		dir := t.TempDir()
@@ -577,6 +578,7 @@ func TestAppliesAreLinearizable(t *testing.T) {
 
 // A cluster that lies is found out: the checker is of use.
 func TestALyingClusterIsCaught(t *testing.T) {
+	t.Parallel()
 	for _, lie := range []string{"stale", "drop"} {
 		caught := uint64(0)
 		for seed := uint64(1); seed <= 8 && caught == 0; seed++ {

@@ -834,6 +834,7 @@ const enoughSchedules = 20
 
 // Whatever happens to nodes, links, clocks and origins: after the receipt nobody is served anything older.
 func TestAfterTheReceiptNobodyIsServedAnythingOlder(t *testing.T) {
+	t.Parallel()
 	tally := map[string]int{}
 	all := seeds(t, 3) // each kind of schedule once
 	for _, seed := range all {

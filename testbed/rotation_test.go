@@ -30,7 +30,7 @@ func counterOf(ctx context.Context, c *api.Client, name string) (uint64, error) 
 // The control port's connections are cut when an authority is retired. All of them are dialled anew before anybody misses them:
 // nobody is elected, nobody is taken for dead, no link goes down, and those who follow are not left behind.
 func TestARotationOfTheAuthorityCostsNobodyAnything(t *testing.T) {
-	inFleet(t, FleetConfig{Nodes: 8, Regions: 4, Voters: 5}, func(t *testing.T, f *Fleet) {
+	inFleet(t, FleetConfig{Nodes: 6, Regions: 3, Voters: 3}, func(t *testing.T, f *Fleet) {
 		ctx := t.Context()
 		time.Sleep(10 * time.Second)
 		at := f.Inside(f.Names[0])
@@ -75,7 +75,7 @@ func TestARotationOfTheAuthorityCostsNobodyAnything(t *testing.T) {
 								t.Errorf("round %d, after %v: %s has no link to %s", round, time.Since(begun), name, m.Name)
 							}
 						}
-						time.Sleep(20 * time.Millisecond)
+						time.Sleep(100 * time.Millisecond) // what is shorter is in the counters
 					}
 				})
 			}
@@ -83,7 +83,7 @@ func TestARotationOfTheAuthorityCostsNobodyAnything(t *testing.T) {
 			watchers.Go(func() {
 				for i := 0; watching.Err() == nil; i++ {
 					req := api.ApplyRequest{Files: group("rotated", 1000*(round+1)+i)}
-					if _, err := f.Inside(f.Names[i%5]).Apply(watching, req); err != nil && watching.Err() == nil {
+					if _, err := f.Inside(f.Names[i%3]).Apply(watching, req); err != nil && watching.Err() == nil {
 						t.Errorf("round %d, after %v: a change: %v", round, time.Since(begun), err)
 					}
 					time.Sleep(200 * time.Millisecond)
@@ -140,8 +140,8 @@ func TestARotationOfTheAuthorityCostsNobodyAnything(t *testing.T) {
 				t.Errorf("%s is missing", m.Name)
 			}
 		}
-		if voters != 5 {
-			t.Errorf("%d vote, want 5", voters)
+		if voters != 3 {
+			t.Errorf("%d vote, want 3", voters)
 		}
 	})
 }

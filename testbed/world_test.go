@@ -27,7 +27,7 @@ func seed(t *testing.T) uint64 {
 	return n
 }
 
-// inWorld runs a test in a world of its own.
+// inWorld runs a test in a world of its own, beside other tests.
 func inWorld(t *testing.T, f func(t *testing.T, w *World)) {
 	t.Helper()
 	inWorldWith(t, nil, f)
@@ -35,6 +35,13 @@ func inWorld(t *testing.T, f func(t *testing.T, w *World)) {
 
 // inWorldWith has more nodes in the first POP.
 func inWorldWith(t *testing.T, more []string, f func(t *testing.T, w *World)) {
+	t.Helper()
+	t.Parallel()
+	inWorldAlone(t, more, f)
+}
+
+// inWorldAlone is for a test that looks at the whole process: no other runs meanwhile.
+func inWorldAlone(t *testing.T, more []string, f func(t *testing.T, w *World)) {
 	t.Helper()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
