@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"slices"
+
+	"github.com/perigee-net/perigee/cluster/wire"
 )
 
 const (
@@ -54,7 +56,7 @@ type mark struct {
 
 func appendNode(b []byte, number int, name string, life uint64) []byte {
 	b = binary.AppendUvarint(append(b, itemNode), uint64(number))
-	b = appendBytes(b, name)
+	b = wire.Append(b, name)
 	return binary.AppendUvarint(b, life)
 }
 
@@ -88,11 +90,11 @@ func appendSaid(b []byte, number int, o *origin, from uint64, room int) ([]byte,
 		}
 		b = binary.AppendUvarint(b, r.seq-last)
 		last = r.seq
-		b = appendBytes(b, r.key)
+		b = wire.Append(b, r.key)
 		if r.removed {
 			b = append(b, 1)
 		} else {
-			b = appendBytes(append(b, 0), r.value)
+			b = wire.Append(append(b, 0), r.value)
 		}
 	}
 	return b, to
@@ -116,35 +118,27 @@ func appendWant(b []byte, number int, seq uint64) []byte {
 	return binary.AppendUvarint(b, seq)
 }
 
-func appendBytes[T string | []byte](b []byte, s T) []byte {
-	b = binary.AppendUvarint(b, uint64(len(s)))
-	return append(b, s...)
-}
-
 // decodeFrame reads the items of a frame, all or none. Its values are of b.
 func decodeFrame(b []byte) ([]item, error) {
-	d := decoder{rest: b}
+	d := decoder{wire.Reader{Rest: b}}
 	var items []item
-	for !d.failed && len(d.rest) > 0 {
+	for !d.Failed && len(d.Rest) > 0 {
 		if len(items) == maxItems {
 			return nil, errMalformed
 		}
 		items = append(items, d.item())
 	}
-	if d.failed {
+	if d.Failed {
 		return nil, errMalformed
 	}
 	return items, nil
 }
 
-// decoder reads one field after the other. Once a field has failed all that follow are empty.
-type decoder struct {
-	rest   []byte
-	failed bool
-}
+// decoder reads one field after the other.
+type decoder struct{ wire.Reader }
 
 func (d *decoder) item() item {
-	i := item{kind: d.byte()}
+	i := item{kind: d.Byte()}
 	switch i.kind {
 	case itemNode:
 		i.number, i.name, i.life = d.node(0), d.string(MaxName), d.number()
@@ -160,14 +154,14 @@ func (d *decoder) item() item {
 	case itemWant:
 		i.number, i.seq = d.node(0), d.number()
 	case itemWish:
-		if i.wish = wish(d.byte()); i.wish > everything {
-			d.fail()
+		if i.wish = wish(d.Byte()); i.wish > everything {
+			d.Fail()
 		}
 	case itemReady:
 	case itemForgot:
 		i.name = d.string(MaxName)
 	default:
-		d.fail()
+		d.Fail()
 	}
 	return i
 }
@@ -175,24 +169,24 @@ func (d *decoder) item() item {
 func (d *decoder) statement() statement {
 	s := statement{from: d.number(), to: d.number(), floor: d.number()}
 	if s.from >= s.to {
-		d.fail()
+		d.Fail()
 	}
 	last := s.from
 	for range d.count(4) {
 		step := d.number()
 		r := record{key: d.string(MaxKey)}
-		switch d.byte() {
+		switch d.Byte() {
 		case 0:
-			r.value = d.bytes(MaxValue)
+			r.value = d.Bytes(MaxValue)
 		case 1:
 			r.removed = true
 		default:
-			d.fail()
+			d.Fail()
 		}
 		if step == 0 || step > s.to-last { // no sum of them is above to
-			d.fail()
+			d.Fail()
 		}
-		if d.failed {
+		if d.Failed {
 			break
 		}
 		last += step
@@ -202,23 +196,12 @@ func (d *decoder) statement() statement {
 	return s
 }
 
-func (d *decoder) byte() byte {
-	if len(d.rest) == 0 {
-		d.fail()
-		return 0
-	}
-	b := d.rest[0]
-	d.rest = d.rest[1:]
-	return b
-}
-
 func (d *decoder) number() uint64 {
-	n, size := binary.Uvarint(d.rest)
-	if size <= 0 || n >= maxNumber {
-		d.fail()
+	n := d.Uvarint()
+	if n >= maxNumber {
+		d.Fail()
 		return 0
 	}
-	d.rest = d.rest[size:]
 	return n
 }
 
@@ -226,7 +209,7 @@ func (d *decoder) number() uint64 {
 func (d *decoder) node(after int) int {
 	n := d.number()
 	if n >= maxNodes || after+int(n) >= maxNodes {
-		d.fail()
+		d.Fail()
 		return 0
 	}
 	return after + int(n)
@@ -235,34 +218,18 @@ func (d *decoder) node(after int) int {
 // count is how many things follow that have at least so many bytes.
 func (d *decoder) count(least int) int {
 	n := d.number()
-	if n > uint64(len(d.rest)/least) {
-		d.fail()
+	if n > uint64(len(d.Rest)/least) {
+		d.Fail()
 		return 0
 	}
 	return int(n)
 }
 
-func (d *decoder) bytes(limit int) []byte {
-	n := d.number()
-	if n > uint64(limit) || n > uint64(len(d.rest)) {
-		d.fail()
-		return nil
-	}
-	b := d.rest[:n:n]
-	d.rest = d.rest[n:]
-	return b
-}
-
 // string is a name or a key: it is never empty.
 func (d *decoder) string(limit int) string {
-	b := d.bytes(limit)
+	b := d.Bytes(limit)
 	if len(b) == 0 {
-		d.fail()
+		d.Fail()
 	}
 	return string(b)
-}
-
-func (d *decoder) fail() {
-	d.failed = true
-	d.rest = nil
 }

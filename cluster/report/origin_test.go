@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/perigee-net/perigee/cluster/wire"
 )
 
 // statementOf is what a node that knows an origin says after a change, as it arrives.
@@ -168,7 +170,7 @@ func FuzzDecodeFrame(f *testing.F) {
 	b = appendHas(b, []mark{{3, 77}, {1, 1 << 40}})
 	b = appendWant(b, 3, 9)
 	b = append(b, itemWish, byte(region), itemReady)
-	b = appendBytes(append(b, itemForgot), strings.Repeat("n", MaxName))
+	b = wire.Append(append(b, itemForgot), strings.Repeat("n", MaxName))
 	f.Add(b)
 	f.Add([]byte{itemHas, 200, 1, 0})
 	f.Add([]byte{itemSaid, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1})
@@ -204,7 +206,7 @@ func FuzzHear(f *testing.F) {
 	b = appendHas(b, []mark{{3, 77}})
 	b = appendWant(b, 3, 1)
 	b = append(b, itemWish, byte(everything), itemReady)
-	b = appendBytes(append(b, itemForgot), "n")
+	b = wire.Append(append(b, itemForgot), "n")
 	b = appendNode(b, 0, "self", 1<<40)
 	b = appendHas(b, []mark{{0, 5}, {3, 99}})
 	f.Add(b, b)

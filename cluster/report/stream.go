@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/perigee-net/perigee/cluster/wire"
 )
 
 const (
@@ -249,7 +251,7 @@ func (s *stream) compose(b []byte, now time.Time) []byte {
 		b = s.greet(b)
 	}
 	for len(s.forgot) > 0 && len(b) < frameSize {
-		b = appendBytes(append(b, itemForgot), s.forgot[0])
+		b = wire.Append(append(b, itemForgot), s.forgot[0])
 		s.forgot = s.forgot[1:]
 	}
 	b = s.ask(b, now)

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"time"
+
+	"github.com/perigee-net/perigee/cluster/wire"
 )
 
 // What stands with a body on disk, and under the URI of a crossroads without one. It begins with a version, what it is, and the
@@ -43,12 +45,12 @@ func (e *entry) meta(seen uint64) []byte {
 	for _, d := range []time.Duration{o.initialAge, o.ttl, o.staleWhileRevalidate, o.staleIfError} {
 		b = binary.AppendVarint(b, int64(d))
 	}
-	b = appendText(b, o.tags)
+	b = wire.Append(b, o.tags)
 	b = appendNames(b, o.vary)
-	b = appendText(b, string(o.Header))
+	b = wire.Append(b, string(o.Header))
 	if s := o.sliced; s != nil {
 		b = binary.AppendUvarint(binary.AppendUvarint(b, uint64(s.size)), s.version)
-		b = appendText(b, s.validator)
+		b = wire.Append(b, s.validator)
 	}
 	return b
 }
@@ -66,24 +68,24 @@ func parseMeta(meta []byte) (e *entry, seen uint64, err error) {
 	if len(meta) < metaFixed || meta[0] != metaVersion {
 		return nil, 0, errMeta
 	}
-	r := reader{b: meta[metaFixed:]}
+	r := wire.Reader{Rest: meta[metaFixed:]}
 	number := binary.LittleEndian.Uint64(meta[2:])
-	seen = r.uvarint()
+	seen = r.Uvarint()
 	switch meta[1] {
 	case metaCrossroads:
-		e = &entry{crossroads: &crossroads{generation: number, vary: r.names()}}
+		e = &entry{crossroads: &crossroads{generation: number, vary: names(&r)}}
 	case metaObject:
-		o := &Object{body: number, Status: int(min(r.uvarint(), 1<<16))}
-		o.received = time.Unix(0, r.varint())
+		o := &Object{body: number, Status: int(min(r.Uvarint(), 1<<16))}
+		o.received = time.Unix(0, r.Varint())
 		for _, d := range []*time.Duration{&o.initialAge, &o.ttl, &o.staleWhileRevalidate, &o.staleIfError} {
-			*d = time.Duration(r.varint())
+			*d = time.Duration(r.Varint())
 		}
-		o.tags, o.vary, o.Header = r.text(), r.names(), Header(r.text())
+		o.tags, o.vary, o.Header = r.Text(), names(&r), Header(r.Text())
 		if o.Status < 200 || o.Status > 999 || o.body == 0 || !o.Header.wellFormed() {
 			return nil, 0, errMeta
 		}
-		if !r.bad && len(r.b) > 0 {
-			s := &sliced{size: int64(r.uvarint()), version: r.uvarint(), validator: r.text()}
+		if !r.Failed && len(r.Rest) > 0 {
+			s := &sliced{size: int64(r.Uvarint()), version: r.Uvarint(), validator: r.Text()}
 			if s.size <= 0 || s.size > maxSliced || s.validator == "" {
 				return nil, 0, errMeta
 			}
@@ -93,7 +95,7 @@ func parseMeta(meta []byte) (e *entry, seen uint64, err error) {
 	default:
 		return nil, 0, errMeta
 	}
-	if r.bad || len(r.b) > 0 || seen == dead {
+	if r.Failed || len(r.Rest) > 0 || seen == dead {
 		return nil, 0, errMeta
 	}
 	return e, seen, nil
@@ -153,7 +155,7 @@ func (r Rule) append(b []byte) []byte {
 	}
 	b = binary.AppendUvarint(append(b, kind), r.Seq)
 	b = binary.AppendVarint(b, r.At.UnixNano())
-	return appendText(appendText(appendText(b, r.Distribution), r.Host), r.Text)
+	return wire.Append(wire.Append(wire.Append(b, r.Distribution), r.Host), r.Text)
 }
 
 // parseState reads a state.
@@ -161,95 +163,41 @@ func parseState(b []byte) (n noted, err error) {
 	if len(b) == 0 || b[0] != stateVersion {
 		return n, errState
 	}
-	r := reader{b: b[1:]}
-	n = noted{run: r.uvarint(), since: r.uvarint(), swept: r.uvarint(), epoch: r.uvarint()}
-	for left := r.uvarint(); left > 0 && !r.bad; left-- {
-		kind := r.byte()
+	r := wire.Reader{Rest: b[1:]}
+	n = noted{run: r.Uvarint(), since: r.Uvarint(), swept: r.Uvarint(), epoch: r.Uvarint()}
+	for left := r.Uvarint(); left > 0 && !r.Failed; left-- {
+		kind := r.Byte()
 		if int(kind&^softRule) >= len(ruleKinds) {
 			return noted{}, errState
 		}
 		n.rules = append(n.rules, Rule{
-			Kind: ruleKinds[kind&^softRule], Soft: kind&softRule != 0, Seq: r.uvarint(), At: time.Unix(0, r.varint()),
-			Distribution: r.text(), Host: r.text(), Text: r.text(),
+			Kind: ruleKinds[kind&^softRule], Soft: kind&softRule != 0, Seq: r.Uvarint(), At: time.Unix(0, r.Varint()),
+			Distribution: r.Text(), Host: r.Text(), Text: r.Text(),
 		})
 	}
-	if r.bad || len(r.b) > 0 || n.run == 0 || n.run >= 1<<32-1 || n.since > n.run {
+	if r.Failed || len(r.Rest) > 0 || n.run == 0 || n.run >= 1<<32-1 || n.since > n.run {
 		return noted{}, errState
 	}
 	return n, nil
 }
 
-func appendText(b []byte, s string) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
-}
-
 func appendNames(b []byte, names []string) []byte {
 	b = binary.AppendUvarint(b, uint64(len(names)))
 	for _, name := range names {
-		b = appendText(b, name)
+		b = wire.Append(b, name)
 	}
 	return b
 }
 
-// reader reads what was appended. After something that cannot be read, all is zero.
-type reader struct {
-	b   []byte
-	bad bool
-}
-
-func (r *reader) fail() {
-	r.bad, r.b = true, nil
-}
-
-func (r *reader) byte() byte {
-	if len(r.b) == 0 {
-		r.fail()
-		return 0
-	}
-	b := r.b[0]
-	r.b = r.b[1:]
-	return b
-}
-
-func (r *reader) uvarint() uint64 {
-	v, n := binary.Uvarint(r.b)
-	if n <= 0 {
-		r.fail()
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-func (r *reader) varint() int64 {
-	v, n := binary.Varint(r.b)
-	if n <= 0 {
-		r.fail()
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-func (r *reader) text() string {
-	n := r.uvarint()
-	if n > uint64(len(r.b)) {
-		r.fail()
-		return ""
-	}
-	s := string(r.b[:n])
-	r.b = r.b[n:]
-	return s
-}
-
-func (r *reader) names() []string {
-	n := r.uvarint()
+// names reads what appendNames wrote.
+func names(r *wire.Reader) []string {
+	n := r.Uvarint()
 	if n > maxVary {
-		r.fail()
+		r.Fail()
 	}
-	var names []string
-	for ; n > 0 && !r.bad; n-- {
-		names = append(names, r.text())
+	var all []string
+	for ; n > 0 && !r.Failed; n-- {
+		all = append(all, r.Text())
 	}
-	return names
+	return all
 }
