@@ -255,12 +255,18 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 	case !o.useful():
 		ok, why = false, "ttl"
 	case cuts:
-	case !f.room(size):
+	case size > f.cache.objectLimit():
 		ok, why = false, "size"
+	case !f.room(size):
+		ok, why = false, noRoom
 	}
 	result := Result{How: Filled, Object: o, Size: size, Status: o.Status, Stored: ok, WhyNot: why, Own: own}
 	if !ok {
-		f.leave(apartSince(received))
+		kept := apartSince(received)
+		if why == noRoom { // there may be some when it is asked for again
+			kept = nil
+		}
+		f.leave(kept)
 		f.hand(result, &lasting{response.Body, cancel})
 		return
 	}
@@ -347,12 +353,15 @@ func (f *fill) truncated(err error) error {
 	return err
 }
 
+// noRoom is why a body is not kept for which there is no room as long as others are being filled.
+const noRoom = "room"
+
 // room makes room for a body of that size, or for the beginning of one whose size is not known.
 func (f *fill) room(size int64) bool {
 	if size < 0 {
 		size = firstPiece
 	}
-	if size > f.cache.objectLimit() || !f.cache.reserve(allocated(int(size))) {
+	if !f.cache.reserve(allocated(int(size))) {
 		return false
 	}
 	f.reserved, f.body = allocated(int(size)), make([]byte, 0, size)
@@ -373,7 +382,11 @@ func (f *fill) grow(ctx context.Context) error {
 		return nil
 	}
 	if !f.full {
-		f.leave(apartSince(time.Now()))
+		var kept *entry
+		if next <= now { // it is too long, not only for now
+			kept = apartSince(time.Now())
+		}
+		f.leave(kept)
 	}
 	defer context.AfterFunc(ctx, f.wake)()
 	f.mu.Lock()

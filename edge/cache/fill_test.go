@@ -670,6 +670,48 @@ func TestALargeBodyIsNotKeptAndReachesWhoAsked(t *testing.T) {
 	})
 }
 
+func TestABodyWithoutRoomIsKeptOnceThereIsSome(t *testing.T) {
+	body := strings.Repeat("x", 300<<10)
+	for what, size := range map[string]int64{"a size that is known": int64(len(body)), "a size that is not": -1} {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.answer = func(context.Context, http.Header) (*http.Response, error) {
+				return response(200, size, strings.NewReader(body), "Cache-Control: max-age=60"), nil
+			}
+			others := w.limit - 64<<10
+			if !w.reserve(others) {
+				t.Fatal("there is no room for others")
+			}
+			for range 2 { // the second time neither is it apart
+				w.mustGet("/", "filled", body)
+				if f := w.find(w.want("/")); f.Apart || f.Object != nil {
+					t.Errorf("%s: without room it is apart: %v, kept: %v", what, f.Apart, f.Object != nil)
+				}
+			}
+			w.reserve(-others)
+			w.mustGet("/", "filled", body)
+			w.mustGet("/", "hit", body)
+			if n := w.asked.Load(); n != 3 {
+				t.Errorf("%s: the origin was asked %d times", what, n)
+			}
+		})
+	}
+}
+
+func TestABodyThatIsTooLongIsApartForAWhile(t *testing.T) {
+	for what, size := range map[string]int64{"a size that is known": 2 << 20, "a size that is not": -1} {
+		inWorld(t, func(t *testing.T, w *world) {
+			body := strings.Repeat("x", 2<<20)
+			w.answer = func(context.Context, http.Header) (*http.Response, error) {
+				return response(200, size, strings.NewReader(body), "Cache-Control: max-age=60"), nil
+			}
+			w.mustGet("/", "filled", body)
+			if f := w.find(w.want("/")); !f.Apart {
+				t.Errorf("%s: it is not apart", what)
+			}
+		})
+	}
+}
+
 func TestABodyWithoutRoomIsAbandonedWhenAllHaveLeft(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		endless := make(chan struct{})
