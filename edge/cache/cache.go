@@ -104,9 +104,12 @@ func New(cfg Config) *Cache {
 	return c
 }
 
-// Close ends the fills, and with them what is being read from them, and waits. Nothing may be asked afterwards.
+// Close ends the fills, and with them what is being read from them, and waits. What is asked afterwards is refused as if there were too
+// many fills.
 func (c *Cache) Close() {
+	c.mu.Lock() // no fill starts while it waits
 	c.cancel()
+	c.mu.Unlock()
 	c.running.Wait()
 }
 

@@ -95,9 +95,9 @@ func (c *Cache) Refresh(w Want, found Found) {
 	}
 }
 
-// start starts a fill; nil if there are too many. c.mu is held.
+// start starts a fill; nil if there are too many, or the cache is closed. c.mu is held.
 func (c *Cache) start(w Want, found Found, first *Ask) *fill {
-	if len(c.active) >= maxFills {
+	if len(c.active) >= maxFills || c.ctx.Err() != nil {
 		c.counts.busy.Add(1)
 		return nil
 	}

@@ -697,6 +697,16 @@ func TestABodyWithoutRoomIsKeptOnceThereIsSome(t *testing.T) {
 	}
 }
 
+func TestAClosedCacheStartsNoFill(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.answer = soon("too late")
+		w.Close()
+		if _, _, err := w.get(t.Context(), w.want("/")); !errors.Is(err, ErrBusy) || w.asked.Load() != 0 {
+			t.Errorf("%v, and the origin was asked %d times", err, w.asked.Load())
+		}
+	})
+}
+
 func TestABodyThatIsTooLongIsApartForAWhile(t *testing.T) {
 	for what, size := range map[string]int64{"a size that is known": 2 << 20, "a size that is not": -1} {
 		inWorld(t, func(t *testing.T, w *world) {
