@@ -360,10 +360,9 @@ func (x *slice) from(p *Plane) []string {
 	return p.fields.miss
 }
 
-// hitSlices answers with an object in slices that may be used as it is. If its first slice is not kept either, that is a miss. An
-// error is its first slice's, and nothing is answered yet.
-func (p *Plane) hitSlices(w http.ResponseWriter, r *http.Request, d Decision, key cache.Key, o *cache.Object, now time.Time, detail string) error {
-	id := newID()
+// inSlices answers with an object in slices, once the first that the answer needs is there: said says how it came about. An error
+// is that slice's, and nothing is answered yet.
+func (p *Plane) inSlices(w http.ResponseWriter, r *http.Request, d Decision, key cache.Key, o *cache.Object, id string, said func(first *slice) (from []string, s cache.Status, age time.Duration)) error {
 	e := p.errandOf(r, d, key, d.Behavior.Forward(viewerOf(r), id, false), byViewers)
 	s := p.slicer(r.Context(), w, e, r.Header, o, func(piece []byte) bool { return p.put(w, piece) })
 	defer s.close()
@@ -375,53 +374,42 @@ func (p *Plane) hitSlices(w http.ResponseWriter, r *http.Request, d Decision, ke
 	case err != nil:
 		return err
 	}
-	from, status := p.fields.hit, hitStatus(o, now, cmp.Or(detail, "slices"))
-	if first == nil || first.kept != nil {
-		p.counts.hits.Add(1)
-	} else {
-		from, status = first.from(p), first.partly(o, now)
-	}
-	parts := p.head(w, o, answer, o.Size(), from, status, o.Age(now), id)
+	from, status, age := said(first)
+	parts := p.head(w, o, answer, o.Size(), from, status, age, id)
 	s.body(r.Method, answer, parts)
 	return nil
+}
+
+// hitSlices answers with an object in slices that may be used as it is. If its first slice is not kept either, that is a miss.
+func (p *Plane) hitSlices(w http.ResponseWriter, r *http.Request, d Decision, key cache.Key, o *cache.Object, now time.Time, detail string) error {
+	return p.inSlices(w, r, d, key, o, newID(), func(first *slice) (from []string, s cache.Status, age time.Duration) {
+		if first != nil && first.kept == nil {
+			return first.from(p), first.partly(o, now), o.Age(now)
+		}
+		p.counts.hits.Add(1)
+		return p.fields.hit, hitStatus(o, now, cmp.Or(detail, "slices")), o.Age(now)
+	})
 }
 
 // filledSlices answers with an object in slices whose head a fill has brought.
 func (p *Plane) filledSlices(w http.ResponseWriter, r *http.Request, d Decision, key cache.Key, res cache.Result, status cache.Status, now time.Time, id string) error {
 	o := res.Object
-	e := p.errandOf(r, d, key, d.Behavior.Forward(viewerOf(r), id, false), byViewers)
-	s := p.slicer(r.Context(), w, e, r.Header, o, func(piece []byte) bool { return p.put(w, piece) })
-	defer s.close()
-	answer := o.Answer(r.Method, r.Header, o.Size())
-	first, err := s.first(r.Method, answer)
-	switch {
-	case r.Context().Err() != nil: // the viewer left
-		panic(http.ErrAbortHandler)
-	case err != nil:
-		return err
-	}
-	maps.Copy(w.Header(), res.Own)
-	status.Detail = "slices"
-	var from []string
-	age := o.Age(now)
-	switch res.How {
-	case cache.Validated:
-		p.counts.refreshes.Add(1)
-		from = p.fields.refreshHit
-	case cache.Covered:
-		p.counts.covered.Add(1)
-		from, status.Detail, status.HasTTL = p.fields.hit, "stale-if-error", true
-	default:
-		age = notFromCache
-		if first != nil && first.kept == nil {
-			from = first.from(p)
-		} else {
-			from = p.filledFrom(o)
+	return p.inSlices(w, r, d, key, o, id, func(first *slice) (from []string, s cache.Status, age time.Duration) {
+		maps.Copy(w.Header(), res.Own)
+		status.Detail = "slices"
+		switch {
+		case res.How == cache.Validated:
+			p.counts.refreshes.Add(1)
+			return p.fields.refreshHit, status, o.Age(now)
+		case res.How == cache.Covered:
+			p.counts.covered.Add(1)
+			status.Detail, status.HasTTL = "stale-if-error", true
+			return p.fields.hit, status, o.Age(now)
+		case first != nil && first.kept == nil:
+			return first.from(p), status, notFromCache
 		}
-	}
-	parts := p.head(w, o, answer, o.Size(), from, status, age, id)
-	s.body(r.Method, answer, parts)
-	return nil
+		return p.filledFrom(o), status, notFromCache
+	})
 }
 
 // lendSlices hands on what a peer asks for of an object in slices: kept says that its head was, which else a fill has brought. The
