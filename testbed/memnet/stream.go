@@ -220,6 +220,13 @@ func (s *stream) Read(b []byte) (int, error) {
 	}
 }
 
+// Pending says whether a Read would return at once, with bytes, an end or an error; of deadlines it knows nothing.
+func (s *stream) Pending() bool {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	return len(s.received) > 0 || s.ended || s.closed || s.err != nil
+}
+
 func (s *stream) take(b []byte) (n int) {
 	for len(s.received) > 0 && n < len(b) {
 		m := copy(b[n:], s.received[0])
