@@ -38,10 +38,8 @@ func (c *Chunks) Next(b []byte) (n int, end, ok bool) {
 	for n < len(b) && c.state != ended {
 		if c.state == data {
 			skip := min(c.left, int64(len(b)-n))
+			c.Skip(int(skip))
 			n += int(skip)
-			if c.left -= skip; c.left == 0 {
-				c.state = dataCR
-			}
 			continue
 		}
 		if c.state == malformed || !c.next(b[n]) {

@@ -1,8 +1,8 @@
-// Package http1 is the head of an HTTP/1 request as bytes: read strictly, without allocation, and graded by how far two
-// readers of it could disagree about where it ends. It opens no sockets and answers nothing: node/front reads from
-// connections, edge/cdn answers.
+// Package http1 is the head of an HTTP/1 message as bytes. Requests are read strictly, without allocation, and graded by how far
+// two readers of one could disagree about where it ends; responses are read strictly, or are a Fault. It opens no sockets and
+// answers nothing: node/front reads requests from connections, edge/cdn answers, origin/wire reads responses.
 //
-// When things break: what is not of the plain form is no error here. It is left, bytes and all, to net/http.
+// When things break: a request that is not of the plain form is no error here. It is left, bytes and all, to net/http.
 package http1
 
 import (
