@@ -43,6 +43,7 @@ var doors = []struct {
 	{"cluster/backbone", []string{"cluster/latest"}},
 	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view", "cluster/kept", "cluster/rendezvous"}},
 	{"origin/relay", nil},
+	{"origin/wire", []string{"edge/http1"}},
 	{"origin/...", []string{"origin/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone", "edge/http1"}},
 	{"dnsgeo/...", []string{"dnsgeo/...", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/rendezvous"}},
 	{"edge/http1", nil},
