@@ -18,6 +18,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/origin/target"
+	"github.com/perigee-net/perigee/origin/wire"
 )
 
 // connectTimeout is how long one target has to take a connection; then it is the next one's turn. ALB gives it 10 s,
@@ -74,7 +75,7 @@ type traffic struct {
 	plane *Plane
 	users int // how often load balancers of the table forward here; the plane's mu guards it
 	turn  atomic.Uint64
-	made  atomic.Pointer[http.Transport]
+	made  atomic.Pointer[wire.Client]
 
 	mu     sync.Mutex
 	group  *spec.TargetGroup // as it is now
@@ -89,12 +90,13 @@ type lease struct {
 	leaving *time.Timer // runs once the target has left
 }
 
-// transport keeps the connections to the targets between requests.
-func (t *traffic) transport() *http.Transport {
+// transport keeps the connections to the targets between requests. What has a body or switches protocols is net/http's, with
+// connections of its own.
+func (t *traffic) transport() *wire.Client {
 	if made := t.made.Load(); made != nil {
 		return made
 	}
-	made := &http.Transport{
+	rest := &http.Transport{
 		DialContext:            t.dialHTTP,
 		DisableCompression:     true, // what the client did not ask for is not asked for
 		MaxIdleConnsPerHost:    idleConnections,
@@ -103,8 +105,11 @@ func (t *traffic) transport() *http.Transport {
 		MaxResponseHeaderBytes: responseHeaderBytes,
 		Protocols:              new(http.Protocols),
 	}
-	made.Protocols.SetHTTP1(true)
-	t.made.CompareAndSwap(nil, made)
+	rest.Protocols.SetHTTP1(true)
+	t.made.CompareAndSwap(nil, wire.New(wire.Config{
+		Dial: t.dialHTTP, Rest: rest, MaxHead: responseHeaderBytes, MaxIdle: idleConnections, IdleTimeout: idleConnection,
+		Faults: &t.plane.counters.targetFaults,
+	}))
 	return t.made.Load()
 }
 
@@ -246,6 +251,9 @@ func (c *leasedConn) Close() error {
 	c.stop()
 	return c.Conn.Close()
 }
+
+// NetConn is the connection to the target.
+func (c *leasedConn) NetConn() net.Conn { return c.Conn }
 
 // CloseWrite ends one direction.
 func (c *leasedConn) CloseWrite() error { return closeWrite(c.Conn) }

@@ -333,14 +333,14 @@ func (p *Plane) Close() {
 }
 
 type counters struct {
-	requests, fixed, redirected      atomic.Uint64
-	clientGone                       atomic.Uint64
-	flows, flowsRefused              atomic.Uint64
-	flowBytesIn, flowBytesOut        atomic.Uint64
-	connects, connectErrors, retries atomic.Uint64
-	deregistered, terminated         atomic.Uint64
-	evidenceFailed, evidencePassed   atomic.Uint64
-	fromTarget, fromLoadBalancer     [6]atomic.Uint64 // by class; 1 is 101, 0 is what is no HTTP status
+	requests, fixed, redirected                    atomic.Uint64
+	clientGone                                     atomic.Uint64
+	flows, flowsRefused                            atomic.Uint64
+	flowBytesIn, flowBytesOut                      atomic.Uint64
+	connects, connectErrors, retries, targetFaults atomic.Uint64
+	deregistered, terminated                       atomic.Uint64
+	evidenceFailed, evidencePassed                 atomic.Uint64
+	fromTarget, fromLoadBalancer                   [6]atomic.Uint64 // by class; 1 is 101, 0 is what is no HTTP status
 }
 
 // Counters are totals since New. Responses are counted as ELB does, apart by who gave them: a target or the load
@@ -358,6 +358,7 @@ func (p *Plane) Counters() map[string]uint64 {
 		"origin_flow_bytes_out_total":        c.flowBytesOut.Load(),
 		"origin_target_connects_total":       c.connects.Load(),
 		"origin_target_connect_errors_total": c.connectErrors.Load(),
+		"origin_target_malformed_total":      c.targetFaults.Load(),
 		"origin_target_retries_total":        c.retries.Load(),
 		"origin_target_deregistered_total":   c.deregistered.Load(),
 		"origin_flows":                       uint64(p.flows.count()),

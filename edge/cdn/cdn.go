@@ -77,7 +77,7 @@ type Plane struct {
 
 	counts struct {
 		requests, hits, misses, refreshes, covered, passes, refused, bytes atomic.Uint64
-		originErrors, failovers                                            atomic.Uint64
+		originErrors, originFaults, failovers                              atomic.Uint64
 	}
 }
 
@@ -215,6 +215,7 @@ func (p *Plane) Counters() map[string]uint64 {
 	all["cdn_refused_total"] = p.counts.refused.Load()
 	all["cdn_bytes_total"] = p.counts.bytes.Load()
 	all["cdn_origin_errors_total"] = p.counts.originErrors.Load()
+	all["cdn_origin_malformed_total"] = p.counts.originFaults.Load()
 	all["cdn_origin_failovers_total"] = p.counts.failovers.Load()
 	maps.Copy(all, p.peers.counters())
 	return all

@@ -17,6 +17,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/origin"
+	"github.com/perigee-net/perigee/origin/wire"
 )
 
 const (
@@ -47,7 +48,7 @@ type upstream struct {
 	authority string // of the URL
 	users     int    // how many behaviours of the table have it; the plane's apply guards it
 	plane     *Plane
-	made      atomic.Pointer[http.Transport]
+	made      atomic.Pointer[wire.Client]
 }
 
 func (p *Plane) upstream(o *spec.Origin) (*upstream, error) {
@@ -66,8 +67,8 @@ func (p *Plane) upstream(o *spec.Origin) (*upstream, error) {
 }
 
 // transport keeps the connections between requests. It is made for the first: of very many origins, few are asked at
-// one POP.
-func (u *upstream) transport() *http.Transport {
+// one POP. What has a body or goes over TLS or the backbone is net/http's, with connections of its own.
+func (u *upstream) transport() *wire.Client {
 	if made := u.made.Load(); made != nil {
 		return made
 	}
@@ -75,18 +76,19 @@ func (u *upstream) transport() *http.Transport {
 	if u.key.url != "" {
 		dial, attempts = u.plane.cfg.Dial, max(1, u.key.attempts)
 	}
-	made := &http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-			for range attempts {
-				if conn, err = dialWithin(ctx, u.key.connect, dial, network, address); err == nil || ctx.Err() != nil {
-					break
-				}
+	connect := func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		for range attempts {
+			if conn, err = dialWithin(ctx, u.key.connect, dial, network, address); err == nil || ctx.Err() != nil {
+				break
 			}
-			if err != nil {
-				return nil, &dialError{err}
-			}
-			return conn, nil
-		},
+		}
+		if err != nil {
+			return nil, &dialError{err}
+		}
+		return conn, nil
+	}
+	rest := &http.Transport{
+		DialContext:            connect,
 		TLSClientConfig:        &tls.Config{RootCAs: u.plane.cfg.RootCAs},
 		TLSHandshakeTimeout:    u.key.connect,
 		ResponseHeaderTimeout:  u.key.response,
@@ -96,8 +98,11 @@ func (u *upstream) transport() *http.Transport {
 		DisableCompression:     true, // bodies are kept as they came
 		Protocols:              new(http.Protocols),
 	}
-	made.Protocols.SetHTTP1(true)
-	u.made.CompareAndSwap(nil, made)
+	rest.Protocols.SetHTTP1(true)
+	u.made.CompareAndSwap(nil, wire.New(wire.Config{
+		Dial: connect, Rest: rest, HeadTimeout: u.key.response, Patience: u.key.response,
+		MaxHead: maxResponseHeader, MaxIdle: maxIdle, IdleTimeout: keepAlive, Faults: &u.plane.counts.originFaults,
+	}))
 	return u.made.Load()
 }
 
@@ -146,8 +151,28 @@ var (
 // dial fails, ours or the load balancer's own; where a connection fails later, only if the request is safe and has no body. One that does not answer in
 // time is the end: the viewer has waited long enough, and its health will tell. The request's URL and Host are filled in.
 func (p *Plane) send(ctx context.Context, d Decision, q *http.Request) (*http.Response, error) {
+	u := d.Behavior.upstream
+	q.URL.Scheme, q.URL.Host = u.scheme, u.authority
+	q.Host = d.Behavior.host(q.Host)
+	if u.authority != "" && wire.Speaks(q) { // its bodies are attentive by themselves
+		response, err := u.transport().Send(ctx, q)
+		if err != nil && ctx.Err() == nil {
+			p.counts.originErrors.Add(1)
+		}
+		return p.heard(ctx, d, q, response, err)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	response, err := p.try(ctx, d, q)
+	if response, err = p.heard(ctx, d, q, response, err); err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	response.Body = &attentive{ReadCloser: response.Body, patience: u.key.response, ctx: ctx, cancel: cancel}
+	return response, nil
+}
+
+// heard judges what an origin answered.
+func (p *Plane) heard(ctx context.Context, d Decision, q *http.Request, response *http.Response, err error) (*http.Response, error) {
 	if err == nil {
 		if err = unasked(q, response); err != nil {
 			response.Body.Close()
@@ -158,11 +183,9 @@ func (p *Plane) send(ctx context.Context, d Decision, q *http.Request) (*http.Re
 		d.Behavior.down.note(response, err, time.Now())
 	}
 	if err != nil {
-		cancel(nil)
 		return nil, err
 	}
 	returned(response.Header, d.Behavior.Policy)
-	response.Body = &attentive{ReadCloser: response.Body, patience: d.Behavior.upstream.key.response, ctx: ctx, cancel: cancel}
 	return response, nil
 }
 
@@ -190,10 +213,7 @@ func unasked(q *http.Request, response *http.Response) error {
 
 func (p *Plane) try(ctx context.Context, d Decision, q *http.Request) (response *http.Response, err error) {
 	b, u := d.Behavior, d.Behavior.upstream
-	q.URL.Scheme = u.scheme
-	q.Host = b.host(q.Host)
 	if u.authority != "" {
-		q.URL.Host = u.authority
 		if response, err = u.transport().RoundTrip(q.WithContext(ctx)); err != nil && ctx.Err() == nil {
 			p.counts.originErrors.Add(1)
 		}
