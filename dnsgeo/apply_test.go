@@ -237,3 +237,24 @@ func heap() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
+
+// One record of a zone of 10,000, as many as a hosted zone may have, is another.
+func BenchmarkApplyOneRecordOf10000(b *testing.B) {
+	s := worldSpec(b, "")
+	zone := *s.HostedZones["example.com"]
+	zone.Records = largeZone(10_000)
+	s.HostedZones["example.com"] = &zone
+	next, other := *s, zone
+	next.HostedZones = maps.Clone(s.HostedZones)
+	other.Records = slices.Clone(zone.Records)
+	other.Records[7000].Values = []string{"192.0.2.2"}
+	next.HostedZones["example.com"] = &other
+	server := New(Config{})
+	specs := []*spec.Spec{s, &next}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if err := server.Apply(specs[i%2]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

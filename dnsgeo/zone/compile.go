@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -35,8 +36,7 @@ func Compile(s *spec.Spec, before *Table) (*Table, error) {
 	regrouped := t.group(kept.Changes(before.spec.CidrCollections, s.CidrCollections))
 	if shifted || len(regrouped) > 0 {
 		for z := range before.zones.all() {
-			if (z.places && shifted || slices.ContainsFunc(z.blocks, func(name string) bool { return regrouped[name] })) &&
-				s.HostedZones[z.hosted.Name] == z.hosted {
+			if (z.places && shifted || z.groupedBy(regrouped)) && s.HostedZones[z.hosted.Name] == z.hosted {
 				changed = append(changed, kept.Change[spec.HostedZone]{Name: z.hosted.Name, Old: z.hosted, New: z.hosted})
 			}
 		}
@@ -55,7 +55,10 @@ func Compile(s *spec.Spec, before *Table) (*Table, error) {
 		if change.New == nil {
 			continue
 		}
-		z, errs := compile(s, t.blocks, change.New)
+		if old != nil && (old.places && shifted || old.groupedBy(regrouped)) {
+			old = nil // what did not change in it is to be made anew, too
+		}
+		z, errs := compile(s, t.blocks, change.New, old)
 		for _, err := range errs {
 			faults = append(faults, fmt.Errorf("hosted zone %s: %w", change.Name, err))
 		}
@@ -66,6 +69,11 @@ func Compile(s *spec.Spec, before *Table) (*Table, error) {
 	}
 	t.zones = before.zones.with(gone, come)
 	return t, nil
+}
+
+// groupedBy says whether records of the zone are chosen among by any of some CIDR collections.
+func (z *Zone) groupedBy(collections map[string]bool) bool {
+	return slices.ContainsFunc(z.blocks, func(name string) bool { return collections[name] })
 }
 
 // group takes in what has changed of the CIDR collections, and returns which have.
@@ -107,25 +115,78 @@ type compiler struct {
 	faults []error
 }
 
-func compile(s *spec.Spec, blocks map[string]*policy.Blocks, hosted *spec.HostedZone) (*Zone, []error) {
-	edit, err := newEdit(hosted.Name)
-	if err != nil {
-		return nil, []error{err}
+// compile makes a zone; of the one before, if there is one from which it differs in few records.
+func compile(s *spec.Spec, blocks map[string]*policy.Blocks, hosted *spec.HostedZone, before *Zone) (*Zone, []error) {
+	c := compiler{spec: s, blocks: blocks, hosted: hosted}
+	var differ map[string]bool
+	if before != nil && before.hosted != hosted {
+		differ = differing(before.hosted, hosted)
 	}
-	c := compiler{spec: s, blocks: blocks, hosted: hosted, zone: edit.next, edit: edit}
+	if differ != nil {
+		c.edit = before.Edit()
+		for owner := range differ {
+			if c.edit.name.Parse(owner) == nil && c.edit.next.Has(&c.edit.name) {
+				d, _ := c.edit.named()
+				d.sets = nil
+			}
+		}
+	} else {
+		var err error
+		if c.edit, err = newEdit(hosted.Name); err != nil {
+			return nil, []error{err}
+		}
+	}
+	c.zone = c.edit.next
 	c.zone.hosted = hosted
 	for i := range hosted.Records {
 		r := &hosted.Records[i]
+		if differ != nil && !differ[hosted.Owner(r.Name)] {
+			continue
+		}
 		if err := c.add(r); err != nil {
 			c.faults = append(c.faults, fmt.Errorf("%s %s: %w", hosted.Owner(r.Name), r.Type, err))
 		}
 	}
 	c.follow()
-	z, err := edit.Zone()
+	z, err := c.edit.Zone()
 	if err != nil {
 		c.faults = append(c.faults, err)
 	}
 	return z, c.faults
+}
+
+// differing are the names at which the records of two versions of a zone differ; nil: at so many that the zone is made anew. What is
+// alike at the beginning and at the end of both is taken to stay as it was.
+func differing(old, new *spec.HostedZone) map[string]bool {
+	was, is := old.Records, new.Records
+	var rest [2]spec.Record // what of two records is not compared field by field
+	others := reflect.ValueOf(&rest).Elem()
+	alike := func(a, b *spec.Record) bool {
+		if a.Name != b.Name || a.Type != b.Type || !slices.Equal(a.Values, b.Values) || (a.TTL == nil) != (b.TTL == nil) || a.TTL != nil && *a.TTL != *b.TTL {
+			return false
+		}
+		rest = [2]spec.Record{*a, *b}
+		for i := range rest {
+			rest[i].Name, rest[i].Type, rest[i].Values, rest[i].TTL = "", "", nil, nil
+		}
+		return others.IsZero() || reflect.DeepEqual(rest[0], rest[1])
+	}
+	for len(was) > 0 && len(is) > 0 && alike(&was[0], &is[0]) {
+		was, is = was[1:], is[1:]
+	}
+	for len(was) > 0 && len(is) > 0 && alike(&was[len(was)-1], &is[len(is)-1]) {
+		was, is = was[:len(was)-1], is[:len(is)-1]
+	}
+	if len(was)+len(is) > len(new.Records)/8+8 {
+		return nil
+	}
+	names := map[string]bool{}
+	for _, list := range [][]spec.Record{was, is} {
+		for i := range list {
+			names[new.Owner(list[i].Name)] = true
+		}
+	}
+	return names
 }
 
 // add puts one record set of the spec into the zone.
@@ -196,19 +257,14 @@ func (c *compiler) alias(a *spec.Alias) (*Alias, error) {
 
 // follow finds aliases of records that lead nowhere.
 func (c *compiler) follow() {
-	for _, d := range c.edit.drafts {
-		for _, s := range d.sets {
-			if s.choice == nil {
-				continue
-			}
-			for _, r := range s.choice.Records {
-				if r.Alias == nil || r.Alias.To != ToRecord {
-					continue
-				}
-				if to := c.edit.drafts[string(r.Alias.labels)]; to == nil || to.find(s.typ) == nil {
-					c.faults = append(c.faults, fmt.Errorf("an alias leads to %s, which has no record of type %s", r.Alias.Name, dns.Type(s.typ)))
-				}
-			}
+	for i := range c.hosted.Records {
+		r := &c.hosted.Records[i]
+		if r.Alias == nil || r.Alias.Record == "" {
+			continue
+		}
+		to := c.hosted.Owner(r.Alias.Record)
+		if c.edit.name.Parse(to) != nil || !c.zone.Has(&c.edit.name) || !c.edit.has(dns.StringToType[r.Type]) {
+			c.faults = append(c.faults, fmt.Errorf("%s: the alias leads to %s, which has no such record", c.hosted.Owner(r.Name), to))
 		}
 	}
 }

@@ -49,7 +49,7 @@ func newEdit(name string) (*Edit, error) {
 // Edit begins a zone that differs from z.
 func (z *Zone) Edit() *Edit {
 	return &Edit{from: z, drafts: map[string]*draft{}, next: &Zone{
-		Name: z.Name, wire: z.wire, labels: z.labels, hash: z.hash, cuts: z.cuts, names: z.names, soa: z.soa, hosted: z.hosted, places: z.places,
+		Name: z.Name, wire: z.wire, labels: z.labels, hash: z.hash, cuts: z.cuts, names: z.names, soa: z.soa, hosted: z.hosted, places: z.places, blocks: slices.Clip(z.blocks),
 	}}
 }
 
@@ -172,6 +172,17 @@ func (e *Edit) draft(labels []byte) *draft {
 		above.flags |= hasWild
 	}
 	return d
+}
+
+// has says whether anything of a type stands at the name at hand, which is in the zone.
+func (e *Edit) has(t uint16) bool {
+	labels := e.name.wire[:e.name.Start(e.name.labels-e.next.labels)]
+	if d, touched := e.drafts[string(labels)]; touched {
+		return d.find(t) != nil
+	}
+	_, node := e.from.entry(labels)
+	_, _, ok := node.Find(t)
+	return ok
 }
 
 // entry is a name of the zone, and how many are right below it.
