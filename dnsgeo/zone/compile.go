@@ -124,6 +124,7 @@ func compile(s *spec.Spec, blocks map[string]*policy.Blocks, hosted *spec.Hosted
 	}
 	if differ != nil {
 		c.edit = before.Edit()
+		c.edit.thin = true
 		for owner := range differ {
 			if c.edit.name.Parse(owner) == nil && c.edit.next.Has(&c.edit.name) {
 				d, _ := c.edit.named()
@@ -132,7 +133,7 @@ func compile(s *spec.Spec, blocks map[string]*policy.Blocks, hosted *spec.Hosted
 		}
 	} else {
 		var err error
-		if c.edit, err = newEdit(hosted.Name); err != nil {
+		if c.edit, err = newEdit(hosted.Name, len(hosted.Records)); err != nil {
 			return nil, []error{err}
 		}
 	}

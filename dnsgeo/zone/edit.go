@@ -15,6 +15,7 @@ type Edit struct {
 	from   *Zone
 	next   *Zone
 	drafts map[string]*draft // by labels in the zone
+	thin   bool              // something was taken away: a name may be none any more
 	faults []error
 	name   Name // the one at hand
 }
@@ -32,9 +33,9 @@ type draftSet struct {
 	choice *Choice
 }
 
-// newEdit begins a zone without any name but its own.
-func newEdit(name string) (*Edit, error) {
-	e := &Edit{drafts: map[string]*draft{}, next: new(Zone)}
+// newEdit begins a zone without any name but its own, of about so many records to come.
+func newEdit(name string, records int) (*Edit, error) {
+	e := &Edit{drafts: make(map[string]*draft, records), next: new(Zone)}
 	if err := e.name.Parse(name); err != nil {
 		return nil, err
 	}
@@ -55,7 +56,7 @@ func (z *Zone) Edit() *Edit {
 
 // New makes a zone of plain records, which must have a SOA at the zone's name.
 func New(name string, records []dns.RR) (*Zone, error) {
-	e, err := newEdit(name)
+	e, err := newEdit(name, len(records))
 	if err != nil {
 		return nil, err
 	}
@@ -102,6 +103,7 @@ func (e *Edit) add(d *draft, typ uint16, ttl uint32, data []byte) error {
 
 // Delete takes a record away; it says whether it was there.
 func (e *Edit) Delete(rr dns.RR) (bool, error) {
+	e.thin = true
 	d, err := e.at(rr.Header().Name)
 	if err != nil {
 		return false, err
@@ -236,7 +238,9 @@ const shardNames = 512
 
 // Zone ends the edit.
 func (e *Edit) Zone() (*Zone, error) {
-	e.prune()
+	if e.thin {
+		e.prune()
+	}
 	z := e.next
 	apex := e.draft(nil)
 	if soa := apex.find(dns.TypeSOA); soa != nil && z.hosted == nil {

@@ -1,3 +1,5 @@
+//go:build unix
+
 package zone
 
 import (
@@ -9,6 +11,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -119,7 +122,7 @@ func TestRecordsComeInCanonicalOrder(t *testing.T) {
 	if !slices.Equal(got, names) {
 		t.Errorf("got %q, want %q", got, names)
 	}
-	again, err := NewOf("example.", NewTable(z).Records(z))
+	again, err := NewOf("example.", 0, NewTable(z).Records(z))
 	if err != nil || !slices.Equal(rows(t, again), rows(t, z)) {
 		t.Errorf("a zone of these is another: %v", err)
 	}
@@ -127,7 +130,7 @@ func TestRecordsComeInCanonicalOrder(t *testing.T) {
 
 func TestManyNamesAreFoundInOneZoneAndInManyZones(t *testing.T) {
 	const n = 20_000
-	e, err := newEdit("example.com.")
+	e, err := newEdit("example.com.", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,6 +185,13 @@ func soaRow() Row {
 	return Row{slices.Clone(name.Wire()), dns.TypeSOA, 60, data}
 }
 
+// spent is how long the processors have worked for this process.
+func spent() time.Duration {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // BenchmarkMillion is a zone of a million A records: how long it takes to make, what it holds, and to look up and to change one name.
 func BenchmarkMillion(b *testing.B) {
 	const n = 1_000_000
@@ -192,7 +202,7 @@ func BenchmarkMillion(b *testing.B) {
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
 	}
-	before, began := heap(), time.Now()
+	before, began := heap(), spent()
 	records := func(yield func(Row) bool) {
 		if !yield(soaRow()) {
 			return
@@ -204,11 +214,11 @@ func BenchmarkMillion(b *testing.B) {
 			}
 		}
 	}
-	z, err := NewOf("example.com.", records)
+	z, err := NewOf("example.com.", n, records)
 	if err != nil {
 		b.Fatal(err)
 	}
-	took := time.Since(began)
+	took := spent() - began
 	held := heap() - before
 	table := NewTable(z)
 	b.Run("match", func(b *testing.B) {
@@ -224,7 +234,7 @@ func BenchmarkMillion(b *testing.B) {
 				b.Fatal("not there")
 			}
 		}
-		b.ReportMetric(took.Seconds(), "load-s")
+		b.ReportMetric(took.Seconds(), "load-cpu-s")
 		b.ReportMetric(float64(held)/n, "B/record")
 	})
 	b.Run("change", func(b *testing.B) {

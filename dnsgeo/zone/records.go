@@ -97,9 +97,9 @@ func (e *Edit) AddRow(r Row) error {
 	return e.add(d, r.Type, r.TTL, r.Data)
 }
 
-// NewOf makes a zone of plain records as New does, by their bytes.
-func NewOf(name string, records iter.Seq[Row]) (*Zone, error) {
-	e, err := newEdit(name)
+// NewOf makes a zone of plain records as New does, by their bytes, of which there are about so many.
+func NewOf(name string, about int, records iter.Seq[Row]) (*Zone, error) {
+	e, err := newEdit(name, about)
 	if err != nil {
 		return nil, err
 	}
