@@ -258,3 +258,27 @@ func BenchmarkApplyOneRecordOf10000(b *testing.B) {
 		}
 	}
 }
+
+// Records that stayed are chosen among by where regions are now, though the zone was made of the one before.
+func TestAChangedZoneKnowsWhereRegionsHaveMoved(t *testing.T) {
+	records := `
+		near A 192.0.2.1 ; id=s region=ap-northeast-2
+		near A 192.0.2.2 ; id=u region=us-east-1
+		www A 192.0.2.3`
+	one := compile(t, worldSpec(t, records))
+	next := worldSpec(t, records+"\nnew A 192.0.2.4")
+	next.Revision++
+	next.Regions["us-east-1"].Location = &spec.Location{Latitude: 35.69, Longitude: 139.69} // beside clients of Japan
+	two, err := Compile(next, places(t), one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for table, want := range map[*Table]string{one: "192.0.2.1", two: "192.0.2.2"} {
+		if got := shown(table.Answer(worldView(), from(t, "near.example.com. A", "10.2.0.1"), nil)); !strings.Contains(got, want) {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	if got := shown(two.Answer(worldView(), from(t, "new.example.com. A", ""), nil)); !strings.Contains(got, "192.0.2.4") {
+		t.Errorf("the change is not served: %s", got)
+	}
+}
