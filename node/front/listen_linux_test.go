@@ -32,3 +32,25 @@ func TestAnycastAddressesAreSharedAndNeedNotBeThereYet(t *testing.T) {
 		second.Close()
 	}
 }
+
+func TestAnAddressIsSharedAmongItsOwnSocketsAndWithNobodyElse(t *testing.T) {
+	all, err := ListenPackets("udp4", "127.0.0.1:0", 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		defer p.Close()
+		if p.LocalAddr().String() != all[0].LocalAddr().String() {
+			t.Errorf("%s is not %s", p.LocalAddr(), all[0].LocalAddr())
+		}
+	}
+	if len(all) != 3 {
+		t.Errorf("%d sockets", len(all))
+	}
+	if more, err := ListenPackets("udp4", all[0].LocalAddr().String(), 3); err == nil {
+		t.Errorf("%d more on an address that is taken", len(more))
+	}
+	if more, err := ListenPackets("udp4", "192.0.2.1:0", 3); err == nil {
+		t.Errorf("%d on an address that the machine has not", len(more))
+	}
+}
