@@ -8,9 +8,11 @@ import (
 
 // counters count what strangers send and what they get.
 type counters struct {
-	queries, malformed, truncated, unsent         atomic.Uint64
+	queries                                       [QUIC + 1]atomic.Uint64
+	malformed, truncated, unsent                  atomic.Uint64
 	success, nxdomain, refused, servfail, rejects atomic.Uint64
-	scoped, conns, connsRefused                   atomic.Uint64
+	scoped, conns, connsDisplaced                 atomic.Uint64
+	tlsConns, tlsFailed                           atomic.Uint64
 }
 
 func (c *counters) answered(y *reply, truncated bool) {
@@ -37,18 +39,30 @@ func (c *counters) answered(y *reply, truncated bool) {
 // Counters are the numbers since the start, by name.
 func (s *Server) Counters() map[string]uint64 {
 	c := &s.counts
-	return map[string]uint64{
-		"dns_queries_total":                 c.queries.Load(),      // messages that came
-		"dns_malformed_total":               c.malformed.Load(),    // of them, those that are no query: FORMERR or no response
-		"dns_answers_success_total":         c.success.Load(),      // NOERROR
-		"dns_answers_nxdomain_total":        c.nxdomain.Load(),     // no such name
-		"dns_answers_refused_total":         c.refused.Load(),      // no zone of ours, or a transfer
-		"dns_answers_servfail_total":        c.servfail.Load(),     // nobody alive to answer with
-		"dns_answers_rejected_total":        c.rejects.Load(),      // FORMERR, NOTIMP, BADVERS
-		"dns_answers_truncated_total":       c.truncated.Load(),    // to be fetched by TCP
-		"dns_answers_by_subnet_total":       c.scoped.Load(),       // that depended on the client subnet
-		"dns_answers_unsent_total":          c.unsent.Load(),       // datagrams that the system did not take
-		"dns_connections_total":             c.conns.Load(),        // TCP
-		"dns_connections_over_bounds_total": c.connsRefused.Load(), // closed at once: too many
+	all := map[string]uint64{
+		"dns_queries_total":               0, // messages that came, by any transport
+		"dns_queries_udp_total":           c.queries[UDP].Load(),
+		"dns_queries_tcp_total":           c.queries[TCP].Load(),
+		"dns_queries_tls_total":           c.queries[TLS].Load(),
+		"dns_queries_https_total":         c.queries[HTTPS].Load(),
+		"dns_queries_quic_total":          c.queries[QUIC].Load(),
+		"dns_malformed_total":             c.malformed.Load(),      // of them, those that are no query: FORMERR or no response
+		"dns_answers_success_total":       c.success.Load(),        // NOERROR
+		"dns_answers_nxdomain_total":      c.nxdomain.Load(),       // no such name
+		"dns_answers_refused_total":       c.refused.Load(),        // no zone of ours, or a transfer
+		"dns_answers_servfail_total":      c.servfail.Load(),       // nobody alive to answer with
+		"dns_answers_rejected_total":      c.rejects.Load(),        // FORMERR, NOTIMP, BADVERS
+		"dns_answers_truncated_total":     c.truncated.Load(),      // to be fetched by TCP
+		"dns_answers_by_subnet_total":     c.scoped.Load(),         // that depended on the client subnet
+		"dns_answers_unsent_total":        c.unsent.Load(),         // datagrams that the system did not take
+		"dns_connections":                 uint64(s.crowd.size()),  // TCP and TLS, now
+		"dns_connections_total":           c.conns.Load(),          // TCP and TLS
+		"dns_connections_displaced_total": c.connsDisplaced.Load(), // closed for another one: too many
+		"dns_tls_connections_total":       c.tlsConns.Load(),       // of the connections, those of TLS
+		"dns_tls_handshake_errors_total":  c.tlsFailed.Load(),      // that ended in the handshake
 	}
+	for by := range c.queries {
+		all["dns_queries_total"] += c.queries[by].Load()
+	}
+	return all
 }

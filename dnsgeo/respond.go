@@ -29,7 +29,7 @@ func (s *Server) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 
 func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	s := d.server
-	s.counts.queries.Add(1)
+	s.counts.queries[by].Add(1)
 	r, rcode, drop := parse(m)
 	if rcode == dns.RcodeFormatError {
 		s.counts.malformed.Add(1)

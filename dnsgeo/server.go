@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
@@ -47,8 +48,9 @@ type Server struct {
 	closers map[io.Closer]bool // sockets and connections
 	wg      sync.WaitGroup
 
-	open  atomic.Int64 // connections
-	desks sync.Pool    // for those
+	began time.Time
+	crowd crowd     // connections
+	desks sync.Pool // for those
 }
 
 // New makes a server.
@@ -59,7 +61,7 @@ func New(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{config: config, closers: map[io.Closer]bool{}}
+	s := &Server{config: config, closers: map[io.Closer]bool{}, began: time.Now()}
 	s.desks.New = func() any { return s.newDesk() }
 	return s
 }

@@ -258,28 +258,6 @@ func TestAConnectionThatDoesNotSpeakDNSIsClosed(t *testing.T) {
 	})
 }
 
-func TestConnectionsAreBounded(t *testing.T) {
-	serving(t, "www A 192.0.2.1", func(t *testing.T, s *Server, _ *wire, d *door) {
-		conns := make([]net.Conn, maxConns)
-		for i := range conns {
-			conns[i] = d.dial()
-		}
-		if took := closes(t, d.dial()); took != 0 {
-			t.Errorf("one too many was closed after %v", took)
-		}
-		if n := s.Counters()["dns_connections_over_bounds_total"]; n != 1 {
-			t.Errorf("counted %d", n)
-		}
-		conns[0].Close()
-		synctest.Wait()
-		next := d.dial()
-		send(t, next, framed(packed(t, "www.example.com.", dns.TypeA)))
-		if got := receive(t, next); len(got.Answer) != 1 {
-			t.Errorf("got %v", got)
-		}
-	})
-}
-
 // A client that goes on asking is served for as long as a connection lives, and then until it pauses, so that no answer is lost; one
 // that never pauses is closed all the same.
 func TestAConnectionIsClosedInAPauseOnceItIsOld(t *testing.T) {

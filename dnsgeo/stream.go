@@ -1,18 +1,16 @@
 package dnsgeo
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
+	"net/netip"
+	"sync"
 	"time"
 )
 
 const (
-	// maxConns is how many TCP connections are served at once; one more is closed as it comes. A resolver
-	// whose connection is closed tries again or elsewhere, and UDP goes on.
-	maxConns = 1024
-
 	// lifeTime is how long a connection is kept whatever comes: nobody keeps a place for ever. From then on it is closed at
 	// the first pause of pauseTime, for a query that lies unread at a close resets the answers before it, too; and at last
 	// after lingerTime.
@@ -21,22 +19,36 @@ const (
 	lingerTime = time.Minute
 
 	// idleTimeout closes a connection that has not sent a whole query, or taken a response, for that long
-	// (RFC 7766 §6.2.3: a few seconds).
+	// (RFC 7766 §6.2.3: a few seconds). Who asks for it is told (RFC 7828).
 	idleTimeout = 10 * time.Second
+
+	// idleSize is what a connection holds for what comes while nothing does: a query, or some.
+	idleSize = 512
+
+	// streamSize is what a connection takes for what comes while much does, and again for what is answered: many queries are read
+	// at once, and as many responses written.
+	streamSize = 16 << 10
 
 	// minPause and maxPause bound the wait after a failed accept.
 	minPause, maxPause = 5 * time.Millisecond, time.Second
 )
 
 // ServeStream answers on TCP connections until the server is closed or the listener is. It closes the listener.
-func (s *Server) ServeStream(l net.Listener) error {
+func (s *Server) ServeStream(l net.Listener) error { return s.serveStream(l, TCP, nil) }
+
+// ServeTLS is ServeStream over TLS (RFC 7858). The configuration says which certificate is shown, and "dot" for ALPN.
+func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
+	return s.serveStream(l, TLS, config)
+}
+
+func (s *Server) serveStream(l net.Listener, by Transport, config *tls.Config) error {
 	if !s.start(l, 0, nil) {
 		return net.ErrClosed
 	}
 	defer s.release(l)
 	pause := time.Duration(0)
 	for {
-		conn, err := l.Accept()
+		socket, err := l.Accept()
 		switch {
 		case errors.Is(err, net.ErrClosed) || err != nil && s.unlessClosed(err) == nil:
 			return s.unlessClosed(err)
@@ -46,58 +58,132 @@ func (s *Server) ServeStream(l net.Listener) error {
 			time.Sleep(pause)
 		default:
 			pause = 0
-			s.admit(conn)
+			c := &conn{Conn: socket, socket: socket}
+			if by == TLS {
+				c.Conn = tls.Server(socket, config)
+			}
+			s.admit(c, by)
 		}
 	}
 }
 
-// admit serves a connection, or closes it if there is no place for it.
-func (s *Server) admit(conn net.Conn) {
-	if s.open.Add(1) > maxConns {
-		s.counts.connsRefused.Add(1)
-		s.open.Add(-1)
-		_ = conn.Close()
-		return
+// admit serves a connection. Where there is no place for it, another one goes.
+func (s *Server) admit(c *conn, by Transport) {
+	from := addrOf(c.socket.RemoteAddr())
+	c.heard.Store(int64(time.Since(s.began)))
+	if displaced := s.crowd.enter(c, from); displaced != nil {
+		s.counts.connsDisplaced.Add(1)
+		_ = displaced.socket.Close()
 	}
-	if !s.start(conn, 1, func() {
-		s.serveConn(conn)
-		s.release(conn)
-		s.open.Add(-1)
+	if !s.start(c.socket, 1, func() {
+		defer s.release(c.socket)
+		defer s.crowd.leave(c)
+		s.serveConn(c, from, by)
 	}) {
-		s.open.Add(-1)
+		s.crowd.leave(c)
 	}
 }
 
-// serveConn answers the queries of a connection, one after another (RFC 7766).
-func (s *Server) serveConn(conn net.Conn) {
+// rooms are for what is read and for what is written.
+var rooms = sync.Pool{New: func() any { return new([streamSize]byte) }}
+
+// serveConn answers the queries of a connection in their order (RFC 7766). All that have come together are answered together: a
+// client that sends more before it has the first response costs a read and a write for as many as it has sent.
+func (s *Server) serveConn(c *conn, from netip.Addr, by Transport) {
 	s.counts.conns.Add(1)
-	from := addrOf(conn.RemoteAddr())
-	query, room := make([]byte, maxQuerySize), make([]byte, 2+roomSize)
 	began := time.Now()
+	_ = c.SetDeadline(began.Add(idleTimeout))
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		s.counts.tlsConns.Add(1)
+		if t.Handshake() != nil {
+			s.counts.tlsFailed.Add(1)
+			return
+		}
+		defer t.Close() // it says so, where it is not the client that has gone
+	}
+	var few [idleSize]byte
+	in, end := few[:], 0
+	var many *[streamSize]byte
+	defer func() {
+		if many != nil {
+			rooms.Put(many)
+		}
+	}()
 	for {
-		lived, wait := time.Since(began), idleTimeout
-		if lived > lifeTime {
-			wait = min(pauseTime, lifeTime+lingerTime-lived)
-		}
-		_ = conn.SetDeadline(time.Now().Add(wait))
-		if _, err := io.ReadFull(conn, query[:2]); err != nil {
+		n, err := c.Read(in[end:])
+		if n == 0 && err != nil {
 			return
 		}
-		n := int(binary.BigEndian.Uint16(query))
-		if n > len(query) {
+		end += n
+		full := end == len(in)
+		rest, ok := in[:end], true
+		if whole(rest) {
+			// The responses, and the next query, have their time from now on. One that comes in pieces has no more.
+			now := time.Now()
+			lived, wait := now.Sub(began), idleTimeout
+			if lived > lifeTime {
+				wait = min(pauseTime, lifeTime+lingerTime-lived)
+			}
+			_ = c.SetDeadline(now.Add(wait))
+			c.heard.Store(int64(now.Sub(s.began)))
+			if rest, ok = s.answerAll(c, rest, from, by); !ok {
+				return
+			}
+		} else if len(rest) >= 2 && int(binary.BigEndian.Uint16(rest)) > maxQuerySize {
 			return
 		}
-		if _, err := io.ReadFull(conn, query[:n]); err != nil {
-			return
-		}
-		response := s.respond(room[2:], query[:n], from, TCP)
-		if response == nil {
-			return // it does not speak DNS
-		}
-		framed := append(room[:2], response...) // in place, unless the response had no room
-		binary.BigEndian.PutUint16(framed, uint16(len(response)))
-		if _, err := conn.Write(framed); err != nil {
-			return
+		switch {
+		case full && many == nil:
+			many = rooms.Get().(*[streamSize]byte)
+			end = copy(many[:], rest)
+			in = many[:]
+		case many != nil && !full && len(rest) == 0:
+			rooms.Put(many)
+			many, in, end = nil, few[:], 0
+		default:
+			end = copy(in, rest)
 		}
 	}
+}
+
+// whole says whether a query has come whole.
+func whole(b []byte) bool {
+	return len(b) >= 2 && len(b)-2 >= int(binary.BigEndian.Uint16(b))
+}
+
+// answerAll answers the whole queries at the beginning of b, and returns what follows them; not ok: the connection is to be closed.
+func (s *Server) answerAll(c *conn, b []byte, from netip.Addr, by Transport) (rest []byte, ok bool) {
+	room := rooms.Get().(*[streamSize]byte)
+	defer rooms.Put(room)
+	out := room[:0]
+	ok = true
+	for ok && whole(b) {
+		n := int(binary.BigEndian.Uint16(b))
+		if n > maxQuerySize {
+			ok = false
+			break
+		}
+		if cap(out)-len(out) < 2+roomSize {
+			if _, err := c.Write(out); err != nil {
+				return nil, false
+			}
+			_ = c.SetWriteDeadline(time.Now().Add(idleTimeout)) // who takes them has as long again for the next
+			out = room[:0]
+		}
+		at := len(out)
+		response := s.respond(out[at+2:cap(out)], b[2:2+n], from, by)
+		if response == nil {
+			ok = false // it does not speak DNS
+			break
+		}
+		out = append(out[:at+2], response...) // in place, unless the response had no room
+		binary.BigEndian.PutUint16(out[at:], uint16(len(response)))
+		b = b[2+n:]
+	}
+	if len(out) > 0 {
+		if _, err := c.Write(out); err != nil {
+			return nil, false
+		}
+	}
+	return b, ok
 }
