@@ -78,7 +78,7 @@ var behind = map[string][]string{
 	"github.com/prometheus/client_golang":  {"node/metrics"},
 	"github.com/prometheus/client_model":   {"node/metrics"},
 	"github.com/prometheus/common":         {"node/metrics"},
-	"github.com/quic-go/quic-go":           {"cluster/backbone", "node/front", "testbed/bench"}, // bench asks by HTTP/3 as a browser does
+	"github.com/quic-go/quic-go":           {"cluster/backbone", "node/front", "dnsgeo/doq", "testbed/bench"}, // bench asks by HTTP/3 as a browser does
 	"github.com/goccy/go-yaml":             {"cluster/spec"},
 	"github.com/miekg/dns":                 {"dnsgeo/...", "testbed"}, // testbed asks as a resolver does
 	"github.com/phuslu/iploc":              {"dnsgeo/geo"},

@@ -64,5 +64,12 @@ func (s *Server) Counters() map[string]uint64 {
 	for by := range c.queries {
 		all["dns_queries_total"] += c.queries[by].Load()
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.quics {
+		for name, n := range d.Counters() {
+			all[name] += n
+		}
+	}
 	return all
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/dnsgeo/doq"
 	"github.com/perigee-net/perigee/dnsgeo/geo"
 )
 
@@ -46,6 +47,7 @@ type Server struct {
 	mu      sync.Mutex
 	closed  bool
 	closers map[io.Closer]bool // sockets and connections
+	quics   []*doq.Door
 	wg      sync.WaitGroup
 
 	began time.Time
