@@ -46,7 +46,12 @@ type Config struct {
 	API       string // host:port; "": only the unix socket in Data
 	HTTP      string // host:port of the world's doors, and the host of load balancers' listeners; "": none
 	HTTPS     string
-	DNS       string
+	DNS       string // UDP and TCP
+	DNSTLS    string
+	DNSQUIC   string
+	// DNSHTTPS are the hosts, names or IP addresses, on which the door of HTTPS answers DNS at /dns-query; none: it does not. A name in
+	// a URL that clients are given is this node's or a name server's own, never a site's, whose paths are the site's.
+	DNSHTTPS []string
 	// Public are its addresses for the world, which DNS answers; none means Advertise.
 	Public []netip.Addr
 	// OwnDoors opens the accelerators' ports on the address of HTTP too, so that a client can choose the POP.
@@ -98,6 +103,8 @@ const DrainTime = dnsgeo.AliasTTL + 5*time.Second
 
 var names = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
+var hosts = regexp.MustCompile(`^([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?$`)
+
 func allRoles() []view.Role { return []view.Role{view.Edge, view.DNS, view.Origin, view.Voter} }
 
 // complete checks what was told and fills in the rest.
@@ -128,12 +135,22 @@ func (c *Config) complete() error {
 	if len(c.Public) == 0 {
 		c.Public = []netip.Addr{c.Advertise}
 	}
-	for _, a := range []struct{ flag, address string }{{"http", c.HTTP}, {"https", c.HTTPS}, {"dns", c.DNS}, {"api", c.API}} {
+	for _, a := range []struct{ flag, address string }{{"http", c.HTTP}, {"https", c.HTTPS}, {"dns", c.DNS}, {"dns-tls", c.DNSTLS}, {"dns-quic", c.DNSQUIC}, {"api", c.API}} {
 		if a.address == "" {
 			continue
 		}
 		if _, err := doorAddress(a.address); err != nil {
 			return fmt.Errorf("--%s %q: want HOST:PORT with an IP address, or :PORT", a.flag, a.address)
+		}
+	}
+	for i, h := range c.DNSHTTPS {
+		if c.HTTPS == "" {
+			return errors.New("--dns-https needs --https")
+		}
+		if c.DNSHTTPS[i] = hostOf(h); !hosts.MatchString(c.DNSHTTPS[i]) {
+			if _, err := netip.ParseAddr(c.DNSHTTPS[i]); err != nil {
+				return fmt.Errorf("--dns-https %q: want the name of a host, or an IP address, without a port", h)
+			}
 		}
 	}
 	if c.GeoDB != "" {

@@ -13,7 +13,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -546,7 +545,9 @@ func (n *Node) openPlanes() error {
 	n.openHTTPStreams()
 	n.openFlowStreams()
 
-	certificates := front.NewCertificates(n.cfg.Name, n.cdn.Hosts)
+	certificates := front.NewCertificates(n.cfg.Name, func(host string) bool {
+		return n.cdn.Hosts(host) || slices.Contains(n.cfg.DNSHTTPS, host)
+	})
 	n.planes = append(n.planes, &certified{to: certificates})
 	n.front = front.New(front.Config{
 		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket,
@@ -606,8 +607,20 @@ func (n *Node) openDoors() error {
 			if err != nil {
 				return fmt.Errorf("--%s: %w", d.flag, err)
 			}
-			n.ownDoors = append(n.ownDoors, front.Door{Network: "tcp", Address: at, TLS: d.tls, HTTP3: d.tls, Handler: n.cdn, Quick: n.cdn.Quick})
+			opens := front.Door{Network: "tcp", Address: at, TLS: d.tls, HTTP3: d.tls, Handler: n.cdn, Quick: n.cdn.Quick}
+			if d.tls && n.has(view.DNS) {
+				n.withNames(&opens)
+			}
+			n.ownDoors = append(n.ownDoors, opens)
 		}
+	} else if len(n.cfg.DNSHTTPS) > 0 && n.has(view.DNS) {
+		at, err := doorAddress(n.cfg.HTTPS)
+		if err != nil {
+			return fmt.Errorf("--https: %w", err)
+		}
+		opens := front.Door{Network: "tcp", Address: at, TLS: true, HTTP3: true, Handler: http.HandlerFunc(noSite)}
+		n.withNames(&opens)
+		n.ownDoors = append(n.ownDoors, opens)
 	}
 	if n.cfg.API != "" {
 		at, err := doorAddress(n.cfg.API)
@@ -619,23 +632,7 @@ func (n *Node) openDoors() error {
 	if err := n.front.Set(n.ownDoors); err != nil {
 		return err
 	}
-	if n.cfg.DNS == "" || !n.has(view.DNS) {
-		return nil
-	}
-	packets, err := n.cfg.ListenPackets("udp", n.cfg.DNS, runtime.GOMAXPROCS(0))
-	if err != nil {
-		return fmt.Errorf("open DNS: %w", err)
-	}
-	n.goes(func() { n.names.ServePackets(packets) })
-	streams, err := n.cfg.Listen("tcp", n.cfg.DNS)
-	if err != nil {
-		for _, p := range packets {
-			p.Close()
-		}
-		return fmt.Errorf("open DNS: %w", err)
-	}
-	n.goes(func() { n.names.ServeStream(streams) })
-	return nil
+	return n.openNames()
 }
 
 // httpsPort is the port of the door for HTTPS; 0 if there is none, or one that openDoors will refuse.

@@ -3,6 +3,7 @@ package front
 import (
 	"cmp"
 	"crypto/tls"
+	"fmt"
 	"slices"
 )
 
@@ -12,10 +13,32 @@ type speech struct {
 	policies map[string]*tls.Config // with HTTP/2
 	old      map[string]*tls.Config // those that take TLS before 1.2, for clients that speak no more: without HTTP/2 (RFC 9113, 9.2)
 	http3    *tls.Config
+	others   map[string]*tls.Config // of what is served elsewhere, by ALPN (TLS)
+}
+
+// others are the protocols besides HTTP that clients speak with this node over TLS, with the oldest version of it that each takes: DNS
+// over TLS (RFC 7858, RFC 8310 §9) and over QUIC (RFC 9250).
+var others = []struct {
+	alpn string
+	min  uint16
+}{{"dot", tls.VersionTLS12}, {"doq", tls.VersionTLS13}}
+
+// TLS is how a protocol that has no door here, "dot" or "doq", speaks TLS on sockets of others: with the certificates, and with the
+// ticket keys as they are at each handshake. Another name is a mistake in the program, and no handshake will end.
+func (f *Front) TLS(alpn string) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{alpn}, GetCertificate: f.config.Certificate,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			if c := f.speech.Load().others[alpn]; c != nil {
+				return c, nil
+			}
+			return nil, fmt.Errorf("nobody speaks %s", alpn)
+		},
+	}
 }
 
 func (f *Front) newSpeech(tickets [][32]byte) *speech {
-	s := &speech{policies: map[string]*tls.Config{}, old: map[string]*tls.Config{}}
+	s := &speech{policies: map[string]*tls.Config{}, old: map[string]*tls.Config{}, others: map[string]*tls.Config{}}
 	config := func(p Policy, alpn ...string) *tls.Config {
 		c := &tls.Config{
 			MinVersion: p.MinVersion, CipherSuites: p.CipherSuites, NextProtos: alpn, GetCertificate: f.config.Certificate,
@@ -33,6 +56,11 @@ func (f *Front) newSpeech(tickets [][32]byte) *speech {
 		}
 	}
 	s.http3 = config(Policy{MinVersion: tls.VersionTLS13}, http3ALPN)
+	for _, o := range others {
+		p, _ := PolicyOf(DefaultPolicy)
+		p.MinVersion = max(p.MinVersion, o.min)
+		s.others[o.alpn] = config(p, o.alpn)
+	}
 	return s
 }
 

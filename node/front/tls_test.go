@@ -245,3 +245,41 @@ func TestADoorsOwnTLSKeepsItsTicketsToItself(t *testing.T) {
 		}
 	})
 }
+
+func TestOtherProtocolsSpeakTLSByTheTicketKeys(t *testing.T) {
+	f := New(Config{Certificate: NewCertificates("node", func(string) bool { return false }).Get})
+	defer f.Close(t.Context())
+	keys := [][32]byte{{1}, {2}}
+	f.SetTicketKeys(keys)
+	other := New(Config{Certificate: NewCertificates("node", func(string) bool { return false }).Get})
+	defer other.Close(t.Context())
+	other.SetTicketKeys(keys[1:])
+	cache := tls.NewLRUClientSessionCache(1)
+	for _, test := range []struct {
+		f       *Front
+		resumes bool
+		keys    [][32]byte
+	}{{f, false, nil}, {f, true, keys}, {other, false, nil}, {f, false, [][32]byte{{3}}}} {
+		if test.keys != nil {
+			test.f.SetTicketKeys(test.keys)
+		}
+		here, there := net.Pipe()
+		served := make(chan error, 1)
+		go func() {
+			c := tls.Server(there, test.f.TLS("dot"))
+			_, err := c.Write([]byte("x")) // after the handshake, so the ticket has come before it
+			served <- err
+		}()
+		c := tls.Client(here, &tls.Config{InsecureSkipVerify: true, ServerName: "ns1.test", NextProtos: []string{"dot"}, ClientSessionCache: cache})
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-served; err != nil {
+			t.Fatal(err)
+		}
+		if got := c.ConnectionState(); got.DidResume != test.resumes || got.NegotiatedProtocol != "dot" {
+			t.Errorf("resumed %v, want %v; spoke %q", got.DidResume, test.resumes, got.NegotiatedProtocol)
+		}
+		here.Close()
+	}
+}
