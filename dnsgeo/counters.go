@@ -13,6 +13,7 @@ type counters struct {
 	success, nxdomain, refused, servfail, rejects atomic.Uint64
 	scoped, conns, connsDisplaced                 atomic.Uint64
 	tlsConns, tlsFailed                           atomic.Uint64
+	cookies, cookiesGiven, slipped, held          atomic.Uint64
 }
 
 func (c *counters) answered(y *reply, truncated bool) {
@@ -55,6 +56,10 @@ func (s *Server) Counters() map[string]uint64 {
 		"dns_answers_truncated_total":     c.truncated.Load(),      // to be fetched by TCP
 		"dns_answers_by_subnet_total":     c.scoped.Load(),         // that depended on the client subnet
 		"dns_answers_unsent_total":        c.unsent.Load(),         // datagrams that the system did not take
+		"dns_cookies_valid_total":         c.cookies.Load(),        // queries whose client is proven by them
+		"dns_cookies_given_total":         c.cookiesGiven.Load(),   // queries with none of ours, or one that is too old
+		"dns_responses_cut_total":         c.slipped.Load(),        // too many to a network: cut, with TC or BADCOOKIE
+		"dns_responses_held_total":        c.held.Load(),           // too many: not sent
 		"dns_connections":                 uint64(s.crowd.size()),  // TCP and TLS, now
 		"dns_connections_total":           c.conns.Load(),          // TCP and TLS
 		"dns_connections_displaced_total": c.connsDisplaced.Load(), // closed for another one: too many

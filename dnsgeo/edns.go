@@ -27,6 +27,10 @@ type edns struct {
 	hasECS bool
 	family uint16 // of ECS
 	ecs    netip.Prefix
+
+	cookie    []byte // as it came, nil if none did (RFC 7873)
+	keepalive bool   // it asks for how long a connection may be silent (RFC 7828)
+	padding   bool   // it may be answered with padding (RFC 7830)
 }
 
 // options reads an OPT record, of which fixed is all between the owner and the data (RFC 6891 §6.1.2).
@@ -46,6 +50,17 @@ func (e *edns) options(fixed, data []byte) bool {
 		switch code {
 		case dns.EDNS0NSID:
 			e.nsid = true
+		case dns.EDNS0COOKIE:
+			if !validCookie(data[:n]) {
+				return false
+			}
+			if e.cookie == nil { // of several the first counts (RFC 7873 §5.2)
+				e.cookie = data[:n:n]
+			}
+		case dns.EDNS0TCPKEEPALIVE:
+			e.keepalive = true
+		case dns.EDNS0PADDING:
+			e.padding = true
 		case dns.EDNS0SUBNET:
 			if e.hasECS || !e.subnet(data[:n]) {
 				return false

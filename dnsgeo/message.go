@@ -35,16 +35,20 @@ func parse(m []byte) (r request, rcode int, drop bool) {
 	if r.opcode != dns.OpcodeQuery {
 		return r, dns.RcodeNotImplemented, false
 	}
-	if binary.BigEndian.Uint16(m[4:]) != 1 { // RFC 9619
+	at := headerSize
+	switch binary.BigEndian.Uint16(m[4:]) {
+	case 0: // it asks for a cookie, or nothing (RFC 7873 §5.4)
+		r.question = at
+	case 1:
+		if at = skipName(m, at, false); at < 0 || len(m) < at+4 {
+			return r, dns.RcodeFormatError, false
+		}
+		r.typ, r.class = binary.BigEndian.Uint16(m[at:]), binary.BigEndian.Uint16(m[at+2:])
+		at += 4
+		r.asked, r.question = true, at
+	default: // RFC 9619
 		return r, dns.RcodeFormatError, false
 	}
-	at := skipName(m, headerSize, false)
-	if at < 0 || len(m) < at+4 {
-		return r, dns.RcodeFormatError, false
-	}
-	r.typ, r.class = binary.BigEndian.Uint16(m[at:]), binary.BigEndian.Uint16(m[at+2:])
-	at += 4
-	r.asked, r.question = true, at
 
 	others := int(binary.BigEndian.Uint16(m[6:])) + int(binary.BigEndian.Uint16(m[8:]))
 	additional := int(binary.BigEndian.Uint16(m[10:]))
@@ -70,7 +74,7 @@ func parse(m []byte) (r request, rcode int, drop bool) {
 		}
 	}
 	switch {
-	case at != len(m):
+	case at != len(m) || !r.asked && r.cookie == nil:
 		return r, dns.RcodeFormatError, false
 	case r.has && r.version != 0:
 		return r, dns.RcodeBadVers, false

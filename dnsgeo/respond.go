@@ -34,14 +34,14 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	if rcode == dns.RcodeFormatError {
 		s.counts.malformed.Add(1)
 	}
-	if drop {
+	if drop || by == QUIC && r.keepalive { // that is for others to say, and ends the connection (RFC 9250 §5.5.2)
 		return nil
 	}
 	y := &d.asker.reply
 	if r.asked {
 		d.asker.asked.Set(m[headerSize:])
 	}
-	if rcode == dns.RcodeSuccess {
+	if rcode == dns.RcodeSuccess && r.asked {
 		q := Query{Type: r.typ, Class: r.class, Client: from, ECS: r.ecs, Random: rand.Uint64()}
 		d.asker.answer(s.table.Load(), s.config.View(), &q, nil)
 	} else {
@@ -53,10 +53,17 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 		limit = min(r.size, payloadSize)
 	}
 	opt := r.appendOPT(d.opt[:0], y, s.config.Name)
+	opt, proven := s.appendMore(opt, &r, y.Rcode, from, by)
 	response, truncated := d.packer.pack(room, m, &r, y, opt, limit)
 	if truncated && cap(room) < limit {
 		response, truncated = d.packer.pack(make([]byte, limit), m, &r, y, opt, limit)
 	}
+	if by.Encrypted() && r.padding && len(opt) > 0 {
+		response = pad(response, len(opt))
+	}
 	s.counts.answered(y, truncated)
+	if !proven {
+		return s.limited(response, &r, opt, from)
+	}
 	return response
 }

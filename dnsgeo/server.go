@@ -34,6 +34,8 @@ type Config struct {
 	Log *slog.Logger
 	// Name is the name of the node, told to those who ask for it (NSID, RFC 5001); "" is not told.
 	Name string
+	// Rate is how many responses of a class a network gets by UDP in a second (DefaultRate); 0: as many as it asks for.
+	Rate int
 }
 
 // Server answers on sockets by the last spec applied. It has none of its own: it serves those it is given. Before
@@ -50,9 +52,11 @@ type Server struct {
 	quics   []*doq.Door
 	wg      sync.WaitGroup
 
-	began time.Time
-	crowd crowd     // connections
-	desks sync.Pool // for those
+	began   time.Time
+	cookies atomic.Pointer[[]CookieSecret]
+	limit   *limiter  // nil: none
+	crowd   crowd     // connections
+	desks   sync.Pool // for those
 }
 
 // New makes a server.
@@ -63,7 +67,7 @@ func New(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{config: config, closers: map[io.Closer]bool{}, began: time.Now()}
+	s := &Server{config: config, closers: map[io.Closer]bool{}, began: time.Now(), limit: newLimiter(config.Rate)}
 	s.desks.New = func() any { return s.newDesk() }
 	return s
 }

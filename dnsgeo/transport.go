@@ -16,5 +16,11 @@ const (
 // another.
 func (t Transport) Datagram() bool { return t == UDP }
 
+// Encrypted says whether others on the way see no more of a message than its length.
+func (t Transport) Encrypted() bool { return t >= TLS }
+
+// Stream says whether both ends keep the transport open as they agree on by edns-tcp-keepalive: HTTP and QUIC have means of their own.
+func (t Transport) Stream() bool { return t == TCP || t == TLS }
+
 // String is its name, as dig and logs have it.
 func (t Transport) String() string { return [...]string{"udp", "tcp", "tls", "https", "quic"}[t] }

@@ -52,6 +52,8 @@ type Config struct {
 	// DNSHTTPS are the hosts, names or IP addresses, on which the door of HTTPS answers DNS at /dns-query; none: it does not. A name in
 	// a URL that clients are given is this node's or a name server's own, never a site's, whose paths are the site's.
 	DNSHTTPS []string
+	// DNSRate bounds the responses to one network by UDP (dnsgeo.Config.Rate); 0: nothing does.
+	DNSRate int
 	// Public are its addresses for the world, which DNS answers; none means Advertise.
 	Public []netip.Addr
 	// OwnDoors opens the accelerators' ports on the address of HTTP too, so that a client can choose the POP.
@@ -100,6 +102,9 @@ const (
 
 // DrainTime is how long clients may come to a node that DNS answers no more, and a little.
 const DrainTime = dnsgeo.AliasTTL + 5*time.Second
+
+// DNSRate is the usual Config.DNSRate.
+const DNSRate = dnsgeo.DefaultRate
 
 var names = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
@@ -160,6 +165,9 @@ func (c *Config) complete() error {
 	}
 	if err := c.BGP.check(c.Advertise); err != nil {
 		return err
+	}
+	if c.DNSRate < 0 {
+		return fmt.Errorf("--dns-rate %d: want 0 or more", c.DNSRate)
 	}
 	if c.Drain < 0 {
 		return fmt.Errorf("--drain %v: want 0s or more", c.Drain)

@@ -538,7 +538,7 @@ func (n *Node) openPlanes() error {
 	})
 	n.onClose("cdn", func(context.Context) error { return n.cdn.Close() })
 	n.accelerator = accelerator.New(accelerator.Config{View: now, Dial: n.backbone.Dial, Log: log})
-	n.names = dnsgeo.New(dnsgeo.Config{View: now, Geo: n.geo, Log: log, Name: n.cfg.Name})
+	n.names = dnsgeo.New(dnsgeo.Config{View: now, Geo: n.geo, Log: log, Name: n.cfg.Name, Rate: n.cfg.DNSRate})
 	n.onClose("names", func(context.Context) error { return n.names.Close() })
 	n.planes = []plane{n.origin, n.cdn, n.accelerator, n.names}
 

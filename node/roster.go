@@ -17,6 +17,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/roster"
 	"github.com/perigee-net/perigee/cluster/store"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/dnsgeo"
 	"github.com/perigee-net/perigee/node/api"
 )
 
@@ -76,7 +77,7 @@ func (n *Node) takeRoster(state *store.State) {
 	n.publishTaken()
 }
 
-// takeTicketKeys has the world's doors seal session tickets as all nodes do. It costs a configuration of TLS for each security
+// takeTicketKeys has the world's doors seal session tickets, and the name service make cookies, as all nodes do. It costs a configuration of TLS for each security
 // policy, so it is done only where the keys have changed.
 func (n *Node) takeTicketKeys(r *roster.Roster) {
 	keys, err := r.Tickets(n.guard.Node().Keys().Cluster)
@@ -87,6 +88,12 @@ func (n *Node) takeTicketKeys(r *roster.Roster) {
 	if !slices.Equal(keys, n.ticketKeys) {
 		n.ticketKeys = keys
 		n.front.SetTicketKeys(keys)
+		cookies := make([]dnsgeo.CookieSecret, len(keys)) // with the same life
+		for i, k := range keys {
+			secret := identity.Key(k).Derive("dns cookies")
+			copy(cookies[i][:], secret[:])
+		}
+		n.names.SetCookieSecrets(cookies)
 	}
 }
 
