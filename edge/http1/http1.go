@@ -43,6 +43,8 @@ type Response struct {
 	File   *os.File
 	Offset int64
 	Length int64
+	// Memory, if it is set, is the same bytes, for who cannot have the kernel send a file.
+	Memory []byte
 	// Done, if it is set, is called when File is not read any more.
 	Done func()
 }

@@ -58,6 +58,8 @@ type visit struct {
 	writeBy time.Time
 	vec     [2][]byte
 	vecs    net.Buffers
+	send    func(fd uintptr) bool // sending's
+	sending transfer
 	two     *h2 // nil: it speaks HTTP/1
 }
 
@@ -164,7 +166,7 @@ func (d *door) visit(c *client) {
 		if tcp, ok := c.Conn.(*net.TCPConn); ok {
 			v.tcp = tcp
 			if raw, ok := rawOf(tcp); ok {
-				v.raw, v.read = raw, v.readSome
+				v.raw, v.read, v.send = raw, v.readSome, v.sending.some
 			}
 		}
 	}
@@ -477,10 +479,7 @@ func (v *visit) put(out []byte, s *sheet, a *http1.Response, head bool) ([]byte,
 	if a.File == nil || a.Length == 0 {
 		return out, true
 	}
-	if len(out) > 0 && !v.write(out) {
-		return nil, false
-	}
-	return s.b[:0], v.writeFile(s, a)
+	return s.b[:0], v.writeFile(out, s, a)
 }
 
 // write writes to the client, who may take writeTimeout for each piece.
@@ -522,27 +521,42 @@ func (v *visit) writeBoth(a, b []byte) bool {
 	}
 }
 
-// writeFile writes a piece of a file.
-func (v *visit) writeFile(s *sheet, a *http1.Response) bool {
+// writeFile writes what was gathered, and then a piece of a file.
+func (v *visit) writeFile(out []byte, s *sheet, a *http1.Response) bool {
+	switch {
+	case v.read != nil:
+		return v.sendFile(out, a)
+	case a.Memory != nil:
+		return v.writeBoth(out, a.Memory)
+	case len(out) > 0 && !v.write(out):
+		return false
+	}
 	for offset, left := a.Offset, a.Length; left > 0; {
-		var n int64
-		var err error
-		if v.read != nil {
-			v.writeIn()
-			n, err = v.raw.sendFile(a.File, offset, left)
-			if err != nil && !v.mayGoOn(n, err) {
-				return false
-			}
-		} else {
-			var m int
-			m, err = a.File.ReadAt(s.b[:min(left, int64(len(s.b)))], offset)
-			if n = int64(m); m == 0 && err != nil || !v.write(s.b[:m]) {
-				return false
-			}
+		n, err := a.File.ReadAt(s.b[:min(left, int64(len(s.b)))], offset)
+		if n == 0 && err != nil || !v.write(s.b[:n]) {
+			return false
 		}
-		offset, left = offset+n, left-n
+		offset, left = offset+int64(n), left-int64(n)
 	}
 	return true
+}
+
+// sendFile has the kernel send a piece of a file, behind what was gathered.
+func (v *visit) sendFile(out []byte, a *http1.Response) bool {
+	t := &v.sending
+	*t = transfer{head: out, file: a.File, offset: a.Offset, left: a.Length}
+	for {
+		v.writeIn()
+		t.sent = 0
+		err := v.raw.Write(v.send)
+		if err == nil {
+			err = t.err
+		}
+		if err == nil || !v.mayGoOn(t.sent, err) {
+			*t = transfer{}
+			return err == nil
+		}
+	}
 }
 
 // writeIn has writing fail where nothing is taken for writeTimeout.

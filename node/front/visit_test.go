@@ -22,8 +22,25 @@ import (
 )
 
 func TestAHitTakesNoAllocation(t *testing.T) {
-	for _, size := range []int{1 << 10, 100 << 10} { // written in one piece, and in two
-		c, err := net.Dial("tcp", onLoopback(t, Config{}, Door{Quick: ready(make([]byte, size)), Handler: http.NotFoundHandler()})[0])
+	file, err := os.Create(filepath.Join(t.TempDir(), "object"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() }) // after the front has ended
+	if err := file.Truncate(100 << 10); err != nil {
+		t.Fatal(err)
+	}
+	done := func() {}
+	for i, size := range []int{1 << 10, 100 << 10, 100 << 10} { // written in one piece, in two, and sent from a file
+		quick := ready(make([]byte, size))
+		if i == 2 {
+			quick = func(q *http1.Request, a *http1.Response) bool {
+				a.Head = append(a.Head, "HTTP/1.1 200 OK\r\nContent-Length: 102400\r\n\r\n"...)
+				a.File, a.Length, a.Done = file, 100<<10, done
+				return true
+			}
+		}
+		c, err := net.Dial("tcp", onLoopback(t, Config{}, Door{Quick: quick, Handler: http.NotFoundHandler()})[0])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +52,7 @@ func TestAHitTakesNoAllocation(t *testing.T) {
 		}
 		io.Copy(io.Discard, first.Body)
 		var a http1.Response
-		ready(make([]byte, size))(nil, &a)
+		quick(nil, &a)
 		answer := make([]byte, len(a.Head)+size)
 		if n := testing.AllocsPerRun(200, func() {
 			if _, err := c.Write(asked); err != nil {
@@ -76,7 +93,7 @@ func TestOneConnectionServesAllKinds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
+	t.Cleanup(func() { file.Close() }) // after the front has ended
 	if _, err := file.Write(content); err != nil {
 		t.Fatal(err)
 	}
