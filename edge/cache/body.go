@@ -9,7 +9,7 @@ import (
 	"github.com/perigee-net/perigee/edge/cache/disk"
 )
 
-// ErrLost: the body of what is kept is not there any more, or is damaged. What was kept is forgotten: look again.
+// ErrLost: the body of what was kept is not there any more, or is damaged. It is forgotten: look again.
 var ErrLost = errors.New("the body is lost")
 
 // place is where the body of an object is that is on disk.
@@ -26,6 +26,8 @@ func (o *Object) Size() int64 {
 	switch {
 	case o.sliced != nil:
 		return o.sliced.size
+	case o.large != nil:
+		return o.large.size
 	case o.at != nil:
 		return o.at.size
 	}
@@ -39,12 +41,18 @@ func (o *Object) OnDisk() bool { return o.at != nil }
 // make room.
 type Body struct {
 	memory []byte
+	large  *largeBody // whose that is
 	disk   *disk.Entry
 }
 
 // Open opens the body. The error is ErrLost: nothing is answered yet, so look again, and it is a miss. Who opens it must close it.
 func (o *Object) Open() (Body, error) {
-	if o.at == nil {
+	switch {
+	case o.large != nil && !o.large.hold():
+		return Body{}, ErrLost
+	case o.large != nil:
+		return Body{memory: o.large.bytes(), large: o.large}, nil
+	case o.at == nil:
 		return Body{memory: o.Body}, nil
 	}
 	on := o.at.cache.shelf.disk
@@ -106,6 +114,9 @@ func (b *Body) File() (f *os.File, offset int64, ok bool) {
 func (b *Body) Close() {
 	if b.disk != nil {
 		b.disk.Close()
+	}
+	if b.large != nil {
+		b.large.letGo()
 	}
 }
 

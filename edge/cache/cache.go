@@ -49,6 +49,9 @@ type Cache struct {
 	stored *otter.Cache[string, *entry]
 	bytes  atomic.Int64 // what is stored and what is reserved for fills: never above limit
 
+	paged    atomic.Int64 // how many bodies are in pages: never above
+	maxPages int64
+
 	mu         sync.Mutex       // orders writes of stored, and guards:
 	fills      map[string]*fill // by slot: those that may be joined
 	active     map[*fill]struct{}
@@ -74,15 +77,15 @@ type Cache struct {
 	cancel  context.CancelFunc
 
 	counts struct {
-		fills, collapsed, stored, refused, busy, truncated, invalidated, evicted atomic.Uint64
-		purges, purged, softened, fenced, badTags                                atomic.Uint64
+		fills, collapsed, stored, refused, busy, truncated, invalidated, evicted, unpaged atomic.Uint64
+		purges, purged, softened, fenced, badTags                                         atomic.Uint64
 	}
 	slicing slicing
 }
 
 // New makes an empty cache.
 func New(cfg Config) *Cache {
-	c := &Cache{limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}, next: make(chan *fill)}
+	c := &Cache{limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}, next: make(chan *fill), maxPages: pagesLimit()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.stored = otter.Must(&otter.Options[string, *entry]{
 		// The last eighth is for fills. The library evicts behind its writes, by its own count, so the bytes are
@@ -95,6 +98,7 @@ func New(cfg Config) *Cache {
 				c.counts.evicted.Add(1)
 				c.shelf.evicted(d.Key, d.Value)
 			}
+			d.Value.letGo()
 		},
 		Executor: func(f func()) { f() }, // who writes evicts: no goroutine without an owner
 	})
@@ -124,6 +128,8 @@ func (c *Cache) Counters() map[string]uint64 {
 	all := map[string]uint64{
 		"cache_bytes":             uint64(c.bytes.Load()),
 		"cache_objects":           uint64(c.stored.EstimatedSize()),
+		"cache_paged":             uint64(c.paged.Load()),
+		"cache_unpaged_total":     c.counts.unpaged.Load(),
 		"cache_fills":             uint64(active),
 		"cache_fills_total":       c.counts.fills.Load(),
 		"cache_collapsed_total":   c.counts.collapsed.Load(),

@@ -154,7 +154,7 @@ func (o *Object) Reuse(now time.Time, tr *trace.Trace) Reuse {
 		return Fresh
 	case o.Held(now) && o.coversErrors(now):
 		if tr.On() {
-			tr.Add("stale for %s: used, since the origin failed; it is asked again in %s", -fresh, o.held.Sub(now))
+			tr.Add("stale for %s: used, since the origin failed; it is asked again in %s", -fresh, time.Duration(o.held-now.UnixNano()))
 		}
 		return StaleIfError
 	case -fresh < o.staleWhileRevalidate:
@@ -174,7 +174,7 @@ func (o *Object) Reuse(now time.Time, tr *trace.Trace) Reuse {
 func (o *Object) Revives(now time.Time) bool { return o.FreshFor(now) <= 0 && o.coversErrors(now) }
 
 // Held says that the origin failed to send it anew a moment ago, and is left alone with it for a while.
-func (o *Object) Held(now time.Time) bool { return now.Before(o.held) }
+func (o *Object) Held(now time.Time) bool { return now.UnixNano() < o.held }
 
 // coversErrors says whether a stale response may stand in for an origin that failed now.
 func (o *Object) coversErrors(now time.Time) bool {

@@ -11,18 +11,20 @@ type Object struct {
 	Status int
 	// Header is what is sent on, end to end. Of a kept response it is without the fields that Perigee says itself.
 	Header Header
-	// Body is whole; it is empty while it is being filled, and where it is on disk: see Open.
+	// Body is whole; it is empty while it is being filled, where it is large and where it is on disk: see Open.
 	Body []byte
 
 	body uint64 // the number of the body, where there is a disk: an object and its body there have the same
 	at   *place // where the body is, if it is not in memory
+
+	large *largeBody // the body, if it is large and in memory
 
 	received   time.Time
 	initialAge time.Duration
 	ttl        time.Duration // from received
 
 	staleWhileRevalidate, staleIfError time.Duration // from the end of ttl
-	held                               time.Time     // until then the origin, which failed, is not asked
+	held                               int64         // until then the origin, which failed, is not asked, in ns since 1970; 0: it is
 
 	vary []string // the fields that selected it
 	tags string   // what it is purged by, besides its URI: see parseTags
@@ -57,14 +59,18 @@ func (o *Object) live(p *Policy, cc Control, h http.Header, requested, received 
 	o.initialAge = initialAge(h, requested, received)
 	o.ttl = p.TTL(o.Status, cc, h, requested, received)
 	o.staleWhileRevalidate, o.staleIfError = stale(cc)
-	o.held, o.lent = time.Time{}, nil
+	o.held, o.lent = 0, nil
 	o.tags, _ = p.tagged(h)
 }
 
 // whole is the object with its body.
 func (o *Object) whole(body []byte) *Object {
 	w := *o
-	w.Body = body
+	if len(body) < largeBytes {
+		w.Body = body
+	} else {
+		w.large = newLarge(body)
+	}
 	w.Header = o.Header.without(ownFields)
 	if o.Status != http.StatusNoContent {
 		w.Header += Header("Content-Length: " + strconv.Itoa(len(body)) + "\r\n")
@@ -82,7 +88,7 @@ func (o *Object) softened(since time.Time) *Object {
 // holding is the object, in the place of an origin that failed, until then.
 func (o *Object) holding(until time.Time) *Object {
 	w := *o
-	w.held = until
+	w.held = until.UnixNano()
 	return &w
 }
 

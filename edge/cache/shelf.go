@@ -233,7 +233,7 @@ func (s *shelf) put(slot string, e *entry) {
 	case e.object == nil && e.crossroads == nil: // what is kept apart is not kept
 		s.forget(slot)
 		return
-	case e.object != nil && !e.object.held.IsZero():
+	case e.object != nil && e.object.held != 0:
 		return // only for a moment
 	case e.object != nil && e.object.body == 0:
 		e.object.body = s.bodies.Add(1)
@@ -325,7 +325,9 @@ func (s *shelf) bring(slot string, e *entry) {
 			e.given.Store(time.Now().Unix())
 		}
 	case e.object.at == nil:
-		if s.disk.Put(key, meta, e.object.Body) == nil {
+		if body, ok := e.object.lasting(); !ok {
+			s.disk.Delete(key)
+		} else if s.disk.Put(key, meta, body) == nil {
 			e.given.Store(time.Now().Unix())
 		}
 	}
@@ -347,11 +349,12 @@ func (s *shelf) evicted(slot string, e *entry) {
 	if time.Now().Unix()-e.given.Load() < int64(returnAfter/time.Second) {
 		return
 	}
-	if s.returnBytes.Add(size) <= maxReturnBytes {
+	if s.returnBytes.Add(size) <= maxReturnBytes && e.hold() {
 		select {
 		case s.returns <- returned{slot, e}:
 			return
 		default:
+			e.letGo()
 		}
 	}
 	s.returnBytes.Add(-size)
@@ -360,6 +363,7 @@ func (s *shelf) evicted(slot string, e *entry) {
 // takeBack writes an entry that was evicted, unless there is a newer one.
 func (s *shelf) takeBack(r returned) {
 	c := s.cache
+	defer r.entry.letGo()
 	c.mu.Lock()
 	_, kept := c.stored.GetEntryQuietly(r.slot)
 	if !kept && s.writing[r.slot] == nil && s.loads[r.slot] == nil {
@@ -444,7 +448,11 @@ func (s *shelf) read(slot string) (*entry, bool) {
 		if _, err := kept.ReadAt(body, 0); err != nil {
 			return nil, false
 		}
-		o.Body, o.at = body, nil
+		if o.at = nil; len(body) < largeBytes {
+			o.Body = body
+		} else {
+			o.large = newLarge(body)
+		}
 	}
 	return e, true
 }

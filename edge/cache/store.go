@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"math"
 	"math/bits"
 	"net/http"
@@ -212,7 +213,7 @@ func (c *Cache) hold(slot string, e *entry, reserved int64) bool {
 	size := allocated(len(slot)) + entryOverhead
 	switch {
 	case e.object != nil:
-		size += allocated(cap(e.object.Body)) + allocated(len(e.object.Header)) + allocated(len(e.object.tags)) + varySize(e.object.vary)
+		size += e.object.counted() + allocated(len(e.object.Header)) + allocated(len(e.object.tags)) + varySize(e.object.vary)
 		if e.object.InSlices() {
 			size += slicedOverhead
 		}
@@ -220,12 +221,48 @@ func (c *Cache) hold(slot string, e *entry, reserved int64) bool {
 		size += varySize(e.crossroads.vary)
 	}
 	e.weight = uint32(size)
+	if !e.hold() {
+		return false
+	}
 	if !c.reserve(size - reserved) {
+		e.letGo()
 		c.counts.refused.Add(1)
 		return false
 	}
 	c.stored.Set(slot, e)
 	return true
+}
+
+// hold has a large body stay for the entry, until it lets go of it; not ok: it is gone.
+func (e *entry) hold() bool { return e.object == nil || e.object.large == nil || e.object.large.hold() }
+
+func (e *entry) letGo() {
+	if e.object != nil && e.object.large != nil {
+		e.object.large.letGo()
+	}
+}
+
+// counted is what the body is counted for.
+func (o *Object) counted() int64 {
+	if o.large != nil {
+		return o.large.room
+	}
+	return allocated(cap(o.Body))
+}
+
+// lasting is the body in memory as what stays for as long as somebody knows of it; not ok: it is gone.
+func (o *Object) lasting() ([]byte, bool) {
+	if o.large == nil {
+		return o.Body, true
+	}
+	if heap := o.large.heap.Load(); heap != nil {
+		return *heap, true
+	}
+	if !o.large.hold() {
+		return nil, false
+	}
+	defer o.large.letGo()
+	return bytes.Clone(o.large.bytes()), true
 }
 
 // varySize is what the names of fields take.

@@ -32,7 +32,7 @@ func (p *Plane) Quick(q *http1.Request, a *http1.Response) bool {
 	}
 	now := time.Now()
 	o, ok := p.cache.Glance(d.target(), d.Behavior.Policy, q.Fields, now, a.Head)
-	if !ok || o.OnDisk() && !q.Head && !fromDisk(o, a) {
+	if !ok || !q.Head && !p.openTo(q, a, o) {
 		return false
 	}
 	a.Status = o.Status
@@ -56,11 +56,39 @@ func (p *Plane) Quick(q *http1.Request, a *http1.Response) bool {
 	}
 	a.Head = b
 	if !q.Head {
-		a.Body = o.Body
 		p.counts.bytes.Add(uint64(o.Size()))
 	}
 	p.counts.requests.Add(1)
 	p.counts.hits.Add(1)
+	return true
+}
+
+// openTo gives an answer the body of a response.
+func (p *Plane) openTo(q *http1.Request, a *http1.Response, o *cache.Object) bool {
+	switch {
+	case o.OnDisk():
+		return fromDisk(o, a)
+	case !o.Large():
+		a.Body = o.Body
+		return true
+	}
+	var body cache.Body
+	var err error
+	if q.TLS {
+		body, err = o.Open()
+	} else {
+		body, err = p.cache.OpenFile(o)
+	}
+	if err != nil {
+		return false
+	}
+	var moved bool
+	if a.File, a.Memory, a.Done, moved = body.Pages(); moved {
+		a.Length = int64(len(a.Memory))
+		return true
+	}
+	a.Body = body.Heap()
+	body.Close()
 	return true
 }
 
