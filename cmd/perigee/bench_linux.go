@@ -24,7 +24,7 @@ func newBench() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			if list {
 				for _, r := range bench.Rows() {
-					fmt.Fprintf(c.OutOrStdout(), "%-12s %s\n", r.Name, r.Work)
+					fmt.Fprintf(c.OutOrStdout(), "%-18s %s\n", r.Name, r.Work)
 				}
 				return nil
 			}
@@ -58,7 +58,7 @@ func newBench() *cobra.Command {
 	f.IntVar(&cfg.Rounds, "rounds", 7, "samples of each")
 	f.DurationVar(&cfg.Duration, "duration", 3*time.Second, "of one sample, whole seconds")
 	f.DurationVar(&cfg.Warm, "warm", 2*time.Second, "of load on each before its first sample, whole seconds; below 0: none")
-	f.IntVar(&cfg.Objects, "objects", 1_000_000, "that memory-1k fills caches with")
+	f.IntVar(&cfg.Objects, "objects", 1_000_000, "that memory-1k fills caches with, and names of dns-static and dns-records-…")
 	f.IntVar(&cfg.Idle, "idle", 10_000, "connections that idle-conns keeps")
 	f.BoolVar(&quick, "quick", false, "show that rows work: one round of a second, 20,000 objects, 1,000 connections; figures say nothing")
 	f.StringVar(&cfg.Profile, "profile", "", "have ours write CPU and heap profiles into a folder of this for each row, which costs it some percent")

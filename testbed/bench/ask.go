@@ -4,10 +4,12 @@ package bench
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -37,13 +39,10 @@ func get(ctx context.Context, g getting) (http.Header, error) {
 	}}
 	defer t.CloseIdleConnections()
 	if g.cert != "" {
-		pem, err := os.ReadFile(g.cert)
-		if err != nil {
+		var err error
+		if t.TLSClientConfig, err = trusting(g.cert); err != nil {
 			return nil, err
 		}
-		pool := x509.NewCertPool()
-		pool.AppendCertsFromPEM(pem)
-		t.TLSClientConfig = &tls.Config{RootCAs: pool, ServerName: Name}
 		t.Protocols = new(http.Protocols)
 		t.Protocols.SetHTTP1(!g.h2)
 		t.Protocols.SetHTTP2(g.h2)
@@ -76,10 +75,15 @@ func get(ctx context.Context, g getting) (http.Header, error) {
 // asking is one DNS query.
 type asking struct {
 	address string
-	network string // udp, tcp
+	network string // udp, tcp, dot (RFC 7858), doh (RFC 8484)
 	name    string
-	subnet  netip.Prefix // of the client, by EDNS (RFC 7871); zero: none
+	subnet  netip.Prefix  // of the client, by EDNS (RFC 7871); zero: none
+	cert    string        // of who is asked in TLS
+	wait    time.Duration // for the answer; 0: a second
 }
+
+// errNoDoH is that a server of HTTPS does not answer DNS.
+var errNoDoH = errors.New("it does not answer DNS over HTTPS")
 
 // answered is what matters of the answer.
 type answered struct {
@@ -122,49 +126,32 @@ func question(id uint16, name string, subnet netip.Prefix) ([]byte, error) {
 	return b.Finish()
 }
 
-// ask asks once, and waits a second.
+// ask asks once.
 func ask(ctx context.Context, a asking) (res answered, err error) {
 	id := uint16(rand.Uint32())
 	query, err := question(id, a.name, a.subnet)
 	if err != nil {
 		return res, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(a.wait, time.Second))
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, a.network, a.address)
-	if err != nil {
-		return res, err
+	send := overSocket
+	if a.network == "doh" {
+		send = overHTTPS
 	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	conn.SetDeadline(deadline)
-	if a.network == "tcp" {
-		query = append(binary.BigEndian.AppendUint16(nil, uint16(len(query))), query...)
-	}
-	if _, err := conn.Write(query); err != nil {
-		return res, err
-	}
-	buf := make([]byte, 65535)
-	n := 0
-	if a.network == "tcp" {
-		if _, err = io.ReadFull(conn, buf[:2]); err == nil {
-			n, err = io.ReadFull(conn, buf[:binary.BigEndian.Uint16(buf)])
-		}
-	} else {
-		n, err = conn.Read(buf)
-	}
+	m, err := send(ctx, a, query)
 	if err != nil {
 		return res, fmt.Errorf("ask %s by %s: %w", a.name, a.network, err)
 	}
 	var p dnsmessage.Parser
-	h, err := p.Start(buf[:n])
+	h, err := p.Start(m)
 	if err != nil {
 		return res, fmt.Errorf("answer for %s: %w", a.name, err)
 	}
 	if h.ID != id || !h.Response {
 		return res, fmt.Errorf("what came for %s is no answer to it", a.name)
 	}
-	res.code, res.authoritative, res.size = h.RCode, h.Authoritative, n
+	res.code, res.authoritative, res.size = h.RCode, h.Authoritative, len(m)
 	if err := p.SkipAllQuestions(); err != nil {
 		return res, err
 	}
@@ -178,6 +165,81 @@ func ask(ctx context.Context, a asking) (res answered, err error) {
 		}
 	}
 	return res, nil
+}
+
+// overSocket sends a query, and returns the answer, by UDP, TCP or TLS.
+func overSocket(ctx context.Context, a asking, query []byte) (m []byte, err error) {
+	var conn net.Conn
+	if a.network == "dot" {
+		t, err := trusting(a.cert)
+		if err != nil {
+			return nil, err
+		}
+		conn, err = (&tls.Dialer{Config: t}).DialContext(ctx, "tcp", a.address)
+		if err != nil {
+			return nil, err
+		}
+	} else if conn, err = new(net.Dialer).DialContext(ctx, a.network, a.address); err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	stream := a.network != "udp"
+	if stream {
+		query = append(binary.BigEndian.AppendUint16(nil, uint16(len(query))), query...)
+	}
+	if _, err := conn.Write(query); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 65535)
+	n := 0
+	if stream {
+		if _, err = io.ReadFull(conn, buf[:2]); err == nil {
+			n, err = io.ReadFull(conn, buf[:binary.BigEndian.Uint16(buf)])
+		}
+	} else {
+		n, err = conn.Read(buf)
+	}
+	return buf[:n], err
+}
+
+// overHTTPS does the same by HTTP/2.
+func overHTTPS(ctx context.Context, a asking, query []byte) ([]byte, error) {
+	config, err := trusting(a.cert)
+	if err != nil {
+		return nil, err
+	}
+	t := &http.Transport{TLSClientConfig: config, Protocols: new(http.Protocols), DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, a.address)
+	}}
+	t.Protocols.SetHTTP2(true)
+	defer t.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+Name+dohPath, bytes.NewReader(query))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/dns-message")
+	res, err := t.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%w: %s", errNoDoH, res.Status)
+	}
+	return io.ReadAll(io.LimitReader(res.Body, 65535))
+}
+
+// trusting is a client that trusts a certificate of Name.
+func trusting(cert string) (*tls.Config, error) {
+	pem, err := os.ReadFile(cert)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	return &tls.Config{RootCAs: pool, ServerName: Name}, nil
 }
 
 // answers says what is wrong with an answer that is to be one address, or with a zero address NXDOMAIN.

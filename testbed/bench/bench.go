@@ -93,6 +93,7 @@ type Measured struct {
 	Value          float64       // each second; or what else the row's unit says
 	Bytes          int64         // that came, heads and encryption included or not; 0: the tool does not say
 	Mean, P50, P99 time.Duration // of one; 0: the tool does not say
+	Idle           time.Duration // in which the load computed to find nothing to do; 0: it sleeps
 	Failed         string        // what went wrong: the sample is void; "": nothing
 }
 

@@ -59,8 +59,6 @@ func ours(spec func(s Stage) (string, error), args ...string) Peer {
 
 // apply gives a node its spec, as soon as it takes one, and waits until it runs.
 func apply(ctx context.Context, socket, spec string, p *Process) error {
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
 	client, err := api.NewClient(socket, api.Options{})
 	if err != nil {
 		return err
@@ -72,6 +70,8 @@ func apply(ctx context.Context, socket, spec string, p *Process) error {
 		if len(files) == 0 {
 			return nil
 		}
+		ctx, cancel := context.WithTimeout(ctx, startTime) // for each change
+		defer cancel()
 		res, err := client.Apply(ctx, api.ApplyRequest{Files: files})
 		if err != nil {
 			return err
@@ -83,8 +83,10 @@ func apply(ctx context.Context, socket, spec string, p *Process) error {
 		}
 		return err
 	}
+	up, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
 	for { // until it serves
-		status, err := client.Status(ctx)
+		status, err := client.Status(up)
 		if err == nil && status.Leader != "" {
 			break
 		}
@@ -92,8 +94,8 @@ func apply(ctx context.Context, socket, spec string, p *Process) error {
 			return failed
 		}
 		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the node: %w: %w\n%s", context.Cause(ctx), err, p.Log())
+		case <-up.Done():
+			return fmt.Errorf("wait for the node: %w: %w\n%s", context.Cause(up), err, p.Log())
 		case <-time.After(again):
 		}
 	}

@@ -19,15 +19,15 @@ func writePlaces(file string) error {
 		return err
 	}
 	for n := range places {
-		prefix, nearest := place(n)
-		r := regions[nearest]
+		prefix, in, country := place(n)
+		r := regions[in]
 		_, network, err := net.ParseCIDR(prefix.String())
 		if err != nil {
 			return err
 		}
 		if err := tree.Insert(network, mmdbtype.Map{
 			"continent": mmdbtype.Map{"code": mmdbtype.String(r.continent), "names": mmdbtype.Map{"en": mmdbtype.String(r.continent)}},
-			"country":   mmdbtype.Map{"iso_code": mmdbtype.String(r.country), "names": mmdbtype.Map{"en": mmdbtype.String(r.country)}},
+			"country":   mmdbtype.Map{"iso_code": mmdbtype.String(r.countries[country]), "names": mmdbtype.Map{"en": mmdbtype.String(r.countries[country])}},
 			// Some hundred kilometres around the region, so that distances differ.
 			"location": mmdbtype.Map{"latitude": mmdbtype.Float64(r.latitude + float64(n%7) - 3), "longitude": mmdbtype.Float64(r.longitude + float64(n%5) - 2)},
 		}); err != nil {

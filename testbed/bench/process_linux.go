@@ -76,6 +76,10 @@ type Process struct {
 	log  string
 	gone chan struct{}
 	err  error // of its end; to be read when it is gone
+
+	began time.Time
+	ready time.Duration // from its start until it gave the last of its answers, of rows about that
+	empty int64         // bytes of memory that it takes with nothing to serve, of rows about that
 }
 
 // start starts a program on those cores, in a folder. What it writes goes to a file there, unless cmd says otherwise. Where that is
@@ -96,6 +100,7 @@ func (s *starter) start(cores []int, dir string, cmd *exec.Cmd) (*Process, error
 	if s.apart {
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
 	}
+	p.began = time.Now()
 	if err := s.do(cores, cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
 	}

@@ -95,6 +95,7 @@ type Sample struct {
 	P50         float64 `json:"p50,omitempty"` // the same
 	P99         float64 `json:"p99,omitempty"`
 	Busy        float64 `json:"busy"`        // share of the servers' cores that it used
+	Load        float64 `json:"load"`        // share of the load's cores that the load used, less what it found nothing to do in
 	Others      float64 `json:"others"`      // share of the servers' cores that others used
 	OthersLoads float64 `json:"othersLoads"` // share of the load's cores that neither the load nor the origin used
 	Steal       float64 `json:"steal"`       // share that the machine under this one took

@@ -5,7 +5,6 @@ package bench
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -16,112 +15,203 @@ import (
 	"time"
 )
 
-// zoneNames is how many names a zone has: as many as a HostedZone may have.
+// zoneNames is how many names a zone of ours has: as many as a HostedZone may have. The others have all names in one zone.
 const zoneNames = 10_000
 
+// few is for rows that are not about many names.
+func few(Stage) int { return zoneNames }
+
+// many is as many names as objects are said.
+func many(s Stage) int { return s.Objects }
+
 func dnsRows() []Row {
-	load := func(mode, clients, outstanding string) Load {
-		return Load{Tool: "dnsperf", Args: []string{"-s", "{host}", "-p", "{port}", "-m", mode, "-d", "{row}/queries", "-l", "{seconds}", "-c", clients, "-T", "1", "-q", outstanding, "-t", "2"}}
+	perf := func(mode, port, clients string, more ...string) Load {
+		return Load{Tool: "dnsperf", Args: append([]string{"-s", "{host}", "-p", port, "-m", mode, "-d", "{row}/queries", "-l", "{seconds}", "-c", clients, "-T", "1", "-q", "100", "-t", "2"}, more...)}
 	}
-	static := func(name, work string, zones int, l Load, network string) Row {
-		return Row{Name: name, Work: work, Unit: "queries/s", Load: l, Prepare: writeZones(zones), Check: checkZones(zones, network),
-			Ours:  ours(func(Stage) (string, error) { return zonesSpec(zones), nil }, dnsArgs()...),
-			Peers: []Peer{knot(zones), nsd(zones), gdnsd(zones), pdns(zones), bind(zones), coredns(zones)}}
+	static := func(name, work string, names func(Stage) int, peers ...Peer) Row {
+		q := new(questions)
+		return Row{Name: name, Work: work, Unit: "queries/s", Load: volleyOf(q), Prepare: func(s Stage) error { return errors.Join(writeZones(s, names(s)), q.ofNames(names(s))) },
+			Check: checkNames(names, "udp"), Ours: ours(func(s Stage) (string, error) { return zonesSpec(names(s)), nil }, dnsArgs()...), Peers: peers}
 	}
-	near := load("udp", "8", "100")
-	near.Args = append(near.Args, "-B")
-	return []Row{
-		static("dns-10k", "an A record of one zone with 10,000 names, at random, over UDP", 1, load("udp", "8", "100"), "udp"),
-		static("dns-100k", "an A record of ten zones with 10,000 names each, at random, over UDP", 10, load("udp", "8", "100"), "udp"),
-		static("dns-tcp", "an A record of one zone with 10,000 names, over 16 TCP connections that are kept", 1, load("tcp", "16", "100"), "tcp"),
-		{Name: "dns-near", Unit: "queries/s", Load: near, Prepare: writeNear, Check: checkNear,
-			Work:  "the nearest of three regions for clients in 600 networks, told by EDNS client subnet, from a file of places in MaxMind's format",
-			Ours:  ours(func(Stage) (string, error) { return nearSpec(), nil }, append(dnsArgs(), "--geo-db", "{places}")...),
-			Peers: []Peer{gdnsdNear(), pdnsNear(), knotNear(), corednsNear()}},
+	big := static("dns-static", "an A record of --objects names (1,000,000), each in turn and in an order that is random, over UDP; ours has them in zones of 10,000, the others in one zone", many,
+		knot(zoneAll), nsd(zoneAll, ""), gdnsd(zoneAll), bind(zoneAll, ""), pdns(zoneAll), coredns(zoneAll, ""))
+	big.Goals = []Goal{{"knot", 1.3}, {"nsd", 1.3}, {"gdnsd", 1.3}, {"coredns", 4}}
+	small := static("dns-static-10k", "the same of one zone with 10,000 names", few, big.Peers...)
+	small.Goals = big.Goals
+	// kept is a row of connections that are kept, by dnsperf.
+	kept := func(name, work string, network string, load Load, own Peer, peers ...Peer) Row {
+		r := Row{Name: name, Work: work, Unit: "queries/s", Load: load, Check: checkNames(few, network), Ours: own, Peers: peers,
+			Prepare: func(s Stage) error { return errors.Join(writeZones(s, zoneNames), writeQueries(s, zoneNames)) }}
+		if network == "dot" || network == "doh" {
+			for _, p := range peers {
+				r.Goals = append(r.Goals, Goal{p.Name, 1})
+			}
+		}
+		return r
 	}
+	spec := func(Stage) (string, error) { return zonesSpec(zoneNames), nil }
+	secure := func(s Stage) (string, error) {
+		cert, err := certSpec(s)
+		return zonesSpec(zoneNames) + "---\n" + cert, err
+	}
+	placed := func(name, work string, spec string, zone string, want func(n int) netip.Addr, peers ...Peer) Row {
+		q := new(questions)
+		return Row{Name: name, Unit: "queries/s", Load: volleyOf(q), Work: work, Prepare: func(Stage) error { return q.ofPlaces(zone, want) }, Check: checkPlaces(zone, want),
+			Ours:  ours(func(Stage) (string, error) { return spec, nil }, append(dnsArgs(), "--geo-db", "{places}")...),
+			Peers: peers, Goals: []Goal{{"gdnsd", 1.3}, {"pdns", 4}}}
+	}
+	return append([]Row{big, small,
+		kept("dns-udp-dnsperf", "an A record of one zone with 10,000 names, at random, over UDP, asked by dnsperf, which other people wrote", "udp", perf("udp", "{port}", "8"),
+			ours(spec, dnsArgs()...), big.Peers...),
+		kept("dns-tcp", "the same over 16 TCP connections that are kept", "tcp", perf("tcp", "{port}", "16"),
+			ours(spec, dnsArgs()...), big.Peers...),
+		kept("dns-dot", "the same over 16 connections in TLS that are kept (DoT)", "dot", perf("dot", "{tls}", "16"),
+			flagged("--dns-tls", ours(secure, append(dnsArgs(), "--dns-tls", "{host}:{tls}")...)),
+			nsd(zoneAll, "dot"), bind(zoneAll, "dot"), coredns(zoneAll, "dot")),
+		kept("dns-doh", "the same over 16 connections of HTTP/2 in TLS that are kept (DoH, POST)", "doh", perf("doh", "{tls}", "16", "-O", "doh-uri=https://"+Name+dohPath, "-O", "doh-method=POST"),
+			speakingDoH(ours(secure, "--http", "", "--https", "{host}:{tls}", "--dns", "{host}:{port}")),
+			bind(zoneAll, "doh"), coredns(zoneAll, "doh")),
+		placed("dns-geo", "one of six addresses by country and continent for clients in 10,000 networks, told by EDNS client subnet, from a file of places in MaxMind's format",
+			geoSpec(), geoZone, countryAddress, gdnsdGeo(), pdnsGeo(), knotGeo(), corednsGeo()),
+		placed("dns-latency", "the nearest of three regions for the same clients", nearSpec(), nearZone, nearestAddress, gdnsdNear(), pdnsNear(), knotNear(), corednsNear()),
+	}, recordRows()...)
 }
+
+// dohPath is where DNS over HTTPS is asked.
+const dohPath = "/dns-query"
 
 func dnsArgs() []string {
 	return []string{"--http", "", "--https", "", "--dns", "{host}:{port}"}
 }
 
+func volleyOf(q *questions) Load {
+	return Load{Tool: "own", Args: []string{"batched datagrams"}, Own: func(ctx context.Context, s Stage, d time.Duration) (Measured, error) {
+		return (&volley{address: s.at(s.Port), questions: q, last: d}).run(ctx)
+	}}
+}
+
+// flagged is ours where it has a flag.
+func flagged(flag string, p Peer) Peer {
+	start := p.Start
+	p.Start = func(ctx context.Context, s Stage) (*Process, error) {
+		help, _, err := s.run.starter.run(ctx, s.run.Loads, s.Dir, []string{s.Program, "node", "--help"})
+		if err != nil {
+			return nil, err
+		}
+		if !strings.Contains(help, flag+" ") {
+			return nil, fmt.Errorf("%w: it has no %s", errLacks, flag)
+		}
+		return start(ctx, s)
+	}
+	return p
+}
+
+// speakingDoH is ours where it answers DNS over HTTPS.
+func speakingDoH(p Peer) Peer {
+	start := p.Start
+	p.Start = func(ctx context.Context, s Stage) (*Process, error) {
+		proc, err := start(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := ask(ctx, asking{address: s.at(s.TLS), network: "doh", name: nameOf(0), cert: s.Cert}); errors.Is(err, errNoDoH) {
+			proc.Stop()
+			return nil, fmt.Errorf("%w: %w", errLacks, err)
+		}
+		return proc, nil
+	}
+	return p
+}
+
 func zoneName(z int) string { return fmt.Sprintf("z%d.%s", z, Name) }
 
-// addressOf is what name n of any zone leads to.
+// nameOf is name n of all, absolute. It is in zone n/zoneNames of ours, and in the one zone of the others.
+func nameOf(n int) string { return fmt.Sprintf("h%d.%s.", n%zoneNames, zoneName(n/zoneNames)) }
+
+// addressOf is what name n leads to.
 func addressOf(n int) netip.Addr {
 	return netip.AddrFrom4([4]byte{198, byte(18 + n>>16), byte(n >> 8), byte(n)})
 }
 
-// Zone files as RFC 1035 has them: the apex, one name server, and the names. They are the same for all who read such files.
-func zoneFile(z int) []byte {
+// The files of zones, in the row's folder: with all names, and with none.
+const (
+	zoneAll  = "zone"
+	zoneNone = "none"
+)
+
+const zoneHead = "$ORIGIN " + Name + ".\n$TTL 300\n@ SOA ns hostmaster 1 7200 900 1209600 60\n@ NS ns\nns A 192.0.2.53\n"
+
+// writeZones writes a zone file as RFC 1035 has it, with so many names: the same for all who read such files; and one with none.
+func writeZones(s Stage, names int) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "$ORIGIN %s.\n$TTL 300\n@ SOA ns hostmaster 1 7200 900 1209600 60\n@ NS ns\nns A 192.0.2.53\n", zoneName(z))
-	for n := range zoneNames {
-		fmt.Fprintf(&b, "h%d A %s\n", n, addressOf(n))
+	b.WriteString(zoneHead)
+	for n := range names {
+		fmt.Fprintf(&b, "h%d.z%d A %s\n", n%zoneNames, n/zoneNames, addressOf(n))
 	}
-	return b.Bytes()
+	return errors.Join(os.WriteFile(filepath.Join(s.Row, zoneAll), b.Bytes(), 0o644), os.WriteFile(filepath.Join(s.Row, zoneNone), []byte(zoneHead), 0o644))
 }
 
-// maxQueries is how many different queries a load file has: it is read again when it ends.
-const maxQueries = 200_000
+// dnsperfQueries is how many queries a file for dnsperf has, which reads it again when it ends.
+const dnsperfQueries = 20_000
 
-// writeZones writes zone files, and queries in an order that is random and the same in each run.
-func writeZones(zones int) func(Stage) error {
-	return func(s Stage) error {
-		var queries bytes.Buffer
-		dice := rand.New(rand.NewPCG(1, uint64(zones)))
-		for range min(maxQueries, 2*zones*zoneNames) {
-			fmt.Fprintf(&queries, "h%d.%s A\n", dice.IntN(zoneNames), zoneName(dice.IntN(zones)))
-		}
-		if err := os.WriteFile(filepath.Join(s.Row, "queries"), queries.Bytes(), 0o644); err != nil {
+// writeQueries writes what dnsperf asks, in an order that is random and the same in each run.
+func writeQueries(s Stage, names int) error {
+	var b bytes.Buffer
+	dice := rand.New(rand.NewPCG(1, uint64(names)))
+	for range dnsperfQueries {
+		fmt.Fprintf(&b, "%s A\n", strings.TrimSuffix(nameOf(dice.IntN(names)), "."))
+	}
+	return os.WriteFile(filepath.Join(s.Row, "queries"), b.Bytes(), 0o644)
+}
+
+// ofNames are questions for each of so many names, in an order that is random and the same in each run.
+func (q *questions) ofNames(names int) error {
+	*q = questions{}
+	for _, n := range rand.New(rand.NewPCG(1, uint64(names))).Perm(names) {
+		if err := q.add(nameOf(n), netip.Prefix{}, addressOf(n)); err != nil {
 			return err
 		}
-		for z := range zones {
-			if err := os.WriteFile(filepath.Join(s.Row, zoneName(z)), zoneFile(z), 0o644); err != nil {
-				return err
-			}
-		}
-		return nil
 	}
+	return nil
 }
 
-// checkedNames is how many names of each zone are asked before a server is timed.
-const checkedNames = 20
+// checkedNames is how many names are asked before a server is timed, the first and the last among them.
+const checkedNames = 200
 
-func checkZones(zones int, network string) func(context.Context, Stage) error {
+func checkNames(names func(Stage) int, network string) func(context.Context, Stage) error {
 	return func(ctx context.Context, s Stage) error {
-		for z := range zones {
-			for i := range checkedNames {
-				n := i * (zoneNames - 1) / (checkedNames - 1)
-				if err := answers(ctx, asking{address: s.at(s.Port), network: network, name: fmt.Sprintf("h%d.%s.", n, zoneName(z))}, addressOf(n)); err != nil {
-					return err
-				}
-			}
-			if err := answers(ctx, asking{address: s.at(s.Port), network: network, name: "none." + zoneName(z) + "."}, netip.Addr{}); err != nil {
+		a := asking{address: s.at(s.Port), network: network, cert: s.Cert}
+		if network == "dot" || network == "doh" {
+			a.address = s.at(s.TLS)
+		}
+		for i := range checkedNames {
+			n := i * (names(s) - 1) / (checkedNames - 1)
+			a.name = nameOf(n)
+			if err := answers(ctx, a, addressOf(n)); err != nil {
 				return err
 			}
 		}
-		return nil
+		a.name = "none." + zoneName(0) + "."
+		return answers(ctx, a, netip.Addr{})
 	}
 }
 
-func zonesSpec(zones int) string {
+// zonesSpec is ours with so many names.
+func zonesSpec(names int) string {
 	var b strings.Builder
 	b.WriteString(region)
-	for z := range zones {
-		fmt.Fprintf(&b, "---\nkind: HostedZone\nname: %s\nrecords:\n", zoneName(z))
-		for n := range zoneNames {
-			fmt.Fprintf(&b, "  - {name: h%d, type: A, ttl: 300, values: [%s]}\n", n, addressOf(n))
-		}
+	for z := range (names + zoneNames - 1) / zoneNames {
+		b.WriteString("---\n" + zoneSpec(z, names, addressOf))
 	}
 	return b.String()
 }
 
-// forZones is a piece of configuration for each zone: in it {zone} and {file} are replaced.
-func forZones(zones int, s Stage, text string) string {
+// zoneSpec is zone z of those that so many names are in.
+func zoneSpec(z, names int, address func(n int) netip.Addr) string {
 	var b strings.Builder
-	for z := range zones {
-		b.WriteString(strings.NewReplacer("{zone}", zoneName(z), "{file}", filepath.Join(s.Row, zoneName(z))).Replace(text))
+	fmt.Fprintf(&b, "kind: HostedZone\nname: %s\nrecords:\n", zoneName(z))
+	for n := z * zoneNames; n < min(names, (z+1)*zoneNames); n++ {
+		fmt.Fprintf(&b, "  - {name: h%d, type: A, ttl: 300, values: [%s]}\n", n%zoneNames, address(n))
 	}
 	return b.String()
 }
@@ -154,19 +244,28 @@ log:
     any: warning
 `
 
-func knot(zones int) Peer {
+func knot(zone string) Peer {
 	return dnsPeer("knot", "knotd", "knot", []string{"--version"}, "", func(s Stage) error {
 		_, err1 := s.Write("run/none", "")
-		_, err2 := s.Write("knot.conf", knotHead+"zone:\n"+forZones(zones, s, "  - domain: {zone}\n    file: {file}\n    zonefile-sync: -1\n    journal-content: none\n"))
+		_, err2 := s.Write("knot.conf", knotHead+"zone:\n  - domain: {name}\n    file: {row}/"+zone+"\n    zonefile-sync: -1\n    journal-content: none\n")
 		return errors.Join(err1, err2)
 	}, "knotd", "-c", "{dir}/knot.conf")
 }
 
-func nsd(zones int) Peer {
+// nsd answers in TLS as well if how is dot.
+func nsd(zone, how string) Peer {
+	tls := ""
+	if how == "dot" {
+		tls = `    ip-address: {host}@{tls}
+    tls-port: {tls}
+    tls-service-key: "{key}"
+    tls-service-pem: "{cert}"
+`
+	}
 	return dnsPeer("nsd", "nsd", "nsd", []string{"-v"}, "", func(s Stage) error {
 		_, err := s.Write("nsd.conf", `server:
     ip-address: {host}@{port}
-    server-count: 1
+`+tls+`    server-count: 1
     do-ip6: no
     username: ""
     chroot: ""
@@ -183,7 +282,10 @@ func nsd(zones int) Peer {
     rrl-ratelimit: 0
 remote-control:
     control-enable: no
-`+forZones(zones, s, "zone:\n    name: {zone}\n    zonefile: {file}\n"))
+zone:
+    name: {name}
+    zonefile: "{row}/`+zone+`"
+`)
 		return err
 	}, "nsd", "-d", "-c", "{dir}/nsd.conf")
 }
@@ -199,14 +301,15 @@ const gdnsdHead = `options => {
 }
 `
 
-func gdnsd(zones int) Peer {
+func gdnsd(zone string) Peer {
 	return dnsPeer("gdnsd", "gdnsd", "gdnsd", []string{"-h"}, "", func(s Stage) error {
-		for z := range zones {
-			if _, err := s.Write("etc/zones/"+zoneName(z), string(zoneFile(z))); err != nil {
-				return err
-			}
-		}
 		_, err := s.Write("etc/config", gdnsdHead)
+		if err == nil {
+			err = os.Mkdir(filepath.Join(s.Dir, "etc/zones"), 0o755)
+		}
+		if err == nil { // it has its zones in a folder of its own
+			err = os.Link(filepath.Join(s.Row, zone), filepath.Join(s.Dir, "etc/zones", Name))
+		}
 		return err
 	}, "gdnsd", "-c", "{dir}/etc", "start")
 }
@@ -230,24 +333,33 @@ security-poll-suffix=
 version-string=anonymous
 `
 
-func pdns(zones int) Peer {
+func pdns(zone string) Peer {
 	p := dnsPeer("pdns", "pdns_server", "pdns-server", []string{"--version"}, "zones in its bind backend; answers from its cache of packets, for 20 s each", func(s Stage) error {
 		_, err1 := s.Write("pdns.conf", pdnsHead+"launch=bind\nbind-config={dir}/named.conf\n")
-		_, err2 := s.Write("named.conf", forZones(zones, s, "zone \"{zone}\" { type master; file \"{file}\"; };\n"))
+		_, err2 := s.Write("named.conf", "zone \"{name}\" { type master; file \"{row}/"+zone+"\"; };\n")
 		return errors.Join(err1, err2)
 	}, "pdns_server", "--config-dir={dir}")
 	p.Needs = append(p.Needs, Need{File: "/usr/lib/*/pdns/libbindbackend.so", Package: "pdns-backend-bind"})
 	return p
 }
 
-func bind(zones int) Peer {
+// bind answers in TLS as well if how is dot, and by HTTPS if it is doh.
+func bind(zone, how string) Peer {
+	listen := map[string]string{
+		"dot": "  listen-on port {tls} tls own { {host}; };\n",
+		"doh": "  listen-on port {tls} tls own http own { {host}; };\n  http-listener-clients 200;\n  http-streams-per-connection 1000;\n",
+	}[how]
+	secure := ""
+	if how != "" {
+		secure = "tls own { cert-file \"{cert}\"; key-file \"{key}\"; };\nhttp own { endpoints { \"" + dohPath + "\"; }; };\n"
+	}
 	return dnsPeer("bind9", "named", "bind9", []string{"-v"}, "", func(s Stage) error {
-		_, err := s.Write("named.conf", `options {
+		_, err := s.Write("named.conf", secure+`options {
   directory "{dir}";
   pid-file "{dir}/pid";
   session-keyfile "{dir}/session.key";
   listen-on port {port} { {host}; };
-  listen-on-v6 { none; };
+`+listen+`  listen-on-v6 { none; };
   recursion no;
   minimal-responses yes;
   dnssec-validation no;
@@ -256,189 +368,17 @@ func bind(zones int) Peer {
   notify no;
 };
 controls { };
-`+forZones(zones, s, "zone \"{zone}\" { type primary; file \"{file}\"; };\n"))
+zone "{name}" { type primary; file "{row}/`+zone+`"; };
+`)
 		return err
 	}, "named", "-g", "-n", "1", "-c", "{dir}/named.conf")
 }
 
-func coredns(zones int) Peer {
+// coredns answers in TLS instead of UDP if how is dot, and by HTTPS if it is doh.
+func coredns(zone, how string) Peer {
+	head := map[string]string{"": "{name}:{port} {\n", "dot": "tls://{name}:{tls} {\n\ttls {cert} {key}\n", "doh": "https://{name}:{tls} {\n\ttls {cert} {key}\n"}[how]
 	return dnsPeer("coredns", "coredns", "", []string{"-version"}, "", func(s Stage) error {
-		_, err := s.Write("Corefile", forZones(zones, s, "{zone}:{port} {\n\tbind {host}\n\tfile {file}\n\tminimal\n}\n"))
+		_, err := s.Write("Corefile", head+"\tbind {host}\n\tfile {row}/"+zone+"\n\tminimal\n}\n")
 		return err
 	}, "coredns", "-conf", "{dir}/Corefile")
 }
-
-// The row of the nearest region: clients in three continents, each of which has one region and one address.
-var regions = [...]struct {
-	name, continent, country string
-	latitude, longitude      float64
-	address                  netip.Addr
-}{
-	{"ap-northeast-2", "AS", "KR", 37.56, 126.98, netip.AddrFrom4([4]byte{192, 0, 2, 1})},
-	{"eu-central-1", "EU", "DE", 50.11, 8.68, netip.AddrFrom4([4]byte{192, 0, 2, 2})},
-	{"us-east-1", "NA", "US", 38.95, -77.45, netip.AddrFrom4([4]byte{192, 0, 2, 3})},
-}
-
-// nearZone is the zone of that row, whose only interesting name is www.
-const nearZone = "near." + Name
-
-// places is how many networks the file of places has.
-const places = 600
-
-// place is network n of the file of places, and which region is nearest to it: networks of /16 from 20.0.0.0 on.
-func place(n int) (network netip.Prefix, nearest int) {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(20 + n>>8), byte(n), 0, 0}), 16), n % len(regions)
-}
-
-func nearSpec() string {
-	var b strings.Builder
-	for i, r := range regions {
-		if i > 0 {
-			b.WriteString("---\n")
-		}
-		fmt.Fprintf(&b, "kind: Region\nname: %s\nlocation: {latitude: %g, longitude: %g}\n", r.name, r.latitude, r.longitude)
-	}
-	b.WriteString("---\n" + region)
-	fmt.Fprintf(&b, "---\nkind: HostedZone\nname: %s\nrecords:\n", nearZone)
-	for _, r := range regions {
-		fmt.Fprintf(&b, "  - {name: www, type: A, setIdentifier: %s, region: %s, ttl: 300, values: [%s]}\n", r.name, r.name, r.address)
-	}
-	return b.String()
-}
-
-// nearQueries is how many queries that row's load file has.
-const nearQueries = 50_000
-
-// writeNear writes queries as dnsperf -B reads them: messages with their length before them.
-func writeNear(s Stage) error {
-	var out bytes.Buffer
-	dice := rand.New(rand.NewPCG(1, 1))
-	for range nearQueries {
-		network, _ := place(dice.IntN(places))
-		client := network.Addr().As4()
-		client[2] = byte(dice.Uint32())
-		query, err := question(0, "www."+nearZone+".", netip.PrefixFrom(netip.AddrFrom4(client), 24))
-		if err != nil {
-			return err
-		}
-		out.Write(binary.BigEndian.AppendUint16(nil, uint16(len(query))))
-		out.Write(query)
-	}
-	return os.WriteFile(filepath.Join(s.Row, "queries"), out.Bytes(), 0o644)
-}
-
-func checkNear(ctx context.Context, s Stage) error {
-	for n := 0; n < places; n += 23 { // every region, and no two of one remainder
-		network, nearest := place(n)
-		client := network.Addr().As4()
-		client[2] = 77
-		if err := answers(ctx, asking{address: s.at(s.Port), network: "udp", name: "www." + nearZone + ".", subnet: netip.PrefixFrom(netip.AddrFrom4(client), 24)}, regions[nearest].address); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func gdnsdNear() Peer {
-	return dnsPeer("gdnsd", "gdnsd", "gdnsd", []string{"-h"}, "distances from the file's coordinates, all worked out when it starts", func(s Stage) error {
-		var coords, dcs, resources strings.Builder
-		for i, r := range regions {
-			fmt.Fprintf(&coords, "        d%d => [ %g, %g ]\n", i, r.latitude, r.longitude)
-			fmt.Fprintf(&dcs, "d%d, ", i)
-			fmt.Fprintf(&resources, "        d%d => %s\n", i, r.address)
-		}
-		_, err1 := s.Write("etc/config", gdnsdHead+`plugins => {
-  geoip => {
-    maps => {
-      near => {
-        geoip2_db => {places}
-        datacenters => [ `+strings.TrimSuffix(dcs.String(), ", ")+` ]
-        auto_dc_coords => {
-`+coords.String()+`        }
-      }
-    }
-    resources => {
-      www => {
-        map => near
-        dcmap => {
-`+resources.String()+`        }
-      }
-    }
-  }
-}
-`)
-		_, err2 := s.Write("etc/zones/"+nearZone, "@ 300 SOA ns hostmaster 1 7200 900 1209600 60\n@ 300 NS ns\nns 300 A 192.0.2.53\nwww 300 DYNA geoip!www\n")
-		return errors.Join(err1, err2)
-	}, "gdnsd", "-c", "{dir}/etc", "start")
-}
-
-func pdnsNear() Peer {
-	p := dnsPeer("pdns", "pdns_server", "pdns-server", []string{"--version"}, "by continent, from its geoip backend; answers for client subnets are in no cache", func(s Stage) error {
-		var records strings.Builder
-		for _, r := range regions {
-			fmt.Fprintf(&records, "      %s.%s:\n        - a: {content: %s, ttl: 300}\n", strings.ToLower(r.continent), nearZone, r.address)
-		}
-		_, err1 := s.Write("pdns.conf", pdnsHead+"launch=geoip\ngeoip-database-files=mmdb:{places}\ngeoip-zones-file={dir}/zones.yaml\nedns-subnet-processing=yes\n")
-		_, err2 := s.Write("zones.yaml", `domains:
-  - domain: `+nearZone+`
-    ttl: 300
-    records:
-      `+nearZone+`:
-        - soa: ns.`+nearZone+` hostmaster.`+nearZone+` 1 7200 900 1209600 60
-        - ns: ns.`+nearZone+`
-`+records.String()+`    services:
-      www.`+nearZone+`: ['%cn.`+nearZone+`']
-`)
-		return errors.Join(err1, err2)
-	}, "pdns_server", "--config-dir={dir}")
-	p.Needs = append(p.Needs, Need{File: "/usr/lib/*/pdns/libgeoipbackend.so", Package: "pdns-backend-geoip"})
-	return p
-}
-
-func knotNear() Peer {
-	p := dnsPeer("knot", "knotd", "knot", []string{"--version"}, "by country, from its module geoip", func(s Stage) error {
-		var geo strings.Builder
-		fmt.Fprintf(&geo, "www.%s:\n", nearZone)
-		for _, r := range regions {
-			fmt.Fprintf(&geo, "  - geo: \"%s;%s\"\n    A: %s\n", r.continent, r.country, r.address)
-		}
-		_, err1 := s.Write("run/none", "")
-		_, err2 := s.Write("geo.conf", geo.String())
-		_, err3 := s.Write("zone", "$ORIGIN "+nearZone+".\n$TTL 300\n@ SOA ns hostmaster 1 7200 900 1209600 60\n@ NS ns\nns A 192.0.2.53\nwww A 192.0.2.99\n")
-		// The module comes after the server section, whose subnet option it needs.
-		_, err4 := s.Write("knot.conf", strings.Replace(knotHead, "    udp-workers", "    edns-client-subnet: on\n    udp-workers", 1)+`mod-geoip:
-  - id: near
-    config-file: {dir}/geo.conf
-    ttl: 300
-    mode: geodb
-    geodb-file: {places}
-    geodb-key: [ continent/code, country/iso_code ]
-zone:
-  - domain: `+nearZone+`
-    file: {dir}/zone
-    zonefile-sync: -1
-    journal-content: none
-    module: mod-geoip/near
-`)
-		return errors.Join(err1, err2, err3, err4)
-	}, "knotd", "-c", "{dir}/knot.conf")
-	p.Needs = append(p.Needs, Need{File: "/usr/lib/*/knot/modules*/geoip.so", Package: "knot-module-geoip"})
-	return p
-}
-
-func corednsNear() Peer {
-	return dnsPeer("coredns", "coredns", "", []string{"-version"}, "by continent, a view for each; its geoip plugin", func(s Stage) error {
-		var b strings.Builder
-		for i, r := range regions {
-			fmt.Fprintf(&b, "%s:{port} {\n\tbind {host}\n\tmetadata\n\tgeoip {places} {\n\t\tedns-subnet\n\t}\n\tview v%d {\n\t\texpr metadata('geoip/continent/code') == '%s'\n\t}\n\tfile {dir}/zone%d\n\tminimal\n}\n", nearZone, i, r.continent, i)
-			if _, err := s.Write(fmt.Sprintf("zone%d", i), fmt.Sprintf("$ORIGIN %s.\n$TTL 300\n@ SOA ns hostmaster 1 7200 900 1209600 60\n@ NS ns\nns A 192.0.2.53\nwww A %s\n", nearZone, r.address)); err != nil {
-				return err
-			}
-		}
-		_, err := s.Write("Corefile", b.String())
-		return err
-	}, "coredns", "-conf", "{dir}/Corefile")
-}
-
-// fileTime is the time that the file of places says it was made at: it is the same in each run.
-var fileTime = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)

@@ -289,14 +289,7 @@ name: as-told
 // cdnSpec is a distribution with that origin, and its certificate.
 func cdnSpec(origin string) func(s Stage) (string, error) {
 	return func(s Stage) (string, error) {
-		cert, err := os.ReadFile(s.Cert)
-		if err != nil {
-			return "", err
-		}
-		key, err := os.ReadFile(s.Key)
-		if err != nil {
-			return "", err
-		}
+		cert, err := certSpec(s)
 		return region + `---
 kind: Distribution
 name: site
@@ -304,13 +297,20 @@ aliases: [{name}]
 origins: [{name: own, url: "http://` + origin + `"}]
 defaultCacheBehavior: {targetOrigin: own}
 ---
-kind: Certificate
+` + cert, err
+	}
+}
+
+// certSpec is the certificate.
+func certSpec(s Stage) (string, error) {
+	cert, err1 := os.ReadFile(s.Cert)
+	key, err2 := os.ReadFile(s.Key)
+	return `kind: Certificate
 name: site
 certificate: |
 ` + indented(string(cert)) + `
 privateKey: |
-` + indented(string(key)) + "\n", nil
-	}
+` + indented(string(key)) + "\n", errors.Join(err1, err2)
 }
 
 func balancerSpec(s Stage) (string, error) {

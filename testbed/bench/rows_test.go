@@ -3,9 +3,12 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/testbed/procs"
 )
 
@@ -121,19 +126,76 @@ func TestHTTPPeersAreToldWhatTheFilesSay(t *testing.T) {
 	}
 }
 
-func TestPlacesAreSpreadOverAllRegions(t *testing.T) {
-	count := map[int]int{}
+func TestPlacesAreSpreadOverAllRegionsAndCountries(t *testing.T) {
+	count, seen := map[[2]int]int{}, map[netip.Prefix]bool{}
 	for n := range places {
-		network, nearest := place(n)
-		if !network.IsValid() || network != network.Masked() || network.Addr().IsPrivate() {
+		network, in, country := place(n)
+		if !network.IsValid() || network != network.Masked() || network.Addr().IsPrivate() || seen[network] {
 			t.Errorf("network %v", network)
 		}
-		count[nearest]++
-	}
-	for i := range regions {
-		if count[i] != places/len(regions) {
-			t.Errorf("region %d has %d networks", i, count[i])
+		seen[network] = true
+		count[[2]int{in, country}]++
+		if client := clientIn(n, 15); !network.Contains(client.Addr()) || client != client.Masked() {
+			t.Errorf("client %v of network %v", client, network)
 		}
+	}
+	for in := range regions {
+		for country := range regions[in].countries {
+			if n := count[[2]int{in, country}]; n < places/12 || n > places/12+1 {
+				t.Errorf("region %d, country %d has %d networks", in, country, n)
+			}
+		}
+	}
+}
+
+// The names of the others' one zone are those of ours' many, and each is asked for once.
+func TestAllHaveTheSameNames(t *testing.T) {
+	const names = zoneNames + 3
+	s := Stage{Row: t.TempDir()}
+	if err := writeZones(s, names); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(s.Row, zoneAll))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parser, theirs := dns.NewZoneParser(bytes.NewReader(text), "", ""), map[string]string{}
+	for rr, ok := parser.Next(); ok; rr, ok = parser.Next() {
+		if a, is := rr.(*dns.A); is && strings.HasPrefix(a.Hdr.Name, "h") {
+			theirs[a.Hdr.Name] = a.A.String()
+		}
+	}
+	docs, err := spec.Split("ours.yaml", []byte(zonesSpec(names)))
+	if err != nil || parser.Err() != nil || len(theirs) != names {
+		t.Fatal(err, parser.Err(), len(theirs))
+	}
+	built, err := spec.Build(1, docs, spec.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := map[string]string{}
+	for _, z := range built.HostedZones {
+		for _, r := range z.Records {
+			own[r.Name+"."+z.Name+"."] = r.Values[0]
+		}
+	}
+	var q questions
+	if err := q.ofNames(names); err != nil {
+		t.Fatal(err)
+	}
+	asked := map[string]string{}
+	for n := range q.ends {
+		var m dns.Msg
+		if err := m.Unpack(q.at(n)); err != nil {
+			t.Fatal(err)
+		}
+		asked[m.Question[0].Name] = netip.AddrFrom4(q.want[n]).String()
+	}
+	if !maps.Equal(theirs, own) {
+		t.Errorf("ours has others: %d, not %d, or not the same", len(own), len(theirs))
+	}
+	if !maps.Equal(theirs, asked) {
+		t.Errorf("others are asked for: %d, not %d, or not the same", len(asked), len(theirs))
 	}
 }
 
@@ -200,15 +262,15 @@ func TestAWrongAddressIsFound(t *testing.T) {
 	if r.find(Need{Program: "nsd"}) == "" {
 		needed(t, "nsd is not installed: apt-get install nsd")
 	}
-	wrong := nsd(1)
+	wrong := nsd(zoneAll, "")
 	start := wrong.Start
 	wrong.Start = func(ctx context.Context, s Stage) (*Process, error) {
-		file := filepath.Join(s.Row, zoneName(0))
+		file := filepath.Join(s.Row, zoneAll)
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
 		}
-		if err := os.WriteFile(file, []byte(strings.Replace(string(text), "\nh0 A "+addressOf(0).String()+"\n", "\nh0 A 192.0.2.66\n", 1)), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(strings.Replace(string(text), "\nh0.z0 A "+addressOf(0).String()+"\n", "\nh0.z0 A 192.0.2.66\n", 1)), 0o644); err != nil {
 			return nil, err
 		}
 		return start(ctx, s)
@@ -216,8 +278,8 @@ func TestAWrongAddressIsFound(t *testing.T) {
 	row := Row{Name: "row", Load: Load{Tool: "own", Own: func(context.Context, Stage, time.Duration) (Measured, error) {
 		return Measured{Count: 1, Value: 1}, nil
 	}},
-		Prepare: writeZones(1), Ours: wrong, Check: func(ctx context.Context, s Stage) error {
-			err := checkZones(1, "udp")(ctx, s)
+		Prepare: func(s Stage) error { return writeZones(s, zoneNames) }, Ours: wrong, Check: func(ctx context.Context, s Stage) error {
+			err := checkNames(few, "udp")(ctx, s)
 			if err != nil && strings.Contains(err.Error(), "192.0.2.66") {
 				t.Log("found:", err)
 				return nil

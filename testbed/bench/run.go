@@ -376,7 +376,7 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 			if s.Void != "" {
 				r.Say(fmt.Sprintf("  round %d, %s: void: %s", round+1, p.Name, s.Void))
 			} else {
-				r.Say(fmt.Sprintf("  round %d, %s: %.0f %s, %.0f %% of its core, %.1f µs each", round+1, p.Name, s.Value, row.Unit, 100*s.Busy, s.CPU))
+				r.Say(fmt.Sprintf("  round %d, %s: %.0f %s, %.0f %% of its core, %.2f µs each; the load %.0f %% of its own", round+1, p.Name, s.Value, row.Unit, 100*s.Busy, s.CPU, 100*s.Load))
 			}
 			if err := p.proc.Failed(); err != nil {
 				p.result.Fault = err.Error()
@@ -497,6 +497,7 @@ func (r *run) sample(ctx context.Context, row Row, p *player, tool string, d tim
 		return max(0, d.Seconds()/wall.Seconds()/float64(len(cores)))
 	}
 	s := Sample{Count: m.Count, Value: m.Value, Mean: micros(m.Mean), P50: micros(m.P50), P99: micros(m.P99), Busy: share(cpu, r.Servers),
+		Load:        min(1, share(used+own-m.Idle, r.Loads)),
 		Others:      share(serversAfter.busy-servers.busy-cpu, r.Servers),
 		OthersLoads: share(loadsAfter.busy-loads.busy-used-own-origin, r.Loads),
 		Steal:       max(share(serversAfter.steal-servers.steal, r.Servers), share(loadsAfter.steal-loads.steal, r.Loads))}
