@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -81,9 +80,6 @@ type asking struct {
 	cert    string        // of who is asked in TLS
 	wait    time.Duration // for the answer; 0: a second
 }
-
-// errNoDoH is that a server of HTTPS does not answer DNS.
-var errNoDoH = errors.New("it does not answer DNS over HTTPS")
 
 // answered is what matters of the answer.
 type answered struct {
@@ -226,7 +222,7 @@ func overHTTPS(ctx context.Context, a asking, query []byte) ([]byte, error) {
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%w: %s", errNoDoH, res.Status)
+		return nil, fmt.Errorf("it is answered %s", res.Status)
 	}
 	return io.ReadAll(io.LimitReader(res.Body, 65535))
 }

@@ -67,6 +67,8 @@ type Row struct {
 	Pace float64
 	// Once says that a sample needs a server that has done nothing yet, so that there is one of each, without load before it.
 	Once bool
+	// Starts is how long a server may take until it gives the right answer; 0: a minute.
+	Starts time.Duration
 	// Takes is how long a sample may take beside its duration; 0: 20 s.
 	Takes time.Duration
 	// Goals are what is aimed at.

@@ -57,27 +57,30 @@ func ours(spec func(s Stage) (string, error), args ...string) Peer {
 	}}
 }
 
+// changeTime is how long one of the changes may take in which a node is given its spec: some are of 100,000 records.
+const changeTime = 5 * time.Minute
+
 // apply gives a node its spec, as soon as it takes one, and waits until it runs.
 func apply(ctx context.Context, socket, spec string, p *Process) error {
 	client, err := api.NewClient(socket, api.Options{})
 	if err != nil {
 		return err
 	}
-	// One change has a bound, so the documents go in as many as fit.
+	// One change has a bound, in bytes and in time (10 s), so the documents go in as many as fit.
 	var files []api.File
 	size := 0
 	send := func() error {
 		if len(files) == 0 {
 			return nil
 		}
-		ctx, cancel := context.WithTimeout(ctx, startTime) // for each change
+		ctx, cancel := context.WithTimeout(ctx, changeTime)
 		defer cancel()
 		res, err := client.Apply(ctx, api.ApplyRequest{Files: files})
 		if err != nil {
 			return err
 		}
 		files, size = nil, 0
-		waited, err := client.Wait(ctx, res.Revision, startTime)
+		waited, err := client.Wait(ctx, res.Revision, changeTime)
 		if err == nil && !waited.Complete {
 			err = fmt.Errorf("the node does not run revision %d: %+v", res.Revision, waited.Nodes)
 		}
@@ -99,7 +102,7 @@ func apply(ctx context.Context, socket, spec string, p *Process) error {
 		case <-time.After(again):
 		}
 	}
-	const most = 6 << 20
+	const most = 1 << 20
 	for i, document := range strings.Split(spec, "\n---\n") {
 		if size+len(document) > most {
 			if err := send(); err != nil {

@@ -21,7 +21,7 @@ const changes = 21
 // recordRows are about many records: how soon they are there, what they take, and how soon one is changed.
 func recordRows() []Row {
 	row := func(name, work, unit string, own func(context.Context, Stage, time.Duration) (Measured, error), goal float64, ours Peer, peers ...Peer) Row {
-		return Row{Name: name, Work: work, Unit: unit, Less: true, Once: true, Takes: 5 * time.Minute, Load: Load{Tool: "own", Args: []string{name}, Own: own},
+		return Row{Name: name, Work: work, Unit: unit, Less: true, Once: true, Starts: manyTime, Takes: manyTime, Load: Load{Tool: "own", Args: []string{name}, Own: own},
 			Prepare: func(s Stage) error { return writeZones(s, many(s)) }, Check: checkNames(many, "udp"), Ours: ours, Peers: peers, Goals: []Goal{{"", goal}}}
 	}
 	node := func(names func(Stage) int) Peer {
@@ -85,7 +85,7 @@ func timed(p Peer) Peer {
 		if err != nil {
 			return nil, err
 		}
-		late, cancel := context.WithTimeout(ctx, 5*startTime)
+		late, cancel := context.WithTimeout(ctx, manyTime)
 		defer cancel()
 		at, err := until(late, s, proc, nameOf(many(s)-1), addressOf(many(s)-1))
 		if err != nil {

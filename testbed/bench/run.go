@@ -3,6 +3,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -414,7 +415,8 @@ func (r *run) open(ctx context.Context, p *player, row Row, dir string) error {
 		return err
 	}
 	p.stage.proc = p.proc
-	late := time.After(startTime)
+	patience := cmp.Or(row.Starts, startTime)
+	late := time.After(patience)
 	for {
 		once, cancel := context.WithTimeout(ctx, toolTime)
 		err := row.Check(once, p.stage)
@@ -435,7 +437,7 @@ func (r *run) open(ctx context.Context, p *player, row Row, dir string) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-late:
-			return fmt.Errorf("no right answer within %v: %w\n%s", startTime, err, p.proc.Log())
+			return fmt.Errorf("no right answer within %v: %w\n%s", patience, err, p.proc.Log())
 		case <-time.After(again):
 		}
 	}
