@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -200,6 +201,11 @@ func overSocket(ctx context.Context, a asking, query []byte) (m []byte, err erro
 	return buf[:n], err
 }
 
+// dohURI is where a query is answered that is asked by GET (RFC 8484, 4.1), as the load asks.
+func dohURI(query []byte) string {
+	return "https://" + Name + dohPath + "?dns=" + base64.RawURLEncoding.EncodeToString(query)
+}
+
 // overHTTPS does the same by HTTP/2.
 func overHTTPS(ctx context.Context, a asking, query []byte) ([]byte, error) {
 	config, err := trusting(a.cert)
@@ -211,11 +217,10 @@ func overHTTPS(ctx context.Context, a asking, query []byte) ([]byte, error) {
 	}}
 	t.Protocols.SetHTTP2(true)
 	defer t.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+Name+dohPath, bytes.NewReader(query))
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, dohURI(query), nil)
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/dns-message")
 	res, err := t.RoundTrip(req)
 	if err != nil {
 		return nil, err

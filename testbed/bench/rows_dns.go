@@ -5,7 +5,6 @@ package bench
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -144,7 +143,7 @@ func writeZones(s Stage, names int) error {
 // dnsperfQueries is how many queries a file for dnsperf has, which reads it again when it ends.
 const dnsperfQueries = 20_000
 
-// writeQueries writes what dnsperf asks, and the same as URIs (RFC 8484, 4.1), in an order that is random and the same in each run.
+// writeQueries writes what dnsperf asks, and the same as URIs, in an order that is random and the same in each run.
 func writeQueries(s Stage, names int) error {
 	var b, uris bytes.Buffer
 	dice := rand.New(rand.NewPCG(1, uint64(names)))
@@ -155,7 +154,7 @@ func writeQueries(s Stage, names int) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(&uris, "https://%s%s?dns=%s\n", Name, dohPath, base64.RawURLEncoding.EncodeToString(query))
+		fmt.Fprintln(&uris, dohURI(query))
 	}
 	return errors.Join(os.WriteFile(filepath.Join(s.Row, "queries"), b.Bytes(), 0o644), os.WriteFile(filepath.Join(s.Row, "uris"), uris.Bytes(), 0o644))
 }
