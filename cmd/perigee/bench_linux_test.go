@@ -17,7 +17,7 @@ func TestBenchListsItsRowsAndMeasuresNothing(t *testing.T) {
 	if code != 0 || said != "" {
 		t.Fatalf("exit %d: %s", code, said)
 	}
-	for _, row := range []string{"hit-1k ", "hit-10m-disk ", "hit-1k-h3 ", "miss-1k ", "p99-1k ", "memory-1k ", "idle-conns ", "dns-10k "} {
+	for _, row := range []string{"hit-1k ", "hit-10m-disk ", "hit-1k-h3 ", "miss-1k ", "p99-1k ", "memory-1k ", "idle-conns ", "dns-static-10k "} {
 		if !strings.Contains(out, "\n"+row) && !strings.HasPrefix(out, row) {
 			t.Errorf("no row %q in\n%s", row, out)
 		}
