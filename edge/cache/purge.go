@@ -490,7 +490,7 @@ func (c *Cache) purge(rules []Rule) (seq uint64) {
 		}
 		return by.Judge(f.want.Key.URI, f.tags, 0) != Verdict{}
 	})
-	if !c.sweeping {
+	if !c.sweeping && c.ctx.Err() == nil { // Close waits, and for no more than runs already
 		c.sweeping = true
 		c.running.Go(c.sweep)
 	}

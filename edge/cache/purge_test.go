@@ -324,3 +324,13 @@ func BenchmarkPurge(b *testing.B) {
 		c.Purge(Purge{Distribution: "shop", Items: paths})
 	}
 }
+
+func TestAClosedCacheStartsNoSweep(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.Close()
+		w.Purge(Purge{Items: []string{"/*"}})
+		if w.sweeping {
+			t.Error("it sweeps, and nobody waits for that")
+		}
+	})
+}
