@@ -324,10 +324,14 @@ func TestPurgesBeyondTheirBoundPurgeMoreNeverLess(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var p Purges
-			for i := range 3 * maxMarks {
-				if name == "an order of many" && i == 30 {
-					break
-				}
+			purges := 2 * maxMarks
+			switch name {
+			case "an order of many":
+				purges = 30
+			case "long paths":
+				purges = 3000
+			}
+			for i := range purges {
 				what := item(i)
 				seq := p.Purge(what, time.Unix(int64(i), 0))
 				if p.Len() > maxMarks || p.bytes > maxMarkBytes {

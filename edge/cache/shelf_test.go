@@ -117,12 +117,13 @@ func (w *shelved) settle() {
 }
 
 func sized(size int, seed byte) string {
-	b := make([]byte, size)
-	for i, x := 0, uint32(seed); i < size; i++ {
+	const period = 257 // a prime, so that no two places of a body's blocks are alike
+	b := make([]byte, period)
+	for i, x := 0, uint32(seed); i < period; i++ {
 		x = x*1664525 + 1013904223
 		b[i] = byte(x >> 24)
 	}
-	return string(b)
+	return strings.Repeat(string(b), size/period+1)[:size]
 }
 
 // read is the body of what is kept, wherever it is.
@@ -286,7 +287,7 @@ func TestAFenceHoldsForWhatComesFromDisk(t *testing.T) {
 
 func TestWhatMemoryEvictsIsFoundOnDisk(t *testing.T) {
 	inShelvedWorld(t, func(t *testing.T, w *shelved) {
-		const n, size = 400, 100 << 10 // five times the memory
+		const n, size = 200, 100 << 10 // two and a half times the memory
 		for i := range n {
 			w.answer = soon(sized(size, byte(i)))
 			w.mustGet(fmt.Sprint("/", i), "filled", sized(size, byte(i)))
@@ -562,7 +563,7 @@ func TestManyAskForWhatIsOnDisk(t *testing.T) {
 		for g := range 8 {
 			wg.Go(func() {
 				r := rand.New(rand.NewPCG(1, uint64(g)))
-				for range 300 {
+				for range 150 {
 					i := r.IntN(20)
 					if r.IntN(20) == 0 {
 						w.empty()
