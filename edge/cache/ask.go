@@ -167,6 +167,14 @@ func (a *Ask) Next() ([]byte, error) {
 	}
 }
 
+// Waits says whether Next would have to wait, as far as that is known.
+func (a *Ask) Waits() bool {
+	f := a.fill
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.alone != nil || f.err == nil && !f.ended && f.base+int64(len(f.body)) <= a.pos+int64(a.taken)
+}
+
 func (a *Ask) nextAlone() ([]byte, error) {
 	if a.ended != nil {
 		return nil, a.ended

@@ -54,9 +54,10 @@ func (w *Want) rank() int {
 // fill brings one response from the origin, for all who ask for it meanwhile. It belongs to none of them: it goes on
 // when the first, or all, have left. A response that may not be shared is the first's alone.
 type fill struct {
-	cache *Cache
-	want  Want
-	stale *Object // to be validated, or nil
+	cache  *Cache
+	want   Want
+	stale  *Object // to be validated, or nil
+	others []offer // where that is nil: what else the origin may select
 
 	fenced bool   // stale may not be used as it is
 	era    uint64 // how many fences there were at the start
@@ -106,6 +107,9 @@ func (c *Cache) start(w Want, found Found, first *Ask) *fill {
 		first: first, asks: map[*Ask]struct{}{},
 	}
 	f.moved.L = &f.mu
+	if found.Others {
+		f.others = c.offered(w)
+	}
 	if first != nil {
 		first.fill = f
 		f.asks[first] = struct{}{}
@@ -175,17 +179,17 @@ func (f *fill) run() {
 // origin failed.
 func (f *fill) fetch(ctx context.Context) (response *http.Response, requested time.Time) {
 	var check http.Header
-	if f.stale != nil {
+	switch {
+	case f.stale != nil:
 		check = conditions(f.stale)
+	case len(f.others) > 0:
+		check = offering(f.others)
 	}
 	requested = time.Now()
 	response, err := f.want.Fetch(ctx, check)
 	if err == nil && response.StatusCode == http.StatusNotModified && check != nil {
 		response.Body.Close()
-		if o, own, ok := f.stale.freshened(f.want.Policy, response.Header, requested, time.Now()); ok {
-			o.era = f.era
-			o.on(response.Body)
-			f.validated(o, own)
+		if f.notModified(response, requested) {
 			return nil, requested
 		}
 		requested = time.Now()
@@ -220,16 +224,48 @@ func failed(response *http.Response, err error) bool {
 	return false
 }
 
-func (f *fill) validated(o *Object, own http.Header) {
+// notModified makes what is kept good for longer by a 304, or says that the 304 is about none of it.
+func (f *fill) notModified(response *http.Response, requested time.Time) bool {
+	was, slot := f.selects(response.Header)
+	if was == nil {
+		return false
+	}
+	o, own, ok := was.freshened(f.want.Policy, response.Header, requested, time.Now())
+	if !ok {
+		return false
+	}
+	o.era = f.era
+	alone := o.on(response.Body)
 	h := o.Header.HTTP()
 	ok, why := f.want.Policy.Storable(o.Status, ParseControl(h), h, f.authorized(), o.received)
-	kept := &entry{object: o, renewal: true}
+	kept := apartSince(o.received)
 	if !ok {
-		kept = apartSince(o.received)
+		f.leave(kept)
+		f.answer(validated(o, own, why), false)
+		return true
+	}
+	f.settle(o) // it may be selected by other fields than before
+	mine := *o
+	switch {
+	case f.stale == nil:
+		mine.body = 0 // two slots, two bodies
+		f.renew(slot, was, o)
+		if kept = (&entry{object: &mine}); alone || !f.keeps() {
+			kept, why = nil, "peer"
+		}
+	case f.slot != slot && o.OnDisk(): // where its body is nobody looks any more
+		kept, why = nil, "vary"
+	default:
+		kept = &entry{object: &mine, renewal: true}
 	}
 	f.leave(kept)
-	f.answer(Result{How: Validated, Object: o, Size: o.Size(), Status: http.StatusNotModified, Stored: ok, WhyNot: why, Own: own},
-		ok && o.shared())
+	f.answer(validated(&mine, own, why), o.shared())
+	return true
+}
+
+// validated is the result of a 304; why it is not kept, if it is not.
+func validated(o *Object, own http.Header, why string) Result {
+	return Result{How: Validated, Object: o, Size: o.Size(), Status: http.StatusNotModified, Stored: why == "", WhyNot: why, Own: own}
 }
 
 func (f *fill) covered(o *Object, status int) {
@@ -513,6 +549,9 @@ func (f *fill) leave(e *entry) {
 	case c.put(f.slot, e, f.reserved):
 		f.reserved = 0
 		c.counts.stored.Add(1)
+		if f.slot != f.want.Key.URI {
+			c.offers(f.want.Key, f.slot, e.object)
+		}
 	}
 }
 

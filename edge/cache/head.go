@@ -2,6 +2,7 @@ package cache
 
 import (
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -22,7 +23,7 @@ func (c *Cache) Headed(w Want, found Found, h http.Header, requested time.Time) 
 		return // it is another by now
 	}
 	switch o, other := found.Object.headed(w.Policy, h, found.Object.Size(), requested, now); {
-	case other:
+	case other, o != nil && !slices.Equal(o.vary, found.Object.vary): // or is selected by other fields, and so not here
 		c.stored.Invalidate(found.slot)
 		c.shelf.forget(found.slot)
 	case o != nil:

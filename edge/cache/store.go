@@ -39,6 +39,7 @@ const dead = math.MaxUint64
 type crossroads struct {
 	generation uint64
 	vary       []string
+	offers     []offer // the newest first; not on disk
 }
 
 // entryOverhead is what an entry takes besides its slot, header and body: itself, its object and that again once purged
@@ -219,6 +220,9 @@ func (c *Cache) hold(slot string, e *entry, reserved int64) bool {
 		}
 	case e.crossroads != nil:
 		size += varySize(e.crossroads.vary)
+		for _, o := range e.crossroads.offers {
+			size += allocated(len(o.slot)) + allocated(len(o.tag)) + 2*lineOverhead
+		}
 	}
 	e.weight = uint32(size)
 	if !e.hold() {
