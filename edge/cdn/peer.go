@@ -65,7 +65,7 @@ type peers struct {
 	open map[string]int // how many requests each peer has not answered to the end
 
 	counts struct {
-		requests, hits, fallbacks, refused, refusedEpoch, skipped, served, refusals, refusalsEpoch, hot, forgot atomic.Uint64
+		requests, hits, fallbacks, resumed, refused, refusedEpoch, skipped, served, refusals, refusalsEpoch, hot, forgot atomic.Uint64
 	}
 }
 
@@ -183,6 +183,9 @@ func (p *Plane) askPeers(ctx context.Context, e errand, conditions http.Header) 
 		var no refusal
 		switch {
 		case err == nil:
+			if conditions.Get("Range") == "" {
+				p.resuming(ctx, e, response)
+			}
 			return response, nil
 		case ctx.Err() != nil:
 			return nil, err
@@ -461,6 +464,7 @@ func (s *peers) counters() map[string]uint64 {
 		"cdn_peer_requests_total":      s.counts.requests.Load(),
 		"cdn_peer_hits_total":          s.counts.hits.Load(),
 		"cdn_peer_fallbacks_total":     s.counts.fallbacks.Load(),
+		"cdn_peer_resumed_total":       s.counts.resumed.Load(),
 		"cdn_peer_refused_total":       s.counts.refused.Load(),
 		"cdn_peer_refused_epoch_total": s.counts.refusedEpoch.Load(),
 		"cdn_peer_skipped_total":       s.counts.skipped.Load(),

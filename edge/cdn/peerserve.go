@@ -227,6 +227,9 @@ func (p *Plane) lendFilled(w *lending, r *http.Request, e errand, conditions htt
 	if answer.Start > 0 {
 		ask.From(answer.Start)
 	}
+	if ask.Waits() { // the peer must not take the origin's pause for silence
+		flush.Flush()
+	}
 	for left := answer.Length; left != 0; {
 		piece, err := ask.Next()
 		if err == io.EOF && left < 0 {
