@@ -53,6 +53,7 @@ lab:
 verify:
 	$(GO) test -count 1 -v -timeout 30m -run 'NoAcknowledgedChange|ARollingUpgrade' ./testbed/procs -linear.for $(VERIFYTIME) -upgrades
 	PERIGEE_SEEDS=$(SEEDS) $(GO) test -count 1 -v -timeout 3h -run 'AppliesAreLinearizable|AfterTheReceipt' ./testbed
+	PERIGEE_SEEDS=$(SEEDS) $(GO) test -count 1 -v -timeout 30m -run 'OlderThanThePurgesThatItHasMade' ./edge/cdn
 
 bench: build
 	$(GO) test -run '^$$' -bench . -skip '^BenchmarkCluster' -benchmem -count $(COUNT) $$($(GO) list ./... | grep -v '/testbed/pump$$') | tee bench.txt

@@ -300,7 +300,7 @@ func openSegments(t *testing.T, dir string) (n int) {
 }
 
 func TestSlicesAreOnDiskTooAndFoundThereAfterARestart(t *testing.T) {
-	const size = 12*mega + 5
+	const size = 5*mega + 5
 	dir := filepath.Join(t.TempDir(), "cache")
 	inWorld(t, site(""), func(t *testing.T, world *world) {
 		w := &diskWorld{world: world, dir: dir, text: site("")}
