@@ -33,6 +33,8 @@ const (
 	// (ENHANCE_YOUR_CALM). What is answered makes up for some.
 	calmFrames = 2000
 	calmTime   = 10 * time.Second
+	// settingsTimeout is how long a client may take to acknowledge our settings once it has sent its own (RFC 9113, 6.5.3).
+	settingsTimeout = 10 * time.Second
 	// drainTime is how long requests that were sent before the client could have heard that it shall go are served.
 	drainTime = time.Second
 	// remembered is how many streams are known to have been reset by this side, so that what was under way then is no fault, and how many
@@ -51,6 +53,7 @@ const (
 	protocolError   code = 0x1
 	internalError   code = 0x2
 	flowError       code = 0x3
+	settingsLate    code = 0x4
 	closedError     code = 0x5
 	frameSizeError  code = 0x6
 	refusedStream   code = 0x7
@@ -126,6 +129,7 @@ type h2 struct {
 	calmSince time.Time
 	idleSince time.Time
 	headDue   time.Time // as headBy, if that is waited for; zero: it is not
+	settleBy  time.Time // when our settings must be acknowledged; zero: they are, or the client's have not come
 	resized   bool      // the client knows that nothing is kept in its table of fields
 	away      away
 	lastID    uint32 // of what is served when it is away for good
@@ -341,14 +345,17 @@ func (c *h2) putDesk() {
 }
 
 // due is when waiting for the client ends; zero: it does not. With the lock.
-func (c *h2) due() time.Time {
+func (c *h2) due() (by time.Time) {
 	switch {
 	case !c.headDue.IsZero():
-		return c.headDue
+		by = c.headDue
 	case len(c.streams) == 0:
-		return c.idleSince.Add(idleTimeout)
+		by = c.idleSince.Add(idleTimeout)
 	}
-	return time.Time{}
+	if by.IsZero() || !c.settleBy.IsZero() && c.settleBy.Before(by) {
+		by = c.settleBy
+	}
+	return by
 }
 
 // readBefore sets the deadline for what is waited for now.
@@ -390,6 +397,8 @@ func (c *h2) struck(err error) error {
 		return errGone
 	case by.IsZero() || time.Now().Before(by):
 		return nil
+	case by.Equal(c.settleBy) && !by.Equal(c.headDue):
+		return breach{code: settingsLate}
 	}
 	return err
 }

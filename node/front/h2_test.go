@@ -233,6 +233,39 @@ func TestHTTP2BeginsAsItMustOrNotAtAll(t *testing.T) {
 	}
 }
 
+func TestAnHTTP2ClientThatAcknowledgesNoSettingsIsEnded(t *testing.T) {
+	hit := frame(headersFrame, endOfStream|endOfHeaders, 1, get)
+	for what, c := range map[string]struct {
+		sent []byte
+		want string
+	}{
+		"idle":    {nil, "set go SETTINGS_TIMEOUT"},
+		"waiting": {hit, "set go SETTINGS_TIMEOUT"}, // for an answer that does not come
+	} {
+		inWorld(t, certified, func(w *world) {
+			w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				<-r.Context().Done()
+			})})
+			conn := rude2(w)
+			defer conn.Close()
+			start := time.Now()
+			conn.Write(c.sent)
+			var heard []string
+			for open := true; open && time.Since(start) < 2*settingsTimeout; {
+				var said []string
+				conn.Write(frame(pingFrame, acknowledges, 0, make([]byte, 8))) // it is busy, but not with that
+				said, open = hear(conn)
+				heard = append(heard, said...)
+			}
+			took := time.Since(start)
+			if got := strings.Join(heard, " "); got != c.want || took < settingsTimeout || took > settingsTimeout+2*slack {
+				t.Errorf("%s: heard %q after %v", what, got, took)
+			}
+			w.counted("front_http2_errors_total", 1)
+		})
+	}
+}
+
 func TestAnIdleHTTP2ConnectionIsToldToGo(t *testing.T) {
 	inWorld(t, certified, func(w *world) {
 		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: says("hello")})
@@ -496,6 +529,7 @@ func TestHTTP2KeepsWindowsAndTakesTurns(t *testing.T) {
 		io.WriteString(c, preface)
 		const window, whole = 20 << 10, 40 << 10
 		f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window})
+		f.WriteSettingsAck()
 		path := fmt.Sprintf("/file/0/%d", len(content))
 		for id := uint32(1); id <= 5; id += 2 {
 			p := path

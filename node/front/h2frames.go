@@ -44,6 +44,9 @@ func (c *h2) frame(kind, flags byte, id uint32, p []byte) error {
 			return breach{code: protocolError}
 		}
 		c.greeted = true
+		c.mu.Lock()
+		c.settleBy = time.Now().Add(settingsTimeout)
+		c.mu.Unlock()
 	}
 	if c.blockOf != 0 && (kind != continuationFrame || id != c.blockOf) {
 		return breach{code: protocolError}
@@ -131,6 +134,7 @@ func (c *h2) settings(flags byte, id uint32, p []byte) error {
 		if len(p) != 0 {
 			return breach{code: frameSizeError}
 		}
+		c.settleBy = time.Time{}
 		return nil
 	case len(p)%6 != 0:
 		return breach{code: frameSizeError}

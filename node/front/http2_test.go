@@ -27,8 +27,16 @@ func frame(kind, flags byte, stream uint32, payload []byte) []byte {
 // get is a request's header block: GET https://x/.
 var get = []byte{0x82, 0x87, 0x84, 0x41, 1, 'x'}
 
-// raw2 begins an HTTP/2 connection by hand.
+// raw2 begins an HTTP/2 connection by hand, and acknowledges what it is about to be told.
 func raw2(w *world) net.Conn {
+	w.Helper()
+	c := rude2(w)
+	c.Write(frame(settingsFrame, acknowledges, 0, nil))
+	return c
+}
+
+// rude2 acknowledges nothing.
+func rude2(w *world) net.Conn {
 	w.Helper()
 	c := tls.Client(w.dial(443), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	if err := c.Handshake(); err != nil {
