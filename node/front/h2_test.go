@@ -766,7 +766,10 @@ func TestHTTP2RequestsAreThoseOfNetHTTP(t *testing.T) {
 		defer serves.Wait()
 		defer server.Close()
 		served, stricter := 0, 0
-		for range 1500 {
+		hello := &tls.Config{ // most of what this costs is handshakes
+			InsecureSkipVerify: true, NextProtos: []string{"h2"}, CurvePreferences: []tls.CurveID{tls.X25519},
+		}
+		for range 500 {
 			var block []byte
 			var fields []string
 			add := func(name, value string) {
@@ -811,7 +814,7 @@ func TestHTTP2RequestsAreThoseOfNetHTTP(t *testing.T) {
 			}
 			var seen [2][]string
 			for i, port := range []int{443, 444} {
-				c := tls.Client(w.dial(port), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+				c := tls.Client(w.dial(port), hello)
 				if err := c.Handshake(); err != nil {
 					t.Fatal(err)
 				}
@@ -838,7 +841,7 @@ func TestHTTP2RequestsAreThoseOfNetHTTP(t *testing.T) {
 				t.Errorf("%q: served as %q, and not as %q", fields, seen[0], seen[1])
 			}
 		}
-		if served < 200 || stricter > 2*served {
+		if served < 70 || stricter > 2*served {
 			t.Errorf("%d were served, and %d refused that net/http would serve", served, stricter)
 		}
 	})
