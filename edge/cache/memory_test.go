@@ -7,11 +7,14 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/perigee-net/perigee/edge/cache/disk"
 )
 
 // typical is the header of a usual response.
@@ -151,6 +154,46 @@ func TestAFloodOfKeysHoldsTheMemoryOfTheCache(t *testing.T) {
 	}
 	if refused.Load() > goroutines*keys/50 {
 		t.Errorf("%d found no room", refused.Load())
+	}
+}
+
+// TestADiskTenTimesAsLargeTakesNoMemoryButItsIndex: a hundred bytes an object, besides what the cache may hold.
+func TestADiskTenTimesAsLargeTakesNoMemoryButItsIndex(t *testing.T) {
+	const limit, size, objects, each = 2 << 20, 2500, 10_000, 100
+	const buffers = 1 << 20 // of what is being written
+	store, err := disk.Open(disk.Config{Dir: filepath.Join(t.TempDir(), "cache"), Bytes: 64 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	c := New(Config{Bytes: limit, Disk: store})
+	defer c.Close()
+	p := policy()
+	put := func(i int) {
+		path := fmt.Sprint("/", i)
+		if !c.keep(p, path, make([]byte, size)) {
+			t.Fatal("no room")
+		}
+		c.shelf.writeOut(p.Key(Target{Distribution: "shop", Path: path, Host: "www.example.com"}, nil).URI)
+		if i%100 == 0 {
+			if err := store.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put(0)
+	before := heap()
+	for i := range objects {
+		put(i + 1)
+	}
+	if err := store.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	held, there := int64(heap()-before), int64(store.Counters()["disk_objects"])
+	t.Logf("%d objects on disk, %d bytes in memory are counted, %d held: %d an object beyond what is counted",
+		there, c.bytes.Load(), held, (held-c.bytes.Load())/there)
+	if there*size < 10*limit || held > limit+each*there+buffers {
+		t.Errorf("%d bytes are held of %d objects on disk", held, there)
 	}
 }
 
