@@ -4,6 +4,7 @@ package dnsgeo
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -13,7 +14,21 @@ import (
 
 // Memory that a query takes is what the collector makes all other queries wait for. (The race detector takes some itself.)
 func TestAnAnswerTakesNoMemory(t *testing.T) {
-	s := serverOf(t, site+hot)
+	takesNoMemory(t, serverOf(t, site+hot))
+}
+
+func TestAnAnswerThatIsWrittenDownTakesNoMemory(t *testing.T) {
+	for _, json := range []bool{false, true} {
+		s, wrote := logged(t, json, site+hot, nil)
+		takesNoMemory(t, s)
+		if lines := strings.Count(wrote(), "\n"); lines < 200*(len(hotQueries)-1) {
+			t.Errorf("%d lines were written", lines)
+		}
+	}
+}
+
+func takesNoMemory(t *testing.T, s *Server) {
+	t.Helper()
 	d := s.newDesk()
 	room := make([]byte, 0, payloadSize)
 	for _, q := range hotQueries {

@@ -65,6 +65,7 @@ type asker struct {
 	scope    int           // leading bits of the client's network that the answer depends on
 	lifetime time.Duration // of the answer at most, by the verdicts it rests on
 	visited  []uint64      // hashes of the names of the chain
+	policies uint16        // by which the answer section was chosen, a bit each
 
 	reply reply
 }
@@ -89,7 +90,7 @@ func (t *Table) Answer(v *view.View, q Query, tr *trace.Trace) Answer {
 func (a *asker) answer(t *Table, v *view.View, q *Query, tr *trace.Trace) {
 	a.table, a.query, a.trace = t, *q, tr
 	a.random, a.spot, a.scope, a.lifetime, a.zone = q.Random, nil, 0, forever, nil
-	a.visited, a.names = a.visited[:0], 0
+	a.visited, a.names, a.policies = a.visited[:0], 0, 0
 	a.reply.reset(&a.asked)
 	if t == nil {
 		tr.Add("no spec yet: refused")
@@ -353,6 +354,13 @@ func (a *asker) nothing(name *zone.Name, owner uint16) {
 func (a *asker) resolve(to section, owner uint16, set zone.Set, c *zone.Choice) (alive bool) {
 	begin := len(a.reply.records)
 	ttl, alive := ^uint32(0), true
+	if to == answers {
+		by := policy.Simple
+		if c != nil {
+			by = c.Policy
+		}
+		a.policies |= 1 << by
+	}
 	if c == nil {
 		ttl = a.put(to, owner, set)
 	} else {

@@ -3,6 +3,7 @@ package dnsgeo
 import (
 	"math/rand/v2"
 	"net/netip"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -13,10 +14,17 @@ type desk struct {
 	asker  asker
 	packer packer
 	opt    [maxOptions]byte
+	random func() uint64 // chance, of each query
+	tally  *tally
+	scribe *scribe // nil: nothing is written down
 }
 
 func (s *Server) newDesk() *desk {
-	return &desk{server: s, asker: *newAsker()}
+	d := &desk{server: s, asker: *newAsker(), random: rand.Uint64, tally: s.tallies.one()}
+	if s.config.QueryLog != nil {
+		d.scribe = newScribe(s, &d.asker.reply)
+	}
+	return d
 }
 
 // respond makes the response to a message, in room if it fits; nil if there is to be none. A datagram is of at most what the
@@ -29,6 +37,10 @@ func (s *Server) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 
 func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	s := d.server
+	var began time.Time
+	if d.scribe != nil {
+		began = time.Now()
+	}
 	s.counts.queries[by].Add(1)
 	r, rcode, drop := parse(m)
 	if rcode == dns.RcodeFormatError {
@@ -41,8 +53,9 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	if r.asked {
 		d.asker.asked.Set(m[headerSize:])
 	}
-	if rcode == dns.RcodeSuccess && r.asked {
-		q := Query{Type: r.typ, Class: r.class, Client: from, ECS: r.ecs, Random: rand.Uint64()}
+	asks := rcode == dns.RcodeSuccess && r.asked
+	if asks {
+		q := Query{Type: r.typ, Class: r.class, Client: from, ECS: r.ecs, Random: d.random()}
 		d.asker.answer(s.table.Load(), s.config.View(), &q, nil)
 	} else {
 		y.reset(&d.asker.asked)
@@ -63,7 +76,13 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	}
 	s.counts.answered(y, truncated)
 	if !proven {
-		return s.limited(response, &r, opt, from)
+		response = s.limited(response, &r, opt, from)
+	}
+	if asks && d.asker.zone != nil {
+		s.tallies.count(d.tally, &d.asker)
+		if d.scribe != nil {
+			d.scribe.write(&d.asker, m, &r, response, by, began)
+		}
 	}
 	return response
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/dnsgeo/doq"
 	"github.com/perigee-net/perigee/dnsgeo/geo"
+	"github.com/perigee-net/perigee/dnsgeo/querylog"
 )
 
 const (
@@ -36,15 +37,18 @@ type Config struct {
 	Name string
 	// Rate is how many responses of a class a network gets by UDP in a second (DefaultRate); 0: as many as it asks for.
 	Rate int
+	// QueryLog is where queries are written down of zones that want it; nil: nowhere.
+	QueryLog *querylog.Log
 }
 
 // Server answers on sockets by the last spec applied. It has none of its own: it serves those it is given. Before
 // the first spec it refuses all names.
 type Server struct {
-	config Config
-	table  atomic.Pointer[Table]
-	apply  sync.Mutex // held by Apply
-	counts counters
+	config  Config
+	table   atomic.Pointer[Table]
+	apply   sync.Mutex // held by Apply
+	counts  counters
+	tallies *tallies
 
 	mu      sync.Mutex
 	closed  bool
@@ -67,7 +71,7 @@ func New(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{config: config, closers: map[io.Closer]bool{}, began: time.Now(), limit: newLimiter(config.Rate)}
+	s := &Server{config: config, closers: map[io.Closer]bool{}, began: time.Now(), limit: newLimiter(config.Rate), tallies: newTallies()}
 	s.desks.New = func() any { return s.newDesk() }
 	return s
 }

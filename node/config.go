@@ -54,6 +54,9 @@ type Config struct {
 	DNSHTTPS []string
 	// DNSRate bounds the responses to one network by UDP (dnsgeo.Config.Rate); 0: nothing does.
 	DNSRate int
+	// QueryLog is a file, or "-" for the standard output, in which queries are written down of zones that want it; "": nowhere.
+	// QueryLogFormat is QueryLogRoute53, which "" is too, or QueryLogJSON.
+	QueryLog, QueryLogFormat string
 	// Public are its addresses for the world, which DNS answers; none means Advertise.
 	Public []netip.Addr
 	// OwnDoors opens the accelerators' ports on the address of HTTP too, so that a client can choose the POP.
@@ -105,6 +108,12 @@ const DrainTime = dnsgeo.AliasTTL + 5*time.Second
 
 // DNSRate is the usual Config.DNSRate.
 const DNSRate = dnsgeo.DefaultRate
+
+// The forms of lines in which queries are written down.
+const (
+	QueryLogRoute53 = "route53"
+	QueryLogJSON    = "json"
+)
 
 var names = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
@@ -162,6 +171,9 @@ func (c *Config) complete() error {
 		if _, err := os.Stat(c.GeoDB); err != nil {
 			return fmt.Errorf("--geo-db: %w", err)
 		}
+	}
+	if c.QueryLogFormat != "" && c.QueryLogFormat != QueryLogRoute53 && c.QueryLogFormat != QueryLogJSON {
+		return fmt.Errorf("--dns-query-log-format %q: want %s or %s", c.QueryLogFormat, QueryLogRoute53, QueryLogJSON)
 	}
 	if err := c.BGP.check(c.Advertise); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"runtime"
@@ -9,9 +10,23 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/dnsgeo"
+	"github.com/perigee-net/perigee/dnsgeo/querylog"
 	"github.com/perigee-net/perigee/edge/http1"
 	"github.com/perigee-net/perigee/node/front"
 )
+
+// openQueryLog opens where queries are written down; nil: nowhere.
+func (n *Node) openQueryLog() (*querylog.Log, error) {
+	if n.cfg.QueryLog == "" || !n.has(view.DNS) {
+		return nil, nil
+	}
+	l, err := querylog.Open(querylog.Config{Path: n.cfg.QueryLog, JSON: n.cfg.QueryLogFormat == QueryLogJSON, Log: n.cfg.Log})
+	if err != nil {
+		return nil, fmt.Errorf("--dns-query-log: %w", err)
+	}
+	n.onClose("query log", func(context.Context) error { return l.Close() })
+	return l, nil
+}
 
 // openNames opens the doors of the name service that are its own. They end with it.
 func (n *Node) openNames() error {

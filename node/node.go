@@ -538,7 +538,11 @@ func (n *Node) openPlanes() error {
 	})
 	n.onClose("cdn", func(context.Context) error { return n.cdn.Close() })
 	n.accelerator = accelerator.New(accelerator.Config{View: now, Dial: n.backbone.Dial, Log: log})
-	n.names = dnsgeo.New(dnsgeo.Config{View: now, Geo: n.geo, Log: log, Name: n.cfg.Name, Rate: n.cfg.DNSRate})
+	queries, err := n.openQueryLog()
+	if err != nil {
+		return err
+	}
+	n.names = dnsgeo.New(dnsgeo.Config{View: now, Geo: n.geo, Log: log, Name: n.cfg.Name, Rate: n.cfg.DNSRate, QueryLog: queries})
 	n.onClose("names", func(context.Context) error { return n.names.Close() })
 	n.planes = []plane{n.origin, n.cdn, n.accelerator, n.names}
 
@@ -557,7 +561,7 @@ func (n *Node) openPlanes() error {
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())
-	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, n.front, n.guard)
+	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, queries, n.front, n.guard)
 	n.makeMetrics()
 	n.makeAPIs()
 	n.openLane()

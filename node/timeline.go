@@ -130,6 +130,18 @@ func (n *Node) makeMetrics() {
 		emit(float64(drains), "drain")
 		emit(fenced, "fence")
 	})
+	for _, by := range []struct {
+		name, help, label string
+		each              func(emit func(n uint64, labels ...string))
+	}{
+		{"dns_answers_by_zone_total", "answers of a zone by rcode; of the 101st zone that is asked for and more together", "zone", n.names.AnswersByZone},
+		{"dns_answers_by_type_total", "answers of zones by the type that was asked for, and rcode", "type", n.names.AnswersByType},
+		{"dns_answers_by_policy_total", "answers of zones by routing policy, and rcode", "policy", n.names.AnswersByPolicy},
+	} {
+		m.Counter(by.name, by.help, []string{by.label, "rcode", "pop"}, func(emit func(float64, ...string)) {
+			by.each(func(count uint64, labels ...string) { emit(float64(count), labels[0], labels[1], n.cfg.POP) })
+		})
+	}
 	m.Gauge("revision", "the newest that is known, and the one that runs", []string{"of"}, func(emit func(float64, ...string)) {
 		state := n.agreed.Get()
 		emit(float64(state.Own.Revision), "own")

@@ -391,6 +391,25 @@ type HostedZone struct {
 	Labels      map[string]string `json:"labels,omitempty" rule:"..32"`       // for people and for pruning
 	NameServers []string          `json:"nameServers,omitempty" rule:"1..16"` // absolute
 	Records     []Record          `json:"records,omitempty" rule:"..10000"`
+	// QueryLogging has queries of the zone written down by the nodes that were told where to; nil: none is.
+	QueryLogging *QueryLogging `json:"queryLogging,omitempty"`
+}
+
+// QueryLogging is which queries of a zone are written down.
+type QueryLogging struct {
+	// SampleRate is the share of them, drawn by chance. (Route 53 writes down each.)
+	SampleRate *float64 `json:"sampleRate,omitempty" rule:"0..1" default:"1"`
+}
+
+// Rate is the share of queries that is written down.
+func (q *QueryLogging) Rate() float64 {
+	switch {
+	case q == nil:
+		return 0
+	case q.SampleRate == nil:
+		return 1
+	}
+	return *q.SampleRate
 }
 
 // Record is one resource record set. Several of one name and type need SetIdentifier and one routing

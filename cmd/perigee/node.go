@@ -131,6 +131,8 @@ func newNode() *cobra.Command {
 	f.StringVar(&cfg.DNSQUIC, "dns-quic", "", "the world's door, DNS over QUIC, as :853 (default: none)")
 	f.StringSliceVar(&cfg.DNSHTTPS, "dns-https", nil, "hosts, names or IP addresses, on which the door of --https answers DNS at /dns-query (default: none)")
 	f.IntVar(&cfg.DNSRate, "dns-rate", node.DNSRate, "DNS responses of a kind that one network gets by UDP in a second; 0: as many as it asks for")
+	f.StringVar(&cfg.QueryLog, "dns-query-log", "", "write down queries of the zones that have queryLogging in this file; -: on standard output (default: none)")
+	f.StringVar(&cfg.QueryLogFormat, "dns-query-log-format", node.QueryLogRoute53, "how: route53, its fields, or json, with more")
 	f.StringSliceVar(&public, "public", nil, "its addresses for the world, which DNS answers (default: where the others reach it)")
 	f.BoolVar(&cfg.OwnDoors, "own-doors", false, "open the accelerators' ports on the address of --http too, so that a client can choose the POP")
 	f.StringSliceVar(&proxies, "proxy-headers-from", nil, "CIDRs of balancers in front, whose connections begin with a PROXY header")

@@ -54,6 +54,7 @@ type Zone struct {
 	soa    Set                  // of a zone of plain records
 	hosted *spec.HostedZone     // of others
 	told   atomic.Pointer[Apex] // what was told last
+	seat   atomic.Uint32        // whoever answers for it counts by it; 0: not yet
 	places bool                 // records are chosen among by where regions are
 	blocks []string             // and by these CIDR collections
 }
@@ -63,6 +64,17 @@ func (z *Zone) Wire() []byte { return z.wire }
 
 // Labels is how many labels the zone's name has.
 func (z *Zone) Labels() int { return z.labels }
+
+// Seat is a number that whoever answers for the zone may give it; 0 until then. It is lost when the zone changes.
+func (z *Zone) Seat() *atomic.Uint32 { return &z.seat }
+
+// LogRate is the share of the zone's queries that is to be written down.
+func (z *Zone) LogRate() float64 {
+	if z.hosted == nil {
+		return 0
+	}
+	return z.hosted.QueryLogging.Rate()
+}
 
 // Names is how many names the zone has, those included that have only names below them.
 func (z *Zone) Names() int { return z.names }

@@ -78,9 +78,18 @@ func (s *Set) Runtime() {
 // order. What comes after the first MaxSeries, repeats a series, or has another number of labels is left out and counted;
 // so f is to emit in the same order each time. Names are without prefix. It panics if the name is taken or is none.
 func (s *Set) Gauge(name, help string, labels []string, f func(emit func(value float64, labels ...string))) {
+	s.asked(name, help, prometheus.GaugeValue, labels, f)
+}
+
+// Counter adds a counter with labels, as Gauge does: what f emits must only grow. The name ends in _total.
+func (s *Set) Counter(name, help string, labels []string, f func(emit func(value float64, labels ...string))) {
+	s.asked(name, help, prometheus.CounterValue, labels, f)
+}
+
+func (s *Set) asked(name, help string, kind prometheus.ValueType, labels []string, f func(emit func(value float64, labels ...string))) {
 	s.take(name)
 	s.registry.MustRegister(&gauge{
-		desc: prometheus.NewDesc(prefix+name, help, labels, nil), labels: len(labels), each: f, dropped: &s.dropped,
+		desc: prometheus.NewDesc(prefix+name, help, labels, nil), kind: kind, labels: len(labels), each: f, dropped: &s.dropped,
 	})
 }
 

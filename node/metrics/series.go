@@ -8,9 +8,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// gauge asks for its series at each scrape.
+// gauge, or a counter, asks for its series at each scrape.
 type gauge struct {
 	desc    *prometheus.Desc
+	kind    prometheus.ValueType
 	labels  int
 	each    func(emit func(value float64, labels ...string))
 	dropped *atomic.Uint64
@@ -27,7 +28,7 @@ func (g *gauge) Collect(to chan<- prometheus.Metric) {
 			return
 		}
 		seen[key] = true
-		to <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, value, values...)
+		to <- prometheus.MustNewConstMetric(g.desc, g.kind, value, values...)
 	})
 }
 
