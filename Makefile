@@ -1,7 +1,8 @@
 # make run    builds bin/perigee and starts three regions on this machine
 # make test   checks the code and runs every test
 # make verify tries for minutes what make test tries for seconds: agreement, and that purges are certain, over SEEDS seeds in virtual
-#             time; agreement over real processes for VERIFYTIME (2m) of kill -9 and SIGSTOP; an upgrade under load
+#             time; agreement over real processes for VERIFYTIME (2m) of kill -9 and SIGSTOP; an upgrade under load; that what is explained is
+#             what is served, over ANSWERS random DNS queries
 # make bench  measures this program beside others that are installed (ROUNDS samples of SAMPLE each, to bench.json and bench.html), the
 #             benchmarks of the hot paths COUNT times each, and those of whole clusters once. make peers builds two that Debian has not
 # make lab    runs what needs root and a Linux kernel: namespaces, links, BIRD, unbound, a browser, user-mode-linux
@@ -12,6 +13,7 @@ GO       ?= go
 FUZZTIME ?= 30s
 COUNT    ?= 6
 SEEDS    ?= 1000
+ANSWERS  ?= 1000000
 VERIFYTIME ?= 2m
 SIZES    ?= 10,100,1000
 ROUNDS   ?= 7
@@ -52,6 +54,7 @@ lab:
 # The processes first: a thousand seeds of agreement take a quarter of an hour on two cores, of purges half an hour.
 verify:
 	$(GO) test -count 1 -v -timeout 30m -run 'NoAcknowledgedChange|ARollingUpgrade' ./testbed/procs -linear.for $(VERIFYTIME) -upgrades
+	PERIGEE_ANSWERS=$(ANSWERS) $(GO) test -count 1 -v -timeout 2h -run 'WhatIsExplained' ./dnsgeo
 	PERIGEE_SEEDS=$(SEEDS) $(GO) test -count 1 -v -timeout 3h -run 'AppliesAreLinearizable|AfterTheReceipt' ./testbed
 	PERIGEE_SEEDS=$(SEEDS) $(GO) test -count 1 -v -timeout 30m -run 'OlderThanThePurgesThatItHasMade' ./edge/cdn
 
