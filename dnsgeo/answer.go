@@ -66,6 +66,7 @@ type asker struct {
 	lifetime time.Duration // of the answer at most, by the verdicts it rests on
 	visited  []uint64      // hashes of the names of the chain
 	policies uint16        // by which the answer section was chosen, a bit each
+	lastGood bool          // the answer depends on when a record set was healthy last
 
 	reply reply
 }
@@ -88,16 +89,25 @@ func (t *Table) Answer(v *view.View, q Query, tr *trace.Trace) Answer {
 
 // answer decides the answer to a query for the name that is in asked. It is a function of the table, the view and the query alone.
 func (a *asker) answer(t *Table, v *view.View, q *Query, tr *trace.Trace) {
+	var s *scene
+	if t != nil {
+		s = t.sceneOf(v)
+	}
+	a.answerIn(t, s, q, tr)
+}
+
+// answerIn is answer by what the view means to the table.
+func (a *asker) answerIn(t *Table, s *scene, q *Query, tr *trace.Trace) {
+	a.scene = s
 	a.table, a.query, a.trace = t, *q, tr
 	a.random, a.spot, a.scope, a.lifetime, a.zone = q.Random, nil, 0, forever, nil
-	a.visited, a.names, a.policies = a.visited[:0], 0, 0
+	a.visited, a.names, a.policies, a.lastGood = a.visited[:0], 0, 0, false
 	a.reply.reset(&a.asked)
 	if t == nil {
 		tr.Add("no spec yet: refused")
 		a.reply.Rcode = dns.RcodeRefused
 		return
 	}
-	a.scene = t.sceneOf(v)
 	z := t.zones.Find(&a.asked, 0)
 	if q.Type == dns.TypeDS && z != nil && z.Labels() == a.asked.Labels() && z.Labels() > 0 {
 		if above := t.zones.Find(&a.asked, 1); above != nil && t.zones.Node(above, &a.asked).OK() {
@@ -461,6 +471,7 @@ func (a *asker) aside(ask func() bool) bool {
 // lost is when a record set that is not healthy was so last: before its check failed, or its alias. Zero if nobody knows, as of
 // what has no node alive that is not drained.
 func (a *asker) lost(c *zone.Choice, i int) time.Time {
+	a.lastGood = true
 	v, s, r := a.scene.view, a.table.spec, &c.Records[i]
 	at, checked := time.Time{}, r.HealthCheck != "" && !v.CheckHealthy(s, r.HealthCheck)
 	if checked {

@@ -49,6 +49,7 @@ type Server struct {
 	apply   sync.Mutex // held by Apply
 	counts  counters
 	tallies *tallies
+	sampled atomic.Pointer[lastSample]
 
 	mu      sync.Mutex
 	closed  bool

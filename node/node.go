@@ -103,6 +103,7 @@ type Node struct {
 	cdn         *cdn.Plane
 	accelerator *accelerator.Plane
 	names       *dnsgeo.Server
+	compared    compared
 	speaker     *anycast.Speaker // nil: nothing is announced
 	geo         *geo.DB
 	planes      []plane
@@ -229,6 +230,9 @@ func (n *Node) open(ctx context.Context) error {
 	n.goes(func() { n.followLeader(loops) })
 	n.goes(func() { n.followObserved(loops) })
 	n.goes(func() { n.tellDistances(loops) })
+	if n.has(view.DNS) {
+		n.goes(func() { n.compareAnswers(loops) })
+	}
 	n.publishRunning()
 	n.publishTaken()
 	return n.meet(ctx, loops)
@@ -561,7 +565,7 @@ func (n *Node) openPlanes() error {
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())
-	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, queries, n.front, n.guard)
+	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, queries, &n.compared, n.front, n.guard)
 	n.makeMetrics()
 	n.makeAPIs()
 	n.openLane()

@@ -367,6 +367,7 @@ func (n *Node) status() api.Status {
 			last.Distance, last.By = e.RTT, e.From
 		}
 	}
+	st.AnswersDiffer = disagreements(n.samples())
 	return st
 }
 

@@ -22,6 +22,7 @@ const (
 	fencedKey     = "fenced"     // it has missed orders
 	publicKey     = "public"     // its addresses, where they do not fit its description in gossip
 	coordinateKey = "coordinate" // in the network
+	answersKey    = "answers"    // what it answers to a sample of questions, in short
 	measuredKey   = "measured"   // its round trips to others
 	verdictKey    = "h/"         // and the health key
 	orderKey      = "order/"     // and the order's ID: for those who could not be told directly

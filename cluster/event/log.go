@@ -30,6 +30,8 @@ const (
 	Spec   = "spec"  // a revision came into force, or was refused
 	Route  = "route" // what the above did to what is chosen
 	Leader = "leader"
+	// Answers tells whether this node answers names as others do.
+	Answers = "answers"
 )
 
 // Bounds.

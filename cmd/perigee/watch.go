@@ -58,6 +58,16 @@ func newStatus() *cobra.Command {
 					fmt.Fprintf(w, "\n%s keeps doors closed: %s\n", m.Name, m.Doors)
 				}
 			}
+			for _, d := range st.AnswersDiffer {
+				fmt.Fprintf(w, "\nnames are answered in %d ways at revision %d, by nodes that see the same:", len(d.Nodes), d.Revision)
+				for i, nodes := range d.Nodes {
+					if i > 0 {
+						fmt.Fprint(w, " |")
+					}
+					fmt.Fprintf(w, " %s", strings.Join(nodes, ", "))
+				}
+				fmt.Fprintln(w)
+			}
 			return nil
 		},
 	}

@@ -183,6 +183,14 @@ type Status struct {
 	Voters  int            `json:"voters"`
 	Missing []string       `json:"missing,omitempty"`
 	Members []MemberStatus `json:"members"`
+	// AnswersDiffer are groups of nodes that answer names otherwise than each other and should not: a fault. Empty, as a rule.
+	AnswersDiffer []AnswersDiffer `json:"answersDiffer,omitempty"`
+}
+
+// AnswersDiffer is nodes that run the same revision, see the same, and yet answer names otherwise than each other.
+type AnswersDiffer struct {
+	Revision uint64     `json:"revision"`
+	Nodes    [][]string `json:"nodes"` // those that answer alike together, most first
 }
 
 // MemberStatus is one live node.
