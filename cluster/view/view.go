@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/clients"
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
 )
@@ -69,6 +70,8 @@ type View struct {
 	Unreachable map[string]bool
 	// Distance estimates the round trip between two nodes, by name; nil: nobody does.
 	Distance func(a, b string) (rtt time.Duration, ok bool)
+	// Clients is what the doors of POPs saw of how far clients are; nil: nothing yet.
+	Clients *clients.Map
 	// Fenced says that this node has heard of an order that it has not seen yet: it may not serve what it kept unasked.
 	Fenced bool
 }
