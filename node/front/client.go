@@ -23,6 +23,7 @@ type client struct {
 	door   *door
 	socket net.Conn     // what was accepted
 	holds  atomic.Int64 // one for the open connection, one for each handler that runs
+	last   sync.Once    // before the socket is closed
 	close  sync.Once
 	limit  atomic.Int64 // the write deadline that was asked for, Unix nanoseconds; 0: none
 	stands atomic.Int64 // the one that was set by Write; 0: another one
@@ -73,6 +74,7 @@ func (c *client) release() {
 
 // Close gives the connection back, once.
 func (c *client) Close() error {
+	c.last.Do(func() { c.door.front.seeConn(c.socket) })
 	err := c.Conn.Close()
 	c.close.Do(c.release)
 	return err

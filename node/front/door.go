@@ -177,6 +177,7 @@ func (d *door) serveConns() {
 func (d *door) serveConn(c net.Conn) {
 	defer d.leave(c)
 	defer c.Close()
+	defer d.front.seeConn(c)
 	defer func() {
 		if v := recover(); v != nil {
 			d.front.panicked(v)

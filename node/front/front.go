@@ -24,6 +24,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/perigee-net/perigee/edge/http1"
 )
@@ -53,6 +54,11 @@ type Config struct {
 	// Blocked says whether nobody from an address is served; nil: everybody is. It is asked as each connection comes, so it
 	// must be cheap. A connection that carries a PROXY header is judged by whom that names.
 	Blocked func(netip.Addr) bool
+	// Seen is told how far a client is, by the least round trip that the system saw of a connection, as that ends: not of all of them
+	// where there are many, and not of those that come with a PROXY header. Nil: nobody is. It must not block.
+	Seen func(from netip.Addr, rtt time.Duration)
+	// RoundTrip is the least round trip of an open connection; nil: what the kernel says of a TCP socket.
+	RoundTrip func(net.Conn) (rtt time.Duration, ok bool)
 	// Connections is how many one door holds at once; more are closed as they come. 0: 16,384.
 	Connections int
 	// ConnectionsPerClient is how many of these may be of one client: one IPv4 address, or one /64 of IPv6. More are closed as
@@ -131,6 +137,7 @@ type Front struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // all goroutines and connections
 	heads    atomic.Int64   // bytes, see Config.HeaderBytes
+	looks    looks
 	desks    desks
 	sheets   sheets
 	pools2   pools2
@@ -163,6 +170,8 @@ type counters struct {
 	http2                                                http2Counters
 	http3                                                http3Counters
 
+	seen atomic.Uint64
+
 	desync reasons
 }
 
@@ -185,6 +194,9 @@ func New(c Config) *Front {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.RoundTrip == nil {
+		c.RoundTrip = roundTrip
 	}
 	if c.ListenPacket == nil {
 		c.ListenPacket = ListenPacket
@@ -436,6 +448,7 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_heads_bytes":                uint64(f.heads.Load()),
 		"front_desync_refused_total":       c.desyncRefused.Load(),
 		"front_bad_chunks_total":           c.badChunks.Load(),
+		"front_round_trips_total":          c.seen.Load(),
 	})
 	c.http2.counters(totals)
 	maps.Copy(totals, c.desync.counters())

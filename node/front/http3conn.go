@@ -63,6 +63,9 @@ func (g *quicGuest) serve(conn *quic.Conn) {
 		g.retire()
 	}
 	g.server.ServeQUICConn(conn)
+	if stats := conn.ConnectionStats(); f.looks.may(time.Now()) {
+		f.see(addressOf(conn.RemoteAddr()), stats.MinRTT)
+	}
 	g.end(http3.ErrCodeNoError)
 }
 
