@@ -503,6 +503,19 @@ type CidrLocation struct {
 	CidrList []netip.Prefix `json:"cidrList" rule:"required,1..1000"`
 }
 
+// ClientPlace is where the clients of some blocks of addresses are, whatever the database of places says. (AWS has none.)
+type ClientPlace struct {
+	Name   string            `json:"name" rule:"required"`
+	Labels map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	// CidrList are the blocks. The longest that an address is in decides; of two that are the same, that of the resource that is first by name.
+	CidrList []netip.Prefix `json:"cidrList" rule:"required,1..1000"`
+	Country  string         `json:"country,omitempty"` // ISO 3166-1 alpha-2
+	// Subdivision is what ISO 3166-2 writes after the country and a hyphen: CA of US-CA.
+	Subdivision string `json:"subdivision,omitempty" rule:"1..3"`
+	// Location is where distances are measured from; without, the point that stands for the country.
+	Location *Location `json:"location,omitempty"`
+}
+
 // Certificate is a TLS certificate with its key, for the doors that serve one of its names (ACM certificate, imported).
 type Certificate struct {
 	Name   string            `json:"name" rule:"required"`

@@ -28,13 +28,37 @@ func (c *zoneCheck) geoLocation(field string, g *GeoLocation) {
 	if g.Country != "*" {
 		c.country(field+".country", g.Country)
 	}
+	c.subdivision(field+".subdivision", g.Country, g.Subdivision)
+}
+
+func (c check) subdivision(field, country, subdivision string) {
 	switch {
-	case g.Subdivision == "":
-	case g.Country == "" || g.Country == "*":
-		c.fault(field+".subdivision", "needs its country")
-	case strings.ContainsFunc(g.Subdivision, func(r rune) bool { return (r < 'A' || r > 'Z') && (r < '0' || r > '9') }):
-		c.fault(field+".subdivision", "must be 1–3 capitals and digits, as ISO 3166-2 writes it after %s-, not %q", g.Country, g.Subdivision)
+	case subdivision == "":
+	case country == "" || country == "*":
+		c.fault(field, "needs its country")
+	case strings.ContainsFunc(subdivision, func(r rune) bool { return (r < 'A' || r > 'Z') && (r < '0' || r > '9') }):
+		c.fault(field, "must be 1–3 capitals and digits, as ISO 3166-2 writes it after %s-, not %q", country, subdivision)
 	}
+}
+
+func (c check) clientPlace(p *ClientPlace) {
+	c.name(p.Name)
+	blocks := map[netip.Prefix]string{}
+	for i, block := range p.CidrList {
+		if !block.IsValid() {
+			continue // its own fault is told
+		}
+		field := at("cidrList", i)
+		if first, taken := blocks[block]; taken {
+			c.fault(field, "%s is in %s already", block, first)
+		}
+		blocks[block] = field
+	}
+	if p.Country == "" && p.Location == nil {
+		c.fault("country", "is required where there is no location")
+	}
+	c.country("country", p.Country)
+	c.subdivision("subdivision", p.Country, p.Subdivision)
 }
 
 // agree judges what all record sets of a name and type must say alike.

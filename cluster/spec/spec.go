@@ -37,6 +37,7 @@ type Spec struct {
 	HostedZones    map[string]*HostedZone
 
 	CidrCollections map[string]*CidrCollection
+	ClientPlaces    map[string]*ClientPlace
 
 	Certificates map[string]*Certificate
 	Clusters     map[string]*Cluster // default, or none: Settings
@@ -89,6 +90,7 @@ var kindTable = []Kind{
 	kindOf("Distribution", "distributions", func(s *Spec) *map[string]*Distribution { return &s.Distributions }),
 	kindOf("Accelerator", "accelerators", func(s *Spec) *map[string]*Accelerator { return &s.Accelerators }),
 	kindOf("CidrCollection", "cidrcollections", func(s *Spec) *map[string]*CidrCollection { return &s.CidrCollections }),
+	kindOf("ClientPlace", "clientplaces", func(s *Spec) *map[string]*ClientPlace { return &s.ClientPlaces }),
 	kindOf("HostedZone", "hostedzones", func(s *Spec) *map[string]*HostedZone { return &s.HostedZones }),
 	kindOf("Certificate", "certificates", func(s *Spec) *map[string]*Certificate { return &s.Certificates }),
 	kindOf("Cluster", "clusters", func(s *Spec) *map[string]*Cluster { return &s.Clusters }),

@@ -48,6 +48,8 @@ func (c check) resource(resource any, shared *claims) {
 		c.accelerator(r, shared)
 	case *CidrCollection:
 		c.cidrCollection(r)
+	case *ClientPlace:
+		c.clientPlace(r)
 	case *HostedZone:
 		c.hostedZone(r)
 	case *Certificate:
