@@ -1,13 +1,13 @@
 package dnsgeo
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/miekg/dns"
 
+	"github.com/perigee-net/perigee/cluster/clients"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/dnsgeo/geo"
@@ -61,12 +61,16 @@ type asker struct {
 	names  int // of made that are used
 
 	random   uint64
-	spot     *spot         // where the client is, once it was looked up
+	spot     *spot // where the client is, once it was looked up
+	seen     clients.Client
+	looked   bool          // seen is what POPs saw of the client's network
 	scope    int           // leading bits of the client's network that the answer depends on
 	lifetime time.Duration // of the answer at most, by the verdicts it rests on
 	visited  []uint64      // hashes of the names of the chain
 	policies uint16        // by which the answer section was chosen, a bit each
 	lastGood bool          // the answer depends on when a record set was healthy last
+
+	roundTrip func(region string) (time.Duration, bool) // toRegion, made once
 
 	reply reply
 }
@@ -101,7 +105,7 @@ func (a *asker) answerIn(t *Table, s *scene, q *Query, tr *trace.Trace) {
 	a.scene = s
 	a.table, a.query, a.trace = t, *q, tr
 	a.random, a.spot, a.scope, a.lifetime, a.zone = q.Random, nil, 0, forever, nil
-	a.visited, a.names, a.policies, a.lastGood = a.visited[:0], 0, 0, false
+	a.visited, a.names, a.policies, a.lastGood, a.looked = a.visited[:0], 0, 0, false, false
 	a.reply.reset(&a.asked)
 	if t == nil {
 		tr.Add("no spec yet: refused")
@@ -593,97 +597,12 @@ func (a *asker) records(to section, owner uint16, set zone.Set) {
 	}
 }
 
-// pop is a POP on the way to a choice of the nearest.
-type pop struct {
-	*group
-	last int // 1 if this node cannot reach it
-	away float64
-	tie  uint64
-}
-
-func (p *pop) compare(q *pop) int {
-	return cmp.Or(cmp.Compare(p.last, q.last), cmp.Compare(p.away, q.away), cmp.Compare(p.tie, q.tie))
-}
-
-// nearest returns the POP that is nearest to the client; nil if none takes viewers. Those that this
-// node cannot reach itself come last. A client without a place is served here, or as if it were here.
-//
-// Who asks for A gets a POP that has one, as there may be no other way to reach it. Who asks for AAAA gets none if
-// the nearest POP has none, and so goes there by IPv4, rather than far away by IPv6.
-func (a *asker) nearest(t uint16) *group {
-	from := a.locate()
-	a.scope = max(a.scope, from.bits)
-	placed := from.place.OK
-	point, known := from.point, placed
-	if !placed && a.scene.here != nil {
-		point, known = a.scene.point, true
-	}
-	var all []pop // for people
-	var best pop
-	for _, g := range a.scene.edges {
-		p := pop{group: g, away: nowhere, tie: a.draw()}
-		if t == dns.TypeA && g.a.N == 0 {
-			continue
-		}
-		if !g.reachable {
-			p.last = 1
-		}
-		switch {
-		case !placed && g.popKey == a.scene.self:
-			p.away, p.tie = 0, 0
-		case known && g.location != nil:
-			p.away = point.away(g.point)
-		}
-		if best.group == nil || p.compare(&best) < 0 {
-			best = p
-		}
-		if a.trace.On() {
-			all = append(all, p)
-		}
-	}
-	if a.trace.On() && len(all) > 0 {
-		a.tellNearest(all, placed)
-	}
-	if best.group == nil && len(a.scene.edges) > 0 {
-		return a.scene.edges[0] // alive, but with no address of the family
-	}
-	return best.group
-}
-
-// tellNearest tells people in what order POPs come.
-func (a *asker) tellNearest(all []pop, placed bool) {
-	slices.SortFunc(all, func(p, q pop) int { return p.compare(&q) })
-	for _, g := range a.scene.drained {
-		a.trace.Add("%s: drained (%s)", g.pop, g.drained)
-	}
-	from := a.scene.here
-	if placed {
-		from = &a.spot.place.Location
-	}
-	for _, p := range all {
-		switch {
-		case !p.reachable:
-			a.trace.Add("%s: this node cannot reach it", p.pop)
-		case p.away == nowhere:
-			a.trace.Add("%s: nobody knows how far", p.pop)
-		case !placed && p.popKey == a.scene.self:
-			a.trace.Add("%s: about %v away", p.pop, time.Duration(0))
-		default:
-			a.trace.Add("%s: about %v away", p.pop, from.RoundTrip(*p.location).Round(time.Millisecond))
-		}
-	}
-	a.trace.Add("chosen: %s", all[0].pop)
-}
-
 // locate returns where the client is.
 func (a *asker) locate() *spot {
 	if a.spot != nil {
 		return a.spot
 	}
-	addr, whose := a.query.Client, "resolver"
-	if a.query.ECS.IsValid() && a.query.ECS.Bits() > 0 {
-		addr, whose = a.query.ECS.Addr(), "client"
-	}
+	addr, whose := a.asks()
 	a.spot = a.table.atlas.find(addr)
 	if a.trace.On() {
 		a.tellPlace(addr, whose, &a.spot.place)
@@ -719,6 +638,18 @@ func (a *asker) client(p policy.Policy) policy.Client {
 	c.Location, c.PlaceBits = a.scene.here, at.bits
 	if place.OK {
 		c.Location = &place.Location
+	}
+	if seen := a.lookUp(); p == policy.Latency && a.scene.clients != nil {
+		if a.roundTrip == nil {
+			a.roundTrip = a.toRegion
+		}
+		c.RoundTrip, c.RoundTripBits = a.roundTrip, seen.Bits
+		if seen.Known() { // what is joined is an estimate within bounds
+			c.RoundTripBits = max(c.RoundTripBits, at.bits)
+		}
+		if a.trace.On() {
+			c.Known = a.tellRegion
+		}
 	}
 	return c
 }

@@ -74,5 +74,8 @@ func (p point) away(q point) float64 {
 	return x*x + y*y + z*z
 }
 
+// angle is the distance in radians.
+func (p point) angle(q point) float64 { return 2 * math.Asin(math.Min(1, math.Sqrt(p.away(q))/2)) }
+
 // nowhere is farther away than all.
 const nowhere = math.MaxFloat64

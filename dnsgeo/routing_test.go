@@ -242,3 +242,56 @@ func ipNet(cidr string) *net.IPNet {
 	p := netip.MustParsePrefix(cidr)
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
+
+func TestTheSpecKnowsBetterWhereClientsAre(t *testing.T) {
+	const records = `
+		name: x, setIdentifier: a, geoLocation: {country: US, subdivision: CA}, values: [192.0.2.1]
+		name: x, setIdentifier: b, geoLocation: {country: US}, values: [192.0.2.2]
+		name: x, setIdentifier: c, geoLocation: {country: "*"}, values: [192.0.2.3]`
+	docs := []string{
+		"kind: ClientPlace\nname: b\ncidrList: [10.0.0.0/8]\ncountry: DE",
+		"kind: ClientPlace\nname: a\ncidrList: [10.0.0.0/8, 10.1.0.0/16]\ncountry: US",
+		"kind: ClientPlace\nname: c\ncidrList: [10.1.2.0/24]\ncountry: US\nsubdivision: CA\nlocation: {latitude: 37.77, longitude: -122.42}",
+	}
+	answers := func(table *Table, want map[string]string) {
+		t.Helper()
+		for client, value := range want {
+			a := table.Answer(nil, from(t, "x.example.com. A", client), nil)
+			if got := a.Answer[0].(*dns.A).A.String(); got != value {
+				t.Errorf("%s: got %s, want %s", client, got, value)
+			}
+		}
+	}
+	before, err := Compile(routed(t, records), geo.Default(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers(before, map[string]string{"10.1.2.0/24": "192.0.2.3", "8.8.8.0/24": "192.0.2.2"})
+	after, err := Compile(routed(t, records, docs...), before.base, before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers(after, map[string]string{"10.1.2.0/24": "192.0.2.1", "10.1.3.0/24": "192.0.2.2", "10.9.9.0/24": "192.0.2.2", "8.8.8.0/24": "192.0.2.2", "9.9.9.0/24": "192.0.2.2"})
+	if place := after.atlas.places.Lookup(netip.MustParseAddr("10.1.2.3")); place.Stand || place.Location.Latitude != 37.77 {
+		t.Errorf("it is at %+v", place)
+	}
+	again, err := Compile(routed(t, records), after.base, after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers(again, map[string]string{"10.1.2.0/24": "192.0.2.3"})
+	nobody, err := Compile(routed(t, records, docs...), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers(nobody, map[string]string{"10.1.2.0/24": "192.0.2.1", "8.8.8.0/24": "192.0.2.3"})
+
+	s := New(Config{Geo: geo.Default()})
+	if err := s.Apply(after.spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SetPlaces(nil); err != nil {
+		t.Fatal(err)
+	}
+	answers(s.table.Load(), map[string]string{"10.1.2.0/24": "192.0.2.1", "8.8.8.0/24": "192.0.2.3"})
+}

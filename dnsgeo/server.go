@@ -89,6 +89,21 @@ func (s *Server) Apply(to *spec.Spec) error {
 	return nil
 }
 
+// SetPlaces has clients be where a database says from now on.
+func (s *Server) SetPlaces(places *geo.DB) error {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	if before := s.table.Load(); before != nil {
+		t, err := Compile(before.spec, places, before)
+		if err != nil {
+			return err
+		}
+		s.table.Store(t)
+	}
+	s.config.Geo = places
+	return nil
+}
+
 // start keeps a socket, to be closed with the server, and serves it by n goroutines. If the server is closed
 // already, it closes the socket instead.
 func (s *Server) start(c io.Closer, n int, serve func()) bool {

@@ -22,7 +22,9 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/perigee-net/perigee/cluster/clients"
 	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/kept"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/dnsgeo/geo"
@@ -33,6 +35,7 @@ import (
 type Table struct {
 	spec  *spec.Spec
 	zones *zone.Table
+	base  *geo.DB // without what the spec knows better
 	atlas *atlas
 
 	last   atomic.Pointer[scene] // of the view that was used last
@@ -50,13 +53,32 @@ func Compile(s *spec.Spec, places *geo.DB, before *Table) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compile zones of revision %d: %w", s.Revision, err)
 	}
-	t := &Table{spec: s, zones: zones}
-	if before != nil && before.atlas.places == places {
+	t := &Table{spec: s, zones: zones, base: places}
+	if before != nil && before.base == places && len(kept.Changes(before.spec.ClientPlaces, s.ClientPlaces)) == 0 {
 		t.atlas = before.atlas
-	} else {
-		t.atlas = &atlas{places: places}
+		return t, nil
 	}
+	known, err := overridden(places, s)
+	if err != nil {
+		return nil, fmt.Errorf("compile places of revision %d: %w", s.Revision, err)
+	}
+	t.atlas = &atlas{places: known}
 	return t, nil
+}
+
+// overridden is a database of places with what the spec knows better. Of two that know the same block the first by name holds.
+func overridden(places *geo.DB, s *spec.Spec) (*geo.DB, error) {
+	if len(s.ClientPlaces) == 0 {
+		return places, nil
+	}
+	var all []geo.Override
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(s.ClientPlaces))) {
+		p := s.ClientPlaces[name]
+		for _, block := range p.CidrList {
+			all = append(all, geo.Override{Prefix: block, Country: p.Country, Subdivision: p.Subdivision, Location: p.Location})
+		}
+	}
+	return places.With(all...)
 }
 
 // scene is what a view means to a table: found once a view, not once a query.
@@ -67,6 +89,7 @@ type scene struct {
 	point point // where that is
 	self  popKey
 
+	clients *clients.Map      // how far clients are
 	edges   []*group          // of each POP, the members that take viewers
 	drained []*group          // POPs without such, all of whose members are drained
 	servers map[popKey]*group // of each POP, the members that answer names
@@ -86,6 +109,7 @@ type group struct {
 	byFamily                 // of addresses
 	location  *spec.Location // nil if nobody knows
 	point     point          // where that is
+	number    int            // in the map of clients; −1: it is not in it
 	reachable bool           // this node's own backbone reaches one of them
 	addresses []netip.Addr   // of those it reaches; if it reaches none, of all
 	others    []netip.Addr   // of those it does not reach
@@ -122,6 +146,7 @@ func (t *Table) survey(v *view.View) *scene {
 	if v == nil {
 		v = new(view.View)
 	}
+	s.clients = v.Clients
 	if self, ok := v.Member(v.Self); ok {
 		s.self = popKey{self.Region, self.POP}
 		if s.here = t.location(s.self); s.here != nil {
@@ -165,7 +190,7 @@ func (t *Table) join(groups map[popKey]*group, key popKey, m view.Member, role v
 	}
 	g := groups[key]
 	if g == nil {
-		g = &group{popKey: key, location: t.location(key)}
+		g = &group{popKey: key, location: t.location(key), number: v.Clients.Index(key.region, key.pop)}
 		if g.location != nil {
 			g.point = pointOf(*g.location)
 		}

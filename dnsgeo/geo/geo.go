@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sort"
+	"strings"
 
 	"github.com/gaissmai/bart"
 
@@ -26,6 +27,7 @@ type Place struct {
 	OK       bool // Location is known
 	// Subdivision of the country, the largest: what ISO 3166-2 writes after the hyphen; "" if that is not known. Only city databases know it.
 	Subdivision string
+	Stand       bool // Location is the country's, which the client may be far from
 }
 
 // DB knows the places of addresses. It is immutable and safe for use by many; a nil DB knows none.
@@ -46,13 +48,31 @@ type source interface {
 func Default() *DB { return &DB{source: openBuiltIn(), told: new(bart.Table[Place])} }
 
 // Open reads the operator's own database in MaxMind's format, of countries or cities. The file is mapped,
-// not read: put a new one in its place, do not write into it.
+// not read: put a new one in its place, do not write into it. Until nobody uses the DB any more it has what was in the file.
 func Open(path string) (*DB, error) {
 	f, err := openFile(path)
 	if err != nil {
 		return nil, err
 	}
+	for _, other := range []string{"-ASN", "-ISP", "-Domain", "-Connection-Type", "-Anonymous-IP"} { // MaxMind's, in which are no places
+		if kind := f.reader.Metadata.DatabaseType; strings.HasSuffix(kind, other) {
+			return nil, fmt.Errorf("open places %s: it is of type %s, and knows no places", path, kind)
+		}
+	}
 	return &DB{source: f, told: new(bart.Table[Place])}, nil
+}
+
+// OpenWhole opens a file as Open does, and reads all of it, which takes seconds for cities: a file that is cut off or damaged is
+// refused.
+func OpenWhole(path string) (*DB, error) {
+	d, err := Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.source.(*file).reader.Verify(); err != nil {
+		return nil, fmt.Errorf("open places %s: %w", path, err)
+	}
+	return d, nil
 }
 
 // Override is what the operator knows better: the place of a CIDR, by country or by location or both.
@@ -60,11 +80,16 @@ type Override struct {
 	Prefix   netip.Prefix
 	Country  string // ISO 3166-1 alpha-2
 	Location *spec.Location
+	// Subdivision is that of the country; "" if it is not known.
+	Subdivision string
 }
 
 // With returns a DB that holds the overrides to be true, the longest prefix first, and else knows what d knows.
 func (d *DB) With(overrides ...Override) (*DB, error) {
-	w := &DB{source: d.source, told: d.told.Clone()}
+	w := &DB{source: nothing{}, told: new(bart.Table[Place])}
+	if d != nil {
+		w.source, w.told = d.source, d.told.Clone()
+	}
 	for _, o := range overrides {
 		if !o.Prefix.IsValid() {
 			return nil, fmt.Errorf("override the place of %v: not a CIDR", o.Prefix)
@@ -72,7 +97,7 @@ func (d *DB) With(overrides ...Override) (*DB, error) {
 		if _, known := countries[o.Country]; !known && o.Country != "" {
 			return nil, fmt.Errorf("override the place of %v: no country has the code %q", o.Prefix, o.Country)
 		}
-		p := Place{Country: o.Country}
+		p := Place{Country: o.Country, Subdivision: o.Subdivision}
 		if o.Location != nil {
 			p.Location, p.OK = *o.Location, true
 		}
@@ -140,7 +165,7 @@ func complete(p Place) Place {
 		p.Continent = c.continent
 	}
 	if !p.OK {
-		p.Location, p.OK = c.location, true
+		p.Location, p.OK, p.Stand = c.location, true, true
 	}
 	return p
 }

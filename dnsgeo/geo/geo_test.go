@@ -181,11 +181,11 @@ func TestTheOperatorKnowsBetter(t *testing.T) {
 		want Place
 		bits int
 	}{
-		{"10.2.3.4", Place{"KR", "AS", seoul, true, ""}, 15}, // 10.2.0.0/15 is the widest that leaves out 10.1
-		{"10.200.3.4", Place{"KR", "AS", seoul, true, ""}, 9},
-		{"10.1.3.4", Place{"KR", "AS", busan, true, ""}, 16},
-		{"8.8.8.9", Place{"DE", "EU", countries["DE"].location, true, ""}, 31},
-		{"8.8.8.10", Place{"US", "NA", countries["US"].location, true, ""}, 31},
+		{"10.2.3.4", Place{"KR", "AS", seoul, true, "", true}, 15}, // 10.2.0.0/15 is the widest that leaves out 10.1
+		{"10.200.3.4", Place{"KR", "AS", seoul, true, "", true}, 9},
+		{"10.1.3.4", Place{"KR", "AS", busan, true, "", false}, 16},
+		{"8.8.8.9", Place{"DE", "EU", countries["DE"].location, true, "", true}, 31},
+		{"8.8.8.10", Place{"US", "NA", countries["US"].location, true, "", true}, 31},
 		{"192.168.9.9", Place{Location: busan, OK: true}, 16},
 		{"9.9.9.9", Place{}, 8},
 	} {
@@ -225,9 +225,9 @@ func TestADatabaseOfTheOperatorIsRead(t *testing.T) {
 		want Place
 		bits int
 	}{
-		{"1.2.3.4", Place{"KR", "AS", spec.Location{Latitude: 35.18, Longitude: 129.08}, true, "26"}, 24},
-		{"1.2.5.4", Place{"FR", "EU", countries["FR"].location, true, ""}, 22},
-		{"2400::1", Place{"FR", "EU", countries["FR"].location, true, ""}, 32},
+		{"1.2.3.4", Place{"KR", "AS", spec.Location{Latitude: 35.18, Longitude: 129.08}, true, "26", false}, 24},
+		{"1.2.5.4", Place{"FR", "EU", countries["FR"].location, true, "", true}, 22},
+		{"2400::1", Place{"FR", "EU", countries["FR"].location, true, "", true}, 32},
 		{"5.1.1.1", Place{}, 8},
 		{"128.0.0.1", Place{}, 1},
 		{"8000::1", Place{}, 1},

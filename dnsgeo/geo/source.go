@@ -63,6 +63,13 @@ func ends(addr netip.Addr, n int) (first, last netip.Addr) {
 	return first, last
 }
 
+// nothing knows no place.
+type nothing struct{}
+
+func (nothing) place(netip.Addr) Place { return Place{} }
+func (nothing) bits(netip.Addr) int    { return 0 }
+func (nothing) String() string         { return "no places known" }
+
 // file is a database in MaxMind's format.
 type file struct {
 	reader *maxminddb.Reader

@@ -175,6 +175,8 @@ func byRoundTrip(order []int, away []float64, all []Candidate, c *Client, t *tra
 				rtt, measured = c.RoundTrip(all[i].Region)
 			}
 			switch {
+			case measured && c.Known != nil:
+				t.Add("%s: %s, %v away, %s", all[i].name(), all[i].Region, rtt.Round(time.Millisecond/10), c.Known(all[i].Region))
 			case measured:
 				t.Add("%s: %s, %v away by measurement", all[i].name(), all[i].Region, rtt.Round(time.Millisecond/10))
 			case away == unknown:

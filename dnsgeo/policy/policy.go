@@ -89,6 +89,8 @@ type Client struct {
 	// RoundTrip is the round trip from the client to a region, where it was measured; nil: none was. Where it says nothing, the
 	// round trip is estimated from the locations.
 	RoundTrip func(region string) (rtt time.Duration, ok bool)
+	// Known says how RoundTrip knows what it does, for people; nil: by measurement.
+	Known func(region string) string
 	// RoundTripBits is how many leading bits of the network RoundTrip depends on, of what it does not know as well:
 	// 24 of IPv4 and 48 of IPv6 where it is measured by such networks.
 	RoundTripBits int
