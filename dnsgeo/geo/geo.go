@@ -69,7 +69,7 @@ func OpenWhole(path string) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.source.(*file).reader.Verify(); err != nil {
+	if err := d.source.(*file).read(); err != nil {
 		return nil, fmt.Errorf("open places %s: %w", path, err)
 	}
 	return d, nil

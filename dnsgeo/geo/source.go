@@ -101,6 +101,25 @@ func openFile(path string) (*file, error) {
 	return &file{reader: reader, path: path}, nil
 }
 
+// read reads every record once. (The library's Verify asks more: that of the metadata which nobody needs here.)
+func (f *file) read() error {
+	known := map[uintptr]bool{}
+	for result := range f.reader.Networks() {
+		if err := result.Err(); err != nil {
+			return err
+		}
+		if known[result.Offset()] {
+			continue
+		}
+		known[result.Offset()] = true
+		var r any
+		if err := result.Decode(&r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // place is unknown where the file has no record, or one of another kind.
 func (f *file) place(addr netip.Addr) Place {
 	var r record
