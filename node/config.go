@@ -89,6 +89,8 @@ type Config struct {
 	// ListenPackets opens up to n sockets on one address; nil: one by ListenPacket, or of the real network n.
 	ListenPackets func(network, address string, n int) ([]net.PacketConn, error)
 	Dial          func(ctx context.Context, network, address string) (net.Conn, error)
+	// RoundTrip is the least round trip of an open connection from a client; nil: what the kernel says.
+	RoundTrip func(net.Conn) (rtt time.Duration, ok bool)
 	// Now is the wall clock, by which certificates and tokens are judged; nil means the machine's.
 	Now func() time.Time
 	// NoSocket leaves out the unix socket, for networks that are not real.

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/clients"
 	"github.com/perigee-net/perigee/cluster/control"
 	"github.com/perigee-net/perigee/cluster/distance"
 	"github.com/perigee-net/perigee/cluster/event"
@@ -106,6 +107,8 @@ type Node struct {
 	compared    compared
 	speaker     *anycast.Speaker // nil: nothing is announced
 	geo         *geo.DB
+	geoFile     os.FileInfo // nil: there is none
+	places      places
 	planes      []plane
 
 	looks     chan struct{} // wakes observe
@@ -113,6 +116,8 @@ type Node struct {
 	orders    orders
 	distance  *distance.Client
 	distances atomic.Pointer[distance.Map]
+	clients   *clients.Seen
+	clientMap atomic.Pointer[clients.Map]
 	events    *event.Log
 	metrics   *metrics.Set
 	acked     *metrics.Histogram
@@ -143,9 +148,9 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, done: make(chan struct{}), deciding: make(chan struct{}, 1), looks: make(chan struct{}, 1)}
-	n.events, n.distance = event.New(cfg.Name, 0), distance.New(cfg.Name)
+	n.events, n.distance, n.clients = event.New(cfg.Name, 0), distance.New(cfg.Name), clients.New(time.Now())
 	n.observed.merger = health.NewMerger()
-	n.counted = append(n.counted, n.events, n.distance)
+	n.counted = append(n.counted, n.events, n.distance, n.clients)
 	n.running.Set(running{spec: n.empty()})
 	n.view.Set(&view.View{Self: cfg.Name})
 	if err := n.open(ctx); err != nil {
@@ -232,6 +237,10 @@ func (n *Node) open(ctx context.Context) error {
 	n.goes(func() { n.tellDistances(loops) })
 	if n.has(view.DNS) {
 		n.goes(func() { n.compareAnswers(loops) })
+	}
+	n.goes(func() { n.tellClients(loops) })
+	if n.geoFile != nil {
+		n.goes(func() { n.followPlaces(loops, n.geoFile) })
 	}
 	n.publishRunning()
 	n.publishTaken()
@@ -525,7 +534,10 @@ func (n *Node) openPlanes() error {
 	n.geo = geo.Default()
 	if n.cfg.GeoDB != "" {
 		var err error
-		if n.geo, err = geo.Open(n.cfg.GeoDB); err != nil {
+		if n.geoFile, err = os.Stat(n.cfg.GeoDB); err == nil {
+			n.geo, err = geo.Open(n.cfg.GeoDB)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -561,11 +573,11 @@ func (n *Node) openPlanes() error {
 		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket,
 		Certificate: certificates.Get, Policy: n.cdn.SecurityPolicy,
 		TokenKey: n.guard.Node().Keys().Cluster.Derive("quic tokens"), ResetKey: n.guard.Node().Keys().Cluster.Derive("quic resets of " + n.cfg.Name),
-		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Log: log,
+		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Seen: n.see, RoundTrip: n.cfg.RoundTrip, Log: log,
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())
-	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, queries, &n.compared, n.front, n.guard)
+	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, queries, &n.compared, n.front, n.guard, &n.places)
 	n.makeMetrics()
 	n.makeAPIs()
 	n.openLane()

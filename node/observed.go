@@ -102,7 +102,7 @@ func (n *Node) observe() {
 			g.list = before
 		}
 	}
-	v := &view.View{Self: n.cfg.Name, Members: g.list, RTT: map[string]time.Duration{}, Unreachable: map[string]bool{}, Distance: n.away}
+	v := &view.View{Self: n.cfg.Name, Members: g.list, RTT: map[string]time.Duration{}, Unreachable: map[string]bool{}, Distance: n.away, Clients: n.clientMap.Load()}
 	if moved || g.table == nil || s != g.spec || entries != g.entries {
 		n.mergeVerdicts(v, s, said, moved || s != g.spec)
 	}

@@ -24,6 +24,7 @@ const (
 	coordinateKey = "coordinate" // in the network
 	answersKey    = "answers"    // what it answers to a sample of questions, in short
 	measuredKey   = "measured"   // its round trips to others
+	clientsKey    = "clients/"   // and the shard: how far clients are
 	verdictKey    = "h/"         // and the health key
 	orderKey      = "order/"     // and the order's ID: for those who could not be told directly
 )

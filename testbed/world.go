@@ -186,7 +186,7 @@ func (w *World) machine(name, region, pop string, place spec.Location, ip netip.
 		Name: name, Region: region, POP: pop, Data: filepath.Join(w.dir, name),
 		Advertise: ip, Gossip: at(gossipPort), Control: at(controlPort), API: at(apiPort), HTTP: at(httpPort), DNS: at(dnsPort),
 		CacheBytes: 16 << 20, NoSocket: true, Log: w.log,
-		Listen: host.Listen, ListenPacket: host.ListenPacket, Dial: host.Dial,
+		Listen: host.Listen, ListenPacket: host.ListenPacket, Dial: host.Dial, RoundTrip: memnet.RoundTrip,
 		ListenAnycast: func(network, address string) (net.Listener, error) {
 			ap, err := netip.ParseAddrPort(address)
 			if err != nil {

@@ -32,6 +32,7 @@ const (
 	Leader = "leader"
 	// Answers tells whether this node answers names as others do.
 	Answers = "answers"
+	Places  = "places" // another file says where clients are, or was refused
 )
 
 // Bounds.

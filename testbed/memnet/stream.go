@@ -64,6 +64,22 @@ type stream struct {
 	writeBy  deadline
 }
 
+// RoundTrip is the round trip of a connection between two hosts, without jitter, as the kernel would have seen it at least; not ok: it
+// is none of this network's, or its far end is gone.
+func RoundTrip(c net.Conn) (rtt time.Duration, ok bool) {
+	s, is := c.(*stream)
+	if !is {
+		return 0, false
+	}
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	if s.peer == nil {
+		return 0, false
+	}
+	a, b := s.host.link(s.peer.host), s.peer.host.link(s.host)
+	return a.delay() + a.slow + b.delay() + b.slow, true
+}
+
 func (h *Host) newStream(local, remote netip.AddrPort, dual bool) *stream {
 	s := &stream{
 		host: h, in: h.in, local: local, remote: remote, dual: dual, born: h.in.nextOrder(), linger: true,
