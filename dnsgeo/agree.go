@@ -64,13 +64,13 @@ func (s Sample) Comparable(t Sample) bool { return s.Revision == t.Revision && s
 // healthy.
 //
 // What is meant to differ from node to node is left out: they answer as one that stands nowhere (so nobody is served "as if he were
-// here") and that reaches all; TTLs, which go by how long verdicts stand; and answers by when a record set was healthy last.
+// here"), that reaches all and has heard of no measured client; TTLs, which go by how long verdicts stand; and answers by when a record set was healthy last.
 func (t *Table) Sample(v *view.View) Sample {
 	if v == nil {
 		v = new(view.View)
 	}
 	nobody := *v
-	nobody.Self, nobody.Unreachable = "", nil
+	nobody.Self, nobody.Unreachable, nobody.Clients = "", nil, nil
 	scene := t.survey(&nobody)
 	sum, a := fnv.New64a(), newAsker()
 	for _, q := range t.sampled() {
