@@ -3,6 +3,7 @@ package main
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"testing"
 	"time"
 )
@@ -20,11 +21,11 @@ func TestGarbageMayGrowToTheFloorOrToHalfOfWhatIsLive(t *testing.T) {
 func TestACollectionSetsHowMuchGarbageMayGrow(t *testing.T) {
 	before := debug.SetGCPercent(100)
 	defer debug.SetGCPercent(before)
-	end := boundGarbage()
-	now := func() int {
-		percent := debug.SetGCPercent(-1)
-		debug.SetGCPercent(percent)
-		return percent
+	end := boundGarbage(tidyTime)
+	now := func() int { // and not by setting it, which could undo what is just being set
+		percent := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+		metrics.Read(percent)
+		return int(percent[0].Value.Uint64())
 	}
 	live := make([]byte, 128<<20) // so much that half of it is above the floor
 	for deadline := time.Now().Add(10 * time.Second); now() != gcPercent && time.Now().Before(deadline); runtime.Gosched() {
@@ -46,3 +47,53 @@ func TestACollectionSetsHowMuchGarbageMayGrow(t *testing.T) {
 		t.Errorf("%d %% afterwards, not as before", got)
 	}
 }
+
+func TestGarbageIsCollectedSoonerWhereThatCostsLittle(t *testing.T) {
+	const live = 800 << 20
+	rest := heap{live: live, used: live + live/8 + 1, allocated: live / 256, since: 0, cost: time.Second}
+	if !rest.untidy() {
+		t.Error("not at rest")
+	}
+	for name, change := range map[string]func(h *heap){
+		"little garbage":                 func(h *heap) { h.used-- },
+		"a collection has just found":    func(h *heap) { h.used = h.live - 1 },
+		"it allocates, and that costs":   func(h *heap) { h.allocated++; h.since = 49 * time.Second },
+		"less garbage than is the least": func(h *heap) { h.live, h.used = 8<<20, 8<<20+garbageFloor },
+	} {
+		h := rest
+		if change(&h); h.untidy() {
+			t.Errorf("%s: %+v", name, h)
+		}
+	}
+	busy := rest
+	busy.allocated, busy.since = live, 50*time.Second
+	if !busy.untidy() {
+		t.Error("not when the last collection is long ago for what it cost")
+	}
+}
+
+func TestANodeAtRestGivesItsGarbageBack(t *testing.T) {
+	end := boundGarbage(time.Millisecond)
+	defer end()
+	live := make([][]byte, 100<<10)
+	for i := range live {
+		live[i] = make([]byte, 1<<10)
+	}
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	before, deadline := m.NumGC, time.Now().Add(10*time.Second)
+	for range 45 << 10 { // less than makes the collector start
+		kept = make([]byte, 1<<10)
+	}
+	for m.NumGC == before && time.Now().Before(deadline) {
+		time.Sleep(time.Millisecond)
+		runtime.ReadMemStats(&m)
+	}
+	if m.NumGC == before {
+		t.Errorf("%d bytes on the heap", m.HeapAlloc)
+	}
+	runtime.KeepAlive(live)
+}
+
+var kept []byte

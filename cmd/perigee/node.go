@@ -228,7 +228,7 @@ func (l *heldLog) release() {
 // runNode runs a node until the context ends; started is called when it serves.
 func runNode(ctx context.Context, cfg node.Config, started func()) error {
 	if os.Getenv("GOGC") == "" {
-		defer boundGarbage()()
+		defer boundGarbage(tidyTime)()
 	}
 	token, err := secret(cfg.Token)
 	if _, gone := os.Stat(filepath.Join(cfg.Data, "node.json")); err != nil && gone != nil {
