@@ -140,6 +140,7 @@ type Front struct {
 	looks    looks
 	desks    desks
 	sheets   sheets
+	headers  headers
 	pools2   pools2
 
 	mu      sync.Mutex
