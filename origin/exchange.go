@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/perigee-net/perigee/origin/wire"
 )
 
 // exchange is one request on its way to a target, and its response on the way back. It is written here and not left to
@@ -36,8 +38,9 @@ type exchange struct {
 	over   bool // w is not to be touched any more
 }
 
-// attempt is one try at one target.
+// attempt is one try at one target. It is what is told of it (wire.Watch).
 type attempt struct {
+	exchange *exchange
 	answered atomic.Bool // a byte of a response has come
 	reused   atomic.Bool // the connection had carried requests before
 	upload   *upload     // nil: the request has no body
@@ -136,21 +139,27 @@ func (x *exchange) unreached(err error) bool {
 }
 
 func (x *exchange) try(r *http.Request, addr netip.AddrPort) (*http.Response, error) {
-	a := new(attempt)
+	a := &attempt{exchange: x}
 	x.last.Store(a)
+	client := x.group.traffic.transport()
+	r.URL.Host = addr.String()
+	if wire.Speaks(r) { // and is done with the request when it returns, where net/http may not be
+		res, err := client.Send(x.ctx, r, a)
+		x.witness(addr, a, res, err)
+		return res, err
+	}
 	out := r.WithContext(httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{
-		GotConn:              func(c httptrace.GotConnInfo) { a.reused.Store(c.Reused) },
-		GotFirstResponseByte: func() { a.answered.Store(true) },
-		Got1xxResponse:       x.inform,
+		GotConn:              func(c httptrace.GotConnInfo) { a.Sending(c.Reused) },
+		GotFirstResponseByte: a.Answered,
+		Got1xxResponse:       func(status int, h textproto.MIMEHeader) error { return a.Interim(status, http.Header(h)) },
 	}))
 	url := *r.URL
-	url.Host = addr.String()
 	out.URL = &url
 	if r.Body != nil {
 		a.upload = &upload{from: r.Body, touch: x.touch, reading: make(chan struct{}, 1)}
 		out.Body = a.upload
 	}
-	res, err := x.group.traffic.transport().RoundTrip(out)
+	res, err := client.RoundTrip(out)
 	x.witness(addr, a, res, err)
 	return res, err
 }
@@ -181,9 +190,13 @@ func idempotent(method string) bool {
 	return false
 }
 
-// inform passes an informational response on (RFC 9110, 15.2). 100 is not: it was asked for by this side, to hold the
+func (a *attempt) Sending(reused bool) { a.reused.Store(reused) }
+func (a *attempt) Answered()           { a.answered.Store(true) }
+
+// Interim passes an informational response on (RFC 9110, 15.2). 100 is not: it was asked for by this side, to hold the
 // body back, and reading the client's body sends the client one of its own.
-func (x *exchange) inform(status int, header textproto.MIMEHeader) error {
+func (a *attempt) Interim(status int, header http.Header) error {
+	x := a.exchange
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.headed || status == http.StatusContinue {

@@ -55,12 +55,22 @@ func (i *interim) over() {
 	i.written.Wait()
 }
 
-// watch has a request's interim responses passed on.
+// watch has a request's interim responses passed on that net/http sends; nil: they are lost.
 func (i *interim) watch(ctx context.Context) context.Context {
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: i.pass})
+	if i == nil {
+		return ctx
+	}
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		Got1xxResponse: func(status int, h textproto.MIMEHeader) error { return i.Interim(status, http.Header(h)) },
+	})
 }
 
-func (i *interim) pass(status int, from textproto.MIMEHeader) error {
+// Sending and Answered are for wire.Watch.
+func (i *interim) Sending(bool) {}
+func (i *interim) Answered()    {}
+
+// Interim passes one on.
+func (i *interim) Interim(status int, h http.Header) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.sent++; i.sent > maxInterim {
@@ -73,7 +83,6 @@ func (i *interim) pass(status int, from textproto.MIMEHeader) error {
 		i.waiting = make(chan hint, maxInterim)
 		i.written.Go(i.write)
 	}
-	h := http.Header(from)
 	for _, name := range slices.Concat(nominated(h), hopByHop) {
 		h.Del(name)
 	}

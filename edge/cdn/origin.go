@@ -150,18 +150,23 @@ var (
 // send asks the behaviour's origin: the URL, or its load balancers in Order. The next is tried at once where a
 // dial fails, ours or the load balancer's own; where a connection fails later, only if the request is safe and has no body. One that does not answer in
 // time is the end: the viewer has waited long enough, and its health will tell. The request's URL and Host are filled in.
-func (p *Plane) send(ctx context.Context, d Decision, q *http.Request) (*http.Response, error) {
+// Its interim responses go to early; nil: to nobody.
+func (p *Plane) send(ctx context.Context, d Decision, q *http.Request, early *interim) (*http.Response, error) {
 	u := d.Behavior.upstream
 	q.URL.Scheme, q.URL.Host = u.scheme, u.authority
 	q.Host = d.Behavior.host(q.Host)
 	if u.authority != "" && wire.Speaks(q) { // its bodies are attentive by themselves
-		response, err := u.transport().Send(ctx, q)
+		var watch wire.Watch
+		if early != nil {
+			watch = early
+		}
+		response, err := u.transport().Send(ctx, q, watch)
 		if err != nil && ctx.Err() == nil {
 			p.counts.originErrors.Add(1)
 		}
 		return p.heard(ctx, d, q, response, err)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(early.watch(ctx))
 	response, err := p.try(ctx, d, q)
 	if response, err = p.heard(ctx, d, q, response, err); err != nil {
 		cancel(nil)

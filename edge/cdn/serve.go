@@ -155,15 +155,12 @@ func (p *Plane) fetching(e *errand) cache.Fetch {
 				return response, err
 			}
 		}
-		if e.early != nil {
-			ctx = e.early.watch(ctx)
-		}
 		q := &http.Request{Method: http.MethodGet, URL: e.address(e.path), Host: e.host, Header: e.header}
 		if len(conditions) > 0 { // the origin may be asked once more, without
 			q.Header = e.header.Clone()
 			maps.Copy(q.Header, conditions)
 		}
-		return p.send(ctx, e.Decision, q)
+		return p.send(ctx, e.Decision, q, e.early)
 	}
 }
 
@@ -383,7 +380,7 @@ func (p *Plane) passNoting(w http.ResponseWriter, r *http.Request, d Decision, s
 	early := interimTo(w, r)
 	defer early.over()
 	requested := time.Now()
-	response, err := p.send(early.watch(r.Context()), d, q)
+	response, err := p.send(r.Context(), d, q, early)
 	early.over()
 	if err != nil {
 		if r.Context().Err() != nil {

@@ -50,10 +50,48 @@ type exchange struct {
 	err    error        // what Read says from now on
 }
 
+// Watch is told of an exchange while it goes on, on the goroutine that asks.
+type Watch interface {
+	// Sending: the request is about to be sent, on a connection that has carried others before, or on a new one.
+	Sending(reused bool)
+	// Answered: bytes of a response have come.
+	Answered()
+	// Interim is given an interim response, whose header is its own. An error ends the exchange. The bound on a head begins anew
+	// at each.
+	Interim(status int, header http.Header) error
+}
+
+// traced tells those whom net/http would tell.
+type traced struct{ trace *httptrace.ClientTrace }
+
+func (t traced) Sending(reused bool) {
+	if t.trace.GotConn != nil {
+		t.trace.GotConn(httptrace.GotConnInfo{Reused: reused})
+	}
+}
+
+func (t traced) Answered() {
+	if t.trace.GotFirstResponseByte != nil {
+		t.trace.GotFirstResponseByte()
+	}
+}
+
+func (t traced) Interim(status int, header http.Header) error {
+	return t.trace.Got1xxResponse(status, textproto.MIMEHeader(header))
+}
+
+// watchOf is who is told by a context: GotConn, of which Reused alone is set, GotFirstResponseByte and Got1xxResponse are called, and
+// those only where the last one is there.
+func watchOf(ctx context.Context) Watch {
+	if trace := httptrace.ContextClientTrace(ctx); trace != nil && trace.Got1xxResponse != nil {
+		return traced{trace}
+	}
+	return nil
+}
+
 // Send asks as RoundTrip does, under this context in the place of the request's: it ends the request, and later the body. Speaks has
-// said that it may. The functions of httptrace that are called are GotConn, of which Reused alone is set, GotFirstResponseByte and
-// Got1xxResponse; with the last one the bound on a head begins anew at each interim response.
-func (c *Client) Send(ctx context.Context, q *http.Request) (*http.Response, error) {
+// said that it may. What the context traces is not told, but watch is; nil: nobody.
+func (c *Client) Send(ctx context.Context, q *http.Request, watch Watch) (*http.Response, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -68,7 +106,7 @@ func (c *Client) Send(ctx context.Context, q *http.Request) (*http.Response, err
 	if err != nil {
 		return nil, err
 	}
-	to, trace := address(q), httptrace.ContextClientTrace(ctx)
+	to := address(q)
 	for again := false; ; {
 		var on *conn
 		if !again {
@@ -83,11 +121,11 @@ func (c *Client) Send(ctx context.Context, q *http.Request) (*http.Response, err
 			}
 			on = newConn(dialled, to)
 		}
-		if trace != nil && trace.GotConn != nil {
-			trace.GotConn(httptrace.GotConnInfo{Reused: on.used})
+		if watch != nil {
+			watch.Sending(on.used)
 		}
 		x := &exchange{client: c, conn: on, ctx: ctx, q: q}
-		response, err := x.run(head, trace)
+		response, err := x.run(head, watch)
 		switch {
 		case err == nil:
 			return response, nil
@@ -108,17 +146,17 @@ func timedOut(err error) bool {
 }
 
 // run sends the request and reads the head of its response. If that fails the connection is closed.
-func (x *exchange) run(head []byte, trace *httptrace.ClientTrace) (*http.Response, error) {
+func (x *exchange) run(head []byte, watch Watch) (*http.Response, error) {
 	if x.ctx.Done() != nil {
 		x.stop = context.AfterFunc(x.ctx, x.abort)
 	}
 	wrote, err := x.conn.ask(head, x.client.HeadTimeout)
 	x.unsent = wrote == 0
 	if x.answered = x.conn.end > 0; err == nil {
-		if trace != nil && trace.GotFirstResponseByte != nil {
-			trace.GotFirstResponseByte()
+		if watch != nil {
+			watch.Answered()
 		}
-		err = x.head(trace)
+		err = x.head(watch)
 	} else if err == io.EOF {
 		err = errUnanswered
 	}
@@ -131,7 +169,7 @@ func (x *exchange) run(head []byte, trace *httptrace.ClientTrace) (*http.Respons
 }
 
 // head reads heads until a final one.
-func (x *exchange) head(trace *httptrace.ClientTrace) error {
+func (x *exchange) head(watch Watch) error {
 	bound, from := x.client.MaxHead, 0
 	for {
 		unread := x.conn.unread()
@@ -164,8 +202,8 @@ func (x *exchange) head(trace *httptrace.ClientTrace) error {
 		case reply.Code >= 200:
 			x.reply = reply
 			return nil
-		case trace != nil && trace.Got1xxResponse != nil:
-			if err := trace.Got1xxResponse(reply.Code, textproto.MIMEHeader(reply.Header)); err != nil {
+		case watch != nil:
+			if err := watch.Interim(reply.Code, reply.Header); err != nil {
 				return err
 			}
 		default:

@@ -65,7 +65,7 @@ func (c *Client) CloseIdleConnections() {
 // RoundTrip implements http.RoundTripper, as Send does.
 func (c *Client) RoundTrip(q *http.Request) (*http.Response, error) {
 	if Speaks(q) {
-		return c.Send(q.Context(), q)
+		return c.Send(q.Context(), q, watchOf(q.Context()))
 	}
 	return c.Rest.RoundTrip(q)
 }
