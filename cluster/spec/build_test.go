@@ -598,6 +598,9 @@ func FuzzBuild(f *testing.F) {
 			}
 			return
 		}
+		if len(s.Certificates)+len(s.TsigKeys) > 0 {
+			return // JSON has no secrets
+		}
 		if again := rebuild(t, s); !reflect.DeepEqual(s, again) {
 			t.Fatalf("-first +again\n%s", cmp.Diff(s, again, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})))
 		}

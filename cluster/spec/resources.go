@@ -393,6 +393,8 @@ type HostedZone struct {
 	Records     []Record          `json:"records,omitempty" rule:"..10000"`
 	// QueryLogging has queries of the zone written down by the nodes that were told where to; nil: none is.
 	QueryLogging *QueryLogging `json:"queryLogging,omitempty"`
+	// Transfer lets others have the zone whole. (Route 53 does not.)
+	Transfer ZoneTransfer `json:"transfer,omitzero"`
 }
 
 // QueryLogging is which queries of a zone are written down.
@@ -514,6 +516,36 @@ type ClientPlace struct {
 	Subdivision string `json:"subdivision,omitempty" rule:"1..3"`
 	// Location is where distances are measured from; without, the point that stands for the country.
 	Location *Location `json:"location,omitempty"`
+}
+
+// ZoneTransfer is who may have a zone whole, and who is told when it has changed.
+type ZoneTransfer struct {
+	Allow  []TransferAllow `json:"allow,omitempty" rule:"1..64"`
+	Notify []ZonePeer      `json:"notify,omitempty" rule:"1..32"`
+}
+
+// TransferAllow lets in who asks from one of the networks, if any are named, and signs by the key, if one is named: at least
+// one of the two is.
+type TransferAllow struct {
+	CIDRs []netip.Prefix `json:"cidrs,omitempty" rule:"1..64"`
+	Key   string         `json:"key,omitempty"` // a TsigKey
+}
+
+// ZonePeer is another name server of a zone.
+type ZonePeer struct {
+	Address netip.Addr `json:"address" rule:"required"`
+	Port    uint16     `json:"port,omitempty" rule:"1..65535" default:"53"`
+	Key     string     `json:"key,omitempty"` // a TsigKey, by which is signed what is sent; then the response must be, too
+}
+
+// TsigKey is a key by which the messages between two name servers are signed (RFC 8945). Both know it by its name.
+// (AWS has none; BIND and Knot call it key.)
+type TsigKey struct {
+	Name   string            `json:"name" rule:"required"`         // a domain name in small letters, without a trailing dot
+	Labels map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	// Algorithm leaves out MD5 and SHA-1, by which nothing new is to be signed (RFC 8945 §6).
+	Algorithm string `json:"algorithm,omitempty" rule:"hmac-sha256|hmac-sha384|hmac-sha512" default:"hmac-sha256"`
+	Secret    Secret `json:"secret" rule:"required,..1024"` // in base64, as tsig-keygen and keymgr print it
 }
 
 // Certificate is a TLS certificate with its key, for the doors that serve one of its names (ACM certificate, imported).

@@ -39,6 +39,7 @@ type Spec struct {
 	CidrCollections map[string]*CidrCollection
 	ClientPlaces    map[string]*ClientPlace
 
+	TsigKeys     map[string]*TsigKey
 	Certificates map[string]*Certificate
 	Clusters     map[string]*Cluster // default, or none: Settings
 
@@ -91,6 +92,7 @@ var kindTable = []Kind{
 	kindOf("Accelerator", "accelerators", func(s *Spec) *map[string]*Accelerator { return &s.Accelerators }),
 	kindOf("CidrCollection", "cidrcollections", func(s *Spec) *map[string]*CidrCollection { return &s.CidrCollections }),
 	kindOf("ClientPlace", "clientplaces", func(s *Spec) *map[string]*ClientPlace { return &s.ClientPlaces }),
+	kindOf("TsigKey", "tsigkeys", func(s *Spec) *map[string]*TsigKey { return &s.TsigKeys }),
 	kindOf("HostedZone", "hostedzones", func(s *Spec) *map[string]*HostedZone { return &s.HostedZones }),
 	kindOf("Certificate", "certificates", func(s *Spec) *map[string]*Certificate { return &s.Certificates }),
 	kindOf("Cluster", "clusters", func(s *Spec) *map[string]*Cluster { return &s.Clusters }),

@@ -50,6 +50,8 @@ func (c check) resource(resource any, shared *claims) {
 		c.cidrCollection(r)
 	case *ClientPlace:
 		c.clientPlace(r)
+	case *TsigKey:
+		c.tsigKey(r)
 	case *HostedZone:
 		c.hostedZone(r)
 	case *Certificate:
@@ -121,6 +123,7 @@ var words = map[string]string{
 	"Accelerator":   "accelerator",
 
 	"CidrCollection": "CIDR collection",
+	"TsigKey":        "TSIG key",
 }
 
 func (c check) inRegion(field, region string) {

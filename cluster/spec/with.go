@@ -138,7 +138,7 @@ func (b *builder) validateAgain() {
 func (b *builder) referring(m moved) []Resource {
 	regions, checks, groups, balancers := m["Region"], m["HealthCheck"], m["TargetGroup"], m["LoadBalancer"]
 	policies, sites, accelerators, guards := m["CachePolicy"], m["Distribution"], m["Accelerator"], m["SecurityGroup"]
-	collections := m["CidrCollection"]
+	collections, keys := m["CidrCollection"], m["TsigKey"]
 	var found []Resource
 	if regions != nil || checks != nil {
 		found = collect(b, found, "HealthCheck", b.spec.HealthChecks, func(h *HealthCheck) bool {
@@ -159,8 +159,11 @@ func (b *builder) referring(m moved) []Resource {
 	if regions != nil || groups != nil || balancers != nil {
 		found = collect(b, found, "Accelerator", b.spec.Accelerators, func(a *Accelerator) bool { return a.refers(regions, groups, balancers) })
 	}
-	if regions != nil || checks != nil || sites != nil || balancers != nil || accelerators != nil || collections != nil {
+	if regions != nil || checks != nil || sites != nil || balancers != nil || accelerators != nil || collections != nil || keys != nil {
 		found = collect(b, found, "HostedZone", b.spec.HostedZones, func(z *HostedZone) bool {
+			if z.signedBy(keys) {
+				return true
+			}
 			for i := range z.Records {
 				r := &z.Records[i]
 				if regions.has(r.Region) || checks.has(r.HealthCheck) || r.Alias != nil &&

@@ -166,6 +166,12 @@ records:
 - {name: f, type: A, values: [192.0.2.1], setIdentifier: x, geoProximityLocation: {region: r1}}
 ---
 {kind: CidrCollection, name: k1, locations: [{locationName: a, cidrList: [10.0.0.0/8]}, {locationName: b, cidrList: [11.0.0.0/8]}]}
+---
+{kind: TsigKey, name: y1, secret: c2VjcmV0IG9mIHRoaXMgcGFnZSwga25vd24gdG8gYWxsIQ==}
+---
+{kind: TsigKey, name: y2, secret: c2VjcmV0IG9mIHRoaXMgcGFnZSwga25vd24gdG8gYWxsIQ==}
+---
+{kind: HostedZone, name: z2.example, transfer: {allow: [{key: y1}], notify: [{address: 192.0.2.1, key: y2}]}}
 `
 
 // whole is all documents after a change, those that are put last.

@@ -42,6 +42,7 @@ func (c check) hostedZone(z *HostedZone) {
 		}
 		servers[server] = true
 	}
+	c.transfer(&z.Transfer)
 	zc := zoneCheck{check: c, zone: z, keys: make([]setKey, len(z.Records)), sets: map[setKey][]int{}}
 	types := map[string]string{} // of a name: CNAME if it has one
 	for i := range z.Records {
