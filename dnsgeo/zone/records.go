@@ -14,6 +14,89 @@ type Row struct {
 	Data  []byte
 }
 
+// Entry is what stands at one name and type. What it points to must not be changed.
+type Entry struct {
+	Owner  []byte  // in wire form
+	Set    Set     // records, if Choice is nil
+	Choice *Choice // what a policy chooses among, or an alias leads to
+}
+
+// All yields all that stands in a zone, its SOA and name servers included, those drawn among some (nil: among all), what
+// is of one name together and names in no order. It takes no memory that grows with the zone.
+func (t *Table) All(z *Zone, among *Servers) iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		w := walk{table: t, zone: z, among: among, yield: yield}
+		for _, s := range z.shards {
+			for labels, e := range s.all() {
+				if !w.name(labels, e.node) {
+					return
+				}
+			}
+		}
+		for labels := range w.made() {
+			if !w.name(labels, Node{}) {
+				return
+			}
+		}
+	}
+}
+
+// walk is a walk over what stands in a zone.
+type walk struct {
+	table   *Table
+	zone    *Zone
+	among   *Servers
+	yield   func(Entry) bool
+	entries []Entry
+}
+
+// made yields the names of name servers that the zone has without being told, and does not have otherwise.
+func (w *walk) made() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		if w.zone.hosted == nil || len(w.zone.hosted.NameServers) > 0 {
+			return
+		}
+		for label := range w.table.servers.at {
+			labels := append([]byte{byte(len(label))}, label...)
+			if !w.zone.find(hashLabels(w.zone.hash, labels), labels).OK() && !yield(labels) {
+				return
+			}
+		}
+	}
+}
+
+// name yields what stands at a name, the types by number.
+func (w *walk) name(labels []byte, node Node) bool {
+	z, t := w.zone, w.table
+	if z.hosted != nil && len(labels) > 0 && len(labels) == 1+int(labels[0]) {
+		node = t.servers.node(z, labels[1:], node)
+	}
+	owner := append(slices.Clone(labels), z.wire...)
+	w.entries = w.entries[:0]
+	for set, choice := range node.All() {
+		w.entries = append(w.entries, Entry{owner, set, choice})
+	}
+	if len(labels) == 0 && z.hosted != nil {
+		apex := t.Apex(z, w.among)
+		w.entries = append(w.entries, Entry{owner, apex.SOA, nil}, Entry{owner, apex.NS, nil})
+	}
+	slices.SortFunc(w.entries, func(a, b Entry) int { return int(a.Type()) - int(b.Type()) })
+	for _, e := range w.entries {
+		if !w.yield(e) {
+			return false
+		}
+	}
+	return true
+}
+
+// Type is that of the records.
+func (e *Entry) Type() uint16 {
+	if e.Choice != nil {
+		return e.Choice.Type
+	}
+	return e.Set.Type
+}
+
 // Records yields the plain records of a zone, its SOA and name servers included, in canonical order (RFC 4034 §6.1): names by
 // their labels from the right, the types of a name by number. What a policy chooses, or an alias leads to, is left out: it is of
 // no client, and of no moment. Putting names in order takes some 100 bytes each while it lasts.
@@ -26,26 +109,17 @@ func (t *Table) Records(z *Zone) iter.Seq[Row] {
 			}
 		}
 		sortNames(names)
+		w := walk{table: t, zone: z, yield: func(e Entry) bool {
+			for data := range e.Set.All() {
+				if !yield(Row{e.Owner, e.Set.Type, e.Set.TTL, data}) {
+					return false
+				}
+			}
+			return true
+		}}
 		for _, labels := range names {
-			node := z.find(hashLabels(z.hash, labels), labels)
-			var sets []Set
-			for set, choice := range node.All() {
-				if choice == nil {
-					sets = append(sets, set)
-				}
-			}
-			if len(labels) == 0 && z.hosted != nil {
-				apex := t.Apex(z, nil)
-				sets = append(sets, apex.SOA, apex.NS)
-			}
-			slices.SortFunc(sets, func(a, b Set) int { return int(a.Type) - int(b.Type) })
-			owner := append(slices.Clone(labels), z.wire...)
-			for _, set := range sets {
-				for data := range set.All() {
-					if !yield(Row{owner, set.Type, set.TTL, data}) {
-						return
-					}
-				}
+			if !w.name(labels, z.find(hashLabels(z.hash, labels), labels)) {
+				return
 			}
 		}
 	}
