@@ -14,6 +14,9 @@ type counters struct {
 	scoped, conns, connsDisplaced                 atomic.Uint64
 	tlsConns, tlsFailed                           atomic.Uint64
 	cookies, cookiesGiven, slipped, held          atomic.Uint64
+	transfers, transfersRefused, transfersOver    atomic.Uint64
+	transfersFailed, signed, badKey, badSig       atomic.Uint64
+	badTime, badTrunc, badForm                    atomic.Uint64
 }
 
 func (c *counters) answered(y *reply, truncated bool) {
@@ -65,6 +68,20 @@ func (s *Server) Counters() map[string]uint64 {
 		"dns_connections_displaced_total": c.connsDisplaced.Load(), // closed for another one: too many
 		"dns_tls_connections_total":       c.tlsConns.Load(),       // of the connections, those of TLS
 		"dns_tls_handshake_errors_total":  c.tlsFailed.Load(),      // that ended in the handshake
+	}
+	for name, n := range map[string]uint64{
+		"dns_transfers_out_total":             c.transfers.Load(),        // zones that were sent, or begun to be
+		"dns_transfers_out_failed_total":      c.transfersFailed.Load(),  // of them, those that were not taken to the end
+		"dns_transfers_out_refused_total":     c.transfersRefused.Load(), // to whom the zone does not allow it, or no such zone
+		"dns_transfers_out_over_bounds_total": c.transfersOver.Load(),    // refused: too many at once
+		"dns_tsig_verified_total":             c.signed.Load(),           // messages whose signature is right
+		"dns_tsig_badkey_total":               c.badKey.Load(),           // by a key that nobody here has
+		"dns_tsig_badsig_total":               c.badSig.Load(),           // with a wrong signature
+		"dns_tsig_badtime_total":              c.badTime.Load(),          // of another time
+		"dns_tsig_badtrunc_total":             c.badTrunc.Load(),         // with a MAC that is cut
+		"dns_tsig_malformed_total":            c.badForm.Load(),          // out of place, or of no form
+	} {
+		all[name] = n
 	}
 	for by := range c.queries {
 		all["dns_queries_total"] += c.queries[by].Load()

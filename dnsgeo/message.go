@@ -18,6 +18,7 @@ type request struct {
 	question int  // where it ends in the message; the name begins it
 	typ      uint16
 	class    uint16
+	signed   bool // there is a TSIG record, if only one that is out of place
 
 	edns
 }
@@ -64,6 +65,7 @@ func parse(m []byte) (r request, rcode int, drop bool) {
 			return r, dns.RcodeFormatError, false
 		}
 		if typ != dns.TypeOPT {
+			r.signed = r.signed || typ == dns.TypeTSIG
 			continue
 		}
 		if i < others || r.has || m[owner] != 0 { // RFC 6891 §6.1.1

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/perigee-net/perigee/dnsgeo/tsig"
 )
 
 // desk is where one goroutine after another makes responses: the rooms that this takes, which are used again.
@@ -16,7 +18,9 @@ type desk struct {
 	opt    [maxOptions]byte
 	random func() uint64 // chance, of each query
 	tally  *tally
-	scribe *scribe // nil: nothing is written down
+	scribe *scribe   // nil: nothing is written down
+	began  time.Time // when the query came, if it is to be written down
+	key    *tsig.Key // by which the query is signed; nil: by none
 }
 
 func (s *Server) newDesk() *desk {
@@ -37,9 +41,8 @@ func (s *Server) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 
 func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	s := d.server
-	var began time.Time
 	if d.scribe != nil {
-		began = time.Now()
+		d.began = time.Now()
 	}
 	s.counts.queries[by].Add(1)
 	r, rcode, drop := parse(m)
@@ -49,6 +52,15 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	if drop || by == QUIC && r.keepalive { // that is for others to say, and ends the connection (RFC 9250 §5.5.2)
 		return nil
 	}
+	if r.signed && rcode == dns.RcodeSuccess {
+		return d.respondSigned(m, &r, from, by)
+	}
+	return d.make(room, m, &r, rcode, from, by)
+}
+
+// make makes the response to a query that has been read.
+func (d *desk) make(room, m []byte, r *request, rcode int, from netip.Addr, by Transport) []byte {
+	s := d.server
 	y := &d.asker.reply
 	if r.asked {
 		d.asker.asked.Set(m[headerSize:])
@@ -56,7 +68,11 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	asks := rcode == dns.RcodeSuccess && r.asked
 	if asks {
 		q := Query{Type: r.typ, Class: r.class, Client: from, ECS: r.ecs, Random: d.random()}
-		d.asker.answer(s.table.Load(), s.config.View(), &q, nil)
+		table := s.table.Load()
+		if r.typ == dns.TypeIXFR && by.Datagram() && table != nil && table.mayTransfer(&d.asker.asked, from, d.key) != nil {
+			q.Type = dns.TypeSOA // it says whether there is anything to come for by TCP (RFC 1995 §2)
+		}
+		d.asker.answer(table, s.config.View(), &q, nil)
 	} else {
 		y.reset(&d.asker.asked)
 		y.Rcode = rcode
@@ -65,23 +81,26 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	if by.Datagram() {
 		limit = min(r.size, payloadSize)
 	}
+	if r.signed {
+		limit -= tsig.Room
+	}
 	opt := r.appendOPT(d.opt[:0], y, s.config.Name)
-	opt, proven := s.appendMore(opt, &r, y.Rcode, from, by)
-	response, truncated := d.packer.pack(room, m, &r, y, opt, limit)
+	opt, proven := s.appendMore(opt, r, y.Rcode, from, by)
+	response, truncated := d.packer.pack(room, m, r, y, opt, limit)
 	if truncated && cap(room) < limit {
-		response, truncated = d.packer.pack(make([]byte, limit), m, &r, y, opt, limit)
+		response, truncated = d.packer.pack(make([]byte, limit), m, r, y, opt, limit)
 	}
 	if by.Encrypted() && r.padding && len(opt) > 0 {
 		response = pad(response, len(opt))
 	}
 	s.counts.answered(y, truncated)
 	if !proven {
-		response = s.limited(response, &r, opt, from)
+		response = s.limited(response, r, opt, from)
 	}
 	if asks && d.asker.zone != nil {
 		s.tallies.count(d.tally, &d.asker)
 		if d.scribe != nil {
-			d.scribe.write(&d.asker, m, &r, response, by, began)
+			d.scribe.write(&d.asker, m, r, response, by, d.began)
 		}
 	}
 	return response

@@ -62,6 +62,8 @@ type Server struct {
 	limit   *limiter  // nil: none
 	crowd   crowd     // connections
 	desks   sync.Pool // for those
+
+	transfers transfers // of zones, out
 }
 
 // New makes a server.

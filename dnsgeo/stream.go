@@ -170,6 +170,14 @@ func (s *Server) answerAll(c *conn, b []byte, from netip.Addr, by Transport) (re
 			_ = c.SetWriteDeadline(time.Now().Add(idleTimeout)) // who takes them has as long again for the next
 			out = room[:0]
 		}
+		if t := s.transferOf(b[2:2+n], from); t != nil {
+			if t.run(c, out) != nil {
+				return nil, false
+			}
+			s.counts.queries[by].Add(1)
+			out, b = room[:0], b[2+n:]
+			continue
+		}
 		at := len(out)
 		response := s.respond(out[at+2:cap(out)], b[2:2+n], from, by)
 		if response == nil {

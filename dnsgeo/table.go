@@ -1,6 +1,6 @@
 // Package dnsgeo is the authoritative name service: it answers for the hosted zones of the spec, by the
-// routing policies of Route 53, with what is alive and near to the client. It is no resolver, signs nothing and
-// transfers no zones.
+// routing policies of Route 53, with what is alive and near to the client. It is no resolver, and signs no
+// zones.
 //
 // Answer decides, purely, by a compiled spec, a view and a query; Server is the thin part with the sockets;
 // Explain tells why. An answer needs no other node, no lock and no disk, so names go on being answered when
@@ -28,6 +28,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/dnsgeo/geo"
+	"github.com/perigee-net/perigee/dnsgeo/tsig"
 	"github.com/perigee-net/perigee/dnsgeo/zone"
 )
 
@@ -37,6 +38,7 @@ type Table struct {
 	zones *zone.Table
 	base  *geo.DB // without what the spec knows better
 	atlas *atlas
+	keys  map[string]*tsig.Key // by their names in wire form and small letters
 
 	last   atomic.Pointer[scene] // of the view that was used last
 	static sync.Map              // *spec.Accelerator → *byFamily, of those that were asked for
@@ -53,7 +55,7 @@ func Compile(s *spec.Spec, places *geo.DB, before *Table) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compile zones of revision %d: %w", s.Revision, err)
 	}
-	t := &Table{spec: s, zones: zones, base: places}
+	t := &Table{spec: s, zones: zones, base: places, keys: keysOf(s)}
 	if before != nil && before.base == places && len(kept.Changes(before.spec.ClientPlaces, s.ClientPlaces)) == 0 {
 		t.atlas = before.atlas
 		return t, nil

@@ -62,6 +62,9 @@ type Zone struct {
 // Wire is the zone's name in wire form.
 func (z *Zone) Wire() []byte { return z.wire }
 
+// Hosted is what the zone was made of; nil if it was made of records.
+func (z *Zone) Hosted() *spec.HostedZone { return z.hosted }
+
 // Labels is how many labels the zone's name has.
 func (z *Zone) Labels() int { return z.labels }
 

@@ -1,0 +1,79 @@
+package dnsgeo
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/dnsgeo/tsig"
+	"github.com/perigee-net/perigee/dnsgeo/zone"
+)
+
+// keysOf are the TSIG keys of a spec.
+func keysOf(s *spec.Spec) map[string]*tsig.Key {
+	keys := map[string]*tsig.Key{}
+	var name zone.Name
+	for _, k := range s.TsigKeys {
+		if name.Parse(k.Name) != nil {
+			continue // no name that spec lets pass
+		}
+		if key := tsig.NewKey(k.Name, name.Wire(), k.Algorithm, k.Key()); key != nil {
+			keys[string(name.Wire())] = key
+		}
+	}
+	return keys
+}
+
+// key is the key that a message says it is signed by, nil if there is none of that name.
+func (t *Table) key(s *tsig.Signature) *tsig.Key {
+	if t == nil {
+		return nil
+	}
+	return t.keys[string(s.Name)]
+}
+
+// respondSigned makes the response to a query that has a TSIG record: it is signed by the same key. It takes memory.
+func (d *desk) respondSigned(m []byte, r *request, from netip.Addr, by Transport) []byte {
+	s, now := d.server, time.Now()
+	signature, ok := tsig.Find(m)
+	if !ok || signature == nil { // it is not the last record, or not alone
+		s.counts.badForm.Add(1)
+		return d.make(make([]byte, 0, roomSize), m, r, dns.RcodeFormatError, from, by)
+	}
+	plain := tsig.Strip(m, signature)
+	key := s.table.Load().key(signature)
+	mac, wrong := key.Verify(m, signature, tsig.MAC{}, now)
+	rcode := dns.RcodeNotAuth
+	switch wrong {
+	case 0:
+		s.counts.signed.Add(1)
+		rcode = dns.RcodeSuccess
+	case tsig.BadKey:
+		s.counts.badKey.Add(1)
+	case tsig.BadSig:
+		s.counts.badSig.Add(1)
+	case tsig.BadTime:
+		s.counts.badTime.Add(1)
+	case tsig.BadTrunc:
+		s.counts.badTrunc.Add(1)
+	default:
+		s.counts.badForm.Add(1)
+		return d.make(make([]byte, 0, roomSize), plain, r, dns.RcodeFormatError, from, by)
+	}
+	d.key = key
+	if wrong != 0 {
+		d.key = nil
+	}
+	response := d.make(make([]byte, 0, roomSize), plain, r, rcode, from, by)
+	d.key = nil
+	switch {
+	case response == nil:
+	case wrong != 0:
+		response = key.Refuse(response, signature, mac, wrong, now)
+	default:
+		response, _ = key.Sign(response, mac, now)
+	}
+	return response
+}
