@@ -17,6 +17,9 @@ type counters struct {
 	transfers, transfersRefused, transfersOver    atomic.Uint64
 	transfersFailed, signed, badKey, badSig       atomic.Uint64
 	badTime, badTrunc, badForm                    atomic.Uint64
+	notifies, notifiesAcknowledged                atomic.Uint64
+	notifiesRefused, notifiesForged               atomic.Uint64
+	notifiesUnanswered                            atomic.Uint64
 }
 
 func (c *counters) answered(y *reply, truncated bool) {
@@ -70,16 +73,21 @@ func (s *Server) Counters() map[string]uint64 {
 		"dns_tls_handshake_errors_total":  c.tlsFailed.Load(),      // that ended in the handshake
 	}
 	for name, n := range map[string]uint64{
-		"dns_transfers_out_total":             c.transfers.Load(),        // zones that were sent, or begun to be
-		"dns_transfers_out_failed_total":      c.transfersFailed.Load(),  // of them, those that were not taken to the end
-		"dns_transfers_out_refused_total":     c.transfersRefused.Load(), // to whom the zone does not allow it, or no such zone
-		"dns_transfers_out_over_bounds_total": c.transfersOver.Load(),    // refused: too many at once
-		"dns_tsig_verified_total":             c.signed.Load(),           // messages whose signature is right
-		"dns_tsig_badkey_total":               c.badKey.Load(),           // by a key that nobody here has
-		"dns_tsig_badsig_total":               c.badSig.Load(),           // with a wrong signature
-		"dns_tsig_badtime_total":              c.badTime.Load(),          // of another time
-		"dns_tsig_badtrunc_total":             c.badTrunc.Load(),         // with a MAC that is cut
-		"dns_tsig_malformed_total":            c.badForm.Load(),          // out of place, or of no form
+		"dns_transfers_out_total":             c.transfers.Load(),            // zones that were sent, or begun to be
+		"dns_transfers_out_failed_total":      c.transfersFailed.Load(),      // of them, those that were not taken to the end
+		"dns_transfers_out_refused_total":     c.transfersRefused.Load(),     // to whom the zone does not allow it, or no such zone
+		"dns_transfers_out_over_bounds_total": c.transfersOver.Load(),        // refused: too many at once
+		"dns_notifies_out_total":              c.notifies.Load(),             // sent, repeated ones too
+		"dns_notifies_acknowledged_total":     c.notifiesAcknowledged.Load(), // answered
+		"dns_notifies_refused_total":          c.notifiesRefused.Load(),      // answered with an error
+		"dns_notifies_forged_total":           c.notifiesForged.Load(),       // responses to them that are none, or not signed as they are to be
+		"dns_notifies_unanswered_total":       c.notifiesUnanswered.Load(),   // secondaries that were given up
+		"dns_tsig_verified_total":             c.signed.Load(),               // messages whose signature is right
+		"dns_tsig_badkey_total":               c.badKey.Load(),               // by a key that nobody here has
+		"dns_tsig_badsig_total":               c.badSig.Load(),               // with a wrong signature
+		"dns_tsig_badtime_total":              c.badTime.Load(),              // of another time
+		"dns_tsig_badtrunc_total":             c.badTrunc.Load(),             // with a MAC that is cut
+		"dns_tsig_malformed_total":            c.badForm.Load(),              // out of place, or of no form
 	} {
 		all[name] = n
 	}

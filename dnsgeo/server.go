@@ -1,6 +1,7 @@
 package dnsgeo
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"net"
@@ -39,6 +40,8 @@ type Config struct {
 	Rate int
 	// QueryLog is where queries are written down of zones that want it; nil: nowhere.
 	QueryLog *querylog.Log
+	// Dial is how other name servers are told that a zone has changed; nil: they are not.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Server answers on sockets by the last spec applied. It has none of its own: it serves those it is given. Before
@@ -64,6 +67,7 @@ type Server struct {
 	desks   sync.Pool // for those
 
 	transfers transfers // of zones, out
+	notices   notices
 }
 
 // New makes a server.
@@ -75,6 +79,7 @@ func New(config Config) *Server {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{config: config, closers: map[io.Closer]bool{}, began: time.Now(), limit: newLimiter(config.Rate), tallies: newTallies()}
+	s.notices.places = make(chan struct{}, maxNotifies)
 	s.desks.New = func() any { return s.newDesk() }
 	return s
 }
@@ -87,7 +92,7 @@ func (s *Server) Apply(to *spec.Spec) error {
 	if err != nil {
 		return err
 	}
-	s.table.Store(t)
+	s.tellChanges(s.table.Swap(t), t)
 	return nil
 }
 

@@ -34,6 +34,15 @@ func (t *Table) key(s *tsig.Signature) *tsig.Key {
 	return t.keys[string(s.Name)]
 }
 
+// keyOf is the key of a name as the spec has it, nil if there is none.
+func (t *Table) keyOf(name string) *tsig.Key {
+	var n zone.Name
+	if n.Parse(name) != nil {
+		return nil
+	}
+	return t.keys[string(n.Wire())]
+}
+
 // respondSigned makes the response to a query that has a TSIG record: it is signed by the same key. It takes memory.
 func (d *desk) respondSigned(m []byte, r *request, from netip.Addr, by Transport) []byte {
 	s, now := d.server, time.Now()

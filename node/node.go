@@ -558,7 +558,7 @@ func (n *Node) openPlanes() error {
 	if err != nil {
 		return err
 	}
-	n.names = dnsgeo.New(dnsgeo.Config{View: now, Geo: n.geo, Log: log, Name: n.cfg.Name, Rate: n.cfg.DNSRate, QueryLog: queries})
+	n.names = dnsgeo.New(dnsgeo.Config{View: now, Geo: n.geo, Log: log, Name: n.cfg.Name, Rate: n.cfg.DNSRate, QueryLog: queries, Dial: n.cfg.Dial})
 	n.onClose("names", func(context.Context) error { return n.names.Close() })
 	n.planes = []plane{n.origin, n.cdn, n.accelerator, n.names}
 
