@@ -345,6 +345,7 @@ func TestNoDefaultIsLeftNil(t *testing.T) {
 		"HealthCheck.EnableSNI": true, "HealthCheck.HealthThreshold": true, "HealthCheck.RequestInterval": true, // each of some types
 		"Record.TTL": true, "Record.Alias": true, "Record.Weight": true, "Record.GeoLocation": true,
 		"Record.GeoProximityLocation": true, "Record.CidrRoutingConfig": true, "GeoProximityLocation.Coordinates": true,
+		"HostedZone.QueryLogging": true, "ClientPlace.Location": true,
 	}
 	var walk func(where string, v reflect.Value)
 	walk = func(where string, v reflect.Value) {
