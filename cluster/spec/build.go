@@ -144,7 +144,7 @@ func (b *builder) resource(document int, root *node, kind Kind, into any) {
 func (b *builder) share(text string) string {
 	const longest = 64 // longer texts seldom repeat
 	if len(text) > longest {
-		return text
+		return strings.Clone(text) // it may be a part of the whole document
 	}
 	if known, ok := b.names[text]; ok {
 		return known

@@ -43,6 +43,16 @@ const (
 	formStructure
 )
 
+// has says whether a structure has a field.
+func (s *shape) has(name string) bool {
+	for i := range s.fields {
+		if s.fields[i].name == name {
+			return true
+		}
+	}
+	return false
+}
+
 type field struct {
 	name     string
 	index    int
@@ -237,8 +247,9 @@ func (d *decoder) unknown(n *node, s *shape, at *path) (meant []string) {
 	if n == nil {
 		return nil
 	}
-	for _, e := range n.fields {
-		if at.above == nil && e.name == "kind" || slices.ContainsFunc(s.fields, func(f field) bool { return f.name == e.name }) {
+	for i := range n.fields {
+		e := &n.fields[i]
+		if at.above == nil && e.name == "kind" || s.has(e.name) {
 			continue
 		}
 		if d.pass != nil {
@@ -321,7 +332,7 @@ func (d *decoder) labels(n *node, f *field, v reflect.Value, at *path) {
 
 // secret decodes a secret and opens it where it is sealed. What it says of it never quotes it.
 func (d *decoder) secret(n *node, f *field, v reflect.Value, at *path) {
-	text := n.text
+	text := strings.Clone(n.text)
 	switch size := float64(len(text)); {
 	case n.form == mapping || n.form == sequence:
 		d.fault(n.line, at.String(), "must be a single value")

@@ -102,7 +102,7 @@ func (d *Document) identify(p part, seen firsts) *Fault {
 		if !n.isText() || n.text == "" || len(n.text) > maxName {
 			return &Fault{Line: n.line, Kind: d.Kind, Field: identity.field, Message: fmt.Sprintf("must be text of 1–%d bytes", maxName)}
 		}
-		*identity.to = n.text
+		*identity.to = strings.Clone(n.text) // not with the whole document
 	}
 	return seen.note(d.Ref(), d.File, root.lineOf("name"))
 }

@@ -75,6 +75,14 @@ func read(data []byte, line int) (node, *unreadable) {
 	if !strings.HasSuffix(text, "\n") {
 		text += "\n" // the scanner passes over a mark that nothing follows
 	}
+	if root, ok := readPlain(text, line); ok {
+		return root, nil
+	}
+	return readAny(text, data, line)
+}
+
+// readAny is read of any text, by the scanner.
+func readAny(text string, data []byte, line int) (node, *unreadable) {
 	r := reader{before: line - 1, quiet: mayHoldSecret(data)}
 	if u := r.scan(text); u != nil {
 		return node{}, u
