@@ -250,7 +250,7 @@ func (n *Node) revision(revision uint64) (api.RevisionDetail, error) {
 	for _, ref := range r.Delete {
 		gone = append(gone, spec.Ref{Kind: ref.Kind, Name: ref.Name})
 	}
-	return api.RevisionDetail{Record: record(r), Changes: differences(before, documents(put), gone)}, nil
+	return api.RevisionDetail{Record: record(r), Changes: differences(before, documents(put), gone, nil, nil)}, nil
 }
 
 // resourcesAt lists what was agreed at a revision.

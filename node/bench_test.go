@@ -62,3 +62,32 @@ func applyOneOf(b *testing.B, resources int) {
 		}
 	}
 }
+
+// BenchmarkApplyOneRecord is what a change of one record of a zone of 10,000 costs, likewise.
+func BenchmarkApplyOneRecord(b *testing.B) {
+	zone := func(last int) string {
+		var yaml strings.Builder
+		yaml.WriteString("kind: HostedZone\nname: example.com\nrecords:\n")
+		for i := range 9_999 {
+			fmt.Fprintf(&yaml, "  - {name: h%d, type: A, ttl: 300, values: [10.1.%d.%d]}\n", i, i/250, i%250)
+		}
+		fmt.Fprintf(&yaml, "  - {name: last, type: A, ttl: 300, values: [192.0.2.%d]}\n", last)
+		return yaml.String()
+	}
+	over, names := emptyBase(b), dnsgeo.New(dnsgeo.Config{})
+	apply := func(last int) {
+		p, err := testPlanner().apply(over, operator, api.ApplyRequest{Files: []api.File{{Name: "zone.yaml", Data: zone(last)}}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		over = after(b, over, p)
+		if err := applyOne(names, over.spec); err != nil {
+			b.Fatal(err)
+		}
+	}
+	apply(0)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		apply(1 + i%2)
+	}
+}

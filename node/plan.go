@@ -197,7 +197,7 @@ func (p planner) judge(over base, who roster.Principal, put []spec.Document, gon
 	if err != nil {
 		return plan{}, refused(err)
 	}
-	return plan{change: change, spec: next, response: api.ApplyResponse{Revision: revision + 1, Changes: differences(over.state, put, gone)}}, nil
+	return plan{change: change, spec: next, response: api.ApplyResponse{Revision: revision + 1, Changes: differences(over.state, put, gone, over.spec, next)}}, nil
 }
 
 // appliedBefore is the answer to a change that was applied before, at a revision: what it changed, as far as that is remembered.
@@ -216,12 +216,12 @@ func appliedBefore(state *store.State, revision uint64) api.ApplyResponse {
 	for _, r := range edits.Delete {
 		gone = append(gone, spec.Ref{Kind: r.Kind, Name: r.Name})
 	}
-	res.Changes = differences(before, documents(edits.Put), gone)
+	res.Changes = differences(before, documents(edits.Put), gone, nil, nil)
 	return res
 }
 
-// differences says what a change does to each resource.
-func differences(state *store.State, put []spec.Document, gone []spec.Ref) []api.Change {
+// differences says what a change does to each resource; the specs are those before and after it, if they are at hand.
+func differences(state *store.State, put []spec.Document, gone []spec.Ref, had, has *spec.Spec) []api.Change {
 	var before []spec.Document
 	was := func(r spec.Ref) {
 		if o, there := state.Get(r.Kind, r.Name); there {
@@ -236,7 +236,7 @@ func differences(state *store.State, put []spec.Document, gone []spec.Ref) []api
 	}
 	told := map[spec.Ref]bool{}
 	changes := []api.Change{}
-	for _, c := range spec.Diff(before, put) {
+	for _, c := range spec.DiffOf(before, put, had, has) {
 		told[c.Ref] = true
 		changes = append(changes, api.Change{Op: string(c.Op), Kind: c.Kind, Name: c.Name, Fields: c.Fields})
 	}

@@ -30,7 +30,11 @@ type Change struct {
 
 // Diff compares documents by kind and name, in the order of Ref.Compare. Resources are compared by what they mean,
 // defaults included: neither comments nor layout matter, nor whether a default is written out.
-func Diff(old, new []Document) []Change {
+func Diff(old, new []Document) []Change { return DiffOf(old, new, nil, nil) }
+
+// DiffOf is Diff of documents that two specs were made of, which are not read again where those have what they mean. Either may
+// be nil.
+func DiffOf(old, new []Document, had, has *Spec) []Change {
 	before, after := byRef(old), byRef(new)
 	var changes []Change
 	for ref, b := range before {
@@ -47,7 +51,7 @@ func Diff(old, new []Document) []Change {
 		if bytes.Equal(a.Bytes, b.Bytes) {
 			continue
 		}
-		if fields, differ := compare(b, a); differ {
+		if fields, differ := compare(b, a, had, has); differ {
 			changes = append(changes, Change{Op: Updated, Ref: ref, Fields: fields})
 		}
 	}
@@ -63,13 +67,13 @@ func byRef(docs []Document) map[Ref]Document {
 	return m
 }
 
-func compare(old, new Document) (fields []string, differ bool) {
+func compare(old, new Document, had, has *Spec) (fields []string, differ bool) {
 	kind, known := exactKind(old.Kind)
 	if !known {
 		return nil, true
 	}
-	a, okA := meaning(old, kind)
-	b, okB := meaning(new, kind)
+	a, okA := meaning(old, kind, had)
+	b, okB := meaning(new, kind, has)
 	if !okA || !okB {
 		return nil, true
 	}
@@ -79,7 +83,13 @@ func compare(old, new Document) (fields []string, differ bool) {
 }
 
 // meaning is a document's resource with its defaults, if it can be read. Its secrets stay sealed.
-func meaning(doc Document, kind Kind) (v reflect.Value, ok bool) {
+// A spec that was made of it has that, but where it has opened secrets or passed over fields.
+func meaning(doc Document, kind Kind, of *Spec) (v reflect.Value, ok bool) {
+	if of != nil && !kind.shape.secret && !slices.ContainsFunc(of.Unknown, func(u Unknown) bool { return u.Ref == doc.Ref() }) {
+		if made, ok := kind.get(of, doc.Name); ok {
+			return reflect.ValueOf(made).Elem(), true
+		}
+	}
 	root, u := read(doc.Bytes, doc.Line)
 	if u != nil {
 		return reflect.Value{}, false
@@ -167,9 +177,21 @@ func (c *comparison) labels(path string, a, b map[string]string) {
 // list compares the items that are the same thing with each other. Items that stand alone between those
 // are compared too if there are as many in the old as in the new.
 func (c *comparison) list(path string, item *shape, a, b reflect.Value) {
-	oldKeys, newKeys := identities(item, a), identities(item, b)
-	i, j := 0, 0
-	for _, pair := range append(align(oldKeys, newKeys), [2]int{a.Len(), b.Len()}) {
+	i := 0 // items at the beginning and at the end that are the same take no names to be paired
+	for i < min(a.Len(), b.Len()) && same(a.Index(i), b.Index(i)) {
+		i++
+	}
+	tail := 0
+	for tail < min(a.Len(), b.Len())-i && same(a.Index(a.Len()-1-tail), b.Index(b.Len()-1-tail)) {
+		tail++
+	}
+	a, b = a.Slice(0, a.Len()-tail), b.Slice(0, b.Len()-tail)
+	pairs := align(identities(item, a.Slice(i, a.Len())), identities(item, b.Slice(i, b.Len())))
+	for k := range pairs {
+		pairs[k] = [2]int{pairs[k][0] + i, pairs[k][1] + i}
+	}
+	j := i
+	for _, pair := range append(pairs, [2]int{a.Len(), b.Len()}) {
 		if item.form == formStructure && pair[0]-i == pair[1]-j {
 			for ; i < pair[0]; i, j = i+1, j+1 {
 				c.value(at(path, j), item, a.Index(i), b.Index(j))
@@ -186,6 +208,12 @@ func (c *comparison) list(path string, item *shape, a, b reflect.Value) {
 			i, j = i+1, j+1
 		}
 	}
+}
+
+// same says whether two items say the same, of those that there are thousands of.
+func same(a, b reflect.Value) bool {
+	r, ok := a.Addr().Interface().(*Record)
+	return ok && r.Equal(b.Addr().Interface().(*Record))
 }
 
 // identities are what tells the items of a list apart: the fields that name them, or all they say.

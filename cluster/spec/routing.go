@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -178,4 +179,35 @@ func (c check) cidrCollection(l *CidrCollection) {
 			}
 		}
 	}
+}
+
+// Equal says whether two record sets say the same.
+func (r *Record) Equal(o *Record) bool {
+	return r.Name == o.Name && r.Type == o.Type && sameValue(r.TTL, o.TTL) && slices.Equal(r.Values, o.Values) && r.routedAs(o) && r.HealthCheck == o.HealthCheck
+}
+
+// routedAs says whether two are chosen by the same, but for health, and have the same alias.
+func (r *Record) routedAs(o *Record) bool {
+	return sameValue(r.Alias, o.Alias) && r.SetIdentifier == o.SetIdentifier && sameValue(r.Weight, o.Weight) && r.Region == o.Region &&
+		r.Failover == o.Failover && sameValue(r.GeoLocation, o.GeoLocation) && r.MultiValueAnswer == o.MultiValueAnswer &&
+		r.GeoProximityLocation.equal(o.GeoProximityLocation) && sameValue(r.CidrRoutingConfig, o.CidrRoutingConfig) && r.OnAllUnhealthy == o.OnAllUnhealthy
+}
+
+func (g *GeoProximityLocation) equal(o *GeoProximityLocation) bool {
+	if g == nil || o == nil {
+		return g == o
+	}
+	one, other := *g, *o
+	one.Coordinates, other.Coordinates = nil, nil
+	return one == other && sameValue(g.Coordinates, o.Coordinates)
+}
+
+// sameValue says whether two pointers point to the same value, or are both nil.
+func sameValue[T comparable](a, b *T) bool {
+	return a == b || a != nil && b != nil && *a == *b
+}
+
+// alone says that the record set refers to nothing outside of its zone.
+func (r *Record) alone() bool {
+	return r.Alias == nil && r.Region == "" && r.HealthCheck == "" && r.GeoProximityLocation == nil && r.CidrRoutingConfig == nil
 }

@@ -43,11 +43,20 @@ func (c check) hostedZone(z *HostedZone) {
 		servers[server] = true
 	}
 	c.transfer(&z.Transfer)
-	zc := zoneCheck{check: c, zone: z, keys: make([]setKey, len(z.Records)), sets: map[setKey][]int{}}
-	types := map[string]string{} // of a name: CNAME if it has one
+	zc := zoneCheck{check: c, zone: z}
+	before := c.before(z)
+	for i := range z.Records {
+		if r := &z.Records[i]; !before.judged(i, r) {
+			zc.record(at("records", i), r)
+		}
+	}
+	if before.sameSets {
+		return
+	}
+	zc.keys, zc.sets = make([]setKey, len(z.Records)), make(map[setKey][]int, len(z.Records))
+	types := make(map[string]string, len(z.Records)) // of a name: CNAME if it has one
 	for i := range z.Records {
 		r, field := &z.Records[i], at("records", i)
-		zc.record(field, r)
 		if r.Type == "" || !zc.owner(field, r) {
 			continue
 		}
@@ -72,6 +81,41 @@ func (c check) hostedZone(z *HostedZone) {
 		}
 	}
 	zc.aliasLoops()
+}
+
+// judgedBefore are the records of the zone as it stands, which has no faults, or nil: what is the same in it is not judged again.
+type judgedBefore struct {
+	records  []Record
+	head     int  // records at the beginning that are the same
+	tail     int  // at the end
+	moved    int  // how far those have moved
+	sameSets bool // all names, types and policies are the same, so that nothing is new between records
+}
+
+func (c check) before(z *HostedZone) (b judgedBefore) {
+	old := c.base.HostedZones[z.Name]
+	if old == nil || old == z || c.o.Partial {
+		return b
+	}
+	b.records, b.moved = old.Records, len(z.Records)-len(old.Records)
+	least := min(len(z.Records), len(old.Records))
+	for b.head < least && z.Records[b.head].Equal(&old.Records[b.head]) {
+		b.head++
+	}
+	for b.tail < least-b.head && z.Records[len(z.Records)-1-b.tail].Equal(&old.Records[len(old.Records)-1-b.tail]) {
+		b.tail++
+	}
+	b.sameSets = b.moved == 0
+	for i := b.head; b.sameSets && i < len(z.Records)-b.tail; i++ {
+		r, was := &z.Records[i], &old.Records[i]
+		b.sameSets = r.Name == was.Name && r.Type == was.Type && r.routedAs(was)
+	}
+	return b
+}
+
+// judged says whether record i stood in the zone before, and nothing that may have changed outside decides whether it is right.
+func (b *judgedBefore) judged(i int, r *Record) bool {
+	return b.records != nil && (i < b.head || i-b.moved >= len(b.records)-b.tail) && r.alone()
 }
 
 // owner judges where a record stands.

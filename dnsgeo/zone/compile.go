@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"time"
 
@@ -160,22 +159,10 @@ func compile(s *spec.Spec, blocks map[string]*policy.Blocks, hosted *spec.Hosted
 // alike at the beginning and at the end of both is taken to stay as it was.
 func differing(old, new *spec.HostedZone) map[string]bool {
 	was, is := old.Records, new.Records
-	var rest [2]spec.Record // what of two records is not compared field by field
-	others := reflect.ValueOf(&rest).Elem()
-	alike := func(a, b *spec.Record) bool {
-		if a.Name != b.Name || a.Type != b.Type || !slices.Equal(a.Values, b.Values) || (a.TTL == nil) != (b.TTL == nil) || a.TTL != nil && *a.TTL != *b.TTL {
-			return false
-		}
-		rest = [2]spec.Record{*a, *b}
-		for i := range rest {
-			rest[i].Name, rest[i].Type, rest[i].Values, rest[i].TTL = "", "", nil, nil
-		}
-		return others.IsZero() || reflect.DeepEqual(rest[0], rest[1])
-	}
-	for len(was) > 0 && len(is) > 0 && alike(&was[0], &is[0]) {
+	for len(was) > 0 && len(is) > 0 && was[0].Equal(&is[0]) {
 		was, is = was[1:], is[1:]
 	}
-	for len(was) > 0 && len(is) > 0 && alike(&was[len(was)-1], &is[len(is)-1]) {
+	for len(was) > 0 && len(is) > 0 && was[len(was)-1].Equal(&is[len(is)-1]) {
 		was, is = was[:len(was)-1], is[:len(is)-1]
 	}
 	if len(was)+len(is) > len(new.Records)/8+8 {
