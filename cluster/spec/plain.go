@@ -9,7 +9,7 @@ import (
 
 // plainReader makes the tree of a document that is written as most are: fields and lists by indentation or in brackets, and
 // scalars of one line that are bare or in quotes without escapes. It makes exactly what read makes of the scanner's tokens, or
-// nothing, ok false: of whatever is written in another way, and of all that is wrong. It takes a thirtieth of the time.
+// nothing, ok false: of whatever is written in another way, and of all that is wrong.
 type plainReader struct {
 	text     string
 	at       int
