@@ -96,7 +96,6 @@ var known = map[string]string{
 	"auth: public is for those without credentials":          "what the origin is sent is in the key, Authorization as well",
 	"auth: must-revalidate is for those without credentials": "what the origin is sent is in the key, Authorization as well",
 	"auth: s-maxage is for those without credentials":        "what the origin is sent is in the key, Authorization as well",
-	"conditional-etag: another variant's tag is offered":     "a variant is filled for itself",
 }
 
 // once is two requests in a row, and what becomes of the second.
