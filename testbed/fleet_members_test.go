@@ -325,7 +325,7 @@ func TestKeysRotateWithoutAGap(t *testing.T) {
 						}
 					}
 				}
-				time.Sleep(50 * time.Millisecond)
+				time.Sleep(200 * time.Millisecond) // lost links are counted
 			}
 		})
 		applied := 0

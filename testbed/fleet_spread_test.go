@@ -38,7 +38,7 @@ func TestAChangeReachesAllNodesInTime(t *testing.T) {
 						if st.Running >= revision {
 							break
 						}
-						time.Sleep(5 * time.Millisecond)
+						time.Sleep(20 * time.Millisecond)
 					}
 				}
 				took := time.Since(began)
