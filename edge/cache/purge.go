@@ -60,13 +60,13 @@ const (
 
 // Rule is one thing that was purged. Purges is made of rules, and made again of those it says.
 type Rule struct {
-	Seq          uint64    `json:"seq"` // in the order of purges, from 1
-	At           time.Time `json:"at"`
-	Distribution string    `json:"distribution,omitempty"` // empty: all
-	Host         string    `json:"host,omitempty"`         // empty: all; noHost: what is kept for no host in particular
-	Kind         string    `json:"kind"`
-	Text         string    `json:"text,omitempty"` // of a path: without escapes; of a tag: in lower case
-	Soft         bool      `json:"soft,omitempty"`
+	Seq          uint64 // in the order of purges, from 1
+	At           time.Time
+	Distribution string // empty: all
+	Host         string // empty: all; noHost: what is kept for no host in particular
+	Kind         string
+	Text         string // of a path: without escapes; of a tag: in lower case
+	Soft         bool
 }
 
 // noHost is the host of what is kept for all hosts of a distribution.
@@ -495,13 +495,6 @@ func (c *Cache) purge(rules []Rule) (seq uint64) {
 		c.running.Go(c.sweep)
 	}
 	return seq
-}
-
-// Purged are the rules that are not forgotten yet, the oldest first.
-func (c *Cache) Purged() []Rule {
-	c.log.RLock()
-	defer c.log.RUnlock()
-	return c.purges.Rules()
 }
 
 // alive says whether an entry may still be used, as far as purges go. It notes what it finds out, so that until the next purge

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,7 +10,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-	"unicode/utf8"
 )
 
 // kept fills the cache with a response of the distribution for each path and query.
@@ -259,25 +257,22 @@ func FuzzPurge(f *testing.F) {
 	f.Add("/a%", "?", "/a%*", "/a%??")
 	f.Add("/é", "q", "/%C3%A9?q", "/%C3*")
 	f.Add("/a", "", "#One", "#two")
+	f.Add("/\xc3", "0", "0", "/%C3*") // is no UTF-8 without its escapes
 	f.Fuzz(func(t *testing.T, path, query, one, two string) {
 		slot := policy(keyed(none, none, all)).Key(Target{Distribution: "d", Path: path, Query: query}, http.Header{}).URI
 		judged := func(distribution string, items ...string) bool {
 			var p Purges
 			p.Purge(Purge{Distribution: distribution, Items: items}, time.Unix(1, 0))
 			v := p.Judge(slot+"anything", "one,three", 0)
-			encoded, err := json.Marshal(p.Rules())
+			state, err := parseState((&noted{run: 1, rules: p.Rules()}).bytes()) // as on disk
 			if err != nil {
 				t.Fatal(err)
 			}
-			var rules []Rule
-			if err := json.Unmarshal(encoded, &rules); err != nil {
-				t.Fatal(err)
-			}
 			var again Purges
-			for _, r := range rules {
+			for _, r := range state.rules {
 				again.Add(r)
 			}
-			if valid := utf8.ValidString(strings.Join(items, "")); valid && again.Judge(slot, "one,three", 0) != v {
+			if again.Judge(slot, "one,three", 0) != v {
 				t.Errorf("%q is judged otherwise after it was written down", items)
 			}
 			if p.Judge(slot, "one,three", p.Newest()) != (Verdict{}) {
