@@ -32,23 +32,24 @@ func (r *Reader) Byte() byte {
 // Uvarint reads a number.
 func (r *Reader) Uvarint() uint64 {
 	n, size := binary.Uvarint(r.Rest)
-	if size <= 0 {
-		r.Fail()
-		return 0
-	}
-	r.Rest = r.Rest[size:]
+	r.pass(size)
 	return n
 }
 
 // Varint reads a number that may be below zero.
 func (r *Reader) Varint() int64 {
 	n, size := binary.Varint(r.Rest)
+	r.pass(size)
+	return n
+}
+
+// pass goes on behind a number that takes so many bytes; none, or fewer: there is no number, which is 0.
+func (r *Reader) pass(size int) {
 	if size <= 0 {
 		r.Fail()
-		return 0
+		return
 	}
 	r.Rest = r.Rest[size:]
-	return n
 }
 
 // Bytes reads a text of at most so many bytes. It is a part of what is read, not a copy.
