@@ -138,10 +138,14 @@ func (b *batch) query(i int) (query, room []byte, from netip.Addr) {
 	return b.queries[i][:b.in[i].n], b.responses[i][:0:payloadSize], from
 }
 
-// answer is to write a response of so many bytes, which are in its room, to the query.
-func (b *batch) answer(i, size int) {
+// answer is to write a response to the query: from its room, where it stands already unless it had none there.
+func (b *batch) answer(i int, response []byte) {
+	room := b.responses[i][:]
+	if &response[0] != &room[0] {
+		response = room[:copy(room, response)]
+	}
 	in, out := &b.in[i].header, &b.out[b.going].header
-	b.written[i].SetLen(size)
+	b.written[i].SetLen(len(response))
 	out.Iov = &b.written[i]
 	out.Name, out.Namelen = in.Name, in.Namelen
 	out.Control, out.Controllen = nil, 0
@@ -214,7 +218,7 @@ func (s *Server) batches(conn net.PacketConn) func() error {
 			for i := range n {
 				query, room, from := b.query(i)
 				if response := d.respond(room, query, from, UDP); response != nil {
-					b.answer(i, len(response))
+					b.answer(i, response)
 				}
 			}
 			failed, err := b.flush()

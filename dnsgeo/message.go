@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 
 	"github.com/miekg/dns"
+
+	"github.com/perigee-net/perigee/dnsgeo/tsig"
 )
 
 const headerSize = 12
@@ -18,7 +20,8 @@ type request struct {
 	question int  // where it ends in the message; the name begins it
 	typ      uint16
 	class    uint16
-	signed   bool // there is a TSIG record, if only one that is out of place
+	signed   bool      // there is a TSIG record, if only one that is out of place
+	key      *tsig.Key // by which it is rightly signed; nil: by none
 
 	edns
 }

@@ -20,7 +20,6 @@ type desk struct {
 	tally  *tally
 	scribe *scribe   // nil: nothing is written down
 	began  time.Time // when the query came, if it is to be written down
-	key    *tsig.Key // by which the query is signed; nil: by none
 }
 
 func (s *Server) newDesk() *desk {
@@ -53,7 +52,7 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 		return nil
 	}
 	if r.signed && rcode == dns.RcodeSuccess {
-		return d.respondSigned(m, &r, from, by)
+		return d.respondSigned(room, m, &r, from, by)
 	}
 	return d.make(room, m, &r, rcode, from, by)
 }
@@ -69,7 +68,7 @@ func (d *desk) make(room, m []byte, r *request, rcode int, from netip.Addr, by T
 	if asks {
 		q := Query{Type: r.typ, Class: r.class, Client: from, ECS: r.ecs, Random: d.random()}
 		table := s.table.Load()
-		if r.typ == dns.TypeIXFR && by.Datagram() && table != nil && table.mayTransfer(&d.asker.asked, from, d.key) != nil {
+		if r.typ == dns.TypeIXFR && by.Datagram() && table != nil && table.mayTransfer(&d.asker.asked, from, r.key) != nil {
 			q.Type = dns.TypeSOA // it says whether there is anything to come for by TCP (RFC 1995 §2)
 		}
 		d.asker.answer(table, s.config.View(), &q, nil)

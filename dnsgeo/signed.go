@@ -44,12 +44,12 @@ func (t *Table) keyOf(name string) *tsig.Key {
 }
 
 // respondSigned makes the response to a query that has a TSIG record: it is signed by the same key. It takes memory.
-func (d *desk) respondSigned(m []byte, r *request, from netip.Addr, by Transport) []byte {
+func (d *desk) respondSigned(room, m []byte, r *request, from netip.Addr, by Transport) []byte {
 	s, now := d.server, time.Now()
 	signature, ok := tsig.Find(m)
 	if !ok || signature == nil { // it is not the last record, or not alone
 		s.counts.badForm.Add(1)
-		return d.make(make([]byte, 0, roomSize), m, r, dns.RcodeFormatError, from, by)
+		return d.make(room, m, r, dns.RcodeFormatError, from, by)
 	}
 	plain := tsig.Strip(m, signature)
 	key := s.table.Load().key(signature)
@@ -58,6 +58,7 @@ func (d *desk) respondSigned(m []byte, r *request, from netip.Addr, by Transport
 	switch wrong {
 	case 0:
 		s.counts.signed.Add(1)
+		r.key = key
 		rcode = dns.RcodeSuccess
 	case tsig.BadKey:
 		s.counts.badKey.Add(1)
@@ -69,14 +70,9 @@ func (d *desk) respondSigned(m []byte, r *request, from netip.Addr, by Transport
 		s.counts.badTrunc.Add(1)
 	default:
 		s.counts.badForm.Add(1)
-		return d.make(make([]byte, 0, roomSize), plain, r, dns.RcodeFormatError, from, by)
+		return d.make(room, plain, r, dns.RcodeFormatError, from, by)
 	}
-	d.key = key
-	if wrong != 0 {
-		d.key = nil
-	}
-	response := d.make(make([]byte, 0, roomSize), plain, r, rcode, from, by)
-	d.key = nil
+	response := d.make(room, plain, r, rcode, from, by)
 	switch {
 	case response == nil:
 	case wrong != 0:

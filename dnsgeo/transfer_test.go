@@ -405,6 +405,70 @@ func TestSignedQueriesAreAnsweredAndSigned(t *testing.T) {
 	})
 }
 
+// The kernel is needed for this one: what is sent is what was made, not what stood in its place before.
+func TestSignedQueriesAreAnsweredByARealSocket(t *testing.T) {
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(Config{Name: strings.Repeat("n", 100)})
+	if err := s.Apply(allowing(t, "www A 192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() { ended <- s.ServePacket(conn) }()
+	client, err := net.Dial("udp4", conn.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(m []byte) (response []byte, got *dns.Msg) {
+		send(t, client, m)
+		b := make([]byte, dns.MaxMsgSize)
+		n, err := client.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b[:n], unpacked(t, b[:n])
+	}
+	longest := strings.Repeat(strings.Repeat("k", 63)+".", 3) + strings.Repeat("k", 61) + "."
+	for _, key := range []string{"k.", "wrong.", longest} {
+		ask(packed(t, "www.example.com.", dns.TypeA)) // leaves its own response in the room
+		q := new(dns.Msg).SetQuestion(strings.Repeat(strings.Repeat("w", 63)+".", 3)+strings.Repeat("w", 49)+".example.com.", dns.TypeA)
+		q.SetEdns0(4096, false).IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_NSID{Code: dns.EDNS0NSID}}
+		q.SetTsig(key, dns.HmacSHA256, 300, time.Now().Unix())
+		m, mac, err := dns.TsigGenerate(q, tsigSecret, "", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, got := ask(m)
+		sig := got.IsTsig()
+		switch {
+		case got.Id != q.Id || got.Question[0] != q.Question[0] || sig == nil || sig.Hdr.Name != key:
+			t.Errorf("%s: got %v", key, got)
+		case key != "k.":
+			if got.Rcode != dns.RcodeNotAuth || sig.Error != dns.RcodeBadKey {
+				t.Errorf("%s: got %v", key, got)
+			}
+		case got.Rcode != dns.RcodeNameError:
+			t.Errorf("got %v", got)
+		default:
+			if err := dns.TsigVerify(response, tsigSecret, mac, false); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSerialsAreComparedOnTheirCircle(t *testing.T) {
 	for _, test := range []struct {
 		a, b uint32
