@@ -153,6 +153,20 @@ func TestALogIsTurnedOnAndOffByTheSpec(t *testing.T) {
 	}
 }
 
+func TestEachTypeIsCountedByItsName(t *testing.T) {
+	s := serverOf(t, "www A 192.0.2.1")
+	for _, typ := range countedTypes {
+		s.respond(make([]byte, roomSize), question0(t, "www.example.com.", typ, ""), netip.Addr{}, UDP)
+	}
+	got := map[string]uint64{}
+	s.AnswersByType(func(n uint64, labels ...string) { got[labels[0]] += n })
+	for _, typ := range countedTypes {
+		if name := dns.TypeToString[typ]; got[name] != 1 {
+			t.Errorf("%s: %d", name, got[name])
+		}
+	}
+}
+
 func TestAnswersAreCountedByZoneTypeAndPolicy(t *testing.T) {
 	s := serverOf(t, site+hot)
 	for _, q := range hotQueries {

@@ -171,10 +171,10 @@ func (s *Server) answerAll(c *conn, b []byte, from netip.Addr, by Transport) (re
 			out = room[:0]
 		}
 		if t := s.transferOf(b[2:2+n], from); t != nil {
+			s.counts.queries[by].Add(1)
 			if t.run(c, out) != nil {
 				return nil, false
 			}
-			s.counts.queries[by].Add(1)
 			out, b = room[:0], b[2+n:]
 			continue
 		}

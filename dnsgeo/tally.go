@@ -26,10 +26,10 @@ const elsewhere = 1
 
 // countedRcodes are the rcodes that are told apart, the last of them for all others; countedTypes likewise.
 var (
-	countedRcodes = [...]string{"NOERROR", "NXDOMAIN", "SERVFAIL", "REFUSED", Other}
+	countedRcodes = [...]string{"NOERROR", "NXDOMAIN", "SERVFAIL", Other}
 	countedTypes  = [...]uint16{
-		dns.TypeA, dns.TypeAAAA, dns.TypeANY, dns.TypeAXFR, dns.TypeCAA, dns.TypeCNAME, dns.TypeDNAME, dns.TypeDNSKEY, dns.TypeDS, dns.TypeHTTPS,
-		dns.TypeIXFR, dns.TypeMX, dns.TypeNAPTR, dns.TypeNS, dns.TypePTR, dns.TypeSOA, dns.TypeSPF, dns.TypeSRV, dns.TypeSSHFP, dns.TypeSVCB,
+		dns.TypeA, dns.TypeAAAA, dns.TypeANY, dns.TypeCAA, dns.TypeCNAME, dns.TypeDNAME, dns.TypeDNSKEY, dns.TypeDS, dns.TypeHTTPS,
+		dns.TypeMX, dns.TypeNAPTR, dns.TypeNS, dns.TypePTR, dns.TypeSOA, dns.TypeSPF, dns.TypeSRV, dns.TypeSSHFP, dns.TypeSVCB,
 		dns.TypeTLSA, dns.TypeTXT,
 	}
 )
@@ -48,10 +48,9 @@ type tally struct {
 
 // tallies count answers by zone, type and policy, without waiting for each other: who answers counts by a tally that few others use.
 type tallies struct {
-	all  []tally
-	next atomic.Uint64
-	// place is that of each type among countedTypes, for those below 256; HTTPS and SVCB too.
-	place [256]uint8
+	all   []tally
+	next  atomic.Uint64
+	place [dns.TypeCAA + 1]uint8 // that of each type among countedTypes, of which CAA has the greatest number
 
 	mu    sync.Mutex
 	seats map[string]uint32 // of zones, by name: what was counted stays so when the zone changes, or goes
@@ -64,9 +63,7 @@ func newTallies() *tallies {
 		t.place[i] = uint8(len(countedTypes))
 	}
 	for i, typ := range countedTypes {
-		if int(typ) < len(t.place) {
-			t.place[typ] = uint8(i)
-		}
+		t.place[typ] = uint8(i)
 	}
 	return t
 }
@@ -105,8 +102,6 @@ func (t *tallies) count(to *tally, a *asker) {
 		rcode = 1
 	case dns.RcodeServerFailure:
 		rcode = 2
-	case dns.RcodeRefused:
-		rcode = 3
 	}
 	place := uint8(len(countedTypes))
 	if int(a.query.Type) < len(t.place) {
