@@ -147,7 +147,7 @@ func (a *asker) answerIn(t *Table, s *scene, q *Query, tr *trace.Trace) {
 	}
 }
 
-// refused says whether the type asks for a transfer, which is not done.
+// refused says whether the type asks for a transfer, which is no answer: it is sent as one (transferOf), or refused.
 func refused(t uint16) bool { return t == dns.TypeAXFR || t == dns.TypeIXFR }
 
 // ask follows the name to what stands there (RFC 1034 §4.3.2).

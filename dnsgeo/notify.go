@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,7 +73,7 @@ func (s *Server) tellChanges(before, now *Table) {
 }
 
 func sameRecords(a, b *spec.HostedZone) bool {
-	return reflect.DeepEqual(a.Records, b.Records) && reflect.DeepEqual(a.NameServers, b.NameServers)
+	return slices.EqualFunc(a.Records, b.Records, func(x, y spec.Record) bool { return x.Equal(&y) }) && slices.Equal(a.NameServers, b.NameServers)
 }
 
 func (n *notices) replace(name string, by *notice) (old *notice) {

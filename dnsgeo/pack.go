@@ -153,7 +153,7 @@ func (p *packer) record(y *reply, r *record) bool {
 	p.out = append(p.out, r.data[:from]...)
 	rest := r.data[from:]
 	for range names {
-		size := nameSize(rest)
+		size := zone.NameSize(rest)
 		if !p.name(rest[:size]) {
 			return false
 		}
@@ -165,15 +165,6 @@ func (p *packer) record(y *reply, r *record) bool {
 	p.out = append(p.out, rest...)
 	binary.BigEndian.PutUint16(p.out[begin-2:], uint16(len(p.out)-begin))
 	return true
-}
-
-// nameSize is how many octets the name takes that wire begins with.
-func nameSize(wire []byte) int {
-	at := 0
-	for wire[at] != 0 {
-		at += 1 + int(wire[at])
-	}
-	return at + 1
 }
 
 // name writes a name, its end as a pointer where that is known.

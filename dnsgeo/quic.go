@@ -2,7 +2,6 @@ package dnsgeo
 
 import (
 	"crypto/tls"
-	"encoding/binary"
 	"net"
 	"net/netip"
 
@@ -38,8 +37,7 @@ func once(m []byte) bool {
 	case dns.OpcodeNotify:
 		return false
 	case dns.OpcodeQuery:
-		at := skipName(m, headerSize, false)
-		return at > 0 && at+2 <= len(m) && refused(binary.BigEndian.Uint16(m[at:]))
+		return isTransfer(m)
 	}
 	return true
 }

@@ -97,7 +97,8 @@ func (s *Server) transferOf(m []byte, from netip.Addr) *transfer {
 	if drop || rcode != dns.RcodeSuccess || r.class != dns.ClassINET || table == nil {
 		return nil
 	}
-	t := &transfer{server: s, asker: newAsker(), until: time.Now().Add(transferTime)}
+	var by *tsig.Key
+	var mac tsig.MAC
 	query := m
 	if r.signed {
 		signature, ok := tsig.Find(m)
@@ -105,19 +106,22 @@ func (s *Server) transferOf(m []byte, from netip.Addr) *transfer {
 			return nil
 		}
 		var wrong tsig.Error
-		t.by = table.key(signature)
-		if t.mac, wrong = t.by.Verify(m, signature, tsig.MAC{}, time.Now()); wrong != 0 {
+		by = table.key(signature)
+		if mac, wrong = by.Verify(m, signature, tsig.MAC{}, time.Now()); wrong != 0 {
 			return nil // it is counted where it is answered
 		}
 		query = tsig.Strip(m, signature)
 	}
-	a := t.asker
-	a.asked.Set(query[headerSize:])
-	z := table.mayTransfer(&a.asked, from, t.by)
+	var name zone.Name
+	name.Set(query[headerSize:])
+	z := table.mayTransfer(&name, from, by)
 	if z == nil {
 		s.counts.transfersRefused.Add(1)
 		return nil
 	}
+	t := &transfer{server: s, asker: newAsker(), by: by, mac: mac, until: time.Now().Add(transferTime)}
+	a := t.asker
+	a.asked = name
 	a.table, a.zone, a.scene, a.lifetime = table, z, table.sceneOf(s.config.View()), forever
 	serial, known := serialAsked(query, &r)
 	t.only = r.typ == dns.TypeIXFR && known && (serial == t.serial() || newer(serial, t.serial()))

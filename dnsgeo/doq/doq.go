@@ -247,7 +247,7 @@ func (d *Door) answer(conn *quic.Conn, s *quic.Stream) {
 	query, err := d.read(s, (*room)[:2+d.config.MaxQuery])
 	switch {
 	case errors.Is(err, errProtocol), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		d.breach(conn, protocolError)
+		d.breach(conn)
 		return
 	case err != nil: // it was reset, or is slow, or the connection has ended
 		s.CancelRead(unspecified)
@@ -267,7 +267,7 @@ func (d *Door) answer(conn *quic.Conn, s *quic.Stream) {
 	out := (*room)[2+d.config.MaxQuery:]
 	response := d.config.Answer(out[2:], query, addressOf(conn.RemoteAddr()))
 	if response == nil {
-		d.breach(conn, protocolError)
+		d.breach(conn)
 		return
 	}
 	framed := append(out[:2], response...) // in place, unless the response had no room
@@ -311,9 +311,9 @@ func (d *Door) read(s *quic.Stream, room []byte) ([]byte, error) {
 }
 
 // breach closes the connection of a client that does not keep to the protocol.
-func (d *Door) breach(conn *quic.Conn, code quic.ApplicationErrorCode) {
+func (d *Door) breach(conn *quic.Conn) {
 	d.counts.breaches.Add(1)
-	conn.CloseWithError(code, "")
+	conn.CloseWithError(protocolError, "")
 }
 
 // isEarly says whether a query may be one that somebody recorded and sends again: who has ended the handshake is the client itself.

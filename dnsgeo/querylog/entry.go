@@ -228,7 +228,7 @@ func appendOctet(b []byte, c byte, json bool) []byte {
 	return append(b, '0'+c/100, '0'+c/10%10, '0'+c%10)
 }
 
-// appendData appends the data of a record as a text of JSON: addresses, names, texts; others as RFC 3597 §5 writes what is unknown.
+// appendData appends the data of a record as a text of JSON: addresses and names; others as RFC 3597 §5 writes what is unknown.
 func appendData(b []byte, t uint16, data []byte) []byte {
 	switch {
 	case t == dns.TypeA && len(data) == 4:

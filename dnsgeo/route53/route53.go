@@ -87,13 +87,13 @@ type change struct {
 	line              int
 }
 
-// line is a record set and where it stands.
+// listed is a record set and where it stands.
 type listed struct {
 	recordSet
 	line int
 }
 
-// file is what a file says: record sets, changes, or both.
+// file is what a file says: record sets or changes.
 type file struct {
 	sets    []listed
 	changes []change

@@ -233,7 +233,7 @@ func (k *Key) Verify(m []byte, s *Signature, before MAC, now time.Time) (MAC, Er
 	if len(s.mac) > size || len(s.mac) < max(10, size/2) {
 		return MAC{}, Malformed
 	}
-	unsigned := bytes.Clone(Strip(m, s))
+	unsigned := Strip(m, s)
 	binary.BigEndian.PutUint16(unsigned, s.id)
 	sum := k.sum(unsigned, before, s)
 	if !hmac.Equal(sum[:len(s.mac)], s.mac) {

@@ -212,10 +212,8 @@ func special(flags uint8, apex bool) int {
 
 // set is that of a type, which comes to be.
 func (d *draft) set(t uint16) *draftSet {
-	for i := range d.sets {
-		if d.sets[i].typ == t {
-			return &d.sets[i]
-		}
+	if s := d.find(t); s != nil {
+		return s
 	}
 	d.sets = append(d.sets, draftSet{typ: t})
 	return &d.sets[len(d.sets)-1]

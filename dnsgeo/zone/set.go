@@ -57,15 +57,15 @@ func dataOf(rr dns.RR) ([]byte, error) {
 			return nil, err
 		}
 	}
-	begin := skip(wire) + fixedSize
+	begin := NameSize(wire) + fixedSize
 	return slices.Clone(wire[begin:end]), nil
 }
 
 // fixedSize is what stands between the owner and the data of a record: type, class, TTL and length.
 const fixedSize = 10
 
-// skip is how many octets the name takes that wire begins with.
-func skip(wire []byte) int {
+// NameSize is how many octets the name takes that wire begins with.
+func NameSize(wire []byte) int {
 	at := 0
 	for wire[at] != 0 {
 		at += 1 + int(wire[at])

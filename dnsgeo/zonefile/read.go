@@ -170,9 +170,7 @@ func (r *reader) file(name string, data []byte, origin string) {
 		}
 	}
 	if r.total > maxRecords {
-		r.total = maxRecords
 		r.fault("", "more than %d records", maxRecords)
-		r.total++
 	}
 	r.place, r.origin, r.owner = around, above, owner
 }
