@@ -257,7 +257,7 @@ func TestADiffTellsOnlyThatASecretIsAnother(t *testing.T) {
 func TestNoFaultQuotesASecret(t *testing.T) {
 	const secret = "MIGHAgEAMBMGByqGSM49hunter2"
 	head := "kind: Certificate\nname: a\ncertificate: x\n"
-	for _, text := range []string{
+	texts := []string{
 		head + "privateKey: [" + secret + "]\n",
 		head + "privateKey: {" + secret + ": " + secret + "}\n",
 		head + "privateKey: {a: " + secret + "}\n",
@@ -274,7 +274,13 @@ func TestNoFaultQuotesASecret(t *testing.T) {
 		head + "privateKey: " + SealedPrefix + secret + "\n",
 		head + "privateKey: !x " + secret + "\n",
 		head + "privateKey: @" + secret + "\n",
-	} {
+	}
+	key := "kind: TsigKey\nname: k\n" // of the other kind that has one, the same
+	for _, text := range texts {
+		text = strings.Replace(text, head, key, 1)
+		texts = append(texts, strings.ReplaceAll(strings.ReplaceAll(text, "privateKey", "secret"), "privateKy", "secrt"))
+	}
+	for _, text := range append(texts, `{"kind": "TsigKey", "name": "k", "secret": "`+secret+`" "`+secret+`"}`) {
 		_, err := build("a.yaml", text)
 		if err == nil || strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), secret[:10]) {
 			t.Errorf("%s: got %v", text, err)

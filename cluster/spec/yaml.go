@@ -161,7 +161,12 @@ type reader struct {
 // mayHoldSecret says whether what is wrong with a document must be told without quoting it: a key that is indented
 // wrongly, or stands under a name that is mistyped, is text like any other.
 func mayHoldSecret(data []byte) bool {
-	return bytes.Contains(data, []byte("PRIVATE KEY")) || bytes.Contains(data, []byte("privateKey")) || bytes.Contains(data, []byte("kind: Certificate"))
+	for _, sign := range []string{"PRIVATE KEY", "privateKey", "kind: Certificate", "TsigKey"} {
+		if bytes.Contains(data, []byte(sign)) {
+			return true
+		}
+	}
+	return false
 }
 
 // quote is text as a message quotes it.
