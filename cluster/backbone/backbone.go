@@ -1,6 +1,9 @@
 // Package backbone carries streams between nodes, over QUIC with mutual TLS. It keeps a warm link to each peer,
 // measures it, and notices within about two seconds that it is dead. It is the only importer of quic-go.
 //
+// Beside the link, flows that are expected to be of many bytes have a TCP connection each where that is faster (bulk.go, choice.go). It is dialled
+// ahead; where there is none, or the peer does not hear of the flow by it, a stream carries it.
+//
 // It is not a router: it goes to the node it is told, directly, and says at once when it cannot, so that whoever
 // dials tries the next. It carries no control traffic (Raft, joins): a broken backbone must not take away the
 // means of repairing it.
@@ -10,7 +13,8 @@
 // for an hour at most: what is dialled meanwhile finds a way, and none of it shows in Links.
 //
 // When things break: a stream whose link or far end is lost reads an error, never io.EOF, so what is cut short
-// does not look complete; streams are not resumed. A dial to a peer whose link is down fails without waiting.
+// does not look complete. A flow that was dialled by DialLasting goes on over another stream, for as long as both its ends live, as if nothing
+// had been: see lasting.go. A dial to a peer whose link is down fails without waiting.
 // Links are redialled for as long as they are kept. What strangers send costs a bounded amount and is counted.
 package backbone
 
@@ -23,12 +27,14 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
 
+	"github.com/perigee-net/perigee/cluster/fec"
 	"github.com/perigee-net/perigee/cluster/latest"
 )
 
@@ -52,7 +58,11 @@ var (
 )
 
 // RefusedError is the far handler's no.
-type RefusedError struct{ Reason string }
+type RefusedError struct {
+	Reason string
+	// Over says that the flow for which another stream was asked is over.
+	Over bool
+}
 
 func (e *RefusedError) Error() string { return "refused: " + e.Reason }
 
@@ -77,6 +87,10 @@ type Config struct {
 	// Carriers is how many QUIC connections a link stripes its streams over, at least 1 (the default). Each has
 	// its own congestion window, so more carry more where packets are lost, and cost about 80 KiB each.
 	Carriers int
+	// Bulk is how flows of many bytes get TCP connections of their own.
+	Bulk Bulk
+	// NoParity has no parity sent, whatever is lost. What peers send is used.
+	NoParity bool
 	// Log says when links come and go; nil discards.
 	Log *slog.Logger
 }
@@ -91,7 +105,23 @@ type Link struct {
 	Since time.Time `json:"since"`
 	// Reason is why the link is down, for people.
 	Reason string `json:"reason,omitempty"`
+	// Loss is the share of the packets sent to the peer that the path has lost of late, those made good included.
+	Loss float64 `json:"loss,omitempty"`
+	// Parity is whether what is sent has parity, so that losses are made good on arrival.
+	Parity bool `json:"parity,omitempty"`
+	// TCP is what flows of many bytes can have beside QUIC, a connection of their own: WithBBR, WithoutBBR, or "", where none was dialled yet
+	// or the peer has none.
+	TCP string `json:"tcp,omitempty"`
+	// Sent and Received are bits a second with the peer, headers of QUIC included, over the last second.
+	Sent     float64 `json:"sent,omitempty"`
+	Received float64 `json:"received,omitempty"`
 }
+
+// What Link.TCP says.
+const (
+	WithBBR    = "BBR"
+	WithoutBBR = "without BBR" // at one end at least
+)
 
 // Backbone is one node's end of all links.
 type Backbone struct {
@@ -99,17 +129,24 @@ type Backbone struct {
 	log       *slog.Logger
 	transport *quic.Transport
 	listener  *quic.Listener
+	parity    *fec.Conn
 	count     counters
+	datagrams datagrams
+	bulk      bulk
 
-	handlers atomic.Pointer[map[string]func(*Incoming)]
+	lasting registry
+
+	handlers atomic.Pointer[map[string]handler]
 	links    atomic.Pointer[map[string]*link]
 	states   latest.Value[map[string]Link]
 
 	ctx    context.Context
 	cancel context.CancelFunc
-	mu     sync.Mutex // orders Handle, Keep, publishing and Close
-	closed bool
-	wg     sync.WaitGroup
+	mu     sync.Mutex // orders Handle, Keep and publishing; held while a link's locks are taken, so never the other way round
+
+	starting sync.Mutex // guards closed, and that nothing more is waited for then; nothing is locked while it is held
+	closed   bool
+	wg       sync.WaitGroup
 
 	generation atomic.Uint64 // of this node's identity
 	changes    atomic.Uint64 // of what handshakes go by
@@ -117,6 +154,9 @@ type Backbone struct {
 
 	visiting sync.Mutex // guards visitors
 	visitors map[*visit]bool
+
+	pathing sync.Mutex // guards paths
+	paths   map[netip.AddrPort]*path
 }
 
 // Open listens for peers on the packet connection. It fails only if the configuration is unusable.
@@ -125,12 +165,16 @@ func Open(c Config) (*Backbone, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	c.Carriers = max(c.Carriers, 1)
-	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, replacing: make(chan struct{}, maxReplacing)}
+	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing)}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.handlers.Store(&map[string]func(*Incoming){})
+	b.handlers.Store(&map[string]handler{datagramService: {serve: b.serveLarge}})
+	b.datagrams.init()
+	b.bulk.init()
 	b.links.Store(&map[string]*link{})
+	parity, packets := fec.New(c.PacketConn)
+	b.parity = parity
 	b.transport = &quic.Transport{
-		Conn:                c.PacketConn,
+		Conn:                packets,
 		ConnContext:         b.visit,
 		VerifySourceAddress: func(net.Addr) bool { return b.count.handshaking.Load() > freeHandshakes },
 		Tracer:              garbage{&b.count.packetsDropped},
@@ -150,6 +194,9 @@ func Open(c Config) (*Backbone, error) {
 	}
 	b.listener = listener
 	b.wg.Go(b.acceptLinks)
+	if c.Bulk.Listener != nil {
+		b.wg.Go(b.acceptBulk)
+	}
 	b.wg.Go(b.countGarbage)
 	b.wg.Go(b.measure)
 	return b, nil
@@ -165,14 +212,14 @@ func withALPN(c *tls.Config) *tls.Config {
 // ErrDown says that the node cannot be reached, without waiting for it. The stream has CloseWrite() error and
 // Abort() as well. To dial oneself is a connection within the process, to the same handlers.
 func (b *Backbone) Dial(ctx context.Context, node string, h Header) (net.Conn, error) {
-	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, h, false) })
+	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, h, nil, false) })
 }
 
 // DialEarly is Dial that waits for nobody: what is written is on its way at once, and the first Read awaits the far
 // handler's answer, of which a no is its *RefusedError. So a message is there after half a round trip, and whoever sends
 // it must be ready to send it again. To dial oneself is Dial.
 func (b *Backbone) DialEarly(ctx context.Context, node string, h Header) (net.Conn, error) {
-	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, h, true) })
+	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, h, nil, true) })
 }
 
 func (b *Backbone) counted(node string, dial func() (net.Conn, error)) (net.Conn, error) {
@@ -206,22 +253,38 @@ func (c *earlyConn) Read(p []byte) (int, error) {
 	return c.duplexConn.Read(p)
 }
 
-func (b *Backbone) dial(ctx context.Context, node string, h Header, early bool) (net.Conn, error) {
+// dial opens a stream. The first bytes travel with its header.
+func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte, early bool) (net.Conn, error) {
 	header, err := AppendHeader(make([]byte, 0, 64), h)
 	if err != nil {
 		return nil, err
 	}
+	header = append(header, first...)
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	if node == b.config.Self {
+		h.Passage = Passage{} // nothing can happen on the way
 		return b.dialSelf(ctx, h)
 	}
 	l := (*b.links.Load())[node]
 	if l == nil {
 		return nil, fmt.Errorf("%w: not a peer", ErrDown)
 	}
+	many := !early && slices.Contains(b.config.Bulk.Services, h.Service)
+	if many && h.Passage.Epoch == 0 && h.Passage.Opener == "" {
+		// A flow with a connection of its own does not outlive it, and neither end is told that it might.
+		plain := h
+		plain.Passage = Passage{}
+		asking, err := AppendHeader(make([]byte, 0, 64), plain)
+		if err != nil {
+			return nil, err
+		}
+		if c, err := l.byTCP(ctx, plain, asking); c != nil || err != nil {
+			return c, err
+		}
+	}
 	for moves := 0; ; moves++ {
-		stream, carrier, err := l.stream(ctx)
+		stream, carrier, err := l.stream(ctx, !early)
 		if err != nil {
 			return nil, err
 		}
@@ -232,6 +295,9 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, early bool) 
 		var c net.Conn
 		if err == nil {
 			c, err = await(ctx, asked)
+		}
+		if many && err == nil && h.Passage.Epoch == 0 {
+			l.sized(asked, h) // what was refused, or goes on from another stream, says nothing of how many bytes flows are
 		}
 		if !errors.Is(err, errMoved) {
 			return c, err
@@ -283,7 +349,21 @@ func await(ctx context.Context, c duplexConn) (net.Conn, error) {
 // Handle sets who answers a service. The handler has a goroutine of its own, and must return soon after the
 // stream it was given is broken or has ended, for Close waits for it; the stream may outlive it. A stream that is
 // neither accepted nor refused when it returns is refused.
-func (b *Backbone) Handle(service string, h func(*Incoming)) {
+func (b *Backbone) Handle(service string, h func(*Incoming)) { b.handle(service, handler{serve: h}) }
+
+// HandleThrough is Handle for a service that carries flows on to other nodes: of those that outlive their streams it accepts each stream as it is,
+// opens another to where it goes with the Passage that it was given, and carries bytes between what Join makes of both.
+func (b *Backbone) HandleThrough(service string, h func(*Incoming)) {
+	b.handle(service, handler{serve: h, through: true})
+}
+
+// handler answers a service.
+type handler struct {
+	serve   func(*Incoming)
+	through bool // it carries flows on
+}
+
+func (b *Backbone) handle(service string, h handler) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	handlers := maps.Clone(*b.handlers.Load())
@@ -296,9 +376,6 @@ func (b *Backbone) Handle(service string, h func(*Incoming)) {
 func (b *Backbone) Keep(peers map[string]netip.AddrPort) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed {
-		return
-	}
 	links := maps.Clone(*b.links.Load())
 	for node, l := range links {
 		if peers[node] != l.addr {
@@ -309,10 +386,12 @@ func (b *Backbone) Keep(peers map[string]netip.AddrPort) {
 	for node, addr := range peers {
 		if node != b.config.Self && links[node] == nil {
 			l := newLink(b, node, addr)
-			links[node] = l
 			for range b.config.Carriers {
-				b.wg.Go(l.carry)
+				if !b.start(l.carry) {
+					return
+				}
 			}
+			links[node] = l
 		}
 	}
 	b.links.Store(&links)
@@ -345,6 +424,7 @@ func (b *Backbone) Renew() {
 	b.generation.Add(1) // first: what is dialled from here on knows by it
 	for _, l := range *b.links.Load() {
 		l.renew()
+		l.pool.drop()
 	}
 	b.visiting.Lock()
 	defer b.visiting.Unlock()
@@ -382,10 +462,14 @@ func (b *Backbone) measure() {
 	for {
 		select {
 		case <-ticker.C:
+			b.measurePaths()
 			for _, l := range *b.links.Load() {
 				l.measure()
 			}
+			b.bulk.cutTaken(b.visitsOf(), time.Now())
 			b.changed()
+		case <-b.parity.Due():
+			b.measurePaths()
 		case <-b.ctx.Done():
 			return
 		}
@@ -409,10 +493,10 @@ func (b *Backbone) publish() {
 	}
 }
 
-// start runs f in a goroutine that Close waits for, unless it is too late.
+// start runs f in a goroutine that Close waits for, unless it is too late. It may be called with any lock held.
 func (b *Backbone) start(f func()) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.starting.Lock()
+	defer b.starting.Unlock()
 	if b.closed {
 		return false
 	}
@@ -422,16 +506,22 @@ func (b *Backbone) start(f func()) bool {
 
 // Close tells the peers goodbye, breaks all streams, and waits for the handlers.
 func (b *Backbone) Close() error {
-	b.mu.Lock()
+	b.starting.Lock()
 	if b.closed {
-		b.mu.Unlock()
+		b.starting.Unlock()
 		return nil
 	}
 	b.closed = true
-	b.mu.Unlock()
+	b.starting.Unlock()
 
+	b.lasting.wait()
 	b.cancel()
+	b.lasting.end()
 	b.listener.Close()
+	if b.config.Bulk.Listener != nil {
+		b.config.Bulk.Listener.Close()
+	}
+	b.bulk.abort()
 	b.wg.Wait()
 	b.transport.Close()
 	return b.config.PacketConn.Close()

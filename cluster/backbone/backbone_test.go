@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -451,7 +452,7 @@ func TestAPeerThatOpensAStreamMustSayWhatFor(t *testing.T) {
 				icn, iad := w.pair()
 				defer iad.Close()
 				defer icn.Close()
-				stream, _, err := (*icn.links.Load())["iad"].stream(w.Context())
+				stream, _, err := (*icn.links.Load())["iad"].stream(w.Context(), false)
 				if err != nil {
 					w.Fatal(err)
 				}
@@ -713,12 +714,25 @@ func TestItWorksOverRealSockets(t *testing.T) {
 
 func overLoopback(t testing.TB, authority *identity.Authority, name string) (*Backbone, netip.AddrPort) {
 	t.Helper()
-	guard := identity.NewGuard(issue(t, authority, name, 1, time.Now()), identity.Trust{}, nil)
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := Open(Config{
+	c, _ := overKernel(t, authority, name, conn)
+	b, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	b.Handle("echo", echo)
+	return b, conn.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// overKernel configures a node on a socket of the kernel's.
+func overKernel(t testing.TB, authority *identity.Authority, name string, conn net.PacketConn) (Config, *identity.Guard) {
+	t.Helper()
+	guard := identity.NewGuard(issue(t, authority, name, 1, time.Now()), identity.Trust{}, nil)
+	return Config{
 		Self:       name,
 		PacketConn: conn,
 		ServerTLS:  func() *tls.Config { return guard.ServerTLS(ALPN) },
@@ -726,13 +740,7 @@ func overLoopback(t testing.TB, authority *identity.Authority, name string) (*Ba
 		PeerName:   identity.PeerName,
 		Refused:    refusals(guard),
 		Log:        slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { b.Close() })
-	b.Handle("echo", echo)
-	return b, conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	}, guard
 }
 
 func BenchmarkDial(b *testing.B) {
@@ -758,20 +766,41 @@ func BenchmarkDialSelf(b *testing.B) {
 	}
 }
 
+// BenchmarkStream is what a byte costs on a stream, at both ends, and on a flow that outlives it.
 func BenchmarkStream(b *testing.B) {
-	icn, node := benchmarkNodes(b)
-	c, err := icn.Dial(b.Context(), node, Header{Service: "sink"})
-	if err != nil {
-		b.Fatal(err)
+	for _, kind := range []string{"plain", "lasting"} {
+		b.Run(kind, func(b *testing.B) {
+			icn, node := benchmarkNodes(b)
+			way := Way{Node: node, Header: Header{Service: "sink"}}
+			var c net.Conn
+			var err error
+			if kind == "plain" {
+				c, err = icn.Dial(b.Context(), node, way.Header)
+			} else {
+				c, err = icn.DialLasting(b.Context(), way, func() []Way { return []Way{way} })
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			buf := make([]byte, 64<<10)
+			b.SetBytes(int64(len(buf)))
+			before := cpu()
+			for b.Loop() {
+				if _, err := c.Write(buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric((cpu()-before).Seconds()/(float64(b.N)*float64(len(buf))/1e9), "cpu-s/GB")
+		})
 	}
-	defer c.Close()
-	buf := make([]byte, 64<<10)
-	b.SetBytes(int64(len(buf)))
-	for b.Loop() {
-		if _, err := c.Write(buf); err != nil {
-			b.Fatal(err)
-		}
-	}
+}
+
+// cpu is what this process has used of processors.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func benchmarkNodes(b *testing.B) (icn *Backbone, node string) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/quic-go/quic-go"
 )
@@ -25,10 +26,18 @@ const (
 	streamClosed  quic.StreamErrorCode = 1 // by Close, without an end of the writing
 	streamAborted quic.StreamErrorCode = 2
 	streamMoved   quic.StreamErrorCode = 3 // nothing was done: it is to be opened on another connection
+	streamLost    quic.StreamErrorCode = 4 // the way beyond is lost, or this stream is left for another: nothing is said of the flow
 )
 
 // errMoved says that the peer takes no new streams on this connection.
 var errMoved = errors.New("moved to another connection")
+
+var (
+	// errLost says that a stream was given up by a node in between whose way on was lost, or because another has taken its place.
+	errLost = errors.New("left for another stream")
+	// errEnded says of a connection that its other end stops, or that one end may not speak to the other any more.
+	errEnded = errors.New("the peer has gone")
+)
 
 // duplexConn is what both a stream to another node and a connection within this one can do.
 type duplexConn interface {
@@ -43,7 +52,8 @@ type streamConn struct {
 	*quic.Stream  // its deadlines
 	peer          string
 	local, remote net.Addr
-	left          func() // called once it is closed at this end; may be nil
+	left          func()        // called once it is closed at this end; may be nil
+	bytes         atomic.Uint64 // carried, both ways
 
 	mu     sync.Mutex
 	ended  bool // CloseWrite was called
@@ -58,9 +68,21 @@ func (c *streamConn) RemoteAddr() net.Addr { return c.remote }
 // Gone is done once the other end wants no more bytes, the link is lost, or this end has stopped writing.
 func (c *streamConn) Gone() context.Context { return c.Stream.Context() }
 
+func (c *streamConn) gone() error { return c.explain("keep", context.Cause(c.Stream.Context())) }
+
 // Read returns io.EOF only where the other end has ended its writing.
 func (c *streamConn) Read(p []byte) (int, error) {
 	n, err := c.Stream.Read(p)
+	c.bytes.Add(uint64(n))
+	if err != nil && err != io.EOF {
+		err = c.explain("read", err)
+	}
+	return n, err
+}
+
+// Peek is as Read, and takes nothing.
+func (c *streamConn) Peek(p []byte) (int, error) {
+	n, err := c.Stream.Peek(p)
 	if err != nil && err != io.EOF {
 		err = c.explain("read", err)
 	}
@@ -69,6 +91,7 @@ func (c *streamConn) Read(p []byte) (int, error) {
 
 func (c *streamConn) Write(p []byte) (int, error) {
 	n, err := c.Stream.Write(p)
+	c.bytes.Add(uint64(n))
 	if err != nil {
 		err = c.explain("write", err)
 	}
@@ -112,6 +135,9 @@ func (c *streamConn) Close() error {
 // Abort ends both directions at once and drops what has not arrived.
 func (c *streamConn) Abort() { c.abort(streamAborted) }
 
+// lose is Abort, and says nothing of the flow that was on it.
+func (c *streamConn) lose() { c.abort(streamLost) }
+
 func (c *streamConn) abort(code quic.StreamErrorCode) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -148,6 +174,9 @@ func (c *streamConn) explain(act string, err error) error {
 		if cancelled.Remote && cancelled.ErrorCode == streamMoved {
 			return fmt.Errorf("%s stream to %s: %w", act, c.peer, errMoved)
 		}
+		if cancelled.Remote && cancelled.ErrorCode == streamLost {
+			return fmt.Errorf("%s stream to %s: %w: %w", act, c.peer, ErrDown, errLost)
+		}
 		if cancelled.Remote {
 			return fmt.Errorf("%s stream to %s: %w", act, c.peer, ErrReset)
 		}
@@ -155,6 +184,9 @@ func (c *streamConn) explain(act string, err error) error {
 	}
 	if errors.Is(err, quic.ErrStreamClosed) {
 		return fmt.Errorf("%s stream to %s: %w", act, c.peer, net.ErrClosed)
+	}
+	if end, ok := errors.AsType[*quic.ApplicationError](err); ok && (end.ErrorCode == codeStopping && end.Remote || end.ErrorCode == codeStranger) {
+		return fmt.Errorf("%s stream to %s: %w: %w: %v", act, c.peer, ErrDown, errEnded, err)
 	}
 	return fmt.Errorf("%s stream to %s: %w: %v", act, c.peer, ErrDown, err)
 }

@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,14 +17,20 @@ const (
 	maxReason   = 255
 )
 
-// version is the first byte of a header. A header with another one is malformed: both ends of a link speak the
-// versions their ALPN names, so this only catches a stream that was opened by mistake.
-const version = 1
+// The first byte of a header: a version, or one of a stream that a flow is on which outlives it (Passage). With another one it is malformed: both ends
+// of a link speak the versions their ALPN names, so this only catches a stream that was opened by mistake. Releases that do not know the second
+// are not sent it: who dials knows them from what nodes say of themselves.
+const (
+	version        = 1
+	lastingVersion = 2
+)
 
-// The first byte of the answer to a header; a refusal is followed by its reason: a length byte and text.
+// The first byte of the answer to a header; a refusal is followed by its reason: a length byte and text. over is a refusal of a stream for a flow that
+// is not known here, or is known to be over: no other stream will do.
 const (
 	accepted = 0
 	refused  = 1
+	over     = 2
 )
 
 // Header says what a stream is for. It is sent first on each.
@@ -34,10 +41,25 @@ type Header struct {
 	Resource string
 	// Client is who asked, out in the world; invalid if nobody did. An IPv6 zone is not sent.
 	Client netip.AddrPort
+	// Passage is of a stream that a flow is on which outlives it; the zero one is of any other.
+	Passage Passage
 }
 
+// Passage is a flow's on one of the streams that carry it, one after the other.
+type Passage struct {
+	// ID names the flow, and is known to its ends only, and those that carry it.
+	ID [16]byte
+	// Epoch is 0 for the stream that opens it, and greater for each that follows.
+	Epoch uint32
+	// Opener is the node that opened it, where another carries it on: that says it, of who dialled it. At most 255 bytes.
+	Opener string
+}
+
+func (p Passage) lasts() bool { return p.ID != [16]byte{} }
+
 // AppendHeader appends h as it is sent: version, service and resource each after a length byte, then the length
-// of the client's address (0, 4 or 16), the address, and its port in two bytes.
+// of the client's address (0, 4 or 16), the address, and its port in two bytes. Then, of a passage, its ID, its epoch in four bytes, and its opener after
+// a length byte.
 func AppendHeader(b []byte, h Header) ([]byte, error) {
 	if len(h.Service) == 0 || len(h.Service) > maxService {
 		return b, fmt.Errorf("service %q: must be 1–%d bytes", h.Service, maxService)
@@ -45,7 +67,14 @@ func AppendHeader(b []byte, h Header) ([]byte, error) {
 	if len(h.Resource) > maxResource {
 		return b, fmt.Errorf("resource %q: must be at most %d bytes", h.Resource, maxResource)
 	}
-	b = append(b, version, byte(len(h.Service)))
+	kind := byte(version)
+	if h.Passage.lasts() {
+		kind = lastingVersion
+	}
+	if len(h.Passage.Opener) > maxResource {
+		return b, fmt.Errorf("opener %q: must be at most %d bytes", h.Passage.Opener, maxResource)
+	}
+	b = append(b, kind, byte(len(h.Service)))
 	b = append(b, h.Service...)
 	b = append(b, byte(len(h.Resource)))
 	b = append(b, h.Resource...)
@@ -54,6 +83,12 @@ func AppendHeader(b []byte, h Header) ([]byte, error) {
 	if len(address) > 0 {
 		b = append(b, address...)
 		b = append(b, byte(h.Client.Port()>>8), byte(h.Client.Port()))
+	}
+	if h.Passage.lasts() {
+		b = append(b, h.Passage.ID[:]...)
+		b = binary.BigEndian.AppendUint32(b, h.Passage.Epoch)
+		b = append(b, byte(len(h.Passage.Opener)))
+		b = append(b, h.Passage.Opener...)
 	}
 	return b, nil
 }
@@ -70,8 +105,9 @@ func ReadHeader(r io.Reader) (Header, error) {
 	if err != nil {
 		return h, err
 	}
-	if b[0] != version {
-		return h, fmt.Errorf("header version %d, want %d", b[0], version)
+	kind := b[0]
+	if kind != version && kind != lastingVersion {
+		return h, fmt.Errorf("header version %d, want %d or %d", kind, version, lastingVersion)
 	}
 	length := int(b[1])
 	if length == 0 || length > maxService {
@@ -93,16 +129,30 @@ func ReadHeader(r io.Reader) (Header, error) {
 	}
 	switch length = int(b[0]); length {
 	case 0:
-		return h, nil
 	case 4, 16:
+		if b, err = next(length + 2); err != nil {
+			return h, err
+		}
+		address, _ := netip.AddrFromSlice(b[:length])
+		h.Client = netip.AddrPortFrom(address, binary.BigEndian.Uint16(b[length:]))
 	default:
 		return h, fmt.Errorf("client address of %d bytes", length)
 	}
-	if b, err = next(length + 2); err != nil {
+	if kind == version {
+		return h, nil
+	}
+	p := &h.Passage
+	if b, err = next(len(p.ID) + 4 + 1); err != nil {
 		return h, err
 	}
-	address, _ := netip.AddrFromSlice(b[:length])
-	h.Client = netip.AddrPortFrom(address, uint16(b[length])<<8|uint16(b[length+1]))
+	p.ID, p.Epoch = [16]byte(b), binary.BigEndian.Uint32(b[len(p.ID):])
+	if !p.lasts() {
+		return h, errors.New("a flow without a name")
+	}
+	if b, err = next(int(b[len(b)-1])); err != nil {
+		return h, err
+	}
+	p.Opener = string(b)
 	return h, nil
 }
 
@@ -111,10 +161,15 @@ func appendAnswer(b []byte, ok bool, reason string) []byte {
 	if ok {
 		return append(b, accepted)
 	}
+	return appendRefusal(b, refused, reason)
+}
+
+// appendRefusal appends an answer that refuses: refused or over.
+func appendRefusal(b []byte, as byte, reason string) []byte {
 	if len(reason) > maxReason {
 		reason = strings.ToValidUTF8(reason[:maxReason], "") // no half of a rune at the cut
 	}
-	b = append(b, refused, byte(len(reason)))
+	b = append(b, as, byte(len(reason)))
 	return append(b, reason...)
 }
 
@@ -127,10 +182,11 @@ func readAnswer(r io.Reader) error {
 	switch buf[0] {
 	case accepted:
 		return nil
-	case refused:
+	case refused, over:
 	default:
 		return fmt.Errorf("answer %d is neither accepted nor refused", buf[0])
 	}
+	no := &RefusedError{Over: buf[0] == over}
 	if _, err := io.ReadFull(r, buf[:1]); err != nil {
 		return unexpected(err)
 	}
@@ -138,7 +194,8 @@ func readAnswer(r io.Reader) error {
 	if _, err := io.ReadFull(r, reason); err != nil {
 		return unexpected(err)
 	}
-	return &RefusedError{Reason: string(reason)}
+	no.Reason = string(reason)
+	return no
 }
 
 // unexpected makes of a clean end in the wrong place an error that nobody takes for the end of a stream.

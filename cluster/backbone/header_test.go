@@ -62,6 +62,7 @@ func TestAHeaderBeyondItsBoundsIsNotSent(t *testing.T) {
 		{},
 		{Service: strings.Repeat("s", maxService+1)},
 		{Service: "flow", Resource: strings.Repeat("r", maxResource+1)},
+		{Service: "flow", Passage: Passage{ID: [16]byte{1}, Opener: strings.Repeat("o", maxResource+1)}},
 	} {
 		if wire, err := AppendHeader(nil, h); err == nil || len(wire) != 0 {
 			t.Errorf("%d bytes, %v for %+v", len(wire), err, h)
@@ -75,6 +76,8 @@ func FuzzHeader(f *testing.F) {
 		{Service: "flow", Resource: "targetGroup/db", Client: netip.MustParseAddrPort("203.0.113.7:40000")},
 		{Service: "flow", Resource: strings.Repeat("r", maxResource), Client: netip.MustParseAddrPort("[2001:db8::7]:65535")},
 		{Service: "flow", Client: netip.MustParseAddrPort("[::ffff:203.0.113.7]:1")},
+		{Service: "flow", Resource: "targetGroup/db", Passage: Passage{ID: [16]byte{15: 1}}},
+		{Service: "flow", Client: netip.MustParseAddrPort("203.0.113.7:1"), Passage: Passage{ID: [16]byte{1}, Epoch: 1 << 31, Opener: "iad1"}},
 	} {
 		wire, err := AppendHeader(nil, h)
 		if err != nil {
@@ -86,6 +89,7 @@ func FuzzHeader(f *testing.F) {
 	f.Add([]byte{version, maxService + 1})
 	f.Add([]byte{version, 1, 's', 0, 5, 1, 2, 3, 4, 5, 0, 0})
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
+	f.Add(append([]byte{lastingVersion, 1, 's', 0, 0}, make([]byte, 21)...)) // without a name
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := bytes.NewReader(data)
 		h, err := ReadHeader(r)
@@ -106,6 +110,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte{accepted})
 	f.Add([]byte{refused, 2, 'n', 'o'})
 	f.Add([]byte{refused, 200, 'n', 'o'})
+	f.Add([]byte{over, 2, 'n', 'o'})
 	f.Add([]byte{7})
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -37,8 +36,8 @@ const (
 	// streamWindow is how many bytes a stream may carry at first without being read, and grows where they are
 	// read fast; connectionWindow bounds them for all streams of a carrier together, and a carrier at it stands
 	// still. So many stalled readers, 512 at least, do not stop the others.
-	streamWindow     = 256 << 10
-	connectionWindow = 128 << 20
+	streamWindow     = 512 << 10
+	connectionWindow = 256 << 20
 )
 
 const (
@@ -69,14 +68,16 @@ func quicConfig() *quic.Config {
 		InitialConnectionReceiveWindow:   connectionWindow,
 		MaxConnectionReceiveWindow:       connectionWindow,
 		EnableStreamResetPartialDelivery: true, // so that what was written before Close arrives
+		EnableDatagrams:                  true,
 	}
 }
 
-// The codes with which a carrier is closed. They are for people; nothing decides by them.
+// The codes with which a carrier is closed. Whether a flow can go on over another is decided by them.
 const (
-	codeClosing  quic.ApplicationErrorCode = 1 // this node stops, or keeps the link no longer
+	codeClosing  quic.ApplicationErrorCode = 1 // this node keeps the link no longer
 	codeStranger quic.ApplicationErrorCode = 2 // the other end is not who it should be
 	codeReplaced quic.ApplicationErrorCode = 3 // another has taken its place
+	codeStopping quic.ApplicationErrorCode = 4 // this node stops
 )
 
 // link is what is held to one peer: a set of carriers, QUIC connections dialled by us. The peer dials its own, so
@@ -92,13 +93,16 @@ type link struct {
 	cancel context.CancelFunc
 	judged context.Context // done once the first attempt has ended
 	judge  context.CancelFunc
+	pool   pool
 
 	mu       sync.Mutex
 	carriers []*carrier // those that are up
 	leaving  []*carrier // those that were replaced, the oldest first
 	next     int        // whose turn it is
+	used     bool       // a flow was dialled on one of them, ever
 	changed  chan struct{}
 	rtt      time.Duration
+	seen     seen
 	since    time.Time
 	reason   string
 }
@@ -109,7 +113,9 @@ type carrier struct {
 	hello      net.Conn // on which the peer asks for a successor
 	since      time.Time
 	generation uint64 // of the identity that this node showed
-	streams    int    // those open here, by the link's mutex
+	streams    int    // those open here, by the link's mutex, like what follows
+	warmed     bool
+	frames     frames // of datagrams, that went by it
 
 	due   chan struct{} // it is to be replaced
 	shut  chan struct{} // it takes no more streams
@@ -124,20 +130,22 @@ func newLink(b *Backbone, node string, addr netip.AddrPort) *link {
 	l := &link{b: b, node: node, addr: addr, reason: "not dialled yet", changed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancel(b.ctx)
 	l.judged, l.judge = context.WithCancel(l.ctx)
+	l.pool.l = l
 	return l
 }
 
 // stream opens a stream on the carrier whose turn it is, or on another where that one cannot. It waits for the outcome
 // of the link's first attempt, and for a successor where all carriers are shut, and for nothing else: it is known whether
-// the link is up, and where too many streams are open the next node can be asked sooner than one ends.
-func (l *link) stream(ctx context.Context) (*quic.Stream, *carrier, error) {
+// the link is up, and where too many streams are open the next node can be asked sooner than one ends. flow says that it is
+// for one that may be long.
+func (l *link) stream(ctx context.Context, flow bool) (*quic.Stream, *carrier, error) {
 	select {
 	case <-l.judged.Done():
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	}
 	for {
-		stream, c, changed, err := l.open()
+		stream, c, changed, err := l.open(flow)
 		if changed == nil {
 			return stream, c, err
 		}
@@ -151,7 +159,7 @@ func (l *link) stream(ctx context.Context) (*quic.Stream, *carrier, error) {
 }
 
 // open opens a stream now, or says what to wait for.
-func (l *link) open() (*quic.Stream, *carrier, <-chan struct{}, error) {
+func (l *link) open(flow bool) (*quic.Stream, *carrier, <-chan struct{}, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	why, coming := l.reason, false
@@ -165,6 +173,7 @@ func (l *link) open() (*quic.Stream, *carrier, <-chan struct{}, error) {
 		stream, err := c.conn.OpenStream()
 		if err == nil {
 			c.streams++
+			l.used = l.used || flow
 			return stream, c, nil, nil
 		}
 		why = err.Error()
@@ -193,18 +202,31 @@ func (l *link) settle(c *carrier) {
 func (l *link) state() Link {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Link{Up: len(l.carriers) > 0, RTT: l.rtt, Since: l.since, Reason: l.reason}
+	state := Link{Up: len(l.carriers) > 0, RTT: l.rtt, Since: l.since, Reason: l.reason}
+	if state.Up {
+		state.TCP = l.pool.offers()
+		state.Loss, state.Parity, state.Sent, state.Received = l.seen.loss, l.seen.parity, l.seen.sent, l.seen.received
+	}
+	return state
 }
 
-// measure takes the round trip of the best carrier. It is not taken whenever the state is asked for: it moves with
-// each packet, and who waits for a change would never rest.
+// measure takes the round trip of the best carrier, and what was measured of the path. They are not taken whenever the state is
+// asked for: they move with each packet, and who waits for a change would never rest.
 func (l *link) measure() {
+	seen := l.b.pathTo(l.addr)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.rtt = 0
+	if len(l.carriers) == 0 && !l.since.IsZero() && time.Since(l.since) >= bulkGrace {
+		l.b.start(func() { l.b.bulk.cutDialled(l.node) })
+	}
+	l.rtt, l.seen = 0, seen
 	for _, c := range l.carriers {
-		if rtt := c.conn.ConnectionStats().SmoothedRTT; l.rtt == 0 || rtt < l.rtt {
+		rtt := c.conn.ConnectionStats().SmoothedRTT
+		if l.rtt == 0 || rtt < l.rtt {
 			l.rtt = rtt
+		}
+		if l.used && !c.warmed && rtt >= warmRTT && time.Since(c.since) >= warmAge && seen.sent+seen.received < warmRate {
+			c.warmed = l.b.start(func() { l.warm(c) })
 		}
 	}
 }
@@ -289,20 +311,21 @@ func (l *link) dial() (*carrier, error) {
 		conn.CloseWithError(codeStranger, "")
 		return nil, err
 	}
-	hello, err := l.ask(ctx, conn, helloService)
+	hello, err := l.ask(ctx, conn, Header{Service: helloService, Resource: speaksParity})
 	if err != nil {
 		conn.CloseWithError(codeClosing, "")
 		return nil, err
 	}
 	return &carrier{
 		conn: conn, hello: hello, since: time.Now(), generation: generation,
-		due: make(chan struct{}), shut: make(chan struct{}), idle: make(chan struct{}), ended: make(chan struct{}),
+		frames: frames{turn: make(chan struct{}, 1)},
+		due:    make(chan struct{}), shut: make(chan struct{}), idle: make(chan struct{}), ended: make(chan struct{}),
 	}, nil
 }
 
 // ask opens a stream for one of the backbone's own services.
-func (l *link) ask(ctx context.Context, conn *quic.Conn, service string) (net.Conn, error) {
-	header, err := AppendHeader(nil, Header{Service: service})
+func (l *link) ask(ctx context.Context, conn *quic.Conn, h Header) (net.Conn, error) {
+	header, err := AppendHeader(nil, h)
 	if err != nil {
 		return nil, err
 	}
@@ -358,10 +381,10 @@ func (l *link) up(c, old *carrier) error {
 
 // tend stays with a carrier until it ends.
 func (l *link) tend(c *carrier) {
-	stop := context.AfterFunc(l.ctx, func() { c.conn.CloseWithError(codeClosing, "") })
+	stop := context.AfterFunc(l.ctx, func() { c.conn.CloseWithError(l.b.closing(), "") })
 	defer stop()
-	var said [1]byte
-	if _, err := io.ReadFull(c.hello, said[:]); err == nil && said[0] == dialAnew {
+	w := l.b.watch(c.conn, c.hello)
+	w.hear(true, func() {
 		pause := time.NewTimer(rand.N(replaceSpread))
 		select {
 		case <-pause.C:
@@ -371,9 +394,18 @@ func (l *link) tend(c *carrier) {
 		l.mu.Lock()
 		closeOnce(c.due)
 		l.mu.Unlock()
-	}
+	})
 	<-c.conn.Context().Done()
+	w.end()
 	l.lost(c, context.Cause(c.conn.Context()))
+}
+
+// closing is why a connection is closed that is kept no longer.
+func (b *Backbone) closing() quic.ApplicationErrorCode {
+	if b.ctx.Err() != nil {
+		return codeStopping
+	}
+	return codeClosing
 }
 
 // renew has every carrier replaced.
@@ -439,7 +471,7 @@ func (l *link) drain(c *carrier) {
 	select {
 	case <-c.idle:
 		// What this end has closed it reads no more; what the other end still reads or writes, it alone knows.
-		l.ask(ctx, c.conn, byeService)
+		l.ask(ctx, c.conn, Header{Service: byeService})
 	case <-ctx.Done():
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -498,7 +530,10 @@ func (l *link) failed(old *carrier, why error) {
 }
 
 // fell says that the last carrier in use is gone. l.mu is held.
-func (l *link) fell(why error) { l.rtt, l.since, l.reason = 0, time.Now(), why.Error() }
+func (l *link) fell(why error) {
+	l.rtt, l.since, l.reason = 0, time.Now(), why.Error()
+	l.pool.forget()
+}
 
 // signal wakes those who wait for a carrier. l.mu is held.
 func (l *link) signal() {

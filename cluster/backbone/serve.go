@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -28,16 +29,13 @@ const (
 
 // The backbone's own services, between the two ends of one connection. Streams for them do not count as in use.
 const (
-	// helloService answers every stream with yes: so a node that dials learns that it was let in. On the stream dialAnew
-	// follows, if at all, when the dialler is to replace the connection.
+	// helloService answers every stream with yes: so a node that dials learns that it was let in. The stream stays open, and
+	// path.go has what the two ends say on it.
 	helloService = "hello"
 	// byeService answers when no stream of the connection is open at this end any more: then the dialler can close it, and
 	// nothing is lost.
 	byeService = "bye"
 )
-
-// dialAnew is the byte that asks for another connection.
-const dialAnew = 1
 
 // Incoming is a stream that another node (or this one) wants to open. Exactly one of Accept and Refuse is due;
 // what comes after the first changes nothing.
@@ -48,7 +46,9 @@ type Incoming struct {
 
 	b        *Backbone
 	conn     duplexConn
+	end      bool // it opens a flow that outlives it, and ends here
 	answered atomic.Bool
+	lasting  *lastingConn // what was accepted, if so
 }
 
 // Context is done once the dialler has given up or the link is lost. It is for the time before the answer.
@@ -61,17 +61,34 @@ func (in *Incoming) Accept() net.Conn {
 	if !in.answered.Swap(true) {
 		in.b.count.accepted.Add(1)
 		in.conn.Write(appendAnswer(nil, true, ""))
+		if in.end {
+			in.lasting = in.b.acceptLasting(in.conn.(stream), in.Header, in.From)
+		}
+	}
+	if in.lasting != nil {
+		return in.lasting
 	}
 	return in.conn
 }
 
 // Refuse says no, with a reason for people of at most 255 bytes.
-func (in *Incoming) Refuse(reason string) {
+func (in *Incoming) Refuse(reason string) { in.refuse(refused, reason) }
+
+// RefuseFor is Refuse for who was to carry a flow on and was refused himself: it says why.
+func (in *Incoming) RefuseFor(err error) {
+	as := byte(refused)
+	if no, ok := errors.AsType[*RefusedError](err); ok && no.Over {
+		as = over
+	}
+	in.refuse(as, err.Error())
+}
+
+func (in *Incoming) refuse(as byte, reason string) {
 	if in.answered.Swap(true) {
 		return
 	}
 	in.b.count.refused.Add(1)
-	in.conn.Write(appendAnswer(nil, false, reason))
+	in.conn.Write(appendRefusal(nil, as, reason))
 	in.conn.CloseWrite()
 	in.conn.Close()
 }
@@ -92,7 +109,7 @@ func (b *Backbone) acceptLinks() {
 
 // serve answers the streams of one connection until it ends.
 func (b *Backbone) serve(conn *quic.Conn) {
-	defer conn.CloseWithError(codeClosing, "")
+	defer func() { conn.CloseWithError(b.closing(), "") }()
 	v := conn.Context().Value(visitKey{}).(*visit)
 	v.conn = conn
 	v.welcome()
@@ -102,10 +119,12 @@ func (b *Backbone) serve(conn *quic.Conn) {
 		conn.CloseWithError(codeStranger, "")
 		return
 	}
+	v.from = from
 	defer b.gone(v)
 	if b.come(v) != nil {
 		return
 	}
+	b.wg.Go(func() { b.receiveDatagrams(v, from) })
 	for {
 		stream, err := conn.AcceptStream(b.ctx)
 		if err != nil {
@@ -132,6 +151,19 @@ func (b *Backbone) come(v *visit) error {
 	return b.screen(v.conn)
 }
 
+// visitsOf is the peers of whose dialling there is a connection.
+func (b *Backbone) visitsOf() map[string]bool {
+	b.visiting.Lock()
+	defer b.visiting.Unlock()
+	peers := map[string]bool{}
+	for v := range b.visitors {
+		if v.conn.Context().Err() == nil {
+			peers[v.from] = true
+		}
+	}
+	return peers
+}
+
 func (b *Backbone) gone(v *visit) {
 	b.visiting.Lock()
 	defer b.visiting.Unlock()
@@ -155,10 +187,15 @@ func (b *Backbone) serveStream(v *visit, stream *quic.Stream, from string) {
 	switch {
 	case h.Service == helloService:
 		c.unlist()
-		b.sayHello(v, c)
+		b.sayHello(v, c, h)
 	case h.Service == byeService:
 		c.unlist()
 		b.sayBye(v, c)
+	case h.Service == warmService:
+		c.unlist()
+		b.count.accepted.Add(1)
+		c.Write(appendAnswer(nil, true, ""))
+		b.widen(c, v.conn)
 	case v.isOutdated():
 		b.count.moved.Add(1)
 		c.abort(streamMoved)
@@ -167,17 +204,31 @@ func (b *Backbone) serveStream(v *visit, stream *quic.Stream, from string) {
 	}
 }
 
-// sayHello lets a peer know that it was let in and, if need be, that it is to dial anew.
-func (b *Backbone) sayHello(v *visit, c *streamConn) {
+// sayHello lets a peer know that it was let in and, if need be, that it is to dial anew, and hears what it has to say.
+func (b *Backbone) sayHello(v *visit, c *streamConn, h Header) {
 	defer c.Close()
 	b.count.accepted.Add(1)
 	c.Write(appendAnswer(nil, true, ""))
-	select {
-	case <-v.anew:
-		c.Write([]byte{dialAnew})
-		c.CloseWrite()
-	case <-c.Gone().Done():
-	case <-b.ctx.Done():
+	w := b.watch(v.conn, c)
+	defer w.end()
+	if h.Resource == speaksParity {
+		w.offer()
+	}
+	b.greet(v, func() {
+		w.path.mu.Lock()
+		defer w.path.mu.Unlock()
+		w.say([]byte{dialAnew})
+	})
+	w.hear(false, func() {})
+}
+
+// greet has tell called, once, when the peer is to dial anew.
+func (b *Backbone) greet(v *visit, tell func()) {
+	b.visiting.Lock()
+	defer b.visiting.Unlock()
+	v.tell = sync.OnceFunc(tell)
+	if isClosed(v.anew) {
+		b.start(v.tell)
 	}
 }
 
@@ -196,12 +247,24 @@ func (b *Backbone) sayBye(v *visit, c *streamConn) {
 // answer lets the service's handler say yes or no.
 func (b *Backbone) answer(c duplexConn, h Header, from string) {
 	in := &Incoming{Header: h, From: from, b: b, conn: c}
-	handler := (*b.handlers.Load())[h.Service]
-	if handler == nil {
+	if _, ok := c.(stream); !ok {
+		in.Passage, h.Passage = Passage{}, Passage{} // it ends with its connection
+	}
+	handler, known := (*b.handlers.Load())[h.Service]
+	switch {
+	case !known:
 		in.Refuse(fmt.Sprintf("no service %q here", h.Service))
 		return
+	case !h.Passage.lasts():
+	case handler.through:
+		in.Passage.Opener = from // whatever it says itself
+	case h.Passage.Epoch > 0:
+		b.takeUp(in)
+		return
+	default:
+		in.end = true
 	}
-	handler(in)
+	handler.serve(in)
 	in.Refuse("no answer")
 }
 
@@ -221,7 +284,9 @@ type visit struct {
 	welcomed   atomic.Bool
 	generation uint64        // of this node's identity, at most, that the peer was shown
 	anew       chan struct{} // closed, by the backbone's visiting, when the peer is to dial anew
+	tell       func()        // tells it so, once it has said hello; by the backbone's visiting
 	conn       *quic.Conn    // from the end of the handshake on, like what follows
+	from       string        // its peer; from before it is among the visitors
 	end        *time.Timer   // by the backbone's visiting: closes it when its time is over
 
 	mu       sync.Mutex
@@ -245,7 +310,12 @@ func (b *Backbone) visit(ctx context.Context, _ *quic.ClientInfo) (context.Conte
 }
 
 // askAnew asks the peer to dial anew. b.visiting is held.
-func (v *visit) askAnew() { closeOnce(v.anew) }
+func (v *visit) askAnew() {
+	closeOnce(v.anew)
+	if v.tell != nil {
+		v.b.start(v.tell)
+	}
+}
 
 // outdate has the connection take no more streams and end in due time; false if that is so already. b.visiting is held.
 func (v *visit) outdate() bool {
@@ -344,14 +414,14 @@ type counters struct {
 	carriersLost, peersRefused  atomic.Uint64
 	carriersReplaced, outdated  atomic.Uint64
 	moved, overdue              atomic.Uint64
-	packetsDropped              atomic.Uint64
+	packetsDropped, warmBytes   atomic.Uint64
 	connections, handshaking    atomic.Int64
 	leaving                     atomic.Int64
 }
 
 // Counters are the backbone's counts since it was opened, and how many connections from others it has now.
 func (b *Backbone) Counters() map[string]uint64 {
-	return map[string]uint64{
+	all := map[string]uint64{
 		"backbone_dials_total":             b.count.dials.Load(),
 		"backbone_dials_failed_total":      b.count.dialsFailed.Load(),
 		"backbone_streams_accepted_total":  b.count.accepted.Load(),
@@ -367,6 +437,12 @@ func (b *Backbone) Counters() map[string]uint64 {
 		"backbone_overdue_total":           b.count.overdue.Load(),
 		"backbone_streams_moved_total":     b.count.moved.Load(),
 		"backbone_packets_dropped_total":   b.count.packetsDropped.Load(),
+		"backbone_warm_bytes_total":        b.count.warmBytes.Load(),
 		"backbone_connections":             uint64(b.count.connections.Load()),
 	}
+	b.lasting.counters(all)
+	b.datagrams.counters(all)
+	b.bulk.counters(all)
+	maps.Copy(all, b.parity.Counters())
+	return all
 }

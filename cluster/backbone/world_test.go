@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/control"
 	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/testbed/memnet"
@@ -26,7 +27,8 @@ type world struct {
 	authority *identity.Authority
 	hosts     map[string]*memnet.Host
 	guards    map[string]*identity.Guard // of each node that was configured last
-	ahead     atomic.Int64               // how far the clocks by which certificates are judged go before virtual time, in ns
+	closers   []io.Closer
+	ahead     atomic.Int64 // how far the clocks by which certificates are judged go before virtual time, in ns
 }
 
 const roundTrip = 200 * time.Millisecond
@@ -35,22 +37,35 @@ var addresses = map[string]netip.AddrPort{
 	"icn":      netip.MustParseAddrPort("192.0.2.1:7947"),
 	"iad":      netip.MustParseAddrPort("192.0.2.2:7947"),
 	"stranger": netip.MustParseAddrPort("192.0.2.3:7947"),
+	"fra":      netip.MustParseAddrPort("192.0.2.4:7947"),
+	"nrt":      netip.MustParseAddrPort("192.0.2.5:7947"),
 }
 
 // inWorld runs a test in virtual time.
 func inWorld(t *testing.T, f func(w *world)) {
+	t.Helper()
+	inWorldSeeded(t, 1, f)
+}
+
+// inWorldSeeded is inWorld with another course of chance.
+func inWorldSeeded(t *testing.T, seed uint64, f func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		authority, err := identity.NewAuthority(identity.NewClusterID(), time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &world{T: t, in: memnet.New(1), authority: authority, hosts: map[string]*memnet.Host{}, guards: map[string]*identity.Guard{}}
+		w := &world{T: t, in: memnet.New(seed), authority: authority, hosts: map[string]*memnet.Host{}, guards: map[string]*identity.Guard{}}
 		defer w.in.Close()
 		for name, addr := range addresses {
 			w.hosts[name] = w.in.Host(name, spec.Location{}, addr.Addr())
 		}
 		w.in.Link("icn", "iad", memnet.Path{Delay: roundTrip / 2})
+		defer func() {
+			for _, c := range w.closers {
+				c.Close()
+			}
+		}()
 		f(w)
 	})
 }
@@ -73,6 +88,20 @@ func (w *world) config(name string, authority *identity.Authority) Config {
 		PeerName:   identity.PeerName,
 		Refused:    refusals(guard),
 		Log:        slog.New(slog.DiscardHandler),
+	}
+}
+
+// bulkOver has flows of "blob" and "echo" carried over a control port, too.
+func bulkOver(port *control.Port) Bulk {
+	return Bulk{
+		Listener: port.Service(control.Flow), Services: []string{"blob", "echo"},
+		Dial: func(ctx context.Context, node string, at netip.AddrPort) (BulkConn, error) {
+			c, err := port.Dial(ctx, at.String(), node, control.Flow)
+			if err != nil {
+				return nil, err
+			}
+			return c.(*control.Conn), nil
+		},
 	}
 }
 

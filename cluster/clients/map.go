@@ -249,3 +249,11 @@ const Unplaced = time.Duration(-1)
 
 // POP is a POP by number.
 func (m *Map) POP(i int) POP { return m.pops[i] }
+
+// POPs is how many POPs the map knows.
+func (m *Map) POPs() int {
+	if m == nil {
+		return 0
+	}
+	return len(m.pops)
+}

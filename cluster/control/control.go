@@ -15,6 +15,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -32,7 +33,9 @@ const (
 	API   = "perigee-api/1"
 	// Report is what nodes say of themselves (cluster/report).
 	Report = "perigee-report/1"
-	Join   = identity.JoinProtocol // the one that needs no certificate
+	// Flow is a connection for each flow of many bytes, beside the backbone's (cluster/backbone).
+	Flow = "perigee-flow/1"
+	Join = identity.JoinProtocol // the one that needs no certificate
 )
 
 const (
@@ -48,6 +51,10 @@ const (
 
 	// maxJoining bounds the connections of strangers that are past the handshake and not closed; beyond it they are closed.
 	maxJoining = 32
+
+	// drainTime bounds how long connections of Flow go on whose authority was retired: those of other services are dialed anew and
+	// cost nobody anything, a flow is somebody's.
+	drainTime = time.Hour
 
 	// acceptPause is how long the port waits after the system could not give it a connection (too many open files).
 	acceptPause = 100 * time.Millisecond
@@ -73,7 +80,7 @@ type Port struct {
 
 	mu       sync.Mutex
 	services map[string]*service
-	open     map[net.Conn]*tls.Conn // by what is below TLS, to be cut when the port closes; nil: in its handshake
+	open     map[*below]*tls.Conn // by what is below TLS, to be cut when the port closes; nil: in its handshake
 	joining  int
 	closed   bool
 
@@ -89,7 +96,7 @@ func Open(cfg Config) *Port {
 		cfg:        cfg,
 		handshakes: make(chan struct{}, maxHandshakes),
 		services:   map[string]*service{},
-		open:       map[net.Conn]*tls.Conn{},
+		open:       map[*below]*tls.Conn{},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.work.Go(p.accept)
@@ -101,8 +108,11 @@ func Open(cfg Config) *Port {
 func (p *Port) Close() error {
 	p.mu.Lock()
 	p.closed = true
-	for conn := range p.open {
-		conn.Close()
+	for raw := range p.open {
+		raw.Close()
+		if raw.end != nil {
+			raw.end.Stop()
+		}
 	}
 	for _, s := range p.services {
 		s.shut()
@@ -126,15 +136,35 @@ func (p *Port) Check() {
 	}
 }
 
-// judge cuts a connection if the guard refuses its peer. It cuts below TLS: a goodbye would wait for the peer. p.mu is held.
-func (p *Port) judge(raw net.Conn, conn *tls.Conn) error {
-	err := p.cfg.Guard.Refused(conn.ConnectionState())
-	if err != nil {
-		p.refused.Add(1)
-		raw.Close()
-		delete(p.open, raw)
+// judge cuts a connection if the guard refuses its peer. It cuts below TLS: a goodbye would wait for the peer. A flow whose authority
+// was retired has time to end. p.mu is held.
+func (p *Port) judge(raw *below, conn *tls.Conn) error {
+	state := conn.ConnectionState()
+	err := p.cfg.Guard.Refused(state)
+	if err == nil {
+		return nil
 	}
+	if errors.Is(err, identity.ErrRetired) && state.NegotiatedProtocol == Flow {
+		if raw.end == nil {
+			raw.end = time.AfterFunc(drainTime, func() {
+				p.refused.Add(1)
+				p.drop(raw)
+			})
+		}
+		return nil
+	}
+	p.refused.Add(1)
+	raw.Close()
+	p.remove(raw)
 	return err
+}
+
+// remove forgets a connection. p.mu is held.
+func (p *Port) remove(raw *below) {
+	if raw.end != nil {
+		raw.end.Stop()
+	}
+	delete(p.open, raw)
 }
 
 // Counters counts what happened at the port.
@@ -180,10 +210,11 @@ func (p *Port) Dial(ctx context.Context, address, name, alpn string) (net.Conn, 
 	if !p.mayServe(alpn) {
 		return nil, fmt.Errorf("dial %s at %s: this node: %w", alpn, address, errNotVoter)
 	}
-	raw, err := p.cfg.Dial(ctx, "tcp", address)
+	tcp, err := p.cfg.Dial(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", alpn, err)
 	}
+	raw := &below{Conn: tcp}
 	if !p.track(raw) {
 		raw.Close()
 		return nil, fmt.Errorf("dial %s at %s: %w", alpn, address, net.ErrClosed)
@@ -214,7 +245,7 @@ func (p *Port) Dial(ctx context.Context, address, name, alpn string) (net.Conn, 
 
 func (p *Port) accept() {
 	for {
-		raw, err := p.cfg.Listener.Accept()
+		tcp, err := p.cfg.Listener.Accept()
 		if err != nil {
 			if p.ctx.Err() != nil {
 				return
@@ -233,9 +264,10 @@ func (p *Port) accept() {
 		case p.handshakes <- struct{}{}:
 		default:
 			p.overflowed.Add(1)
-			raw.Close()
+			tcp.Close()
 			continue
 		}
+		raw := &below{Conn: tcp}
 		if !p.track(raw) {
 			raw.Close()
 			return
@@ -251,7 +283,7 @@ func (p *Port) accept() {
 }
 
 // shake does the handshake with a peer that dialed; nil means it failed and the connection is closed.
-func (p *Port) shake(raw net.Conn) *Conn {
+func (p *Port) shake(raw *below) *Conn {
 	raw.SetDeadline(time.Now().Add(handshakeTimeout))
 	conn := tls.Server(raw, &tls.Config{GetConfigForClient: p.configFor})
 	if err := conn.HandshakeContext(p.ctx); err != nil {
@@ -332,7 +364,7 @@ func (p *Port) deliver(c *Conn) {
 }
 
 // track remembers a connection until it is closed; not ok if the port is closed.
-func (p *Port) track(raw net.Conn) bool {
+func (p *Port) track(raw *below) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed {
@@ -343,7 +375,7 @@ func (p *Port) track(raw net.Conn) bool {
 
 // opened has Check look at a connection from now on, and looks at it itself: the peer may have been refused since the handshake
 // judged it.
-func (p *Port) opened(raw net.Conn, conn *tls.Conn) error {
+func (p *Port) opened(raw *below, conn *tls.Conn) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -353,13 +385,13 @@ func (p *Port) opened(raw net.Conn, conn *tls.Conn) error {
 	return p.judge(raw, conn)
 }
 
-func (p *Port) forget(raw net.Conn) {
+func (p *Port) forget(raw *below) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.open, raw)
+	p.remove(raw)
 }
 
-func (p *Port) drop(raw net.Conn) {
+func (p *Port) drop(raw *below) {
 	raw.Close()
 	p.forget(raw)
 }
@@ -374,8 +406,48 @@ type Conn struct {
 	once     sync.Once
 }
 
+// below is a connection below TLS.
+type below struct {
+	net.Conn
+	cut     atomic.Bool // its end was read, without a goodbye under TLS
+	patient atomic.Bool // writes wait for as long as it takes
+	end     *time.Timer // when its time is over; by the port's mu
+}
+
+// Read takes note of the end: TLS reads no further than the goodbye, so who comes to the end has heard none.
+func (b *below) Read(p []byte) (int, error) {
+	n, err := b.Conn.Read(p)
+	if err == io.EOF {
+		b.cut.Store(true)
+	}
+	return n, err
+}
+
+// SetWriteDeadline implements net.Conn.
+func (b *below) SetWriteDeadline(t time.Time) error {
+	if b.patient.Load() {
+		return nil
+	}
+	return b.Conn.SetWriteDeadline(t)
+}
+
+// NetConn is what the system knows.
+func (b *below) NetConn() net.Conn { return b.Conn }
+
 // Peer is the name of the node at the far end; empty for one that asks to join.
 func (c *Conn) Peer() string { return c.peer }
+
+// WasCut says of a connection that Read has found at its end, with io.EOF, that the far end was lost and did not end it.
+func (c *Conn) WasCut() bool { return c.NetConn().(*below).cut.Load() }
+
+// CloseWrite ends this direction: the far end reads what was written, then io.EOF. It waits for as long as the far end has no room for
+// what was written, where crypto/tls would give up after 5 s and have the end look like a loss.
+func (c *Conn) CloseWrite() error {
+	b := c.NetConn().(*below)
+	b.patient.Store(true)
+	b.Conn.SetWriteDeadline(time.Time{})
+	return c.Conn.CloseWrite()
+}
 
 // Close closes the connection.
 func (c *Conn) Close() error {
@@ -383,7 +455,7 @@ func (c *Conn) Close() error {
 	c.once.Do(func() {
 		c.port.mu.Lock()
 		defer c.port.mu.Unlock()
-		delete(c.port.open, c.NetConn())
+		c.port.remove(c.NetConn().(*below))
 		if c.counted {
 			c.port.joining--
 		}

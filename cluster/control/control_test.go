@@ -631,7 +631,7 @@ func TestAPeerThatIsRevokedDuringItsHandshakeIsCutOff(t *testing.T) {
 		}
 		icn.guard.SetTrust(n.trust("fra1-a"))
 		// As if it had just come out of its handshake.
-		if err := icn.opened(c.(*Conn).NetConn(), c.(*Conn).Conn); !errors.Is(err, identity.ErrRevoked) {
+		if err := icn.opened(c.(*Conn).NetConn().(*below), c.(*Conn).Conn); !errors.Is(err, identity.ErrRevoked) {
 			t.Errorf("opened: %v", err)
 		}
 		if _, err := conn.Read(make([]byte, 1)); err == nil {
@@ -811,6 +811,118 @@ func TestThePortOutlivesAFailedAccept(t *testing.T) {
 		icn := n.node("icn1-a")
 		if _, err := icn.ask(t.Context(), netip.AddrPortFrom(host.Addr(), 7947).String(), "nrt1-a", API); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+func TestAFlowGoesOnForAnHourWhenItsAuthorityIsRetired(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *network) {
+		icn, nrt := n.node("icn1-a"), n.node("nrt1-a")
+		echoes(icn.Service(Flow))
+		next, err := identity.NewAuthority(n.authority.ClusterID(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := nrt.Dial(t.Context(), icn.address, "icn1-a", Flow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := says(c, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // and the second time changes nothing
+			for i, m := range []member{icn, nrt} {
+				m.guard.SetTrust(identity.Trust{Authorities: [][]byte{next.Certificate()}})
+				m.guard.SetNode(issue(t, next, []string{"icn1-a", "nrt1-a"}[i], 2))
+				m.Check()
+			}
+			time.Sleep(drainTime/2 - time.Second)
+			if err := says(c, "hello"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(2 * time.Second)
+		if err := says(c, "hello"); err == nil {
+			t.Error("it goes on after an hour")
+		}
+		if got := icn.Counters()["control_connections_refused_total"]; got != 1 {
+			t.Errorf("counted %d", got)
+		}
+		// Who is shut out has no such time.
+		c, err = nrt.Dial(t.Context(), icn.address, "icn1-a", Flow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := says(c, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		icn.guard.SetTrust(identity.Trust{Authorities: [][]byte{next.Certificate()}, Revoked: map[string]uint64{"nrt1-a": 2}})
+		icn.Check()
+		if err := says(c, "hello"); err == nil {
+			t.Error("a revoked node's flow goes on")
+		}
+	})
+}
+
+func TestWhatIsCutDoesNotLookEnded(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *network) {
+		icn, nrt := n.node("icn1-a"), n.node("nrt1-a")
+		flows := icn.Service(Flow)
+		for _, ends := range []bool{true, false} {
+			c, err := nrt.Dial(t.Context(), icn.address, "icn1-a", Flow)
+			if err != nil {
+				t.Fatal(err)
+			}
+			far, err := flows.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(c, "hello")
+			if ends {
+				c.(*Conn).CloseWrite()
+			} else {
+				c.(*Conn).NetConn().Close()
+			}
+			got, err := io.ReadAll(far)
+			if string(got) != "hello" || err != nil || far.(*Conn).WasCut() == ends {
+				t.Errorf("ended: %v; read %q, %v, cut: %v", ends, got, err, far.(*Conn).WasCut())
+			}
+			c.Close()
+			far.Close()
+		}
+	})
+}
+
+func TestAnEndWaitsForASlowReader(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *network) {
+		icn, nrt := n.node("icn1-a"), n.node("nrt1-a")
+		flows := icn.Service(Flow)
+		c, err := nrt.Dial(t.Context(), icn.address, "icn1-a", Flow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		far, err := flows.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer far.Close()
+		const size = 2 * memnet.Window
+		go func() {
+			c.Write(make([]byte, size))
+			c.(*Conn).CloseWrite()
+		}()
+		total := 0
+		for buf := make([]byte, 4<<10); ; time.Sleep(time.Second) {
+			m, err := far.Read(buf)
+			if total += m; err != nil {
+				if err != io.EOF || far.(*Conn).WasCut() || total != size {
+					t.Errorf("%d bytes of %d, then %v", total, size, err)
+				}
+				return
+			}
 		}
 	})
 }

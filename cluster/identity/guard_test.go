@@ -320,7 +320,10 @@ func TestAGuardServesQUIC(t *testing.T) {
 func TestAGuardMayBeChangedWhileItServes(t *testing.T) {
 	c := newCluster(t)
 	second := c.next(t)
-	g, peer := guard(node(t, c, "icn1-a")), NewGuard(node(t, c, "nrt1-a"), trust(nil, c, second), nil)
+	// Both trust both authorities from the start: a guard that was given no trust believes only the authorities of its own
+	// node, and would refuse the peer between the identity of the second and the trust that follows.
+	both := trust(nil, c, second)
+	g, peer := NewGuard(node(t, c, "icn1-a"), both, nil), NewGuard(node(t, c, "nrt1-a"), both, nil)
 	nodes := []*Node{node(t, c, "icn1-a"), node(t, second, "icn1-a")}
 	var work sync.WaitGroup
 	for i := range 4 {

@@ -1,0 +1,583 @@
+package backbone
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Beside the QUIC connections of a link, a flow of many bytes may have a TCP connection under TLS for itself: BBR does not take each lost
+// packet for congestion. Such connections are dialled ahead while flows of many bytes are expected, so that none waits for a handshake, and
+// each carries one flow. A link that has none of them carries all as before.
+//
+// Who was dialled speaks first: bulkVersion and a byte of flags. The dialler knows by it that it was let in, which a client of TLS does not
+// when its handshake is done. Once there is a flow it sends a Header, which is answered by bulkHeard at once: from there on TCP has done its part,
+// however long the answer takes. All goes on as on a stream.
+const (
+	bulkVersion = 1
+	// bulkBBR among the flags says that who was dialled sends with BBR.
+	bulkBBR = 1
+
+	bulkHeard = 0x68
+)
+
+const (
+	// maxWarm is how many connections to one peer are kept that carry no flow yet, while flows of many bytes are expected.
+	maxWarm = 2
+
+	// bulkMemory is how long they are expected after the last was, and bulkLife how long a connection waits for one.
+	bulkMemory = 2 * time.Minute
+	bulkLife   = 2 * time.Minute
+
+	// bulkWait is how long who was dialled waits for a flow, and bulkAnswer a dialler for the handshake and the first two bytes.
+	bulkWait   = bulkLife + 30*time.Second
+	bulkAnswer = 5 * time.Second
+
+	// firstRefusal is how long a peer is not asked again that could not be dialled; it doubles up to lastRefusal.
+	firstRefusal = 10 * time.Second
+	lastRefusal  = 10 * time.Minute
+
+	// maxBulkIdle bounds the connections of one peer that carry no flow yet, and maxBulk those of all peers, with or without one, of either
+	// end's dialling. More are closed.
+	maxBulkIdle = 8
+	maxBulk     = 4096
+
+	// bulkGrace is how long the QUIC connections may be gone of who dialled until the flows that TCP carries for it are cut: TCP itself knows only after a
+	// quarter of an hour. Each end knows of both sorts: of what it dialled by its link, of what it took by who visits it.
+	bulkGrace = 10 * time.Second
+)
+
+// Bulk is how flows of many bytes get TCP connections of their own. Without it none does.
+type Bulk struct {
+	// Listener gives out what peers have dialled, each a BulkConn. The Backbone closes it.
+	Listener net.Listener
+	// Dial dials the node; nil: none is dialled, and those of others are taken.
+	Dial func(ctx context.Context, node string, at netip.AddrPort) (BulkConn, error)
+	// Services are those whose streams are flows.
+	Services []string
+	// Always has all their flows go so as far as there are connections, whatever is expected of them.
+	Always bool
+}
+
+// bulk is all such connections.
+type bulk struct {
+	sizes sizes
+
+	mu   sync.Mutex
+	all  map[*bulkConn]bulkEnd
+	idle map[string]int       // of those that peers have dialled, without a flow yet
+	away map[string]time.Time // since when peers of which there are any taken do not visit
+
+	dialled, dialsFailed, flows, taken, fellBack, cut, overflowed, plain atomic.Uint64
+}
+
+// bulkEnd is who is at the other end of a connection, and whether he dialled it.
+type bulkEnd struct {
+	peer  string
+	taken bool
+}
+
+func (k *bulk) init() {
+	k.all, k.idle, k.away, k.sizes.of = map[*bulkConn]bulkEnd{}, map[string]int{}, map[string]time.Time{}, map[asked]*recent{}
+}
+
+// enter takes in a connection, unless there are too many.
+func (k *bulk) enter(c *bulkConn, of bulkEnd) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.all) >= maxBulk {
+		k.overflowed.Add(1)
+		return false
+	}
+	k.all[c] = of
+	return true
+}
+
+func (k *bulk) forget(c *bulkConn) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.all, c)
+}
+
+// wait counts one more of the peer's that carry nothing yet, unless there are too many.
+func (k *bulk) wait(peer string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.idle[peer] >= maxBulkIdle {
+		k.overflowed.Add(1)
+		return false
+	}
+	k.idle[peer]++
+	return true
+}
+
+func (k *bulk) waited(peer string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.idle[peer]--; k.idle[peer] == 0 {
+		delete(k.idle, peer)
+	}
+}
+
+// cutDialled breaks off what was dialled to a peer.
+func (k *bulk) cutDialled(peer string) {
+	k.mu.Lock()
+	var doomed []*bulkConn
+	for c, of := range k.all {
+		if of.peer == peer && !of.taken {
+			doomed = append(doomed, c)
+		}
+	}
+	k.mu.Unlock()
+	k.doom(doomed)
+}
+
+// cutTaken breaks off what was taken from peers none of which has visited for bulkGrace.
+func (k *bulk) cutTaken(visiting map[string]bool, now time.Time) {
+	k.mu.Lock()
+	var doomed []*bulkConn
+	away := map[string]time.Time{}
+	for c, of := range k.all {
+		if !of.taken || visiting[of.peer] {
+			continue
+		}
+		since, known := k.away[of.peer]
+		if !known {
+			since = now
+		}
+		if away[of.peer] = since; now.Sub(since) >= bulkGrace {
+			doomed = append(doomed, c)
+		}
+	}
+	k.away = away
+	k.mu.Unlock()
+	k.doom(doomed)
+}
+
+func (k *bulk) doom(all []*bulkConn) {
+	for _, c := range all {
+		k.cut.Add(1)
+		c.Abort()
+	}
+}
+
+// abort breaks off all.
+func (k *bulk) abort() {
+	k.mu.Lock()
+	all := slices.Collect(maps.Keys(k.all))
+	k.mu.Unlock()
+	for _, c := range all {
+		c.Abort()
+	}
+}
+
+func (k *bulk) counters(all map[string]uint64) {
+	k.mu.Lock()
+	open := len(k.all)
+	k.mu.Unlock()
+	all["backbone_tcp_connections"] = uint64(open)
+	all["backbone_tcp_dialled_total"] = k.dialled.Load()
+	all["backbone_tcp_dials_failed_total"] = k.dialsFailed.Load()
+	all["backbone_tcp_flows_total"] = k.flows.Load()
+	all["backbone_tcp_flows_taken_total"] = k.taken.Load()
+	all["backbone_tcp_fallbacks_total"] = k.fellBack.Load()
+	all["backbone_tcp_cut_total"] = k.cut.Load()
+	all["backbone_tcp_overflow_total"] = k.overflowed.Load()
+	all["backbone_tcp_without_bbr_total"] = k.plain.Load()
+}
+
+// acceptBulk takes in what peers have dialled.
+func (b *Backbone) acceptBulk() {
+	for {
+		conn, err := b.config.Bulk.Listener.Accept()
+		if err != nil {
+			if b.ctx.Err() == nil {
+				b.log.Error("backbone takes no more TCP", "error", err)
+			}
+			return
+		}
+		secured := conn.(BulkConn)
+		if !b.start(func() { b.serveBulk(secured) }) {
+			conn.Close()
+		}
+	}
+}
+
+// serveBulk greets, waits for a flow, and has it answered.
+func (b *Backbone) serveBulk(conn BulkConn) {
+	from := conn.Peer()
+	c := b.newBulkConn(conn, Addr(from))
+	if !b.bulk.wait(from) {
+		c.Abort()
+		return
+	}
+	waiting := sync.OnceFunc(func() { b.bulk.waited(from) })
+	defer waiting()
+	if !b.bulk.enter(c, bulkEnd{from, true}) {
+		c.Abort()
+		return
+	}
+	if b.ctx.Err() != nil { // it was not there yet when all were aborted
+		c.Abort()
+		return
+	}
+	bbr := tune(below(conn))
+	if !bbr {
+		b.bulk.plain.Add(1)
+	}
+	var first [1]byte
+	c.SetDeadline(time.Now().Add(bulkWait))
+	if _, err := c.Write(appendGreeting(nil, bbr)); err != nil {
+		c.Abort()
+		return
+	}
+	if _, err := io.ReadFull(c, first[:]); err != nil {
+		c.Abort() // it was not needed
+		return
+	}
+	waiting()
+	c.SetDeadline(time.Now().Add(headerTimeout))
+	h, err := ReadHeader(io.MultiReader(bytes.NewReader(first[:]), c))
+	if err != nil {
+		b.count.headersMalformed.Add(1)
+		c.Abort()
+		return
+	}
+	if _, err := c.Write([]byte{bulkHeard}); err != nil {
+		c.Abort()
+		return
+	}
+	c.SetDeadline(time.Time{})
+	c.remote = client(h, from)
+	c.readAhead()
+	b.bulk.taken.Add(1)
+	b.answer(c, h, from)
+}
+
+// pool is the TCP connections of a link that carry no flow yet.
+type pool struct {
+	l *link
+
+	mu       sync.Mutex
+	warm     []*waiting // the oldest first
+	coming   int        // that are being dialled
+	expected time.Time  // when a flow of many bytes was, last
+	refused  time.Time  // until when the peer is not asked
+	pause    time.Duration
+	bbr      bool  // both ends send with BBR, as far as is known
+	known    bool  // a connection has come up, ever
+	quic     rates // of streams
+	tcp      rates // … and of connections of their own
+	turn     uint64
+}
+
+// waiting is a connection without a flow.
+type waiting struct {
+	*bulkConn
+	over chan struct{} // closed when nobody reads from it any more
+	err  error         // then: why
+}
+
+// expect has connections dialled ahead.
+func (p *pool) expect() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.expected = time.Now()
+	p.fill()
+}
+
+// fill dials what is missing. mu is held.
+func (p *pool) fill() {
+	now := time.Now()
+	if p.l.b.config.Bulk.Dial == nil || now.Before(p.refused) || now.Sub(p.expected) > bulkMemory || p.l.ctx.Err() != nil {
+		return
+	}
+	want := maxWarm
+	if !p.known {
+		want = 1 // to hear whether there is any
+	}
+	for len(p.warm)+p.coming < want {
+		p.coming++
+		if !p.l.b.start(p.dial) {
+			p.coming--
+			return
+		}
+	}
+}
+
+// dial adds one connection.
+func (p *pool) dial() {
+	c, bbr, err := p.l.dialBulk()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.coming--
+	if err != nil {
+		if p.l.ctx.Err() == nil {
+			p.l.b.bulk.dialsFailed.Add(1)
+			p.failed()
+			p.l.b.log.Debug("peer not reached by TCP", "peer", p.l.node, "again in", p.pause, "error", err)
+		}
+		return
+	}
+	p.l.b.bulk.dialled.Add(1)
+	p.known, p.bbr, p.pause = true, bbr, 0
+	w := &waiting{bulkConn: c, over: make(chan struct{})}
+	w.SetReadDeadline(time.Now().Add(bulkLife)) // here, before anybody takes it: who does sets another
+	if !p.l.b.start(func() { p.watch(w) }) {
+		c.Abort()
+		return
+	}
+	p.warm = append(p.warm, w)
+	p.fill()
+}
+
+// failed has the peer not be asked for a time. mu is held.
+func (p *pool) failed() {
+	p.pause = min(max(2*p.pause, firstRefusal), lastRefusal)
+	p.refused = time.Now().Add(p.pause)
+}
+
+// watch notices that a connection without a flow is lost, or too old: its deadline passes.
+func (p *pool) watch(w *waiting) {
+	var one [1]byte
+	_, w.err = io.ReadFull(w, one[:])
+	p.mu.Lock()
+	i := slices.Index(p.warm, w)
+	if i >= 0 {
+		p.warm = slices.Delete(p.warm, i, i+1)
+		p.fill()
+	}
+	p.mu.Unlock()
+	close(w.over)
+	if i >= 0 {
+		w.Abort()
+	}
+}
+
+// forget has nothing be known of the peer any more, which may come back as another version.
+func (p *pool) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known, p.bbr, p.pause, p.refused = false, false, 0, time.Time{}
+}
+
+// offers is what Link.TCP says of the peer.
+func (p *pool) offers() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !p.known || time.Now().Before(p.refused):
+		return ""
+	case p.bbr:
+		return WithBBR
+	}
+	return WithoutBBR
+}
+
+// take is a connection for a flow, now; nil: there is none. Another is dialled in its place.
+func (p *pool) take(ctx context.Context) *bulkConn {
+	for {
+		p.mu.Lock()
+		if len(p.warm) == 0 {
+			p.mu.Unlock()
+			return nil
+		}
+		w := p.warm[0]
+		p.warm = slices.Delete(p.warm, 0, 1)
+		p.fill()
+		p.mu.Unlock()
+		w.SetReadDeadline(time.Unix(1, 0)) // who watches it shall stop
+		select {
+		case <-w.over:
+		case <-ctx.Done():
+			w.Abort()
+			return nil
+		}
+		if errors.Is(w.err, os.ErrDeadlineExceeded) {
+			w.SetReadDeadline(time.Time{})
+			return w.bulkConn
+		}
+		w.Abort()
+	}
+}
+
+// drop closes the connections without a flow.
+func (p *pool) drop() {
+	p.mu.Lock()
+	warm := p.warm
+	p.warm = nil
+	p.mu.Unlock()
+	for _, w := range warm {
+		w.Abort()
+	}
+}
+
+// dialBulk makes one connection. bbr says that both ends send with it.
+func (l *link) dialBulk() (c *bulkConn, bbr bool, err error) {
+	ctx, cancel := context.WithTimeout(l.ctx, bulkAnswer)
+	defer cancel()
+	conn, err := l.b.config.Bulk.Dial(ctx, l.node, l.addr)
+	if err != nil {
+		return nil, false, err
+	}
+	c = l.b.newBulkConn(conn, Addr(l.node))
+	if !l.b.bulk.enter(c, bulkEnd{l.node, false}) {
+		c.Abort()
+		return nil, false, errCrowded
+	}
+	end := context.AfterFunc(l.ctx, c.Abort)
+	c.onLeave(func() { end() })
+	stop := context.AfterFunc(ctx, c.Abort)
+	bbr = tune(below(conn))
+	if !bbr {
+		l.b.bulk.plain.Add(1)
+	}
+	theirs, err := readGreeting(c)
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		c.Abort()
+		return nil, false, err
+	}
+	return c, bbr && theirs, nil
+}
+
+// appendGreeting appends what who was dialled says first.
+func appendGreeting(b []byte, bbr bool) []byte {
+	if bbr {
+		return append(b, bulkVersion, bulkBBR)
+	}
+	return append(b, bulkVersion, 0)
+}
+
+// readGreeting reads that and not a byte more. Flags that are not known say nothing.
+func readGreeting(r io.Reader) (bbr bool, err error) {
+	var b [2]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return false, unexpected(err)
+	}
+	if b[0] != bulkVersion {
+		return false, fmt.Errorf("greeting of version %d, want %d", b[0], bulkVersion)
+	}
+	return b[1]&bulkBBR != 0, nil
+}
+
+// openBulk has a warm connection carry a flow; nil, nil: there is none, or the peer did not hear of the flow in half of the time that there is. Once
+// it has, what it answers is the answer, and takes the time that it takes.
+func (l *link) openBulk(ctx context.Context, header []byte) (*bulkConn, error) {
+	c := l.pool.take(ctx)
+	if c == nil {
+		return nil, ctx.Err()
+	}
+	half := ctx
+	if by, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		half, cancel = context.WithDeadline(ctx, time.Now().Add(time.Until(by)/2))
+		defer cancel()
+	}
+	if err := c.send(half, header); err != nil {
+		c.Abort()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		l.b.bulk.fellBack.Add(1)
+		l.pool.mu.Lock()
+		l.pool.failed()
+		l.pool.mu.Unlock()
+		return nil, nil
+	}
+	if _, err := await(ctx, c); err != nil {
+		return nil, err
+	}
+	l.b.bulk.flows.Add(1)
+	return c, nil
+}
+
+// send sends a header, and returns once the other end has it.
+func (c *bulkConn) send(ctx context.Context, header []byte) error {
+	stop := context.AfterFunc(ctx, c.Abort)
+	_, err := c.Write(header)
+	var heard [1]byte
+	if err == nil {
+		_, err = io.ReadFull(c, heard[:])
+	}
+	switch {
+	case !stop():
+		return ctx.Err()
+	case err != nil:
+		return err
+	case heard[0] != bulkHeard:
+		return fmt.Errorf("a header was answered by %d, want %d", heard[0], bulkHeard)
+	}
+	return nil
+}
+
+// byTCP has a connection of its own carry a flow, where it is expected to be one of many bytes that is faster so; nil, nil: a stream is to.
+// That is settled here, as the flow begins: one that turns out to be of many bytes under way stays on its stream. Who moves flows from one
+// stream to another can ask prospect, expect and openBulk the same.
+func (l *link) byTCP(ctx context.Context, h Header, header []byte) (net.Conn, error) {
+	a := asked{h.Service, h.Resource}
+	k := &l.b.config.Bulk
+	if k.Dial == nil || !k.Always && !l.b.bulk.sizes.many(a) {
+		return nil, nil
+	}
+	if p, up := l.prospect(); !up || !k.Always && !p.byTCP() {
+		return nil, nil
+	}
+	l.pool.expect()
+	c, err := l.openBulk(ctx, header)
+	if c == nil || err != nil {
+		return nil, err
+	}
+	begun := time.Now()
+	c.onLeave(func() { l.ended(a, &l.pool.tcp, c.bytes.Load(), time.Since(begun)) })
+	return c, nil
+}
+
+// prospect is what is known of the two ways to the peer, for the next flow of many bytes. Not up: there is none.
+func (l *link) prospect() (p prospect, up bool) {
+	l.mu.Lock()
+	p.rtt, up = l.rtt, len(l.carriers) > 0
+	l.mu.Unlock()
+	l.pool.mu.Lock()
+	defer l.pool.mu.Unlock()
+	now := time.Now()
+	p.bbr = l.pool.bbr || !l.pool.known
+	p.quic, p.tcp, p.turn = l.pool.quic.of(now), l.pool.tcp.of(now), l.pool.turn
+	l.pool.turn++
+	return p, up
+}
+
+// sized has it be remembered what a stream has carried whose flow was accepted.
+func (l *link) sized(c *streamConn, h Header) {
+	begun := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	left := c.left
+	c.left = func() {
+		left()
+		l.ended(asked{h.Service, h.Resource}, &l.pool.quic, c.bytes.Load(), time.Since(begun))
+	}
+}
+
+// ended takes note of what a flow has carried, and how fast.
+func (l *link) ended(a asked, way *rates, bytes uint64, took time.Duration) {
+	l.b.bulk.sizes.add(a, bytes)
+	if bytes < bulkBytes {
+		return
+	}
+	l.pool.mu.Lock()
+	defer l.pool.mu.Unlock()
+	way.add(float64(bytes)*8/max(took.Seconds(), 1e-3), time.Now())
+}

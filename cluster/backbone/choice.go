@@ -1,0 +1,142 @@
+package backbone
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+)
+
+// What a flow will carry nobody says when it begins. What those before it carried that asked for the same is known.
+const (
+	// bulkBytes is from how many bytes on a flow is one of many: its time is then what the path carries, not what its round trip is.
+	bulkBytes = 4 << 20
+
+	// recentFlows is how many flows are remembered of each resource, and fewFlows how many there have to be for anything to be expected.
+	recentFlows, fewFlows = 8, 3
+
+	// maxRecent bounds the resources that are remembered. One more has one of them forgotten, whichever.
+	maxRecent = 1024
+)
+
+// asked is what a flow was for.
+type asked struct{ service, resource string }
+
+// sizes is what the last flows carried, by what they were for.
+type sizes struct {
+	mu sync.Mutex
+	of map[asked]*recent
+}
+
+// recent are the bytes of the last flows for one resource.
+type recent struct {
+	bytes [recentFlows]uint64
+	count int
+}
+
+// add takes note of a flow that has ended.
+func (s *sizes) add(a asked, bytes uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.of[a]
+	if r == nil {
+		if len(s.of) >= maxRecent {
+			for other := range s.of {
+				delete(s.of, other)
+				break
+			}
+		}
+		r = &recent{}
+		s.of[a] = r
+	}
+	r.bytes[r.count%recentFlows] = bytes
+	r.count++
+}
+
+// many says that the next flow is expected to be one of many bytes: more than half of the last were.
+func (s *sizes) many(a asked) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.of[a]
+	return r != nil && r.many()
+}
+
+func (r *recent) many() bool {
+	known := slices.Clone(r.bytes[:min(r.count, recentFlows)])
+	return len(known) >= fewFlows && median(known) >= bulkBytes
+}
+
+// median is the one in the middle, of two the lower. It sorts them.
+func median[T cmp.Ordered](all []T) T {
+	slices.Sort(all)
+	return all[(len(all)-1)/2]
+}
+
+const (
+	// rateMemory is how long it is remembered how fast a flow was, recentRates how many are, and fewRates how many there have to be for them to say
+	// anything.
+	rateMemory            = 10 * time.Minute
+	recentRates, fewRates = 8, 3
+
+	// oneInMany is how often a flow takes the way that is thought to be the slower one: what is not tried is not known.
+	oneInMany = 16
+
+	// fasterBy is how much faster QUIC has to have been for what was measured to count more than what is to be expected: flows are slow for other
+	// reasons, too.
+	fasterBy = 1.25
+)
+
+// rates is how fast the last flows of many bytes were, in bits a second.
+type rates struct {
+	last [recentRates]struct {
+		rate float64
+		at   time.Time
+	}
+	count int
+}
+
+func (r *rates) add(rate float64, now time.Time) {
+	one := &r.last[r.count%recentRates]
+	one.rate, one.at = rate, now
+	r.count++
+}
+
+// of is their median; 0: too few are known.
+func (r *rates) of(now time.Time) float64 {
+	var known []float64
+	for _, one := range r.last[:min(r.count, recentRates)] {
+		if now.Sub(one.at) <= rateMemory {
+			known = append(known, one.rate)
+		}
+	}
+	if len(known) < fewRates {
+		return 0
+	}
+	return median(known)
+}
+
+// prospect is what is known of the two ways to a peer.
+type prospect struct {
+	rtt       time.Duration
+	bbr       bool    // both ends send by TCP with BBR, or it is not known yet
+	quic, tcp float64 // how fast the last flows of many bytes were, bits a second; 0: not known
+	turn      uint64  // how many flows of many bytes there were before
+}
+
+// byTCP says that a flow of many bytes is to have a TCP connection of its own. QUIC's NewReno goes back to 70 % by each loss that parity did not
+// make good, and by each queue that it has filled, and from there on by a packet a round trip; BBR does neither. So on far paths TCP is expected
+// to be the faster way if it has BBR, whatever is lost, as long as nothing else was measured. To a neighbour it is the cheaper one with any
+// congestion control: it takes a third of what QUIC takes of a core. So nothing measured is asked there, nor far away without BBR.
+func (p prospect) byTCP() bool {
+	if p.rtt < farRTT {
+		return true
+	}
+	if !p.bbr {
+		return false
+	}
+	tcp := p.tcp == 0 || p.quic <= fasterBy*p.tcp
+	if p.turn%oneInMany == oneInMany-1 {
+		return !tcp
+	}
+	return tcp
+}

@@ -1,0 +1,1187 @@
+package backbone
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/backbone/lasting"
+)
+
+const (
+	// meetTime is how long the ends of a flow whose stream is lost have to meet again on another; then each of them resets it.
+	meetTime = 10 * time.Second
+	// meetAttempt bounds the wait for one other stream.
+	meetAttempt = 2 * time.Second
+	// firstMeeting is the pause after all ways have failed; it doubles up to lastMeeting.
+	firstMeeting = 50 * time.Millisecond
+	lastMeeting  = time.Second
+
+	// ackEvery is how many bytes arrive before they are acknowledged at once, and ackDelay how long fewer may wait. What is written meanwhile takes
+	// the acknowledgement along.
+	ackEvery = 256 << 10
+	ackDelay = 50 * time.Millisecond
+
+	// maxLasting bounds the flows of a node, of either end's opening, that may go on over another stream. Those beyond it do not.
+	maxLasting = 1 << 17
+
+	// leaveTime is how long Close waits for the other ends to say that they have all of the flows that were closed.
+	leaveTime = time.Second
+
+	// offsetLength is how long what each end says first on another stream is: how much it has.
+	offsetLength = 8
+)
+
+// ErrParted says that the ends of a flow did not meet in time on another stream.
+var ErrParted = errors.New("the other end was not reached in time")
+
+// errMidway says that there is no stream now, but may be one soon.
+var errMidway = errors.New("between two streams")
+
+// stream is what a flow is on for a time: bytes in order, or an error. Abort tells the other end that the flow is over, and lose that nothing is known of
+// it but that this stream is left; what it reads is pathLost, or not. gone is why it is Gone, in the words of Read and Write.
+type stream interface {
+	duplexConn
+	Peek(b []byte) (int, error)
+	lose()
+	gone() error
+}
+
+var _ stream = (*streamConn)(nil)
+
+// pathLost says of the error of a stream that the way is to blame for it, and not an end of the flow. Of a stream that another node carries on it is the way too
+// when that node ends.
+func pathLost(err error, through bool) bool {
+	return errors.Is(err, ErrDown) && (through || !errors.Is(err, errEnded))
+}
+
+// Way is a way on which the other end of a flow may be reached.
+type Way struct {
+	Node   string // that is dialled
+	Header Header
+	// Through says that it is not the flow's other end, but carries it on there.
+	Through bool
+}
+
+// lastingConn is one end of a flow that goes on over other streams when the one that it is on is lost. It has the manners of streamConn.
+//
+// One at a time reads, and one writes (held), who may wait for another stream meanwhile: so nothing that brings one may wait for them. mu guards all, and is
+// not held while the stream is asked for anything that may take time: instead using says who is at it.
+type lastingConn struct {
+	b             *Backbone
+	key           flowKey
+	ways          func() []Way // nil at the end that did not open it
+	local, remote net.Addr
+
+	mu      sync.Mutex
+	changed sync.Cond
+	held    [2]bool // somebody reads, or writes
+	in      lasting.In
+	out     lasting.Out
+	stream  stream      // nil: it is lost, and another is awaited
+	unwatch func() bool // has it watched no more
+	way     string      // the node that the stream is dialled by, or comes from
+	through bool        // another node carries it on
+	epoch   uint32      // of the stream
+	dialled uint32      // the last epoch for which a stream was asked
+	moves   int         // streams before this one
+	using   [2]bool
+	over    error // the end of it
+	deaf    error // why no more can be written, if it is known
+	alone   bool  // the other end keeps nothing for another stream
+	untold  bool  // that it is over: it was left by its user without a stream, and the other end is looked for to be told
+
+	closed    bool // by its user
+	attended  bool // read on, though its user does not
+	heads     lasting.Heads
+	rest      parts // of what was being written when a deadline passed
+	owed      bool  // an acknowledgement is due, or a word that this end forgoes
+	forgo     bool  // that word
+	ack       *time.Timer
+	armed     bool // it runs
+	hurried   bool // for no time
+	meeting   *time.Timer
+	cancel    context.CancelFunc // of the search for another stream
+	deadlines [2]time.Time
+}
+
+// parts are what is to be written, one after the other.
+type parts [2][]byte
+
+func (p parts) left() bool { return len(p[0])+len(p[1]) > 0 }
+
+const (
+	reader = 0
+	writer = 1
+)
+
+// flowKey names a flow at either of its ends.
+type flowKey struct {
+	opener string // "" for this node
+	id     [16]byte
+}
+
+// registry is the flows of a node that may go on over another stream.
+type registry struct {
+	mu    sync.Mutex
+	flows map[flowKey]*lastingConn
+	ended bool
+
+	held                        atomic.Int64 // by what flows keep
+	opened, accepted, forgone   atomic.Uint64
+	lost, resumed               atomic.Uint64 // streams
+	parted, unknown, unlikely   atomic.Uint64
+	resumeFailed, resent, stale atomic.Uint64
+	suspended                   atomic.Int64
+}
+
+func (r *registry) enter(c *lastingConn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended || len(r.flows) >= maxLasting || r.flows[c.key] != nil {
+		return false
+	}
+	if r.flows == nil {
+		r.flows = map[flowKey]*lastingConn{}
+	}
+	r.flows[c.key] = c
+	return true
+}
+
+func (r *registry) leave(c *lastingConn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.flows[c.key] == c {
+		delete(r.flows, c.key)
+	}
+}
+
+func (r *registry) find(key flowKey) *lastingConn {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.flows[key]
+}
+
+func (r *registry) all() []*lastingConn {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.flows))
+}
+
+// wait waits for flows that were closed to have arrived, for a moment.
+func (r *registry) wait() {
+	until := time.Now().Add(leaveTime)
+	for _, c := range r.all() {
+		c.mu.Lock()
+		for c.closed && c.over == nil && time.Now().Before(until) {
+			c.await(until)
+		}
+		c.mu.Unlock()
+	}
+}
+
+// end has all flows end with the backbone.
+func (r *registry) end() {
+	r.mu.Lock()
+	r.ended = true
+	r.mu.Unlock()
+	for _, c := range r.all() {
+		c.mu.Lock()
+		c.finish(ErrDown)
+		c.mu.Unlock()
+	}
+}
+
+func (r *registry) counters(all map[string]uint64) {
+	r.mu.Lock()
+	all["backbone_lasting_flows"] = uint64(len(r.flows))
+	r.mu.Unlock()
+	all["backbone_lasting_flows_opened_total"] = r.opened.Load()
+	all["backbone_lasting_flows_accepted_total"] = r.accepted.Load()
+	all["backbone_lasting_flows_forgone_total"] = r.forgone.Load()
+	all["backbone_lasting_flows_suspended"] = uint64(r.suspended.Load())
+	all["backbone_lasting_flows_parted_total"] = r.parted.Load()
+	all["backbone_lasting_streams_lost_total"] = r.lost.Load()
+	all["backbone_lasting_streams_resumed_total"] = r.resumed.Load()
+	all["backbone_lasting_streams_failed_total"] = r.resumeFailed.Load()
+	all["backbone_lasting_streams_stale_total"] = r.stale.Load()
+	all["backbone_lasting_streams_unknown_total"] = r.unknown.Load()
+	all["backbone_lasting_malformed_total"] = r.unlikely.Load()
+	all["backbone_lasting_resent_bytes_total"] = r.resent.Load()
+	all["backbone_lasting_kept_bytes"] = uint64(r.held.Load())
+}
+
+// DialLasting is Dial, by a way, for a flow that is to go on when its stream is lost: then other streams are asked for by the ways that there are by then, in their
+// order, until the ends meet again, or it is reset for that it takes them too long. What it returns has Moves() int and Way() string as well. Both nodes
+// have to know of it, and the one in between; else Dial is to be asked. A flow that TCP carries is none of
+// these.
+func (b *Backbone) DialLasting(ctx context.Context, way Way, ways func() []Way) (net.Conn, error) {
+	if way.Node == b.config.Self {
+		return b.Dial(ctx, way.Node, way.Header)
+	}
+	h := way.Header
+	rand.Read(h.Passage.ID[:])
+	raw, err := b.Dial(ctx, way.Node, h)
+	if err != nil {
+		return nil, err
+	}
+	on, ok := raw.(stream)
+	if !ok {
+		return raw, nil // a connection of its own
+	}
+	c := b.newLasting(on, flowKey{"", h.Passage.ID})
+	c.ways, c.way, c.through = ways, way.Node, way.Through
+	b.lasting.opened.Add(1)
+	c.begin()
+	return c, nil
+}
+
+// acceptLasting makes the end of a flow that another node has opened.
+func (b *Backbone) acceptLasting(raw stream, h Header, from string) *lastingConn {
+	c := b.newLasting(raw, flowKey{opener(h, from), h.Passage.ID})
+	c.way, c.through = from, h.Passage.Opener != ""
+	b.lasting.accepted.Add(1)
+	c.begin()
+	return c
+}
+
+// opener is who has opened a flow: who dialled its stream, or whom that node has carried it on for.
+func opener(h Header, from string) string {
+	if h.Passage.Opener != "" {
+		return h.Passage.Opener
+	}
+	return from
+}
+
+func (b *Backbone) newLasting(raw stream, key flowKey) *lastingConn {
+	c := &lastingConn{b: b, key: key, stream: raw, local: raw.LocalAddr(), remote: raw.RemoteAddr()}
+	c.changed.L = &c.mu
+	c.out.Held = &b.lasting.held
+	return c
+}
+
+// begin has a new end be known; where there is no room it goes on, and says that it forgoes another stream.
+func (c *lastingConn) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.watch()
+	known := c.b.lasting.enter(c)
+	if !known {
+		c.forgoes()
+		c.later(0)
+	}
+}
+
+// takeUp takes a stream that is to carry on a flow which was opened here.
+func (b *Backbone) takeUp(in *Incoming) {
+	c := b.lasting.find(flowKey{opener(in.Header, in.From), in.Passage.ID})
+	if c == nil || !c.lasts() {
+		b.lasting.unknown.Add(1)
+		in.refuse(over, "no such flow here")
+		return
+	}
+	raw := in.Accept().(stream)
+	raw.SetReadDeadline(time.Now().Add(headerTimeout))
+	var has [offsetLength]byte
+	if _, err := io.ReadFull(raw, has[:]); err != nil {
+		b.lasting.resumeFailed.Add(1)
+		raw.Abort()
+		return
+	}
+	raw.SetReadDeadline(time.Time{})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.detach(in.Passage.Epoch) {
+		raw.SetWriteDeadline(time.Now().Add(messageTimeout)) // there is room on a fresh stream
+		if _, err := raw.Write(c.has()); err != nil {
+			raw.lose()
+			c.suspend()
+			return
+		}
+		c.attach(raw, in.Passage.Epoch, binary.BigEndian.Uint64(has[:]), Way{Node: in.From, Through: in.Passage.Opener != ""})
+		return
+	}
+	if c.over != nil {
+		raw.Abort()
+	} else {
+		b.lasting.stale.Add(1)
+		raw.lose()
+	}
+}
+
+// lasts says that it may go on over another stream.
+func (c *lastingConn) lasts() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.over == nil && c.mayGoOn()
+}
+
+func (c *lastingConn) mayGoOn() bool { return !c.out.Forgone() && !c.alone }
+
+// has is what this end says first on another stream.
+func (c *lastingConn) has() []byte { return binary.BigEndian.AppendUint64(nil, c.in.Received()) }
+
+// detach leaves the stream for that of an epoch to come, and says whether that may be attached now: nobody reads or writes until it is, or another
+// epoch. mu is held, and given up meanwhile.
+func (c *lastingConn) detach(epoch uint32) bool {
+	if c.over != nil || epoch <= c.epoch {
+		return false
+	}
+	c.epoch = epoch
+	c.drop()
+	for c.using[reader] || c.using[writer] {
+		c.changed.Wait()
+	}
+	return c.over == nil && c.epoch == epoch
+}
+
+// drop leaves the stream. Who is at it hears of it. mu is held.
+func (c *lastingConn) drop() {
+	if old := c.take(); old != nil {
+		old.lose()
+	}
+}
+
+// take takes the stream away; nil: there is none. mu is held.
+func (c *lastingConn) take() stream {
+	s := c.stream
+	if s != nil {
+		c.stream = nil
+		c.unwatch()
+		c.b.lasting.suspended.Add(1)
+	}
+	return s
+}
+
+// watch has it noticed that the way of the stream is lost, though nobody may be at it: a relay that waits for a client who does not read neither reads nor
+// writes here. mu is held.
+func (c *lastingConn) watch() {
+	s := c.stream
+	c.unwatch = context.AfterFunc(s.Gone(), func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if err := s.gone(); pathLost(err, c.through) { // what an end has done is learnt by who comes to the stream, after what has arrived
+			c.failed(s, reader, err)
+		}
+	})
+}
+
+// attach goes on over another stream, whose other end has so many bytes. mu is held since detach has returned.
+func (c *lastingConn) attach(s stream, epoch uint32, has uint64, by Way) {
+	if c.rest.left() {
+		c.rest = parts{}
+		c.out.Written()
+	}
+	if !c.mayGoOn() { // it has forgone that since it was asked
+		c.b.lasting.resumeFailed.Add(1)
+		s.Abort()
+		c.finish(fmt.Errorf("%w: too much was kept for another stream", ErrDown))
+		return
+	}
+	again, err := c.out.Resume(has)
+	if err != nil {
+		s.Abort()
+		c.fails(err)
+		return
+	}
+	c.b.lasting.resent.Add(again)
+	c.in.Resume()
+	c.owed = c.forgo
+	c.stream, c.way, c.through = s, by.Node, by.Through
+	c.watch()
+	c.moves++
+	if c.meeting != nil {
+		c.meeting.Stop()
+	}
+	c.b.lasting.suspended.Add(-1)
+	c.b.lasting.resumed.Add(1)
+	if !c.in.Ended() {
+		s.SetReadDeadline(c.deadlines[reader])
+	}
+	s.SetWriteDeadline(c.deadlines[writer])
+	c.changed.Broadcast()
+	if c.out.Unsent() || c.owed {
+		c.b.start(c.flush)
+	}
+	c.settle()
+}
+
+// fails ends a flow whose other end says what cannot be. mu is held.
+func (c *lastingConn) fails(err error) {
+	c.b.lasting.unlikely.Add(1)
+	c.finish(fmt.Errorf("%w: %w", ErrReset, err))
+}
+
+// failed takes note of the error of a stream, at which somebody was. mu is held.
+func (c *lastingConn) failed(s stream, side int, err error) {
+	switch {
+	case c.over != nil || c.stream != s:
+		return // that is known, or why it is
+	case c.out.Done() && c.in.Ended():
+		c.drop() // nobody waits for anything
+		c.settle()
+	case errors.Is(err, io.EOF):
+		c.fails(io.ErrUnexpectedEOF)
+	case !pathLost(err, c.through):
+		if side == reader {
+			c.finish(err)
+			return
+		}
+		if c.deaf == nil { // what the other end has sent may still be read
+			c.deaf = err
+			c.dropOut()
+		}
+		if c.closed {
+			c.finish(err)
+		}
+	case !c.mayGoOn():
+		c.finish(err)
+	default:
+		c.b.lasting.lost.Add(1)
+		c.suspend()
+	}
+}
+
+// suspend has another stream awaited, or looked for. mu is held.
+func (c *lastingConn) suspend() {
+	c.drop()
+	if c.ways == nil {
+		moves := c.moves
+		c.meeting = time.AfterFunc(meetTime, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.stream == nil && c.moves == moves {
+				c.part()
+			}
+		})
+		return
+	}
+	if c.cancel != nil {
+		c.cancel() // the search before has found one, which is lost again
+	}
+	ctx, cancel := context.WithTimeout(c.b.ctx, meetTime)
+	c.cancel = cancel
+	moves := c.moves
+	if !c.b.start(func() {
+		defer cancel()
+		c.search(ctx, moves)
+	}) {
+		cancel()
+		c.finish(ErrDown)
+	}
+}
+
+// part ends a flow whose ends have not met. mu is held.
+func (c *lastingConn) part() {
+	if c.over == nil {
+		c.b.lasting.parted.Add(1)
+		c.finish(fmt.Errorf("%w: %w", ErrDown, ErrParted))
+	}
+}
+
+// search looks for another stream, after so many moves, until there is one, or there can be none.
+func (c *lastingConn) search(ctx context.Context, moves int) {
+	pause := firstMeeting
+	for {
+		for _, way := range c.ways() {
+			if ctx.Err() != nil || !c.isAdrift(moves) {
+				break
+			}
+			err := c.goBy(ctx, way, moves)
+			if no, ok := errors.AsType[*RefusedError](err); ok && no.Over {
+				c.mu.Lock()
+				c.untold = false
+				c.finish(fmt.Errorf("%w: %w", ErrReset, err))
+				c.mu.Unlock()
+			}
+		}
+		c.mu.Lock()
+		switch {
+		case !c.adrift(moves):
+			c.mu.Unlock()
+			return
+		case ctx.Err() != nil:
+			c.part()
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		wait := time.NewTimer(pause)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+		}
+		pause = min(2*pause, lastMeeting)
+	}
+}
+
+// adrift says that it has no stream since the one after so many moves was lost, and may have another, if only to say that it is over. mu is held.
+func (c *lastingConn) adrift(moves int) bool {
+	return (c.over == nil || c.untold) && c.stream == nil && c.moves == moves
+}
+
+func (c *lastingConn) isAdrift(moves int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.adrift(moves)
+}
+
+// Move has the flow go on over another stream, by a way, though the one that it is on is well. Where there is none that way it stays. It is for the end that
+// has opened it.
+func (c *lastingConn) Move(ctx context.Context, way Way) error {
+	if c.ways == nil {
+		return errors.New("the other end has opened it")
+	}
+	return c.goBy(ctx, way, onStream)
+}
+
+// onStream is for goBy instead of how many moves there were.
+const onStream = -1
+
+// goBy asks for a stream on a way, and goes on over it. moves says after how many the one before was lost, or else it is onStream. What this end
+// has is said with the question, so it is to hold when the answer comes: a search that has not heard yet that its time is over must not go on from there.
+func (c *lastingConn) goBy(ctx context.Context, way Way, moves int) (err error) {
+	lost := moves != onStream
+	ctx, cancel := context.WithTimeout(ctx, meetAttempt)
+	defer cancel()
+	defer func() {
+		if err != nil {
+			c.b.lasting.resumeFailed.Add(1)
+		}
+	}()
+	h := way.Header
+	var first []byte
+	c.mu.Lock()
+	if lost {
+		for c.using[reader] || c.using[writer] {
+			c.changed.Wait()
+		}
+		if c.over == nil && !c.adrift(moves) {
+			c.mu.Unlock()
+			return fmt.Errorf("%w: it goes another way", errMidway)
+		}
+		first = c.has()
+	}
+	if c.over != nil && !c.untold || c.over == nil && !c.mayGoOn() {
+		c.mu.Unlock()
+		return fmt.Errorf("%w: it is over, or forgone", net.ErrClosed)
+	}
+	c.dialled++
+	epoch := c.dialled
+	h.Passage = Passage{ID: c.key.id, Epoch: epoch}
+	c.mu.Unlock()
+	one, err := c.b.counted(way.Node, func() (net.Conn, error) { return c.b.dial(ctx, way.Node, h, first, false) })
+	if err != nil {
+		return err
+	}
+	raw, ok := one.(stream)
+	if !ok {
+		one.Close()
+		return errors.New("no way leads to this node")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over != nil {
+		c.untold = false
+		raw.Abort()
+		return fmt.Errorf("%w: it is over", net.ErrClosed)
+	}
+	if lost && !c.adrift(moves) || !lost && (c.stream == nil || c.dialled != epoch) || !c.detach(epoch) {
+		raw.lose()
+		return fmt.Errorf("%w: it goes another way", errMidway)
+	}
+	c.mu.Unlock()
+	var has [offsetLength]byte
+	stop := context.AfterFunc(ctx, raw.lose)
+	if !lost {
+		_, err = raw.Write(c.has())
+	}
+	if err == nil {
+		_, err = io.ReadFull(raw, has[:])
+	}
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	c.mu.Lock()
+	switch {
+	case c.over != nil:
+		c.untold = false
+		raw.Abort()
+		return fmt.Errorf("%w: it is over", net.ErrClosed)
+	case c.epoch != epoch:
+		raw.lose()
+		return fmt.Errorf("%w: it goes another way", errMidway)
+	case err != nil:
+		raw.lose()
+		if !lost {
+			c.suspend()
+		}
+		return err
+	}
+	c.attach(raw, epoch, binary.BigEndian.Uint64(has[:]), way)
+	return nil
+}
+
+// finish ends the flow, for good: both ends see a reset, unless they have had all. mu is held.
+func (c *lastingConn) finish(why error) {
+	if c.over != nil {
+		return
+	}
+	c.over = why
+	if s := c.take(); s != nil {
+		s.Abort()
+	} else {
+		c.untold = why == net.ErrClosed && c.ways != nil
+	}
+	c.b.lasting.suspended.Add(-1)
+	c.dropOut()
+	if c.cancel != nil && !c.untold {
+		c.cancel()
+	}
+	for _, t := range []*time.Timer{c.ack, c.meeting} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	c.b.lasting.leave(c)
+	c.changed.Broadcast()
+}
+
+// dropOut has nothing kept of what was written, nor what a deadline has left half written. mu is held.
+func (c *lastingConn) dropOut() {
+	c.out.Drop()
+	c.rest = parts{}
+	if !c.using[writer] { // who is at it lets go of it himself
+		c.out.Written()
+	}
+}
+
+// settle ends the flow if its user has closed it, and all has arrived. mu is held.
+func (c *lastingConn) settle() {
+	if !c.closed || c.over != nil || !c.out.Done() {
+		return
+	}
+	if c.stream != nil && (c.using[writer] || c.rest.left() || c.in.Ended() && c.in.Due() > 0) {
+		return // the last acknowledgement is to be written before the stream's end: who writes it comes back
+	}
+	s := c.take()
+	c.finish(net.ErrClosed)
+	if s != nil {
+		s.CloseWrite()
+		s.Close()
+	}
+}
+
+// forgoes has nothing kept for another stream from now on, and the other end told. mu is held.
+func (c *lastingConn) forgoes() {
+	if !c.out.Forgone() {
+		c.b.lasting.forgone.Add(1)
+		c.out.Forgo()
+		c.forgo, c.owed = true, true
+	}
+}
+
+// await waits until something has changed, or until a time, which is zero for never. mu is held.
+func (c *lastingConn) await(until time.Time) {
+	if !until.IsZero() {
+		wake := time.AfterFunc(time.Until(until), func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.changed.Broadcast()
+		})
+		defer wake.Stop()
+	}
+	c.changed.Wait()
+}
+
+// enter has one side be at the stream, once there is one. mu is held.
+func (c *lastingConn) enter(side int, wait bool) (stream, error) {
+	for {
+		deadline := c.deadlines[side]
+		if side == reader && (c.closed || c.in.Ended()) {
+			deadline = time.Time{} // its user reads no more, and who reads on has none
+		}
+		switch {
+		case c.over != nil:
+			return nil, c.over
+		case side == writer && c.deaf != nil:
+			return nil, c.deaf
+		case c.stream != nil:
+			c.using[side] = true
+			return c.stream, nil
+		case !wait:
+			return nil, errMidway
+		case !deadline.IsZero() && !time.Now().Before(deadline):
+			return nil, os.ErrDeadlineExceeded
+		}
+		c.await(deadline)
+	}
+}
+
+// leave has one side be at the stream no more. mu is held.
+func (c *lastingConn) leave(side int) {
+	c.using[side] = false
+	if c.stream == nil {
+		c.changed.Broadcast() // somebody waits for that
+	}
+}
+
+// Read returns io.EOF only where the other end has ended its writing.
+func (c *lastingConn) Read(p []byte) (int, error) { return c.receive(p, false, false) }
+
+// Peek is as Read, and takes nothing.
+func (c *lastingConn) Peek(p []byte) (int, error) { return c.receive(p, true, false) }
+
+// receive reads bytes, and what else the other end says before them. beyond has it read on behind the end.
+func (c *lastingConn) receive(p []byte, peek, beyond bool) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.held[reader] && c.mayRead(beyond) == nil {
+		c.changed.Wait()
+	}
+	if err := c.mayRead(beyond); err != nil {
+		return 0, err // there may be one who reads on
+	}
+	c.held[reader] = true
+	defer c.yield(reader)
+	for {
+		if err := c.mayRead(beyond); err != nil {
+			return 0, err
+		}
+		s, err := c.enter(reader, true)
+		if err != nil {
+			return 0, err
+		}
+		left := c.in.Left()
+		if left == 0 {
+			head := c.in.Head()
+			c.mu.Unlock()
+			n, err := s.Read(head)
+			c.mu.Lock()
+			c.leave(reader)
+			if n > 0 && c.over == nil {
+				c.heard(n)
+			}
+			if err := c.broke(s, err); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if len(p) == 0 {
+			c.leave(reader)
+			return 0, nil
+		}
+		room := p[:min(len(p), left)]
+		c.mu.Unlock()
+		var n int
+		if peek {
+			n, err = s.Peek(room)
+		} else {
+			n, err = s.Read(room)
+		}
+		c.mu.Lock()
+		c.leave(reader)
+		if n > 0 && !peek {
+			c.in.Took(n)
+			if c.in.Due() >= ackEvery {
+				c.later(0)
+			} else {
+				c.later(ackDelay)
+			}
+		}
+		if n > 0 {
+			return n, nil
+		}
+		if err := c.broke(s, err); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// mayRead is why there is nothing more to read. mu is held.
+func (c *lastingConn) mayRead(beyond bool) error {
+	switch {
+	case beyond && c.in.Ended() && c.out.Done(), !beyond && c.in.Ended():
+		return io.EOF
+	case c.closed && !beyond:
+		return net.ErrClosed
+	}
+	return nil
+}
+
+// broke takes note of the error of a stream that was read, and returns what its reader is to hear at once. mu is held.
+func (c *lastingConn) broke(s stream, err error) error {
+	switch {
+	case err == nil:
+	case errors.Is(err, os.ErrDeadlineExceeded) && c.closed:
+		s.SetReadDeadline(time.Time{})
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return err
+	default:
+		c.failed(s, reader, err)
+	}
+	return nil
+}
+
+// heard takes note of n bytes of a head. mu is held.
+func (c *lastingConn) heard(n int) {
+	f, whole, err := c.in.Read(n)
+	if err == nil && whole {
+		switch f.Kind {
+		case lasting.Ack:
+			if c.deaf == nil {
+				err = c.out.Acked(f.N)
+			}
+		case lasting.Forgo:
+			c.alone = true
+			if !c.out.Forgone() {
+				c.out.Forgo() // it is known to both
+			}
+		case lasting.End:
+			if c.stream != nil {
+				c.stream.SetReadDeadline(time.Time{}) // who reads on has no deadline
+			}
+			c.later(0)
+			c.attend()
+		}
+	}
+	if err != nil {
+		c.fails(err)
+		return
+	}
+	c.settle()
+}
+
+// attend has what the other end says heard, when the user reads no more, as long as it has to be. mu is held.
+func (c *lastingConn) attend() {
+	if c.attended || c.over != nil || c.out.Done() && c.in.Ended() {
+		return
+	}
+	c.attended = c.b.start(func() {
+		var nowhere [512]byte
+		for {
+			if _, err := c.receive(nowhere[:], false, true); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// later has what is due acknowledged after a time, unless something that is written takes it along. mu is held.
+func (c *lastingConn) later(after time.Duration) {
+	switch {
+	case c.over != nil:
+	case c.ack == nil:
+		c.ack = time.AfterFunc(after, c.flush)
+	case !c.armed || after == 0 && !c.hurried:
+		c.ack.Reset(after)
+	default:
+		return
+	}
+	c.armed, c.hurried = true, after == 0
+}
+
+// yield has another read, or write. mu is held.
+func (c *lastingConn) yield(side int) {
+	c.held[side] = false
+	c.changed.Broadcast()
+}
+
+// flush writes what is due, unless somebody writes, who then does it.
+func (c *lastingConn) flush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed, c.hurried, c.owed = false, false, true
+	if !c.held[writer] {
+		c.held[writer] = true
+		c.stopWriting()
+	}
+}
+
+// startWriting has the caller be the one who writes. mu is held.
+func (c *lastingConn) startWriting() {
+	for c.held[writer] {
+		c.changed.Wait()
+	}
+	c.held[writer] = true
+}
+
+// stopWriting has another write, and what was left to the caller meanwhile be written before. mu is held.
+func (c *lastingConn) stopWriting() {
+	for c.stream != nil && c.deaf == nil && c.due() {
+		if c.pump(false) != nil {
+			break
+		}
+	}
+	c.yield(writer)
+}
+
+// due says that something is to be written. mu is held.
+func (c *lastingConn) due() bool {
+	c.owed = c.owed && (c.forgo || c.in.Due() > 0)
+	return c.owed || c.out.Unsent() || c.rest.left()
+}
+
+// pump writes to the stream what is due, and waits for another where there is none, if it is to. It is for the one who writes. mu is held.
+func (c *lastingConn) pump(wait bool) error {
+	for c.due() {
+		s, err := c.enter(writer, wait)
+		if err != nil {
+			return err
+		}
+		todo := c.rest
+		switch {
+		case todo.left():
+		case c.forgo:
+			c.forgo = false
+			todo[0] = lasting.AppendForgo(c.heads[:0])
+		default:
+			todo[0], todo[1] = c.out.Next(c.in.Tell(), &c.heads)
+		}
+		c.mu.Unlock()
+		for i := 0; i < len(todo) && err == nil; i++ {
+			if len(todo[i]) > 0 {
+				var n int
+				n, err = s.Write(todo[i])
+				todo[i] = todo[i][n:]
+			}
+		}
+		c.mu.Lock()
+		c.leave(writer)
+		if errors.Is(err, os.ErrDeadlineExceeded) && c.stream == s && todo.left() {
+			c.rest = todo
+			return err
+		}
+		c.rest = parts{}
+		c.out.Written()
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.failed(s, writer, err)
+		}
+	}
+	c.settle()
+	return nil
+}
+
+// Write returns once all of p was written to a stream. What was not when its deadline passes, is written by who writes next.
+func (c *lastingConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.startWriting()
+	defer c.stopWriting()
+	all := len(p)
+	for len(p) > 0 {
+		switch {
+		case c.over != nil:
+			return all - len(p), c.over
+		case c.deaf != nil:
+			return all - len(p), c.deaf
+		case c.out.Ended() || c.closed:
+			return all - len(p), net.ErrClosed
+		}
+		p = p[c.out.Add(p):]
+		if c.out.Full() {
+			c.forgoes()
+		}
+		if err := c.pump(true); err != nil {
+			return all - len(p), err
+		}
+	}
+	return all, nil
+}
+
+// CloseWrite ends this direction: the other end reads what was written, then io.EOF.
+func (c *lastingConn) CloseWrite() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.startWriting()
+	defer c.stopWriting()
+	switch {
+	case c.over != nil:
+		return c.over
+	case c.deaf != nil:
+		return c.deaf
+	case c.closed:
+		return net.ErrClosed
+	}
+	c.out.End()
+	if err := c.pump(false); err != nil && !errors.Is(err, errMidway) {
+		return err
+	}
+	return nil
+}
+
+// Close ends both directions. What was written still arrives, on whatever stream; after it the other end reads io.EOF if CloseWrite came before, or else
+// ErrReset.
+func (c *lastingConn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	c.changed.Broadcast()
+	switch {
+	case c.over != nil:
+	case c.deaf != nil:
+		c.finish(net.ErrClosed)
+	case !c.out.Ended():
+		if s := c.take(); s != nil {
+			s.Close()
+		}
+		c.finish(net.ErrClosed)
+	default:
+		c.deadlines = [2]time.Time{}
+		if c.stream != nil {
+			c.stream.SetDeadline(time.Time{})
+			if c.using[reader] && !c.attended {
+				c.stream.SetReadDeadline(time.Now()) // its user reads no more
+			}
+		}
+		if c.due() {
+			c.later(0) // what a deadline has left
+		}
+		c.settle()
+		c.attend()
+	}
+	return nil
+}
+
+// Abort ends both directions at once and drops what has not arrived.
+func (c *lastingConn) Abort() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	c.finish(net.ErrClosed)
+}
+
+func (c *lastingConn) LocalAddr() net.Addr  { return c.local }
+func (c *lastingConn) RemoteAddr() net.Addr { return c.remote }
+
+// Way is the node by which it goes: that was dialled for its stream, or has dialled it.
+func (c *lastingConn) Way() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.way
+}
+
+// Moves is how many streams it has gone on from.
+func (c *lastingConn) Moves() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.moves
+}
+
+// SetDeadline sets both deadlines.
+func (c *lastingConn) SetDeadline(t time.Time) error {
+	c.setDeadline(reader, t)
+	c.setDeadline(writer, t)
+	return nil
+}
+
+// SetReadDeadline ends reads at t with os.ErrDeadlineExceeded; the zero time lets them wait.
+func (c *lastingConn) SetReadDeadline(t time.Time) error {
+	c.setDeadline(reader, t)
+	return nil
+}
+
+// SetWriteDeadline ends writes at t with os.ErrDeadlineExceeded; the zero time lets them wait.
+func (c *lastingConn) SetWriteDeadline(t time.Time) error {
+	c.setDeadline(writer, t)
+	return nil
+}
+
+func (c *lastingConn) setDeadline(side int, t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	c.deadlines[side] = t
+	switch {
+	case c.stream == nil:
+		c.changed.Broadcast()
+	case side == writer:
+		c.stream.SetWriteDeadline(t)
+	case !c.in.Ended():
+		c.stream.SetReadDeadline(t)
+	}
+}
+
+// Join has each of two streams, by which a node carries a flow on that outlives them, break off as the other has: if its way was lost, or the node there has
+// gone, nothing is said of the flow. Other connections are returned as they are.
+func Join(a, b net.Conn) (net.Conn, net.Conn) {
+	x, isX := a.(stream)
+	y, isY := b.(stream)
+	if !isX || !isY {
+		return a, b
+	}
+	both := new(joint)
+	for _, s := range []stream{x, y} {
+		context.AfterFunc(s.Gone(), func() {
+			// The relay may be at neither: it waits for who does not read at the other end.
+			if err := s.gone(); pathLost(err, false) {
+				if both.note(err); both.lost.Load() {
+					x.lose()
+					y.lose()
+				}
+			}
+		})
+	}
+	return &leg{x, both}, &leg{y, both}
+}
+
+// joint is what is known of the two legs of a flow.
+type joint struct {
+	first sync.Once
+	lost  atomic.Bool
+}
+
+func (j *joint) note(err error) {
+	if err != nil && err != io.EOF && !errors.Is(err, os.ErrDeadlineExceeded) {
+		j.first.Do(func() { j.lost.Store(pathLost(err, false)) })
+	}
+}
+
+// leg is one of them.
+type leg struct {
+	stream
+	both *joint
+}
+
+func (l *leg) Read(p []byte) (int, error) {
+	n, err := l.stream.Read(p)
+	l.both.note(err)
+	return n, err
+}
+
+func (l *leg) Peek(p []byte) (int, error) {
+	n, err := l.stream.Peek(p)
+	l.both.note(err)
+	return n, err
+}
+
+func (l *leg) Write(p []byte) (int, error) {
+	n, err := l.stream.Write(p)
+	l.both.note(err)
+	return n, err
+}
+
+// Abort breaks the leg off.
+func (l *leg) Abort() {
+	if l.both.lost.Load() {
+		l.stream.lose()
+	} else {
+		l.stream.Abort()
+	}
+}

@@ -1,0 +1,1124 @@
+package backbone
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/perigee-net/perigee/cluster/backbone/lasting"
+	"github.com/perigee-net/perigee/origin/relay"
+	"github.com/perigee-net/perigee/testbed/memnet"
+)
+
+// flowWorld is a world in which icn opens flows to iad, directly or by way of fra or nrt.
+type flowWorld struct {
+	*world
+	nodes map[string]*Backbone
+	icn   *Backbone
+
+	mu      sync.Mutex
+	arrived map[[16]byte]*lastingConn // at iad, and nobody has them
+}
+
+// takes is the end at iad of a flow; nil: there is none.
+func (w *flowWorld) takes(id [16]byte) *lastingConn {
+	for range 1000 {
+		w.mu.Lock()
+		c := w.arrived[id]
+		delete(w.arrived, id)
+		w.mu.Unlock()
+		if c != nil {
+			return c
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil
+}
+
+// flowWays are the ways from icn to iad.
+func flowWays(by ...string) (ways []Way) {
+	for _, node := range by {
+		if node == "iad" {
+			ways = append(ways, Way{Node: "iad", Header: Header{Service: "flow", Resource: "x"}})
+		} else {
+			ways = append(ways, Way{Node: node, Header: Header{Service: "detour", Resource: "iad/x"}, Through: true})
+		}
+	}
+	return ways
+}
+
+func inFlowWorld(t *testing.T, seed uint64, f func(w *flowWorld)) {
+	t.Helper()
+	inWorldSeeded(t, seed, func(w *world) {
+		fw := &flowWorld{world: w, nodes: map[string]*Backbone{}, arrived: map[[16]byte]*lastingConn{}}
+		all := []string{"icn", "iad", "fra", "nrt"}
+		for i, a := range all {
+			for _, b := range all[:i] {
+				w.in.Link(a, b, fw.path(a, b))
+			}
+		}
+		for _, name := range all {
+			fw.start(name)
+		}
+		fw.icn = fw.nodes["icn"]
+		for _, to := range all[1:] {
+			w.until(fw.nodes["icn"], to, true)
+		}
+		f(fw)
+		for _, b := range fw.nodes {
+			b.Close()
+		}
+	})
+}
+
+func (w *flowWorld) path(a, b string) memnet.Path {
+	if (a == "icn" || b == "icn") && (a == "iad" || b == "iad") {
+		return memnet.Path{Delay: roundTrip / 2}
+	}
+	return memnet.Path{Delay: roundTrip / 5}
+}
+
+func (w *flowWorld) start(name string) {
+	b := w.open(name)
+	w.nodes[name] = b
+	b.Keep(peers("icn", "iad", "fra", "nrt"))
+	b.Handle("flow", func(in *Incoming) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.arrived[in.Passage.ID] = in.Accept().(*lastingConn)
+	})
+	b.HandleThrough("detour", func(in *Incoming) {
+		node, resource, _ := strings.Cut(in.Resource, "/")
+		far, err := b.Dial(in.Context(), node, Header{Service: "flow", Resource: resource, Client: in.Client, Passage: in.Passage})
+		if err != nil {
+			in.RefuseFor(err)
+			return
+		}
+		x, y := Join(in.Accept(), far)
+		relay.Pipe(x, y, time.Hour)
+	})
+}
+
+// flow opens a flow by a way, and returns both ends. When it has to go on it goes by others.
+func (w *flowWorld) flow(first string, others ...string) (near, far *lastingConn) {
+	w.Helper()
+	c, err := w.nodes["icn"].DialLasting(w.Context(), flowWays(first)[0], func() []Way { return flowWays(others...) })
+	if err != nil {
+		w.Fatal(err)
+	}
+	near = c.(*lastingConn)
+	return near, w.takes(near.key.id)
+}
+
+// kill has every connection between two nodes end, as if something on the path had ended it.
+func (w *flowWorld) kill(from, to string) {
+	l := (*w.nodes[from].links.Load())[to]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.carriers {
+		c.conn.CloseWithError(codeReplaced, "killed")
+	}
+}
+
+// carries has both ends send, by chance, and says what is wrong with what came.
+func carries(a, b net.Conn, up, down int, chance *rand.Rand) error {
+	var wg sync.WaitGroup
+	faults := make(chan error, 4)
+	send := func(c net.Conn, id uint64, size int, chance *rand.Rand) {
+		if err := sendBytes(c, id, size, chance); err != nil {
+			faults <- err
+		}
+	}
+	read := func(c net.Conn, id uint64, size int, chance *rand.Rand) {
+		if err := readBytes(c, id, size, chance); err != nil {
+			faults <- err
+		}
+	}
+	chances := func() *rand.Rand { return rand.New(rand.NewPCG(chance.Uint64(), 7)) }
+	id := chance.Uint64()
+	for _, f := range []func(){
+		func(r *rand.Rand) func() { return func() { send(a, id, up, r) } }(chances()),
+		func(r *rand.Rand) func() { return func() { send(b, ^id, down, r) } }(chances()),
+		func(r *rand.Rand) func() { return func() { read(b, id, up, r) } }(chances()),
+		func(r *rand.Rand) func() { return func() { read(a, ^id, down, r) } }(chances()),
+	} {
+		wg.Go(f)
+	}
+	wg.Wait()
+	a.Close()
+	b.Close()
+	close(faults)
+	var all error
+	for err := range faults {
+		all = errors.Join(all, err)
+	}
+	return all
+}
+
+func chaCha(id uint64) *rand.ChaCha8 {
+	var seed [32]byte
+	binary.BigEndian.PutUint64(seed[:], id)
+	return rand.NewChaCha8(seed)
+}
+
+func sendBytes(c net.Conn, id uint64, size int, chance *rand.Rand) error {
+	text := chaCha(id)
+	piece := make([]byte, 100<<10)
+	for left := size; left > 0; {
+		n := min(left, 1+chance.IntN([]int{50, 5000, len(piece)}[chance.IntN(3)]))
+		text.Read(piece[:n])
+		if m, err := c.Write(piece[:n]); err != nil || m != n {
+			return fmt.Errorf("write after %d of %d: %d, %w", size-left, size, m, err)
+		}
+		if left -= n; chance.IntN(3) == 0 {
+			time.Sleep(time.Duration(chance.Int64N(int64(2 * time.Second))))
+		}
+	}
+	return c.(interface{ CloseWrite() error }).CloseWrite()
+}
+
+var errCleanCut = errors.New("a clean end before all has come, or other bytes than were sent")
+
+func readBytes(c net.Conn, id uint64, size int, chance *rand.Rand) error {
+	text := chaCha(id)
+	got, want := make([]byte, 100<<10), make([]byte, 100<<10)
+	for at := 0; ; {
+		n, err := c.Read(got[:1+chance.IntN(len(got))])
+		text.Read(want[:n])
+		if at += n; !bytes.Equal(got[:n], want[:n]) || at > size {
+			return fmt.Errorf("%w: at %d of %d", errCleanCut, at, size)
+		}
+		switch {
+		case err == io.EOF && at < size:
+			return fmt.Errorf("%w: %d of %d", errCleanCut, at, size)
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return fmt.Errorf("read after %d of %d: %w", at, size, err)
+		}
+		if chance.IntN(8) == 0 {
+			time.Sleep(time.Duration(chance.Int64N(int64(time.Second))))
+		}
+	}
+}
+
+// settled fails if a node still knows of a flow, or keeps some of its bytes.
+func (w *flowWorld) settled() {
+	w.Helper()
+	w.mu.Lock()
+	for _, c := range w.arrived { // whose openers gave up before they heard that it was accepted
+		c.Abort()
+	}
+	w.mu.Unlock()
+	time.Sleep(meetTime + 5*time.Second)
+	for name, b := range w.nodes {
+		for _, counter := range []string{"backbone_lasting_flows", "backbone_lasting_kept_bytes", "backbone_lasting_flows_suspended", "backbone_lasting_malformed_total"} {
+			if n := b.Counters()[counter]; n != 0 {
+				w.Errorf("%s: %s is %d when all is over", name, counter, n)
+			}
+		}
+	}
+}
+
+func (w *flowWorld) counts(name string, want map[string]uint64) {
+	w.Helper()
+	got := w.nodes[name].Counters()
+	for counter, n := range want {
+		if got["backbone_lasting_"+counter] != n {
+			w.Errorf("%s: %s is %d, want %d", name, counter, got["backbone_lasting_"+counter], n)
+		}
+	}
+}
+
+func TestAFlowGoesOnWhenItsPathDies(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		first  string
+		others []string
+		breaks func(w *flowWorld)
+		way    string
+	}{
+		{"nothing breaks", "iad", []string{"iad"}, func(*flowWorld) {}, "iad"},
+		{"nothing breaks on a detour", "fra", []string{"iad"}, func(*flowWorld) {}, "fra"},
+		{"its connection", "iad", []string{"iad"}, func(w *flowWorld) { w.kill("icn", "iad") }, "iad"},
+		{"its path, and there is another", "iad", []string{"iad", "nrt"}, func(w *flowWorld) { w.in.Cut("icn", "iad") }, "nrt"},
+		{"its path one way", "iad", []string{"iad", "nrt"}, func(w *flowWorld) { w.in.CutOneWay("iad", "icn") }, "nrt"},
+		{"its path the other way", "iad", []string{"iad", "nrt"}, func(w *flowWorld) { w.in.CutOneWay("icn", "iad") }, "nrt"},
+		{"its path for a time", "iad", []string{"iad"}, func(w *flowWorld) {
+			w.in.Cut("icn", "iad")
+			time.AfterFunc(5*time.Second, func() { w.in.Heal("icn", "iad") })
+		}, "iad"},
+		{"the first leg of its detour", "fra", []string{"fra", "iad"}, func(w *flowWorld) { w.in.Cut("icn", "fra") }, "iad"},
+		{"the second leg of its detour", "fra", []string{"fra", "iad"}, func(w *flowWorld) { w.in.Cut("iad", "fra") }, "iad"},
+		{"the node between dies", "fra", []string{"fra", "iad"}, func(w *flowWorld) { w.hosts["fra"].Crash() }, "iad"},
+		{"the node between ends", "fra", []string{"fra", "iad"}, func(w *flowWorld) { w.nodes["fra"].Close() }, "iad"},
+		{"it is moved", "iad", []string{"iad"}, func(w *flowWorld) {}, "nrt"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFlowWorld(t, 1, func(w *flowWorld) {
+				near, far := w.flow(c.first, c.others...)
+				time.AfterFunc(1500*time.Millisecond, func() { c.breaks(w) })
+				if strings.Contains(c.name, "moved") {
+					time.AfterFunc(3*time.Second, func() {
+						if err := near.Move(w.Context(), flowWays("nrt")[0]); err != nil {
+							w.Error(err)
+						}
+					})
+				}
+				if err := carries(near, far, 600_000, 400_000, rand.New(rand.NewPCG(1, 1))); err != nil {
+					w.Error(err)
+				}
+				moves := uint64(1)
+				if strings.HasPrefix(c.name, "nothing") {
+					moves = 0
+				}
+				if near.Way() != c.way || near.Moves() != int(moves) {
+					w.Errorf("it went by %s at last, after %d moves", near.Way(), near.Moves())
+				}
+				w.settled()
+				w.counts("icn", map[string]uint64{"streams_resumed_total": moves, "flows_opened_total": 1, "flows_forgone_total": 0, "flows_parted_total": 0})
+				w.counts("iad", map[string]uint64{"streams_resumed_total": moves, "flows_accepted_total": 1, "flows_forgone_total": 0, "flows_parted_total": 0})
+			})
+		})
+	}
+}
+
+func TestAFlowWhoseEndsDoNotMeetIsReset(t *testing.T) {
+	for name, breaks := range map[string]func(w *flowWorld){
+		"cut":       func(w *flowWorld) { w.in.Cut("icn", "iad") },
+		"it dies":   func(w *flowWorld) { w.hosts["iad"].Crash() },
+		"the other": func(w *flowWorld) { w.hosts["icn"].Crash() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inFlowWorld(t, 1, func(w *flowWorld) {
+				near, far := w.flow("iad", "iad")
+				io.WriteString(near, "half")
+				if _, err := io.ReadFull(far, make([]byte, 4)); err != nil {
+					w.Fatal(err)
+				}
+				breaks(w)
+				begun := time.Now()
+				var wg sync.WaitGroup
+				for _, c := range []net.Conn{near, far} {
+					wg.Go(func() {
+						_, err := c.Read(make([]byte, 1))
+						took := time.Since(begun)
+						if !errors.Is(err, ErrParted) || took < meetTime || took > meetTime+4*time.Second {
+							w.Errorf("read %v after %v", err, took)
+						}
+						if _, err := c.Write([]byte("x")); !errors.Is(err, ErrDown) {
+							w.Errorf("wrote: %v", err)
+						}
+						c.Close()
+					})
+				}
+				wg.Wait()
+				w.settled()
+			})
+		})
+	}
+}
+
+// What an end says of the flow is not taken for something of the path, directly and through another node.
+func TestAnEndIsHeardAtOnce(t *testing.T) {
+	for _, by := range []string{"iad", "fra"} {
+		for name, c := range map[string]struct {
+			end  func(w *flowWorld, near, far *lastingConn)
+			read error
+		}{
+			"abort":          {func(_ *flowWorld, _, far *lastingConn) { far.Abort() }, ErrReset},
+			"close":          {func(_ *flowWorld, _, far *lastingConn) { far.Close() }, ErrReset},
+			"the node stops": {func(w *flowWorld, _, _ *lastingConn) { w.nodes["iad"].Close() }, ErrDown},
+		} {
+			t.Run(by+" "+name, func(t *testing.T) {
+				inFlowWorld(t, 1, func(w *flowWorld) {
+					near, far := w.flow(by, "fra", "iad", "nrt")
+					c.end(w, near, far)
+					begun := time.Now()
+					_, err := near.Read(make([]byte, 1))
+					if took := time.Since(begun); !errors.Is(err, c.read) && !errors.Is(err, ErrReset) || took > 2*roundTrip {
+						w.Errorf("read %v after %v", err, took)
+					}
+					near.Close()
+					w.settled()
+				})
+			})
+		}
+		t.Run(by+" the opener stops", func(t *testing.T) {
+			inFlowWorld(t, 1, func(w *flowWorld) {
+				_, far := w.flow(by, "fra", "iad", "nrt")
+				w.nodes["icn"].Close()
+				begun := time.Now()
+				_, err := far.Read(make([]byte, 1))
+				if took := time.Since(begun); !errors.Is(err, ErrDown) && !errors.Is(err, ErrReset) || took > 2*roundTrip {
+					w.Errorf("read %v after %v", err, took)
+				}
+				far.Close()
+			})
+		})
+	}
+}
+
+func TestWhoDidNotOpenAFlowDoesNotGetIt(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		ask := func(from, opener string, id [16]byte) error {
+			h := Header{Service: "flow", Resource: "x", Passage: Passage{ID: id, Epoch: 7, Opener: opener}}
+			_, err := w.nodes[from].dial(w.Context(), "iad", h, make([]byte, offsetLength), false)
+			return err
+		}
+		for name, err := range map[string]error{
+			"another node":    ask("fra", "", near.key.id),
+			"for another":     ask("fra", "nrt", near.key.id),
+			"by another name": ask("icn", "fra", near.key.id),
+			"an unknown flow": ask("icn", "", [16]byte{1}),
+			"through, as another": func() error { // fra says who has asked it, whatever that says itself
+				h := Header{Service: "detour", Resource: "iad/x", Passage: Passage{ID: near.key.id, Epoch: 7, Opener: "icn"}}
+				_, err := w.nodes["nrt"].dial(w.Context(), "fra", h, make([]byte, offsetLength), false)
+				return err
+			}(),
+		} {
+			if no, ok := errors.AsType[*RefusedError](err); !ok || !no.Over {
+				w.Errorf("%s: %v", name, err)
+			}
+		}
+		w.counts("iad", map[string]uint64{"streams_unknown_total": 5, "streams_resumed_total": 0})
+		if err := carries(near, far, 1000, 1000, rand.New(rand.NewPCG(1, 1))); err != nil {
+			w.Error(err)
+		}
+		w.settled()
+	})
+}
+
+func TestAFlowThatTheOtherEndHasForgottenIsReset(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		w.in.Cut("icn", "iad")
+		time.Sleep(3 * time.Second)
+		far.Abort()
+		w.in.Heal("icn", "iad")
+		begun := time.Now()
+		if _, err := near.Read(make([]byte, 1)); !errors.Is(err, ErrReset) || time.Since(begun) > 5*time.Second {
+			w.Errorf("read %v after %v", err, time.Since(begun))
+		}
+		near.Close()
+		w.settled()
+	})
+}
+
+func TestAStreamThatComesLateChangesNothing(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		if err := near.Move(w.Context(), flowWays("fra")[0]); err != nil {
+			w.Fatal(err)
+		}
+		h := Header{Service: "flow", Passage: Passage{ID: near.key.id, Epoch: 1}}
+		late, err := w.nodes["icn"].dial(w.Context(), "iad", h, make([]byte, offsetLength), false)
+		if err == nil {
+			_, err = late.Read(make([]byte, 1))
+		}
+		if !errors.Is(err, errLost) {
+			w.Errorf("it read %v", err)
+		}
+		w.counts("iad", map[string]uint64{"streams_stale_total": 1, "streams_resumed_total": 1})
+		if err := carries(near, far, 1000, 1000, rand.New(rand.NewPCG(1, 1))); err != nil {
+			w.Error(err)
+		}
+		w.settled()
+	})
+}
+
+// Two who ask for a stream at once know the same of what has come. When the first brings one, which is lost again, what the second knows is old.
+func TestAFlowIsLostTwiceInARowAndNothingComesTwice(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		var by atomic.Value
+		by.Store("nowhere")
+		c, err := w.icn.DialLasting(w.Context(), flowWays("iad")[0], func() []Way { return flowWays(by.Load().(string)) })
+		if err != nil {
+			w.Fatal(err)
+		}
+		near := c.(*lastingConn)
+		far := w.takes(near.key.id)
+		text := make([]byte, 300)
+		chaCha(1).Read(text)
+		got := make(chan []byte)
+		go func() {
+			all, err := io.ReadAll(near)
+			if err != nil {
+				w.Error(err)
+			}
+			got <- all
+		}()
+		far.Write(text[:100])
+		time.Sleep(time.Second)
+		w.kill("icn", "iad")
+		time.Sleep(50 * time.Millisecond)
+		go far.Write(text[100:200])
+		time.Sleep(time.Second)
+		w.in.Slow("nrt", "iad", 300*time.Millisecond)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := near.goBy(w.Context(), flowWays("fra")[0], 0); err != nil {
+				w.Errorf("the first way: %v", err)
+			}
+		})
+		time.Sleep(time.Millisecond)
+		wg.Go(func() {
+			if err := near.goBy(w.Context(), flowWays("nrt")[0], 0); !errors.Is(err, errMidway) {
+				w.Errorf("what it had is no longer so, and it went on from there: %v", err)
+			}
+		})
+		for near.Moves() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(10 * time.Millisecond) // it has read all, and has not said so
+		w.kill("icn", "fra")
+		wg.Wait()
+		by.Store("iad")
+		far.Write(text[200:])
+		far.CloseWrite()
+		if all := <-got; !bytes.Equal(all, text) {
+			w.Errorf("%d bytes came, of %d", len(all), len(text))
+		}
+		if near.Moves() != 2 {
+			w.Errorf("it went on %d times", near.Moves())
+		}
+		near.CloseWrite()
+		near.Close()
+		io.ReadAll(far)
+		far.Close()
+		w.settled()
+	})
+}
+
+// Nobody is at the stream when its path dies: the opener's relay waits for its client, who has paused, and the client has nothing to say.
+func TestAFlowWhoseClientPausesOutlivesItsPath(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		first  string
+		breaks func(w *flowWorld)
+	}{
+		{"its path", "iad", func(w *flowWorld) { w.in.Cut("icn", "iad") }},
+		{"its path, which it is told", "iad", func(w *flowWorld) { w.kill("icn", "iad") }},
+		{"the first leg of its detour", "fra", func(w *flowWorld) { w.in.Cut("icn", "fra") }},
+		{"the second leg of its detour", "fra", func(w *flowWorld) { w.in.Cut("iad", "fra") }},
+		{"the node between dies", "fra", func(w *flowWorld) { w.hosts["fra"].Crash() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inFlowWorld(t, 1, func(w *flowWorld) {
+				near, far := w.flow(c.first, "nrt")
+				text := make([]byte, 7<<20)
+				chaCha(1).Read(text)
+				sent := make(chan error, 1)
+				go func() {
+					_, err := far.Write(text)
+					sent <- errors.Join(err, far.CloseWrite())
+				}()
+				got := make([]byte, len(text))
+				if _, err := io.ReadFull(near, got[:100_000]); err != nil {
+					w.Fatal(err)
+				}
+				time.Sleep(3 * time.Second) // all that fits is on its way
+				c.breaks(w)
+				time.Sleep(meetTime + 5*time.Second)
+				if near.Moves() != 1 || far.Moves() != 1 {
+					w.Errorf("while its client paused it has gone on %d times at one end, %d at the other", near.Moves(), far.Moves())
+				}
+				if _, err := io.ReadFull(near, got[100_000:]); err != nil || !bytes.Equal(got, text) {
+					w.Errorf("not all has come: %v", err)
+				}
+				if n, err := near.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+					w.Errorf("behind the end: %v", err)
+				}
+				if err := <-sent; err != nil {
+					w.Error(err)
+				}
+				if n := w.nodes["iad"].Counters()["backbone_lasting_resent_bytes_total"]; n < 100_000 || n > uint64(len(text)) {
+					w.Errorf("%d bytes are counted as sent again", n)
+				}
+				near.CloseWrite()
+				near.Close()
+				io.ReadAll(far)
+				far.Close()
+				w.settled()
+				w.counts("icn", map[string]uint64{"streams_lost_total": 1, "flows_parted_total": 0})
+			})
+		})
+	}
+}
+
+// An end that says what cannot be has the flow reset.
+func TestALyingEndHasItsFlowReset(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		for i, lie := range [][]byte{
+			{9, 0, 0, 0},                  // no such frame
+			{0, 0, 0, 0},                  // no bytes
+			{1, 0, 0, 5},                  // what was not sent
+			{2, 0, 0, 0, 2, 0, 0, 0},      // two ends
+			{2, 0, 0, 0, 0, 0, 0, 1, 'x'}, // bytes behind the end
+			{0, 255, 255, 255, 'x', 'x'},  // too many
+		} {
+			h := Header{Service: "flow", Passage: Passage{ID: [16]byte{1}}}
+			c, err := w.nodes["icn"].Dial(w.Context(), "iad", h)
+			if err != nil {
+				w.Fatal(err)
+			}
+			far := w.takes(h.Passage.ID)
+			c.Write(lie)
+			if _, err := io.Copy(io.Discard, far); err != nil && !errors.Is(err, ErrReset) {
+				w.Errorf("lie %d: read %v", i, err)
+			}
+			if _, err := io.Copy(io.Discard, c); !errors.Is(err, ErrReset) {
+				w.Errorf("lie %d: the liar read %v", i, err)
+			}
+			w.counts("iad", map[string]uint64{"malformed_total": uint64(i + 1), "flows": 0})
+		}
+	})
+}
+
+func TestDeadlinesAreKeptOverStreams(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad", "fra")
+		expired := func(what string, do func() error) {
+			begun := time.Now()
+			if err := do(); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begun) != time.Second {
+				w.Errorf("%s: %v after %v", what, err, time.Since(begun))
+			}
+			near.SetDeadline(time.Time{})
+		}
+		read := func() error { _, err := near.Read(make([]byte, 1)); return err }
+		near.SetReadDeadline(time.Now().Add(time.Second))
+		expired("read", read)
+		big := make([]byte, 10<<20)
+		chaCha(1).Read(big)
+		wrote := 0
+		near.SetWriteDeadline(time.Now().Add(time.Second))
+		expired("write, which nobody reads", func() (err error) { wrote, err = near.Write(big); return err })
+		w.in.CutOff("icn")
+		time.Sleep(4 * time.Second)
+		near.SetReadDeadline(time.Now().Add(time.Second))
+		expired("read without a stream", read)
+		w.in.Rejoin("icn")
+		var all bytes.Buffer
+		done := make(chan error)
+		go func() { _, err := io.Copy(&all, far); done <- err }()
+		if _, err := near.Write(big[wrote:]); err != nil {
+			w.Error(err)
+		}
+		near.CloseWrite()
+		if err := <-done; err != nil || !bytes.Equal(all.Bytes(), big) {
+			w.Errorf("%d of %d bytes came: %v", all.Len(), len(big), err)
+		}
+		far.Abort()
+		near.Close()
+		w.settled()
+	})
+}
+
+// Who goes while there is no stream has the other end told as soon as there can be one, whichever of them it is.
+func TestWhoGoesBetweenTwoStreamsIsToldOf(t *testing.T) {
+	for name, ends := range map[string]func(near, far *lastingConn) (goes, stays *lastingConn){
+		"the opener": func(near, far *lastingConn) (*lastingConn, *lastingConn) { return near, far },
+		"the other":  func(near, far *lastingConn) (*lastingConn, *lastingConn) { return far, near },
+	} {
+		for _, wait := range []time.Duration{time.Millisecond, 3 * time.Second} { // it goes while the answer is on its way, or before there is a way
+			t.Run(fmt.Sprintf("%s after %v", name, wait), func(t *testing.T) {
+				inFlowWorld(t, 1, func(w *flowWorld) {
+					near, far := w.flow("iad", "iad", "fra")
+					goes, stays := ends(near, far)
+					var begun time.Time
+					if wait < time.Second {
+						w.kill("icn", "iad")
+						for near.Moves() == 0 && begun.IsZero() {
+							if near.mu.Lock(); near.dialled > 0 && near.dialled == 2 {
+								begun = time.Now()
+							}
+							near.mu.Unlock()
+							time.Sleep(time.Millisecond)
+						}
+					} else {
+						w.in.CutOff("icn")
+						time.Sleep(wait)
+						begun = time.Now()
+					}
+					goes.Abort()
+					time.Sleep(time.Second)
+					if wait > time.Second {
+						w.in.Rejoin("icn")
+					}
+					_, err := stays.Read(make([]byte, 1))
+					if took := time.Since(begun); !errors.Is(err, ErrReset) || took > 5*time.Second {
+						w.Errorf("read %v after %v", err, took)
+					}
+					stays.Close()
+					w.settled()
+					w.counts("icn", map[string]uint64{"flows_parted_total": 0})
+					w.counts("iad", map[string]uint64{"flows_parted_total": 0})
+				})
+			})
+		}
+	}
+}
+
+// What a deadline has left half written is not kept when the flow ends.
+func TestNothingIsKeptOfWhatADeadlineHasLeft(t *testing.T) {
+	for name, end := range map[string]func(near, far *lastingConn){
+		"aborted":          func(near, far *lastingConn) { near.Abort() },
+		"the other aborts": func(near, far *lastingConn) { far.Abort() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inFlowWorld(t, 1, func(w *flowWorld) {
+				near, far := w.flow("iad", "iad")
+				near.SetWriteDeadline(time.Now().Add(time.Second))
+				if _, err := near.Write(make([]byte, 10<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+					w.Fatal(err)
+				}
+				if !near.rest.left() {
+					w.Fatal("nothing is half written")
+				}
+				end(near, far)
+				time.Sleep(time.Second)
+				near.SetDeadline(time.Time{})
+				near.Read(make([]byte, 1))
+				near.Close()
+				far.Close()
+				w.settled()
+			})
+		})
+	}
+}
+
+// What a deadline has left still arrives when the flow is closed.
+func TestWhatADeadlineHasLeftArrives(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		near.SetWriteDeadline(time.Now().Add(time.Second))
+		big := make([]byte, 10<<20)
+		chaCha(1).Read(big)
+		wrote, err := near.Write(big)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			w.Fatal(err)
+		}
+		if err := near.CloseWrite(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			w.Fatal(err)
+		}
+		near.Close()
+		begun := time.Now()
+		far.SetReadDeadline(begun.Add(time.Minute))
+		got, err := io.ReadAll(far)
+		if err != nil || !bytes.Equal(got, big[:len(got)]) || len(got) < wrote || time.Since(begun) > 5*time.Second {
+			w.Errorf("%d bytes came, of %d and some, in %v: %v", len(got), wrote, time.Since(begun), err)
+		}
+		far.Close()
+		w.settled()
+		w.counts("icn", map[string]uint64{"flows_parted_total": 0})
+	})
+}
+
+// Who reads on for what the other end still says has no deadline, least of all that of a user who is content.
+func TestAnEndThatIsReadOnHasNoDeadline(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		near.SetReadDeadline(time.Now().Add(2 * time.Second))
+		far.CloseWrite()
+		if _, err := io.ReadAll(near); err != nil {
+			w.Fatal(err)
+		}
+		w.in.Cut("icn", "iad")
+		time.Sleep(5 * time.Second) // the deadline passes while there is no stream
+		w.in.Heal("icn", "iad")
+		io.WriteString(near, "text")
+		near.CloseWrite()
+		near.Close()
+		begun := time.Now()
+		far.SetReadDeadline(begun.Add(time.Minute))
+		if got, err := io.ReadAll(far); string(got) != "text" || err != nil {
+			w.Errorf("%q came: %v", got, err)
+		}
+		far.Close()
+		for w.icn.Counters()["backbone_lasting_flows"] > 0 && time.Since(begun) < time.Minute {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if took := time.Since(begun); took > 5*time.Second {
+			w.Errorf("it lingers for %v", took)
+		}
+		w.settled()
+	})
+}
+
+// Half of a flow that has ended does not keep the other from being acknowledged.
+func TestAFlowIsAcknowledgedThatIsNotReadAnyMore(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		near.CloseWrite()
+		if _, err := io.ReadAll(far); err != nil {
+			w.Fatal(err)
+		}
+		const size = 20 << 20
+		go func() {
+			far.Write(make([]byte, size))
+			far.CloseWrite()
+			far.Close()
+		}()
+		if n, err := io.Copy(io.Discard, near); n != size || err != nil {
+			w.Errorf("%d of %d bytes came: %v", n, size, err)
+		}
+		near.Close()
+		w.settled()
+		w.counts("iad", map[string]uint64{"flows_forgone_total": 0})
+	})
+}
+
+// One direction that is not read stalls the other no more than it would without acknowledgements: the flow forgoes another stream.
+func TestAcknowledgementsThatAreStuckStallNothing(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		go near.Write(make([]byte, 10<<20)) // which nobody reads
+		time.Sleep(10 * time.Second)
+		const size = 20 << 20
+		go func() {
+			far.Write(make([]byte, size))
+			far.CloseWrite()
+		}()
+		if n, err := io.Copy(io.Discard, near); n != size || err != nil {
+			w.Errorf("%d of %d bytes came: %v", n, size, err)
+		}
+		w.counts("iad", map[string]uint64{"flows_forgone_total": 1})
+		if n, err := io.CopyN(io.Discard, far, 10<<20); err != nil {
+			w.Errorf("%d bytes came the other way: %v", n, err)
+		}
+		w.kill("icn", "iad")
+		if _, err := near.Write([]byte("x")); err == nil {
+			time.Sleep(time.Second)
+			_, err = near.Write([]byte("x"))
+			if !errors.Is(err, ErrDown) {
+				w.Errorf("wrote after its only stream was lost: %v", err)
+			}
+		}
+		if _, err := far.Read(make([]byte, 1)); !errors.Is(err, ErrDown) {
+			w.Errorf("read after its only stream was lost: %v", err)
+		}
+		near.Close()
+		far.Close()
+		w.settled()
+	})
+}
+
+// A flow that forgoes another stream while its ends meet on one is over, and nobody has said what cannot be.
+func TestAFlowThatForgoesWhileItsEndsMeetIsOver(t *testing.T) {
+	for name, meet := range map[string]func(w *flowWorld, near, far *lastingConn) *lastingConn{
+		"the opener": func(w *flowWorld, near, far *lastingConn) *lastingConn {
+			w.kill("icn", "iad")
+			for far.Moves() == 0 { // its answer is on its way
+				time.Sleep(time.Millisecond)
+			}
+			return near
+		},
+		"the other": func(w *flowWorld, near, far *lastingConn) *lastingConn {
+			go near.Move(w.Context(), flowWays("iad")[0])
+			time.Sleep(roundTrip + roundTrip/4) // it has answered, and is to be told what has come
+			return far
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inFlowWorld(t, 1, func(w *flowWorld) {
+				near, far := w.flow("iad", "iad")
+				at := meet(w, near, far)
+				at.mu.Lock()
+				at.forgoes()
+				at.mu.Unlock()
+				for _, c := range []*lastingConn{near, far} {
+					if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrDown) && !errors.Is(err, ErrReset) {
+						w.Errorf("read %v", err)
+					}
+					c.Close()
+				}
+				w.settled()
+			})
+		})
+	}
+}
+
+// Where too much is kept by all, those pay that keep much, and neither who is silent nor who sends little.
+func TestOneFlowDoesNotPayForTheSlowReadersOfOthers(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		silent, silentFar := w.flow("iad", "fra")
+		slow, slowFar := w.flow("iad", "fra")
+		for _, b := range w.nodes {
+			b.lasting.held.Add(2*lasting.MaxKeptByAll + 1) // by many others
+		}
+		talks, talksFar := w.flow("iad", "fra")
+		says := func(a, b net.Conn) {
+			for i := range 20 {
+				io.WriteString(a, "message")
+				if got := make([]byte, 7); true {
+					if _, err := io.ReadFull(b, got); err != nil || string(got) != "message" {
+						w.Fatalf("message %d came as %q: %v", i, got, err)
+					}
+				}
+				a, b = b, a
+			}
+		}
+		says(talks, talksFar)
+		go slowFar.Write(make([]byte, 10<<20)) // which nobody reads
+		time.Sleep(time.Second)
+		w.kill("icn", "iad")
+		time.Sleep(3 * time.Second)
+		says(silent, silentFar)
+		says(talks, talksFar)
+		if silent.Moves() != 1 || talks.Moves() != 1 {
+			w.Errorf("the silent one has gone on %d times, the other %d", silent.Moves(), talks.Moves())
+		}
+		if _, err := slow.Read(make([]byte, 1)); !errors.Is(err, ErrDown) && !errors.Is(err, ErrReset) {
+			w.Errorf("who keeps much has read %v", err)
+		}
+		w.counts("icn", map[string]uint64{"flows_opened_total": 3, "flows_forgone_total": 0})
+		w.counts("iad", map[string]uint64{"flows_forgone_total": 1})
+		for _, c := range []*lastingConn{silent, silentFar, slow, slowFar, talks, talksFar} {
+			c.Abort()
+		}
+		for _, b := range w.nodes {
+			b.lasting.held.Add(-2*lasting.MaxKeptByAll - 1)
+		}
+		w.settled()
+	})
+}
+
+// What was closed still arrives, on whatever stream.
+func TestWhatWasClosedArrives(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		far.CloseWrite()
+		if _, err := io.ReadAll(near); err != nil {
+			w.Fatal(err)
+		}
+		text := strings.Repeat("x", 200_000)
+		io.WriteString(near, text)
+		w.kill("icn", "iad")
+		near.CloseWrite()
+		near.Close()
+		if got, err := io.ReadAll(far); string(got) != text || err != nil {
+			w.Errorf("%d of %d bytes came: %v", len(got), len(text), err)
+		}
+		far.Close()
+		w.settled()
+	})
+}
+
+func TestASilentFlowTakesLittle(t *testing.T) {
+	var near lastingConn
+	if size := unsafe.Sizeof(near); size > 800 {
+		t.Errorf("an end takes %d bytes", size)
+	}
+}
+
+// meetings is how many runs of chance there are; PERIGEE_MEETINGS has others.
+func meetings(t *testing.T) int {
+	if n, err := strconv.Atoi(os.Getenv("PERIGEE_MEETINGS")); err == nil {
+		return n
+	}
+	if testing.Short() {
+		return 2
+	}
+	return 3
+}
+
+// Whatever happens on the way, as long as both ends live and can meet now and then: not a byte is lost, and none comes twice.
+func TestAFlowOutlivesItsPaths(t *testing.T) {
+	moves, flows, lost := 0, 0, uint64(0)
+	for seed := range uint64(meetings(t)) {
+		inFlowWorld(t, seed, func(w *flowWorld) {
+			ctx, stop := context.WithTimeout(w.Context(), time.Minute)
+			defer stop()
+			var mu sync.Mutex
+			var told []string
+			begun := time.Now()
+			say := func(format string, args ...any) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, fmt.Sprintf("%8v ", time.Since(begun).Round(time.Millisecond))+fmt.Sprintf(format, args...))
+			}
+			var wg sync.WaitGroup
+			wg.Go(func() { w.mishaps(ctx, rand.New(rand.NewPCG(seed, 2)), say) })
+			for i := range 8 {
+				chance := rand.New(rand.NewPCG(seed, uint64(10+i)))
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						near, far := w.opens(ctx, chance)
+						if near == nil {
+							continue
+						}
+						if chance.IntN(3) == 0 {
+							time.AfterFunc(time.Duration(chance.Int64N(int64(10*time.Second))), func() {
+								near.Move(w.Context(), flowWays([]string{"iad", "fra", "nrt"}[near.key.id[1]%3])[0])
+							})
+						}
+						say("flow %x", near.key.id[:2])
+						err := carries(near, far, chance.IntN(500_000), chance.IntN(500_000), chance)
+						mu.Lock()
+						flows++
+						moves += near.Moves()
+						mu.Unlock()
+						if err != nil {
+							say("flow %x: %v", near.key.id[:2], err)
+							w.Errorf("seed %d: flow %x, %d moves, %d: %v", seed, near.key.id[:2], near.Moves(), far.Moves(), err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			w.settled()
+			for _, b := range w.nodes {
+				lost += b.Counters()["backbone_lasting_streams_lost_total"]
+			}
+			if w.Failed() {
+				w.Log(strings.Join(told, "\n"))
+			}
+		})
+		if t.Failed() {
+			break
+		}
+	}
+	t.Logf("%d flows moved %d times; %d ends lost their stream", flows, moves, lost)
+	if moves < flows/4 {
+		t.Error("too little has happened")
+	}
+}
+
+// opens opens a flow by a way of chance; nil: there is none now.
+func (w *flowWorld) opens(ctx context.Context, chance *rand.Rand) (near, far *lastingConn) {
+	all := []string{"iad", "fra", "nrt"}
+	chance.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	c, err := w.icn.DialLasting(ctx, flowWays(all[0])[0], func() []Way { return flowWays(all...) })
+	if err != nil {
+		time.Sleep(100 * time.Millisecond)
+		return nil, nil
+	}
+	near = c.(*lastingConn)
+	if far = w.takes(near.key.id); far == nil {
+		near.Abort()
+		return nil, nil
+	}
+	return near, far
+}
+
+// mishaps breaks the paths, and what carries flows on, until the context ends; never for as long that the ends cannot meet.
+func (w *flowWorld) mishaps(ctx context.Context, chance *rand.Rand, say func(string, ...any)) {
+	all := []string{"icn", "iad", "fra", "nrt"}
+	pause := func(most time.Duration) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(chance.Int64N(int64(most)))):
+		}
+	}
+	for ctx.Err() == nil {
+		for range 1 + chance.IntN(4) {
+			a, b := all[chance.IntN(4)], all[chance.IntN(4)]
+			if a == b {
+				continue
+			}
+			switch chance.IntN(7) {
+			case 0, 1:
+				say("cut %s %s", a, b)
+				w.in.Cut(a, b)
+			case 2:
+				say("cut %s to %s", a, b)
+				w.in.CutOneWay(a, b)
+			case 3:
+				say("kill %s to %s", a, b)
+				w.kill(a, b)
+			case 4:
+				say("lossy %s %s", a, b)
+				p := w.path(a, b)
+				p.Loss, p.Jitter = 0.02*float64(chance.IntN(8)), time.Duration(chance.Int64N(int64(50*time.Millisecond)))
+				w.in.Link(a, b, p)
+			case 5:
+				say("slow %s %s", a, b)
+				w.in.Slow(a, b, time.Duration(chance.Int64N(int64(300*time.Millisecond))))
+			case 6:
+				if a = []string{"fra", "nrt"}[chance.IntN(2)]; chance.IntN(2) == 0 {
+					say("%s ends", a)
+					w.nodes[a].Close()
+				} else {
+					say("%s dies", a)
+					w.hosts[a].Crash()
+					w.nodes[a].Close()
+					w.hosts[a].Restart()
+				}
+				w.start(a)
+			}
+			pause(time.Second)
+		}
+		pause(2 * time.Second)
+		say("heal")
+		for i, a := range all {
+			for _, b := range all[:i] {
+				w.in.Heal(a, b)
+				w.in.Slow(a, b, 0)
+				w.in.Link(a, b, w.path(a, b))
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(4*time.Second + time.Duration(chance.Int64N(int64(2*time.Second)))):
+		}
+	}
+}
+
+// held is a stream whose writes wait until they are let go.
+type held struct {
+	stream
+	free chan struct{}
+}
+
+func (h held) Write(p []byte) (int, error) {
+	<-h.free
+	return h.stream.Write(p)
+}
+
+// An end that is closed while it writes its last acknowledgement leaves the stream after that, or the other end would hear a stream end of which it still
+// awaits something.
+func TestTheLastAcknowledgementIsWrittenBeforeAFlowIsLeft(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("fra")
+		near.CloseWrite()
+		if _, err := far.Read(make([]byte, 1)); err != io.EOF {
+			w.Fatalf("read: %v", err)
+		}
+		time.Sleep(time.Second) // it is acknowledged
+		slow := make(chan struct{})
+		near.mu.Lock()
+		near.stream = held{near.stream, slow}
+		near.mu.Unlock()
+		far.CloseWrite()
+		if _, err := near.Read(make([]byte, 1)); err != io.EOF {
+			w.Fatalf("read: %v", err)
+		}
+		time.Sleep(time.Second) // it is being acknowledged
+		near.Close()
+		time.Sleep(time.Second)
+		near.mu.Lock()
+		if near.over != nil || !near.using[writer] {
+			w.Errorf("it is over before it has acknowledged all: %v", near.over)
+		}
+		near.mu.Unlock()
+		close(slow)
+		far.Close()
+		w.settled()
+	})
+}

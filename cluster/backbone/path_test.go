@@ -1,0 +1,339 @@
+package backbone
+
+import (
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/perigee-net/perigee/cluster/fec"
+	"github.com/perigee-net/perigee/testbed/memnet"
+)
+
+const ms = time.Millisecond
+
+func TestProtection(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		rtt  time.Duration
+		loss float64
+		on   bool
+		want float64
+		wait time.Duration
+	}{
+		{"far and lossy", 80 * ms, 0.01, false, 0.01, 10 * ms},
+		{"so far that the wait has its bound", 300 * ms, 0.01, false, 0.01, 20 * ms},
+		{"just far", 8 * ms, 0.01, false, 0.01, 2 * ms},
+		{"near", 7 * ms, 0.01, true, 0, 0},
+		{"clean", 80 * ms, 1e-5, true, 0, 0},
+		{"too little to begin", 80 * ms, 1.5e-4, false, 0, 0},
+		{"enough to go on", 80 * ms, 1.5e-4, true, 1.5e-4, 10 * ms},
+		{"not measured", 0, 0.01, true, 0, 0},
+	} {
+		if got, wait := protection(c.rtt, c.loss, c.on); got != c.want || wait != c.wait {
+			t.Errorf("%s: %v, %v", c.name, got, wait)
+		}
+	}
+}
+
+func TestAFullQueueIsToldFromALossyPath(t *testing.T) {
+	if queued(100*ms, 80*ms) || queued(0, 0) || queued(25*ms, 20*ms) || !queued(131*ms, 80*ms) || !queued(41*ms, 20*ms) {
+		t.Error("a little jitter is no queue, half as much again is one")
+	}
+	for _, c := range []struct {
+		sent, lost uint64
+		loss       float64
+		want       bool
+	}{
+		{1000, 10, 0.01, false}, {1000, 24, 0.01, false}, {1000, 25, 0.01, true}, {1000, 4, 0, false}, {1000, 5, 0, true}, {0, 0, 0.01, false},
+	} {
+		var m lossMeter
+		m.add(c.sent, c.lost, 0)
+		if got := congested(m, c.loss); got != c.want {
+			t.Errorf("%d of %d at %v: %v", c.lost, c.sent, c.loss, got)
+		}
+	}
+}
+
+func TestLossIsLearnedAndForgotten(t *testing.T) {
+	var m lossMeter
+	near := func(when string, want float64) {
+		t.Helper()
+		if got := m.supposed(); got < want*0.7 || got > want*1.4 {
+			t.Errorf("%s: %v, want about %v", when, got, want)
+		}
+	}
+	near("nothing is known", firstDoubt)
+	m.add(20, 0, time.Second)
+	near("a handshake and an hour of silence tell little", firstDoubt)
+	m.add(6000, 0, time.Second)
+	if m.supposed() > lossFloor/2 {
+		t.Errorf("clean: %v", m.supposed())
+	}
+	m.add(10000, 100, time.Second)
+	near("one in a hundred", 0.01)
+	m.add(5, 0, 24*time.Hour)
+	if m.supposed() > lossFloor/2 {
+		t.Errorf("a day later: %v", m.supposed())
+	}
+	m.add(10, 20, time.Second)
+	if m.supposed() > 1 {
+		t.Errorf("a liar's report: %v", m.supposed())
+	}
+}
+
+func TestParityThatDoesNotArriveIsGivenUpForATime(t *testing.T) {
+	var tr trial
+	now := time.Now()
+	for _, c := range []struct {
+		after         time.Duration
+		sent, arrived uint64
+		want          bool
+	}{
+		{0, 0, 0, false},
+		{time.Hour, 0, 0, false},
+		{time.Second, 900, 0, false}, // the report is under way
+		{time.Second, 1900, 900, false},
+		{time.Hour, 1900, 1900, false},
+		{time.Second, 1900 + vainParity, 1900, false},
+		{reportTime, 1900 + vainParity, 1900, false},
+		{time.Second, 1901 + vainParity, 1900, true},
+		{vainTime - time.Second, 1901 + vainParity, 1900, true},
+		{2 * time.Second, 1901 + vainParity, 1900, false}, // tried again
+		{time.Second, 3000, 1900, false},
+		{reportTime, 3000, 1900, true},
+		{vainTime, 3000, 1900, false},
+		{time.Second, 4000, 1901, false},
+		{reportTime, 4000, 1901, false},
+	} {
+		now = now.Add(c.after)
+		if got := tr.vain(now, c.sent, c.arrived); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}
+
+// overOcean runs f with a link of icn to iad, a second old, of which nothing is known but what its handshake told.
+func overOcean(t *testing.T, seed uint64, p memnet.Path, plain bool, f func(w *world, icn, iad *Backbone)) {
+	t.Helper()
+	inWorldSeeded(t, seed, func(w *world) {
+		w.in.Link("icn", "iad", p)
+		near, far := w.config("icn", w.authority), w.config("iad", w.authority)
+		near.NoParity, far.NoParity = plain, plain
+		icn, iad := w.openWith(near), w.openWith(far)
+		defer icn.Close()
+		defer iad.Close()
+		serveBlobs(iad)
+		icn.Keep(peers("iad"))
+		w.until(icn, "iad", true)
+		time.Sleep(time.Second)
+		f(w, icn, iad)
+	})
+}
+
+// TestALossyOceanIsAsFastAsACleanOne holds what parity is for, at 150 ms.
+func TestALossyOceanIsAsFastAsACleanOne(t *testing.T) {
+	fetch := func(loss float64, plain bool) (took time.Duration) {
+		overOcean(t, 1, memnet.Path{Delay: 75 * ms, Loss: loss}, plain, func(w *world, icn, iad *Backbone) {
+			_, took = w.fetch(icn, "iad", 1_000_000)
+			if repaired := icn.Counters()["backbone_packets_repaired_total"]; (repaired > 0) != (loss > 0 && !plain) {
+				w.Errorf("loss %v: %d packets were repaired", loss, repaired)
+			}
+		})
+		return took
+	}
+	clean, bare, repaired := fetch(0, true), fetch(0.01, true), fetch(0.01, false)
+	if repaired > bare*4/10 || repaired > clean*11/10 {
+		t.Errorf("1 MB at 1 %% takes %v, without parity %v, without loss %v", repaired, bare, clean)
+	}
+}
+
+func TestParityEndsWhereNothingIsLost(t *testing.T) {
+	overOcean(t, 1, memnet.Path{Delay: 40 * ms}, false, func(w *world, icn, iad *Backbone) {
+		sent := func() uint64 { return iad.Counters()["backbone_parity_sent_total"] }
+		w.fetch(icn, "iad", 100_000)
+		if sent() == 0 {
+			t.Error("an unknown path has no parity")
+		}
+		for range 8 {
+			w.fetch(icn, "iad", 1_000_000)
+			time.Sleep(time.Second)
+		}
+		before := sent()
+		w.fetch(icn, "iad", 1_000_000)
+		if got := sent() - before; got != 0 {
+			t.Errorf("%d datagrams of parity on a path that has lost nothing", got)
+		}
+	})
+}
+
+// TestNodesWithoutParityAreUnderstood has each end talk to one of a release that knows nothing of parity.
+func TestNodesWithoutParityAreUnderstood(t *testing.T) {
+	inWorld(t, func(w *world) {
+		iad := w.open("iad")
+		defer iad.Close()
+		c := w.config("icn", w.authority)
+		transport := &quic.Transport{Conn: c.PacketConn}
+		defer c.PacketConn.Close()
+		defer transport.Close()
+		config := quicConfig()
+		config.KeepAlivePeriod = keepAlive
+		conn, err := transport.Dial(w.Context(), net.UDPAddrFromAddrPort(addresses["iad"]), withALPN(c.ClientTLS("iad")), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hello, err := conn.OpenStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		header, _ := AppendHeader(nil, Header{Service: helloService})
+		hello.Write(header)
+		if err := readAnswer(hello); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		iad.Renew()
+		said := make([]byte, 10)
+		if n, err := hello.Read(said); n != 1 || said[0] != dialAnew || err != nil {
+			t.Errorf("it is told % x, %v", said[:n], err)
+		}
+		conn.CloseWithError(0, "")
+	})
+	inWorld(t, func(w *world) {
+		c := w.config("iad", w.authority)
+		transport := &quic.Transport{Conn: c.PacketConn}
+		defer c.PacketConn.Close()
+		defer transport.Close()
+		listener, err := transport.Listen(withALPN(c.ServerTLS()), quicConfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		heard := make(chan []byte, 1)
+		go func() {
+			conn, err := listener.Accept(w.Context())
+			if err != nil {
+				return
+			}
+			hello, err := conn.AcceptStream(w.Context())
+			if err != nil {
+				return
+			}
+			if _, err := ReadHeader(hello); err != nil {
+				return
+			}
+			hello.Write(appendAnswer(nil, true, ""))
+			rest, _ := io.ReadAll(hello)
+			heard <- rest
+		}()
+		icn := w.open("icn")
+		icn.Keep(peers("iad"))
+		w.until(icn, "iad", true)
+		time.Sleep(5 * time.Second)
+		icn.Close()
+		if rest := <-heard; len(rest) > 0 {
+			t.Errorf("it is told % x", rest)
+		}
+		if n := icn.Counters()["backbone_parity_sent_total"]; n > 0 {
+			t.Errorf("%d datagrams of parity", n)
+		}
+	})
+}
+
+// TestASecondFlowFindsTheWindowWide holds what warming is for: 300 kB, in either direction, after one byte.
+func TestASecondFlowFindsTheWindowWide(t *testing.T) {
+	overOcean(t, 1, memnet.Path{Delay: 75 * ms, Rate: 300e6}, false, func(w *world, icn, iad *Backbone) {
+		warm := func() [2]uint64 {
+			return [2]uint64{icn.Counters()["backbone_warm_bytes_total"], iad.Counters()["backbone_warm_bytes_total"]}
+		}
+		time.Sleep(5 * time.Second)
+		if got := warm(); got != [2]uint64{} {
+			t.Errorf("an unused link is warmed: %v", got)
+		}
+		dial := func(size string) duplexConn {
+			c, err := icn.Dial(w.Context(), "iad", Header{Service: "blob", Resource: size})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c.(duplexConn)
+		}
+		dial("1").Close()
+		time.Sleep(5 * time.Second)
+		if got := warm(); got[0] == 0 || got[0] > warmBytes+(16<<10) || got[1] == 0 || got[1] > warmBytes+(16<<10) {
+			t.Errorf("warmed with %v", got)
+		}
+		begun, before := time.Now(), warm()
+		c := dial("300000")
+		n, err := io.Copy(io.Discard, c)
+		c.Close()
+		if took := time.Since(begun); n != 300000 || err != nil || took > 250*ms { // a round trip, and QUIC's pacing
+			t.Errorf("%d bytes took %v, %v", n, took, err)
+		}
+		time.Sleep(5 * time.Second)
+		if warm() != before {
+			t.Errorf("warmed again: %v", warm())
+		}
+	})
+}
+
+func TestLinksSayWhatIsMeasured(t *testing.T) {
+	overOcean(t, 1, memnet.Path{Delay: 40 * ms, Loss: 0.02}, false, func(w *world, icn, iad *Backbone) {
+		iad.Keep(peers("icn"))
+		w.until(iad, "icn", true)
+		var most Link
+		for range 5 {
+			w.fetch(icn, "iad", 1_000_000)
+			time.Sleep(time.Second)
+			l := iad.Links().Get()["icn"]
+			most.Sent, most.Received = max(most.Sent, l.Sent), max(most.Received, l.Received)
+		}
+		l := iad.Links().Get()["icn"]
+		if !l.Up || !l.Parity || l.Loss < 0.01 || l.Loss > 0.04 || most.Sent < 6e6 || most.Received < 1e4 || most.Received > 1e6 {
+			t.Errorf("%+v, at most %+v", l, most)
+		}
+	})
+}
+
+func TestReportsTravel(t *testing.T) {
+	overOcean(t, 1, memnet.Path{Delay: 40 * ms, Loss: 0.02}, false, func(w *world, icn, iad *Backbone) {
+		w.fetch(icn, "iad", 1_000_000)
+		time.Sleep(3 * time.Second)
+		for _, p := range iad.paths {
+			p.mu.Lock()
+			if p.heard.Parity == 0 || p.heard.Repaired == 0 || p.heard != (fec.Report{Parity: p.heard.Parity, Repaired: icn.Counters()["backbone_packets_repaired_total"]}) {
+				t.Errorf("heard %+v, with %v", p.heard, icn.Counters())
+			}
+			if share := p.loss.share(); share < 0.01 || share > 0.04 {
+				t.Errorf("loss %v", share)
+			}
+			p.mu.Unlock()
+		}
+	})
+}
+
+// An end that has nothing to add, for its own window is wide already, does not keep the other from widening its.
+func TestOneEndIsWarmedWhereTheOtherIsWide(t *testing.T) {
+	inWorld(t, func(w *world) {
+		icn, iad := w.pair()
+		defer icn.Close()
+		defer iad.Close()
+		wide := make([]byte, 4*warmBytes)
+		iad.Handle("wide", func(in *Incoming) {
+			c := in.Accept().(duplexConn)
+			defer c.Close()
+			c.Write(wide)
+			c.CloseWrite()
+		})
+		c := w.mustDial(icn, "iad", "wide")
+		defer c.Close()
+		if _, err := io.ReadFull(c, wide); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(warmTime)
+		warmed := [2]uint64{icn.Counters()["backbone_warm_bytes_total"], iad.Counters()["backbone_warm_bytes_total"]}
+		if warmed[0] < warmBytes/2 || warmed[1] != 0 {
+			t.Errorf("warmed with %v", warmed)
+		}
+	})
+}

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package backbone
+
+import "net"
+
+// tune leaves a connection as it is: there is no BBR that could be asked for.
+func tune(net.Conn) (bbr bool) { return false }
