@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/perigee-net/perigee/cluster/wire"
 )
 
 const (
@@ -72,7 +74,7 @@ func DecodeVerdict(b []byte) (Verdict, error) {
 	default:
 		return Verdict{}, errMalformed
 	}
-	d := decoder{rest: b[2:]}
+	d := decoder{wire.Reader{Rest: b[2:]}}
 	v := Verdict{
 		Healthy: flags&flagHealthy != 0,
 		Since:   d.time(),
@@ -86,54 +88,46 @@ func DecodeVerdict(b []byte) (Verdict, error) {
 			v.LastFailure = d.text()
 		}
 	}
-	if d.failed || len(d.rest) > 0 {
+	if d.Failed || len(d.Rest) > 0 {
 		return Verdict{}, errMalformed
 	}
 	return v, nil
 }
 
-// decoder reads the parts of a verdict; once one was malformed, so are all.
-type decoder struct {
-	rest   []byte
-	failed bool
-}
+// decoder reads the parts of a verdict, within their bounds.
+type decoder struct{ wire.Reader }
 
 func (d *decoder) time() time.Time {
-	ms, n := binary.Varint(d.rest)
-	if n <= 0 || ms < earliest || ms > latest {
-		d.fail()
+	ms := d.Varint()
+	if ms < earliest || ms > latest {
+		d.Fail()
+	}
+	if d.Failed {
 		return time.Time{}
 	}
-	d.rest = d.rest[n:]
 	return time.UnixMilli(ms).UTC()
 }
 
 func (d *decoder) duration() time.Duration {
-	ms, n := binary.Uvarint(d.rest)
-	if n <= 0 || ms > math.MaxInt64/uint64(time.Millisecond) {
-		d.fail()
+	ms := d.Uvarint()
+	if ms > math.MaxInt64/uint64(time.Millisecond) {
+		d.Fail()
 		return 0
 	}
-	d.rest = d.rest[n:]
 	return time.Duration(ms) * time.Millisecond
 }
 
+// text has one byte before it that says how long it is.
 func (d *decoder) text() string {
-	if len(d.rest) < 1 {
-		d.fail()
+	n := int(d.Byte())
+	if n > maxReason || n > len(d.Rest) || !utf8.Valid(d.Rest[:n]) {
+		d.Fail()
 		return ""
 	}
-	n := int(d.rest[0])
-	if n > maxReason || n > len(d.rest)-1 || !utf8.Valid(d.rest[1:1+n]) {
-		d.fail()
-		return ""
-	}
-	text := string(d.rest[1 : 1+n])
-	d.rest = d.rest[1+n:]
+	text := string(d.Rest[:n])
+	d.Rest = d.Rest[n:]
 	return text
 }
-
-func (d *decoder) fail() { d.rest, d.failed = nil, true }
 
 // cut makes the reason valid UTF-8 of at most maxReason bytes, and cuts no character in two.
 func cut(reason string) string {
