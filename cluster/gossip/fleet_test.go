@@ -79,9 +79,9 @@ func (w *world) deaths(times int, random *rand.Rand) []time.Duration {
 }
 
 // Who probes the dead one first is drawn; suspicion and rumour take about as long each time. Without PERIGEE_LONG it is 3 deaths
-// among 50 nodes.
+// among 30 nodes.
 func TestADeathIsKnownToTheFleetInFiveSecondsAndALeaveInOne(t *testing.T) {
-	size, seeds, each := 50, uint64(1), 3
+	size, seeds, each := 30, uint64(1), 3
 	if long() {
 		size, seeds, each = 100, 8, 20
 	}
