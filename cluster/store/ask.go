@@ -59,6 +59,7 @@ type Server struct {
 // Pending is a change that is under way.
 type Pending struct {
 	data     []byte
+	foretold prophecy
 	future   raft.ApplyFuture
 	answered chan struct{} // closed when revision and err are there
 	revision uint64
@@ -98,15 +99,18 @@ func (s *Store) Apply(ctx context.Context, c Change) (revision uint64, err error
 // Submit is Apply for those who do not wait: changes are judged in the order in which they were submitted, and one that follows
 // another may be submitted before that is agreed. But one may fail and the next one not; a change that needs the one before
 // names the revision it expects. Nobody has to wait for the answer.
-func (s *Store) Submit(c Change) (*Pending, error) {
-	p, err := s.submit(c)
+func (s *Store) Submit(c Change) (*Pending, error) { return s.SubmitForetold(c, nil, nil) }
+
+// SubmitForetold is Submit of a change with its time, of which With made next of over: where it comes over that very state, next is the state here.
+func (s *Store) SubmitForetold(c Change, over, next *State) (*Pending, error) {
+	p, err := s.submit(c, prophecy{over, next})
 	if err != nil {
 		return nil, fmt.Errorf("apply change: %w", err)
 	}
 	return p, nil
 }
 
-func (s *Store) submit(c Change) (*Pending, error) {
+func (s *Store) submit(c Change, foretold prophecy) (*Pending, error) {
 	if c.Time.IsZero() {
 		c.Time = time.Now().UTC()
 	}
@@ -116,14 +120,17 @@ func (s *Store) submit(c Change) (*Pending, error) {
 	if err := s.State().Get().check(c); err != nil {
 		return nil, err
 	}
-	data, err := encodeChange(c)
+	data, err := encodeChange(s.shortened(c, foretold.over))
 	if err != nil {
 		return nil, err
 	}
 	if err := s.files.disk.roomFor(keptRoom + len(data)); err != nil && s.raft.State() == raft.Leader {
 		return nil, err
 	}
-	p := &Pending{data: data, answered: make(chan struct{})}
+	if next := foretold.next; next == nil || next.Position() == foretold.over.Position() {
+		foretold = prophecy{} // nothing, or only an answer, comes of it
+	}
+	p := &Pending{data: data, foretold: foretold, answered: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -139,12 +146,65 @@ func (s *Store) submit(c Change) (*Pending, error) {
 	return p, nil
 }
 
+// shortened is the change with edits in the place of large objects, where all members read such, and what they edit is known: by
+// what the change was foretold over, or by what is agreed.
+func (s *Store) shortened(c Change, over *State) Change {
+	if c.Expect == nil || bytesOf(c.Put) < editsFrom || s.common() < formatEdited {
+		return c
+	}
+	if over == nil {
+		over = s.State().Get()
+	}
+	short, is := over.table(c.Space).edited(c)
+	if is {
+		s.edited.Add(1)
+	}
+	return short
+}
+
+// MayFollow says whether a node reads what is in the log of Raft's members; else it would stop at the first such entry. That may be all that those who are heard of
+// read: one that is not is no reason to take others for as old.
+func (s *Store) MayFollow(node string) bool {
+	written := Format
+	for _, m := range s.Servers() {
+		if reads := s.reads(m.Name); reads != 0 {
+			written = min(written, reads)
+		}
+	}
+	return s.reads(node) >= written
+}
+
+// common is the newest format that all members of Raft are known to read.
+func (s *Store) common() int {
+	newest := Format
+	for _, m := range s.Servers() {
+		newest = min(newest, max(s.reads(m.Name), formatDeflated))
+	}
+	return newest
+}
+
+// reads is the newest format that a node is known to read, which is formatDeflated at least; 0: it is not heard of.
+func (s *Store) reads(node string) int {
+	switch {
+	case node == s.cfg.Name:
+		return Format
+	case s.cfg.Reads == nil:
+		return 0
+	}
+	if reads := s.cfg.Reads(node); reads != 0 {
+		return max(reads, formatDeflated)
+	}
+	return 0
+}
+
 // propose hands the changes to Raft in their order, and waits for the answers beside it.
 func (s *Store) propose() {
 	handed := make(chan *Pending, maxPending)
 	s.watching.Go(func() {
 		for p := range handed {
 			p.revision, p.err = s.answer(p.future)
+			s.machine.forget(p.data)
+			p.foretold = prophecy{}
 			close(p.answered)
 			s.mu.Lock()
 			s.pending--
@@ -154,6 +214,9 @@ func (s *Store) propose() {
 		}
 	})
 	for p := range s.proposed {
+		if p.foretold.next != nil {
+			s.machine.foretell(p.data, p.foretold)
+		}
 		p.future = s.raft.Apply(p.data, 0)
 		handed <- p
 	}

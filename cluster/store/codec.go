@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -21,7 +22,11 @@ import (
 const (
 	formatPlain    = 3
 	formatDeflated = 4 // all behind the first byte is compressed (RFC 1951)
+	formatEdited   = 5 // of a change or a delta, some of whose objects are edits; behind the first byte it is in one of the other two
 )
+
+// Format is the newest format that this release reads. What others may not read is not written for them.
+const Format = formatEdited
 
 const (
 	// deflateFrom is the length from which a change or a delta is compressed: it has to travel to every voter within the time-out
@@ -94,11 +99,16 @@ type tableDeltaHeader struct {
 	Delete  []Ref  `json:"delete,omitempty"`
 	Records int    `json:"records,omitempty"`
 	Sum     uint64 `json:"sum"`
+
+	Edited []deltaEdit `json:"edited,omitempty"`
 }
 
 // encodeChange writes a change for the log.
 func encodeChange(c Change) ([]byte, error) {
 	var b bytes.Buffer
+	if c.patched {
+		b.WriteByte(formatEdited)
+	}
 	err := encode(&b, bytesOf(c.Put) >= deflateFrom, changeHeader{
 		Space: c.Space, ID: c.ID, Expect: c.Expect, Author: c.Author, Note: c.Note, Time: c.Time, Put: len(c.Put), Delete: c.Delete,
 	}, func(e *encoder) { e.objects(c.Put) })
@@ -108,13 +118,20 @@ func encodeChange(c Change) ([]byte, error) {
 // decodeChange reads what encodeChange wrote.
 func decodeChange(data []byte) (Change, error) {
 	var c Change
+	edits := len(data) > 0 && data[0] == formatEdited // of a change
+	if edits {
+		data = data[1:]
+	}
 	err := decodeBytes(data, func(d *decoder) {
 		var h changeHeader
 		d.header(&h)
+		if edits && h.Expect == nil {
+			d.fail(errors.New("it has edits, and does not say of which revision"))
+		}
 		if h.Space > Own {
 			d.fail(fmt.Errorf("it is of space %d, of a newer release", h.Space))
 		}
-		c = Change{Space: h.Space, ID: h.ID, Expect: h.Expect, Author: h.Author, Note: h.Note, Time: h.Time, Delete: h.Delete}
+		c = Change{Space: h.Space, ID: h.ID, Expect: h.Expect, Author: h.Author, Note: h.Note, Time: h.Time, Delete: h.Delete, patched: edits}
 		c.Put = d.objects(h.Put)
 	})
 	return c, err
@@ -124,7 +141,10 @@ func decodeChange(data []byte) (Change, error) {
 func EncodeDelta(d Delta) ([]byte, error) {
 	var b bytes.Buffer
 	part := func(t TableDelta) tableDeltaHeader {
-		return tableDeltaHeader{Put: len(t.Put), Delete: t.Delete, Records: len(t.Records), Sum: t.Sum}
+		return tableDeltaHeader{Put: len(t.Put), Delete: t.Delete, Records: len(t.Records), Sum: t.Sum, Edited: t.edited}
+	}
+	if len(d.Spec.edited)+len(d.Own.edited) > 0 {
+		b.WriteByte(formatEdited)
 	}
 	err := encode(&b, bytesOf(d.Spec.Put)+bytesOf(d.Own.Put) >= deflateFrom,
 		deltaHeader{From: d.From, To: d.To, Spec: part(d.Spec), Own: part(d.Own)},
@@ -142,11 +162,23 @@ func EncodeDelta(d Delta) ([]byte, error) {
 // DecodeDelta reads what EncodeDelta wrote. Whether it fits is for WithDelta to say.
 func DecodeDelta(data []byte) (Delta, error) {
 	var delta Delta
+	edits := len(data) > 0 && data[0] == formatEdited // of a delta
+	if edits {
+		data = data[1:]
+	}
 	err := decodeBytes(data, func(d *decoder) {
 		var h deltaHeader
 		d.header(&h)
 		part := func(h tableDeltaHeader) TableDelta {
 			t := TableDelta{Delete: h.Delete, Sum: h.Sum, Put: d.objects(h.Put)}
+			if edits {
+				t.edited = h.Edited
+			}
+			for i, e := range t.edited {
+				if e.At < 0 || e.At >= len(t.Put) || i > 0 && e.At <= t.edited[i-1].At {
+					d.fail(fmt.Errorf("it says that object %d of %d is an edit", e.At, len(t.Put)))
+				}
+			}
 			for range d.count(h.Records, maxHistory) {
 				t.Records = append(t.Records, d.record().withoutFormer())
 			}
@@ -198,6 +230,15 @@ func bytesOf(objects []Object) int {
 	return n
 }
 
+// deflaters are those that are not in use: each takes a megabyte.
+var deflaters = sync.Pool{New: func() any {
+	z, err := flate.NewWriter(nil, flate.BestSpeed)
+	if err != nil {
+		panic("store: " + err.Error()) // there is that level
+	}
+	return z
+}}
+
 // encode writes one thing: its format, its header, and what body writes.
 func encode(w io.Writer, deflated bool, header any, body func(*encoder)) error {
 	format, end := byte(formatPlain), func() error { return nil }
@@ -208,10 +249,9 @@ func encode(w io.Writer, deflated bool, header any, body func(*encoder)) error {
 		return err
 	}
 	if deflated {
-		z, err := flate.NewWriter(w, flate.BestSpeed)
-		if err != nil {
-			return err
-		}
+		z := deflaters.Get().(*flate.Writer)
+		defer deflaters.Put(z)
+		z.Reset(w)
 		w, end = z, z.Close
 	}
 	e := &encoder{w: bufio.NewWriterSize(w, 16<<10)}

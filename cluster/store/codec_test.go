@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func TestAChangeIsReadAsItWasWritten(t *testing.T) {
@@ -31,7 +30,7 @@ func TestAChangeIsReadAsItWasWritten(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if diff := gocmp.Diff(c, read, cmpopts.EquateEmpty()); diff != "" {
+		if diff := gocmp.Diff(c, read, same); diff != "" {
 			t.Errorf("%s:\n%s", name, diff)
 		}
 		if name == "compressed" && len(data) > 1024 {
@@ -61,7 +60,7 @@ func TestWhatIsOnPeoplesDisksIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := gocmp.Diff(want, got); diff != "" {
+	if diff := gocmp.Diff(want, got, same); diff != "" {
 		t.Error(diff)
 	}
 

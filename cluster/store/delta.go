@@ -63,6 +63,14 @@ type TableDelta struct {
 	Delete  []Ref    // in order; those that do not exist are passed over
 	Records []Record // of the changes between, without the objects that they replaced
 	Sum     uint64   // of the table at the later position
+
+	edited []deltaEdit // of those in Put, the ones whose bytes are pieces, in order
+}
+
+// deltaEdit says which object of a delta is an edit, and of which revision.
+type deltaEdit struct {
+	At int    `json:"at"`
+	Of uint64 `json:"of"`
 }
 
 // maxDelta bounds the bytes of the objects in a delta. Where more has changed, a snapshot is not much longer.
@@ -76,6 +84,74 @@ func (s *State) Since(from Position) (Delta, bool) {
 	d.Spec, spec = s.Table.since(from.Spec)
 	d.Own, own = s.Own.since(from.Own)
 	return d, spec && own
+}
+
+// Edited is the delta, which leads to this state, with edits in the place of large objects of the spec that differ little from what they were at
+// its beginning, as far as this state's history knows that. Who has no Format to read it must be sent the delta itself.
+func (s *State) Edited(d Delta) Delta {
+	for i, o := range d.Spec.Put {
+		if len(o.Bytes) < editsFrom {
+			continue
+		}
+		before, known := s.was(o.Ref(), d.From.Spec)
+		if !known {
+			continue
+		}
+		if pieces, ok := piecesOf(before.Bytes, o.Bytes, len(o.Bytes)/2); ok {
+			if d.Spec.edited == nil {
+				d.Spec.Put = slices.Clone(d.Spec.Put)
+			}
+			d.Spec.Put[i].Bytes, d.Spec.Put[i].digest = pieces, 0
+			d.Spec.edited = append(d.Spec.edited, deltaEdit{i, before.Revision})
+		}
+	}
+	return d
+}
+
+// was is an object as it was at a revision: as the first change since has found it. It is false if there was none, or it is not kept.
+func (t *Table) was(ref Ref, revision uint64) (Object, bool) {
+	records, ok := t.recordsSince(revision)
+	if !ok {
+		return Object{}, false
+	}
+	for _, r := range records {
+		if !contains(r.Put, ref) && !contains(r.Delete, ref) {
+			continue
+		}
+		i, found := find(r.before, ref)
+		if r.bare || !found {
+			return Object{}, false
+		}
+		return r.before[i], true
+	}
+	return Object{}, false
+}
+
+// contains says whether an ordered list has a reference.
+func contains(refs []Ref, ref Ref) bool {
+	_, found := slices.BinarySearchFunc(refs, ref, Ref.compare)
+	return found
+}
+
+// whole is the delta with its objects whole, which are edits of those of a table.
+func (d TableDelta) whole(t *Table) (TableDelta, error) {
+	if len(d.edited) == 0 {
+		return d, nil
+	}
+	d.Put = slices.Clone(d.Put)
+	for _, e := range d.edited {
+		o := &d.Put[e.At]
+		before, _ := t.Get(o.Kind, o.Name)
+		if before.Revision != e.Of {
+			return d, fmt.Errorf("%s %s: it is an edit of revision %d, and here it is of revision %d", o.Kind, o.Name, e.Of, before.Revision)
+		}
+		var err error
+		if o.Bytes, err = joined(before.Bytes, o.Bytes); err != nil {
+			return d, fmt.Errorf("%s %s: %w", o.Kind, o.Name, err)
+		}
+	}
+	d.edited = nil
+	return d, nil
 }
 
 func (t *Table) since(revision uint64) (TableDelta, bool) {
@@ -151,6 +227,10 @@ func (s *State) WithDelta(d Delta) (*State, error) {
 // apply turns the table into that at a later revision. Where all records between are known, it keeps of the objects that each
 // replaced those that can be told from the table, if they are asked for.
 func (t *Table) apply(to uint64, d TableDelta, former bool) error {
+	d, err := d.whole(t)
+	if err != nil {
+		return err
+	}
 	edits, err := d.edits()
 	if err != nil {
 		return err
@@ -219,18 +299,18 @@ func (d TableDelta) edits() ([]edit, error) {
 	return edits, nil
 }
 
-// sumAfter is what the table's sum would be after the delta.
+// sumAfter is what the table's sum would be after the delta, whose objects are whole.
 func (t *Table) sumAfter(d TableDelta) uint64 {
 	sum := t.sum
 	for _, o := range d.Put {
 		if old, found := t.Get(o.Kind, o.Name); found {
-			sum -= old.sum()
+			sum -= old.summed()
 		}
-		sum += o.sum()
+		sum += o.summed()
 	}
 	for _, ref := range d.Delete {
 		if old, found := t.Get(ref.Kind, ref.Name); found {
-			sum -= old.sum()
+			sum -= old.summed()
 		}
 	}
 	return sum

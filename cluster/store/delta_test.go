@@ -33,7 +33,7 @@ func TestADeltaLeadsToTheSameState(t *testing.T) {
 		for range rapid.IntRange(0, 20).Draw(t, "changes") {
 			c := Change{Time: then, Space: Space(rapid.IntRange(0, 1).Draw(t, "space")), Delete: rapid.SliceOfN(refs, 0, 3).Draw(t, "delete")}
 			for _, r := range rapid.SliceOfN(refs, 0, 3).Draw(t, "put") {
-				c.Put = append(c.Put, put(r.Kind, r.Name, rapid.SampledFrom([]string{"", "1", "2"}).Draw(t, "content")))
+				c.Put = append(c.Put, put(r.Kind, r.Name, rapid.SampledFrom([]string{"", "1", "2", long("1"), long("2"), long("3")}).Draw(t, "content")))
 			}
 			next, _, _ := states[len(states)-1].With(c)
 			states = append(states, next)
@@ -46,9 +46,18 @@ func TestADeltaLeadsToTheSameState(t *testing.T) {
 		if !ok {
 			t.Fatal("there is none")
 		}
+		whole := d
+		if rapid.Bool().Draw(t, "edits") {
+			if d = to.Edited(d); len(d.Spec.edited) > 0 && bytesOf(d.Spec.Put) >= bytesOf(whole.Spec.Put) {
+				t.Fatal("it is no shorter with edits")
+			}
+		}
 		data, err := EncodeDelta(d)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if (data[0] == formatEdited) != (len(d.Spec.edited) > 0) {
+			t.Fatalf("it is in format %d with %d edits", data[0], len(d.Spec.edited))
 		}
 		read, err := DecodeDelta(data)
 		if err != nil {
@@ -75,7 +84,7 @@ func TestADeltaLeadsToTheSameState(t *testing.T) {
 				}
 			}
 		}
-		if d.Spec.Sum != from.sumAfter(d.Spec) || d.Own.Sum != from.Own.sumAfter(d.Own) {
+		if whole.Spec.Sum != from.sumAfter(whole.Spec) || whole.Own.Sum != from.Own.sumAfter(whole.Own) {
 			t.Fatal("the sum is foretold otherwise")
 		}
 

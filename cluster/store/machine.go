@@ -1,8 +1,11 @@
 package store
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
@@ -11,14 +14,54 @@ import (
 )
 
 // machine applies the log (raft.BatchingFSM). It judges nothing but what State.With judges. At an entry that it cannot read,
-// written by a newer release, it stops for good: to pass over the entry would make this node differ from the others in silence.
+// written by a newer release, or that edits what this node has not, it stops for good: to pass over the entry would make this node differ from the others in silence.
 // A snapshot that it can read, or a newer release in its place, lets it go on.
 type machine struct {
 	now       *State // as of the last entry; owned by Raft's one goroutine
+	known     *State // what this node held before, until the log has come as far; nil: nothing
 	published latest.Value[*State]
 	fault     atomic.Pointer[FaultError]
 
 	changed, unchanged, conflicts atomic.Uint64
+
+	mu       sync.Mutex
+	foretold map[*byte]prophecy // by the data of entries that this node has proposed
+}
+
+// prophecy is what With made of a state and a change.
+type prophecy struct{ over, next *State }
+
+// foretell has an entry, known by the memory of its data, not be read again, nor applied anew, if it comes over the state that it was
+// foretold over: With is pure. It is until the entry is forgotten.
+func (m *machine) foretell(data []byte, p prophecy) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.foretold == nil {
+		m.foretold = map[*byte]prophecy{}
+	}
+	m.foretold[first(data)] = p
+}
+
+func (m *machine) forget(data []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.foretold, first(data))
+}
+
+// first is where data are in memory.
+func first(data []byte) *byte {
+	if len(data) == 0 {
+		return nil
+	}
+	return &data[0]
+}
+
+// fulfilled takes the state that was foretold, if it was foretold of what there is now.
+func (m *machine) fulfilled(data []byte) (next *State, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p, ok := m.foretold[first(data)]
+	return p.next, ok && p.over == m.now
 }
 
 // FaultError says why a node no longer applies what is agreed. It serves what it has.
@@ -64,12 +107,30 @@ func (m *machine) apply(entry *raft.Log, f *fresh) outcome {
 	if fault := m.fault.Load(); fault != nil {
 		return outcome{err: fault}
 	}
+	if next, ok := m.fulfilled(entry.Data); ok {
+		revision := next.Revision
+		if next.Revision == m.now.Revision {
+			revision = next.Own.Revision
+		}
+		m.now, *f = next, fresh{} // others have it already
+		m.changed.Add(1)
+		m.caughtUp()
+		return outcome{revision: revision}
+	}
 	c, err := decodeChange(entry.Data)
+	if err == nil {
+		c, err = m.now.whole(c)
+	}
+	if errors.As(err, new(*ConflictError)) {
+		m.conflicts.Add(1)
+		return outcome{err: err}
+	}
 	if err != nil {
 		fault := &FaultError{Index: entry.Index, Err: err}
 		m.fault.Store(fault)
 		return outcome{err: fault}
 	}
+	m.share(c.Space, c.Put)
 	next, revision, err := m.now.with(c, f)
 	switch {
 	case err != nil:
@@ -81,7 +142,29 @@ func (m *machine) apply(entry *raft.Log, f *fresh) outcome {
 		m.changed.Add(1)
 	}
 	m.now = next
+	m.caughtUp()
 	return outcome{revision: revision}
+}
+
+// share gives objects that are as they were known before the same memory: else a node that was started again would hold most of them twice,
+// as it read them from its journal and as they come from the log.
+func (m *machine) share(space Space, objects []Object) {
+	if m.known == nil {
+		return
+	}
+	for i := range objects {
+		o := &objects[i]
+		if known, ok := m.known.table(space).Get(o.Kind, o.Name); ok && bytes.Equal(known.Bytes, o.Bytes) {
+			o.Bytes = known.Bytes
+		}
+	}
+}
+
+// caughtUp forgets what was known before where the log has come as far.
+func (m *machine) caughtUp() {
+	if m.known != nil && m.now.Revision >= m.known.Revision && m.now.Own.Revision >= m.known.Own.Revision {
+		m.known = nil
+	}
 }
 
 // Snapshot implements raft.FSM.
@@ -99,7 +182,10 @@ func (m *machine) Restore(from io.ReadCloser) error {
 	if err != nil {
 		return err
 	}
+	m.share(Spec, s.Objects)
+	m.share(Own, s.Own.Objects)
 	m.now = s
+	m.caughtUp()
 	m.fault.Store(nil)
 	m.published.Set(s)
 	return nil

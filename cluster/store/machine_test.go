@@ -1,13 +1,67 @@
 package store
 
 import (
+	"bytes"
 	"fmt"
+	"io"
+	"strings"
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
 )
+
+// A node that is started again reads the same from its journal and from the log: it holds it once, until the log has come as far.
+func TestWhatIsKnownBeforeTakesNoOtherMemory(t *testing.T) {
+	entry := func(c Change) *raft.Log {
+		c.Time = then
+		data, err := encodeChange(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &raft.Log{Type: raft.LogCommand, Data: data}
+	}
+	log := []*raft.Log{
+		entry(Change{Put: []Object{put("k", "a", "1"), put("k", "b", "old")}}),
+		entry(Change{Put: []Object{put("k", "b", "2")}}),
+		entry(Change{Space: Own, Put: []Object{put("k", "a", "3")}}),
+	}
+	known := &machine{now: &State{}}
+	known.ApplyBatch(log)
+	same := func(a, b *Table, name string) bool {
+		x, _ := a.Get("k", name)
+		y, _ := b.Get("k", name)
+		return &x.Bytes[0] == &y.Bytes[0]
+	}
+
+	m := &machine{now: &State{}, known: known.now}
+	m.ApplyBatch(log[:1])
+	if !same(&m.now.Table, &known.now.Table, "a") || same(&m.now.Table, &known.now.Table, "b") || m.known == nil {
+		t.Error("after one entry the memory is another, or what was known is forgotten")
+	}
+	m.ApplyBatch(log[1:])
+	if !same(&m.now.Table, &known.now.Table, "b") || !same(&m.now.Own, &known.now.Own, "a") || m.known != nil {
+		t.Error("after all the memory is another, or what was known is not forgotten")
+	}
+
+	var snapshot bytes.Buffer
+	if err := WriteState(&snapshot, known.now); err != nil {
+		t.Fatal(err)
+	}
+	m = &machine{now: &State{}, known: known.now}
+	if err := m.Restore(io.NopCloser(&snapshot)); err != nil {
+		t.Fatal(err)
+	}
+	if !same(&m.now.Table, &known.now.Table, "a") || !same(&m.now.Own, &known.now.Own, "a") || m.known != nil || m.now.Sum() != known.now.Sum() {
+		t.Error("of a snapshot the memory is another, or what was known is not forgotten")
+	}
+}
+
+// long is long enough to be edited.
+func long(s string) string {
+	return strings.Repeat("a line of many\n", editsFrom/8) + s + "\n" + strings.Repeat("another line\n", 8)
+}
 
 // TestABatchIsWhatItsChangesAreOneByOne also watches that no state that anybody may have seen is written to.
 func TestABatchIsWhatItsChangesAreOneByOne(t *testing.T) {
@@ -16,28 +70,39 @@ func TestABatchIsWhatItsChangesAreOneByOne(t *testing.T) {
 		m := &machine{now: &State{}}
 		m.published.Set(m.now)
 		want := &State{}
+		foretold := m.now // over which a change may be foretold: it comes true, or not
 		var published, wanted []*State
 		for range rapid.IntRange(1, 6).Draw(t, "batches") {
 			var entries []*raft.Log
 			said := ""
 			for range rapid.IntRange(0, 6).Draw(t, "changes") {
 				c := Change{Time: then, Space: Space(rapid.IntRange(0, 1).Draw(t, "space")), ID: rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "id")}
-				if rapid.IntRange(0, 4).Draw(t, "expects") == 0 {
-					expect := rapid.Uint64Range(0, 9).Draw(t, "expect")
+				if rapid.IntRange(0, 2).Draw(t, "expects") > 0 {
+					expect := rapid.OneOf(rapid.Just(want.table(c.Space).Revision), rapid.Uint64Range(0, 9)).Draw(t, "expect")
 					c.Expect = &expect
 				}
 				for range rapid.IntRange(0, 2).Draw(t, "put") {
-					c.Put = append(c.Put, put("k", names.Draw(t, "name"), rapid.SampledFrom([]string{"", "1", "2"}).Draw(t, "content")))
+					c.Put = append(c.Put, put("k", names.Draw(t, "name"), rapid.SampledFrom([]string{"", "1", "2", long("1"), long("2"), long("2") + "3"}).Draw(t, "content")))
 				}
 				if rapid.IntRange(0, 4).Draw(t, "deletes") == 0 {
 					c.Delete = []Ref{{"k", names.Draw(t, "name")}}
 				}
-				data, err := encodeChange(c)
+				written := c
+				if rapid.Bool().Draw(t, "edits") { // of what will be, or of what no longer is
+					written, _ = rapid.SampledFrom([]*State{want, m.now}).Draw(t, "of").table(c.Space).edited(c)
+				}
+				data, err := encodeChange(written)
 				if err != nil {
 					t.Fatal(err)
 				}
 				entries = append(entries, &raft.Log{Type: raft.LogCommand, Data: data})
 				next, revision, err := want.With(c)
+				if over := rapid.SampledFrom([]*State{nil, m.now, foretold, want}).Draw(t, "foretold"); err == nil && over != nil {
+					if p, _, err := over.With(c); err == nil && p.Position() != over.Position() {
+						m.foretell(data, prophecy{over, p})
+						foretold = p
+					}
+				}
 				want = next
 				said += fmt.Sprintln(revision, err)
 			}

@@ -49,6 +49,8 @@ type Object struct {
 	Kind, Name string
 	Bytes      []byte
 	Revision   uint64 // of the change that wrote it
+
+	digest uint64 // see summed; 0: not computed yet
 }
 
 // Ref is the object's name.
@@ -78,6 +80,8 @@ type Change struct {
 
 	Author, Note string
 	Time         time.Time // zero: when the leader took it
+
+	patched bool // those in Put that have a revision are edits of the object of that revision, see edited
 }
 
 // ConflictError says that a change was made for another revision than the one it came to.
@@ -232,7 +236,7 @@ func (s *State) with(c Change, f *fresh) (next *State, revision uint64, err erro
 		case e.delete:
 			record.Delete = append(record.Delete, e.Ref())
 		default:
-			e.Revision = record.Revision
+			e.Revision, e.digest = record.Revision, 0
 			record.Put = append(record.Put, e.Ref())
 		}
 		if found {
@@ -312,12 +316,13 @@ func (t *Table) edit(edits []edit) {
 		rest = rest[i:]
 		if found {
 			t.size -= len(rest[0].Bytes)
-			t.sum -= rest[0].sum()
+			t.sum -= rest[0].summed()
 			rest = rest[1:]
 		}
 		if !e.delete {
+			e.digest = e.summed()
 			t.size += len(e.Bytes)
-			t.sum += e.sum()
+			t.sum += e.digest
 			t.Objects = append(t.Objects, e.Object)
 		}
 	}
@@ -337,8 +342,9 @@ func (t *Table) replace(edits []edit) bool {
 	}
 	for n, e := range edits {
 		old := &t.Objects[places[n]]
+		e.digest = e.summed()
 		t.size += len(e.Bytes) - len(old.Bytes)
-		t.sum += e.sum() - old.sum()
+		t.sum += e.digest - old.summed()
 		*old = e.Object
 	}
 	return true
@@ -362,12 +368,22 @@ func (o Object) sum() uint64 {
 	return binary.BigEndian.Uint64(h.Sum(head[:0]))
 }
 
+// summed is sum, which is not computed where it was before.
+func (o Object) summed() uint64 {
+	if o.digest != 0 {
+		return o.digest
+	}
+	return o.sum()
+}
+
 // measure computes what is kept by the way: sizes and the sum.
 func (t *Table) measure() {
 	t.size, t.sum, t.former, t.refs = 0, 0, 0, 0
-	for _, o := range t.Objects {
+	for i := range t.Objects {
+		o := &t.Objects[i]
+		o.digest = o.sum()
 		t.size += len(o.Bytes)
-		t.sum += o.sum()
+		t.sum += o.digest
 	}
 	for _, r := range t.History {
 		t.former += r.former()

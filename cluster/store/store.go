@@ -73,6 +73,11 @@ type Config struct {
 	RoundTrip time.Duration
 	// SnapshotAfter is how many changes a snapshot waits for; 0 means 1024. As many stay in the log behind it.
 	SnapshotAfter uint64
+	// Reads says the newest format (Format) that a node reads; 0, and nil, is that it is not heard of. What a member is not known to read is not written
+	// into the log.
+	Reads func(node string) int
+	// Known is what this node holds already, or nil: what the log says again of it takes no other memory.
+	Known *State
 	// NoSync does not flush to disk: a loss of power then loses what the cluster was promised. For tests.
 	NoSync bool
 }
@@ -95,6 +100,7 @@ type Store struct {
 	leader    latest.Value[Leader]
 	last      atomic.Pointer[Leader] // the last that was known
 	disks     diskHealth
+	edited    atomic.Uint64 // changes that were written as edits
 
 	done     chan struct{} // closed when Close begins to end things
 	watching sync.WaitGroup
@@ -185,8 +191,10 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.SnapshotAfter == 0 {
 		cfg.SnapshotAfter = snapshotAfter
 	}
+	known := cfg.Known
+	cfg.Known = nil // the machine forgets it when it may
 	s := &Store{
-		cfg: cfg, machine: &follower{machine: &machine{now: &State{}}}, ready: make(chan struct{}), done: make(chan struct{}),
+		cfg: cfg, machine: &follower{machine: &machine{now: &State{}, known: known}}, ready: make(chan struct{}), done: make(chan struct{}),
 		proposed: make(chan *Pending, maxPending), verifies: make(chan chan error),
 	}
 	s.last.Store(&Leader{})
@@ -375,6 +383,7 @@ func (s *Store) Counters() map[string]uint64 {
 		"store_revision":                s.State().Get().Revision,
 		"store_changes_total":           s.machine.changed.Load(),
 		"store_changes_unchanged_total": s.machine.unchanged.Load(),
+		"store_changes_edited_total":    s.edited.Load(),
 		"store_conflicts_total":         s.machine.conflicts.Load(),
 		"store_term":                    s.leader.Get().Term,
 		"store_fault":                   fault,
