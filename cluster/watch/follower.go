@@ -426,7 +426,7 @@ func (f *Follower) read(s *stream, once bool) error {
 // greet says hello, and where this node is.
 func (f *Follower) greet(s *stream, had *store.State) error {
 	f.mu.Lock()
-	h := hello{Name: f.cfg.Self, Fresh: f.fresh || had == nil}
+	h := hello{Name: f.cfg.Self, Reads: store.Format, Fresh: f.fresh || had == nil}
 	f.mu.Unlock()
 	if had != nil {
 		h.Position, h.SpecSum, h.OwnSum = had.Position(), had.Sum(), had.Own.Sum()

@@ -83,6 +83,8 @@ type hello struct {
 	Position store.Position `json:"position"`
 	SpecSum  uint64         `json:"specSum"`
 	OwnSum   uint64         `json:"ownSum"`
+	// Reads is the newest format of deltas that it reads (store.Format).
+	Reads int `json:"reads,omitempty"`
 }
 
 // beat is what a source says of itself.

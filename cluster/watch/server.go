@@ -287,6 +287,7 @@ func (s *Server) serve(st *outflow) error {
 
 	ctx, end := context.WithCancelCause(s.ctx)
 	feed := &feed{server: s, frames: fr, told: told, next: time.Now().Add(beatEvery), acked: make(chan store.Position, 1)}
+	feed.edits = h.Reads >= store.Format
 	feed.has = has{fresh: h.Fresh, head: head{Position: h.Position, SpecSum: h.SpecSum, OwnSum: h.OwnSum}}
 	var acks sync.WaitGroup
 	acks.Go(func() {
@@ -308,6 +309,7 @@ type feed struct {
 	server  *Server
 	frames  *frames
 	has     has
+	edits   bool             // the follower reads them
 	told    beat             // the last
 	next    time.Time        // when the next beat is due
 	sent    time.Time        // when the last message was
@@ -418,7 +420,7 @@ func (f *feed) bring(ctx context.Context, state *store.State) error {
 		var m *message
 		var err error
 		if !f.has.fresh && position != f.has.Position {
-			m, err = shelf.delta(ctx, f.has.Position, state, f.beat)
+			m, err = shelf.delta(ctx, f.has.Position, state, f.edits, f.beat)
 		}
 		if m == nil && err == nil {
 			m, err = shelf.snapshot(ctx, state, f.beat)

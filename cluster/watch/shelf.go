@@ -37,6 +37,7 @@ type shelf struct {
 // message is encoded by who asks for it first; the others wait. What is set before ready is closed stays.
 type message struct {
 	delta  bool
+	edits  bool           // of a delta: its large objects may be edits
 	from   store.Position // of a delta
 	to     *store.State
 	ready  chan struct{}
@@ -48,9 +49,9 @@ type message struct {
 
 // delta returns the message from a position to a state; nil where there is none, because the history does not go back so far
 // or it would be too long. It is to be given back. Who waits for it beats.
-func (s *shelf) delta(ctx context.Context, from store.Position, to *store.State, beat func() error) (*message, error) {
-	return s.take(ctx, &message{delta: true, from: from, to: to}, beat, func(m *message) bool {
-		return m.delta && m.from == from && m.to == to
+func (s *shelf) delta(ctx context.Context, from store.Position, to *store.State, edits bool, beat func() error) (*message, error) {
+	return s.take(ctx, &message{delta: true, edits: edits, from: from, to: to}, beat, func(m *message) bool {
+		return m.delta && m.edits == edits && m.from == from && m.to == to
 	})
 }
 
@@ -126,6 +127,9 @@ func (s *shelf) encode(m *message) ([]byte, error) {
 	d, ok := m.to.Since(m.from)
 	if !ok {
 		return nil, nil
+	}
+	if m.edits {
+		d = m.to.Edited(d)
 	}
 	body, err := store.EncodeDelta(d)
 	if err != nil || len(body) > maxDelta {

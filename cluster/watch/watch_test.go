@@ -467,6 +467,57 @@ func TestFramesOfALaterReleaseArePassedOver(t *testing.T) {
 	})
 }
 
+// TestEditsGoToThoseWhoReadThem has a follower of this release and one of a release before that says of no format that it reads it.
+func TestEditsGoToThoseWhoReadThem(t *testing.T) {
+	text := func(value int) string {
+		var b strings.Builder
+		for i := range 500 {
+			fmt.Fprintf(&b, "  - {name: host-%d, type: A, values: [192.0.2.%d]}\n", i, i*value%251)
+		}
+		return b.String() + fmt.Sprintf("  - {name: last, type: A, values: [203.0.113.%d]}\n", value)
+	}
+	inWorld(t, 1, 2, func(t *testing.T, w *world) {
+		zone := text(1)
+		w.put("zone", zone)
+		w.agreed(time.Minute, w.nodes)
+		from := w.state
+		hello := func(reads string) []byte {
+			return fmt.Appendf(nil, `{"name":"x%d","position":{"spec":%d,"own":%d},"specSum":%d,"ownSum":%d%s}`, len(reads),
+				from.Position().Spec, from.Position().Own, from.Sum(), from.Own.Sum(), reads)
+		}
+		host := w.in.Host("x", places[0], netip.MustParseAddr("10.9.9.9"))
+		speak := func(reads string) *frames {
+			fr := testFrames(w.dial(host, w.nodes[0]))
+			must(t, fr.write(kindHello, hello(reads)))
+			return fr
+		}
+		now, before := speak(fmt.Sprintf(`,"reads":%d`, store.Format)), speak("")
+		w.put("zone", zone[:len(zone)-4]+"9]}\n")
+		w.agreed(time.Minute, w.nodes)
+		for _, test := range []struct {
+			fr    *frames
+			edits bool
+		}{{now, true}, {before, false}} {
+			kind, payload, err := test.fr.read()
+			for kind != kindPart && err == nil {
+				kind, payload, err = test.fr.read()
+			}
+			must(t, err)
+			d, err := store.DecodeDelta(payload)
+			must(t, err)
+			if edits := payload[0] == store.Format; edits != test.edits || edits && len(payload) > 500 {
+				t.Errorf("there are edits: %v, in %d bytes", edits, len(payload))
+			}
+			next, err := from.WithDelta(d)
+			must(t, err)
+			if next.Sum() != w.state.Sum() {
+				t.Error("it leads elsewhere")
+			}
+			test.fr.conn.Close()
+		}
+	})
+}
+
 // source is a machine that speaks by a script to all who dial it. A world has at most one.
 func (w *world) source(name string, speak func(conn net.Conn, fr *frames)) Source {
 	w.t.Helper()
