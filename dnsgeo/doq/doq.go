@@ -1,8 +1,8 @@
 // Package doq carries DNS over QUIC (RFC 9250): a connection has a stream for each query, and the response comes on it. It reads no
 // more of a message than who sent it has to keep to: what the messages mean is for the function that answers.
 //
-// When something breaks: a client that does not keep to the protocol has its connection closed, and counted; one that is too many is
-// refused; one that is slow is cut off stream by stream.
+// When something breaks: a client that does not keep to the protocol has its connection closed, and counted; where there are too many, one
+// that is silent goes; one that is slow is cut off stream by stream.
 package doq
 
 import (
@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"github.com/perigee-net/perigee/dnsgeo/crowd"
 )
 
 // ALPN is the name of the protocol in TLS (RFC 9250 §4.1.1).
@@ -27,16 +29,19 @@ const ALPN = "doq"
 const (
 	noError       = 0x0
 	protocolError = 0x2
+	excessiveLoad = 0x4
 	unspecified   = 0x5
 )
 
 const (
-	// maxConns is how many connections there are at once, and maxConnsPerClient how many of one client: one IPv4 /24, or one /48 of
-	// IPv6. More are refused, and their clients ask by other means. This machine itself is no client.
-	maxConns, maxConnsPerClient = 4096, 256
+	// maxHandshakes is how many are under way at once, and maxHandshakesPerClient how many of one client (crowd.Client), unless that is
+	// this machine. More are refused, and their clients ask by other means. Only those whose handshake has ended, who are where they
+	// say, are among the crowd and can have another connection end.
+	maxHandshakes, maxHandshakesPerClient = 1024, 128
 
-	// maxStreams is how many queries of one connection are in flight; more must wait.
-	maxStreams = 128
+	// maxStreams is how many queries of one connection are in flight; more must wait. maxQueries is how many of all: a stream beyond is
+	// reset.
+	maxStreams, maxQueries = 128, 8192
 
 	// unproven is how many handshakes are begun with clients who may not be where they say; from there on each has to show first that
 	// it receives what is sent to it (RFC 9000 §8.1.2).
@@ -82,19 +87,26 @@ type Door struct {
 	rooms     sync.Pool
 	counts    counters
 
+	crowd   crowd.Crowd // connections whose handshake has ended
+	began   time.Time
+	queries atomic.Int64 // in flight
+
 	mu         sync.Mutex
-	n          int
 	handshakes int
-	clients    map[netip.Prefix]int
+	beginners  map[netip.Prefix]int // handshakes by client
 }
 
 type counters struct {
-	conns, refused, retries, failed, breaches, early atomic.Uint64
+	conns, displaced, refused, over, retries, failed, breaches, early atomic.Uint64
+}
+
+func newDoor(c Config) *Door {
+	return &Door{config: c, began: time.Now(), beginners: map[netip.Prefix]int{}}
 }
 
 // Open makes a Door.
 func Open(c Config) (*Door, error) {
-	d := &Door{config: c, clients: map[netip.Prefix]int{}}
+	d := newDoor(c)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.rooms.New = func() any { b := make([]byte, 2*(2+c.MaxQuery)); return &b }
 	token, reset := quic.TokenGeneratorKey(c.TokenKey), quic.StatelessResetKey(c.ResetKey)
@@ -160,52 +172,50 @@ type guestKey struct{}
 // guest is a connection as it is counted.
 type guest struct {
 	door    *Door
-	network netip.Prefix
+	from    netip.Addr
 	settled sync.Once // its handshake has ended
+	place   crowd.Place
 }
 
-// arrives gives a connection a place, before anything is done for it. The context ends with the connection.
+// arrives lets a connection begin its handshake, before anything is done for it. The context ends with the connection.
 func (d *Door) arrives(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
-	from := addressOf(info.RemoteAddr)
-	bits := 24
-	if from.Is6() {
-		bits = 48
-	}
-	g := &guest{door: d}
-	g.network, _ = from.Prefix(bits)
+	g := &guest{door: d, from: addressOf(info.RemoteAddr)}
+	client := crowd.Client(g.from)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.n >= maxConns || d.clients[g.network] >= maxConnsPerClient && !from.IsLoopback() {
+	if d.handshakes >= maxHandshakes || d.beginners[client] >= maxHandshakesPerClient && !g.from.IsLoopback() {
 		d.counts.refused.Add(1)
 		return nil, errTooMany
 	}
-	d.n++
 	d.handshakes++
-	d.clients[g.network]++
-	context.AfterFunc(ctx, g.leave)
+	d.beginners[client]++
+	context.AfterFunc(ctx, func() { g.settle(false) })
 	return context.WithValue(ctx, guestKey{}, g), nil
 }
 
 // settle is the end of a handshake, for better or worse.
 func (g *guest) settle(well bool) {
 	g.settled.Do(func() {
-		g.door.mu.Lock()
-		g.door.handshakes--
-		g.door.mu.Unlock()
+		d, client := g.door, crowd.Client(g.from)
+		d.mu.Lock()
+		d.handshakes--
+		if d.beginners[client]--; d.beginners[client] == 0 {
+			delete(d.beginners, client)
+		}
+		d.mu.Unlock()
 		if !well {
-			g.door.counts.failed.Add(1)
+			d.counts.failed.Add(1)
 		}
 	})
 }
 
-func (g *guest) leave() {
-	g.settle(false)
-	d := g.door
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.n--
-	if d.clients[g.network]--; d.clients[g.network] == 0 {
-		delete(d.clients, g.network)
+// enters gives a connection whose handshake has ended its place.
+func (d *Door) enters(g *guest, end func()) {
+	g.settle(true)
+	g.place.End = end
+	g.place.Heard(time.Since(d.began))
+	if d.crowd.Enter(&g.place, g.from) {
+		d.counts.displaced.Add(1)
 	}
 }
 
@@ -219,14 +229,15 @@ func addressOf(a net.Addr) netip.Addr {
 // serve is the life of a connection.
 func (d *Door) serve(conn *quic.Conn) {
 	d.counts.conns.Add(1)
+	g := conn.Context().Value(guestKey{}).(*guest)
+	defer d.crowd.Leave(&g.place) // when whoever may have it enter has ended
 	var streams sync.WaitGroup
 	defer streams.Wait()
 	defer context.AfterFunc(d.ctx, func() { conn.CloseWithError(noError, "") })()
-	g := conn.Context().Value(guestKey{}).(*guest)
 	streams.Go(func() {
 		select {
 		case <-conn.HandshakeComplete():
-			g.settle(true)
+			d.enters(g, func() { conn.CloseWithError(excessiveLoad, "") })
 		case <-conn.Context().Done():
 		}
 	})
@@ -235,12 +246,22 @@ func (d *Door) serve(conn *quic.Conn) {
 		if err != nil {
 			return
 		}
-		streams.Go(func() { d.answer(conn, stream) })
+		if d.queries.Add(1) > maxQueries {
+			d.queries.Add(-1)
+			d.counts.over.Add(1)
+			stream.CancelRead(excessiveLoad)
+			stream.CancelWrite(excessiveLoad)
+			continue
+		}
+		streams.Go(func() {
+			defer d.queries.Add(-1)
+			d.answer(conn, g, stream)
+		})
 	}
 }
 
 // answer is the life of a stream: a query and its end, the response and its end (RFC 9250 §4.2).
-func (d *Door) answer(conn *quic.Conn, s *quic.Stream) {
+func (d *Door) answer(conn *quic.Conn, g *guest, s *quic.Stream) {
 	room := d.rooms.Get().(*[]byte)
 	defer d.rooms.Put(room)
 	_ = s.SetDeadline(time.Now().Add(streamTime))
@@ -254,6 +275,7 @@ func (d *Door) answer(conn *quic.Conn, s *quic.Stream) {
 		s.CancelWrite(unspecified)
 		return
 	}
+	g.place.Heard(time.Since(d.began))
 	if d.isEarly(conn) {
 		d.counts.early.Add(1)
 		if d.config.Once(query) {
@@ -328,12 +350,11 @@ func (d *Door) isEarly(conn *quic.Conn) bool {
 
 // Counters are totals since Open, and how many connections there are.
 func (d *Door) Counters() map[string]uint64 {
-	d.mu.Lock()
-	n := d.n
-	d.mu.Unlock()
 	c := &d.counts
 	return map[string]uint64{
-		"dns_quic_connections":                   uint64(n),
+		"dns_quic_connections":                   uint64(d.crowd.Size()),
+		"dns_quic_connections_displaced_total":   c.displaced.Load(),
+		"dns_quic_queries_over_bounds_total":     c.over.Load(),
 		"dns_quic_connections_total":             c.conns.Load(),
 		"dns_quic_connections_over_bounds_total": c.refused.Load(),
 		"dns_quic_retries_total":                 c.retries.Load(),

@@ -20,6 +20,8 @@ import (
 
 	"github.com/quic-go/quic-go"
 
+	"github.com/perigee-net/perigee/dnsgeo/crowd"
+
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
@@ -250,17 +252,17 @@ func TestEarlyQueriesAreAnsweredEarlyUnlessTheyAreForOnce(t *testing.T) {
 	})
 }
 
-func TestConnectionsOfAClientAreBounded(t *testing.T) {
+func TestHandshakesOfAClientAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &Door{clients: map[netip.Prefix]int{}}
+		d := newDoor(Config{})
 		var ends []context.CancelFunc
 		arrive := func(from string) error {
 			ctx, end := context.WithCancel(t.Context())
 			ends = append(ends, end)
-			_, err := w.arrives(ctx, &quic.ClientInfo{RemoteAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 1))})
+			_, err := d.arrives(ctx, &quic.ClientInfo{RemoteAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 1))})
 			return err
 		}
-		for range maxConnsPerClient {
+		for range maxHandshakesPerClient {
 			if err := arrive("2001:db8:1::1"); err != nil {
 				t.Fatal(err)
 			}
@@ -271,15 +273,75 @@ func TestConnectionsOfAClientAreBounded(t *testing.T) {
 		if arrive("2001:db8:2::1") != nil {
 			t.Error("another client was not")
 		}
-		if !w.mustProve(nil) {
+		for i := range maxHandshakes - maxHandshakesPerClient - 1 {
+			if arrive(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}).String()) != nil {
+				t.Fatal("another client was not")
+			}
+		}
+		if arrive("2001:db8:3::1") == nil {
+			t.Error("one more than there may be was let in")
+		}
+		if !d.mustProve(nil) {
 			t.Error("with so many handshakes nobody has to show where it is")
 		}
 		for _, end := range ends {
 			end()
 		}
 		synctest.Wait()
-		if w.n != 0 || w.handshakes != 0 || len(w.clients) != 0 || w.mustProve(nil) {
-			t.Errorf("%d connections, %d handshakes, %d clients are left", w.n, w.handshakes, len(w.clients))
+		if d.handshakes != 0 || len(d.beginners) != 0 || d.mustProve(nil) {
+			t.Errorf("%d handshakes of %d clients are left", d.handshakes, len(d.beginners))
+		}
+		if n := d.Counters()["dns_quic_connections_over_bounds_total"]; n != 2 {
+			t.Errorf("%d were refused", n)
+		}
+	})
+}
+
+// At the bound of connections the one that is silent for longest goes, and hears why.
+func TestWhoIsSilentMakesRoom(t *testing.T) {
+	inWorld(t, func(w *world) {
+		silent := w.dial()
+		if _, err := ask(w, silent, query("a whole query")); err != nil {
+			w.Fatal(err)
+		}
+		ended := 0
+		for i := range crowd.Max { // the others are of as many networks
+			g := &guest{door: w.door, from: netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1})}
+			g.settled.Do(func() {})
+			w.door.enters(g, func() { ended++ })
+		}
+		synctest.Wait()
+		var why *quic.ApplicationError
+		if err := context.Cause(silent.Context()); !errors.As(err, &why) {
+			time.Sleep(roundTrip)
+			if err = context.Cause(silent.Context()); !errors.As(err, &why) {
+				w.Fatalf("it goes on: %v", err)
+			}
+		}
+		if why.ErrorCode != excessiveLoad || ended != 0 {
+			w.Errorf("it ended by %v, and %d others did", why, ended)
+		}
+		if c := w.door.Counters(); c["dns_quic_connections"] != crowd.Max || c["dns_quic_connections_displaced_total"] != 1 {
+			w.Errorf("counted %v", c)
+		}
+	})
+}
+
+// Queries in flight are bounded over all connections.
+func TestTooManyQueriesAreReset(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.door.queries.Store(maxQueries)
+		conn := w.dial()
+		var why *quic.StreamError
+		if _, err := ask(w, conn, query("a whole query")); !errors.As(err, &why) || why.ErrorCode != excessiveLoad {
+			w.Errorf("got %v", err)
+		}
+		w.door.queries.Store(0)
+		if got, err := ask(w, conn, query("a whole query")); err != nil || got != "a whole query answered" {
+			w.Errorf("then got %q, %v", got, err)
+		}
+		if n := w.door.Counters()["dns_quic_queries_over_bounds_total"]; n != 1 {
+			w.Errorf("counted %d", n)
 		}
 	})
 }
