@@ -1,13 +1,15 @@
 // Package http1 is the head of an HTTP/1 message as bytes. Requests are read strictly, without allocation, and graded by how far
 // two readers of one could disagree about where it ends; responses are read strictly, or are a Fault. It opens no sockets and
-// answers nothing: node/front reads requests from connections, edge/cdn answers, origin/wire reads responses.
+// answers nothing: node/front reads requests from connections, edge/cdn and origin answer, origin/wire reads responses.
 //
 // When things break: a request that is not of the plain form is no error here. It is left, bytes and all, to net/http.
 package http1
 
 import (
+	"context"
 	"net/netip"
 	"os"
+	"time"
 )
 
 // Field is one line of a header, as it was sent. The name is a token; the value has no white space around it.
@@ -29,6 +31,7 @@ type Request struct {
 	// What who reads from the connection knows besides.
 	TLS    bool
 	Remote netip.AddrPort
+	Now    time.Time // when it had come
 }
 
 // Response is an answer that is there already. What answers appends the status line and all fields, with the empty line at
@@ -45,10 +48,34 @@ type Response struct {
 	Length int64
 	// Memory, if it is set, is the same bytes, for who cannot have the kernel send a file.
 	Memory []byte
-	// Done, if it is set, is called when File is not read any more.
+	// Done, if it is set, is called when none of this is used any more.
 	Done func()
 }
 
 // Quick answers a request of the plain form at once, without waiting for anything and without allocation, or says that it
 // does not: then the request is served as any other. It is called by many goroutines at a time.
 type Quick func(q *Request, a *Response) bool
+
+// Relay answers a request of the plain form by asking somebody else, on the goroutine that it is called on; it waits for a second at
+// most. Room is called when the answer is there, for the room in a.Head, and a.Done when a.Body was used. If it is not answered, it is to be
+// served as any other, and what was begun for it, if anything was, goes on with that: see Begin.
+type Relay func(q *Request, a *Response, room func() []byte) (answered bool, begun Begun)
+
+// Begun is what a Relay has begun.
+type Begun interface {
+	// Drop ends it, unless somebody goes on with it.
+	Drop()
+}
+
+type begunKey struct{}
+
+// Begin has a request's context tell what was begun for it.
+func Begin(ctx context.Context, b Begun) context.Context {
+	return context.WithValue(ctx, begunKey{}, b)
+}
+
+// BegunFor is what was begun for a request; nil: nothing.
+func BegunFor(ctx context.Context) Begun {
+	b, _ := ctx.Value(begunKey{}).(Begun)
+	return b
+}

@@ -93,18 +93,11 @@ func (q *Request) parseLine(line []byte) bool {
 
 // parseField reads "Name: value".
 func (q *Request) parseField(line []byte) bool {
-	n := 0
-	for n < len(line) && class[line[n]]&inToken != 0 {
-		n++
-	}
-	if n == 0 || n == len(line) || line[n] != ':' {
+	name, value, ok := cutField(line)
+	if !ok {
 		return false
 	}
-	name, value := line[:n], trim(line[n+1:])
-	if !clean(value) {
-		return false
-	}
-	switch n {
+	switch n := len(name); n {
 	case len("host"):
 		if is(name, "host") {
 			if q.Host != nil || !hostly(value) {

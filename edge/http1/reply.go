@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/textproto"
 	"strings"
+	"unsafe"
 )
 
 // Fault is what is wrong with a response's head or trailers. Who has read it can trust nothing that follows on the connection.
@@ -35,7 +36,8 @@ type Reply struct {
 	Chunked bool
 	// Last says that nothing else may be read from the connection after this response: the origin said so, it is of HTTP/1.0
 	// and did not say otherwise, or it was written in a way that another reader may take for something else: both a length
-	// and chunks, or lines that end by LF alone.
+	// and chunks, lines that end by LF alone, or a body that is announced where none may be (1xx, 204, 304), which may come yet,
+	// and would be taken for the answer to what is asked next. An interim response says it of the one that it announces.
 	Last bool
 }
 
@@ -96,13 +98,9 @@ func (r *Reply) statusLine(line string) bool {
 		return false
 	}
 	r.Status = line[9:]
-	for _, c := range []byte(r.Status[:3]) {
-		if !digit(c) {
-			return false
-		}
-		r.Code = 10*r.Code + int(c-'0')
-	}
-	return r.Code >= 100 && (len(r.Status) == 3 || r.Status[3] == ' ') && clean([]byte(r.Status))
+	code, ok := length(r.Status[:3])
+	r.Code = int(code)
+	return ok && r.Code >= 100 && (len(r.Status) == 3 || r.Status[3] == ' ') && IsValue(r.Status)
 }
 
 // readFields reads field lines up to an empty one, which ends the text.
@@ -143,14 +141,7 @@ func readFields(text string) (h map[string][]string, odd bool, err error) {
 }
 
 // IsValue says whether this may be a field's value (RFC 9110, 5.5): it has no control character but the tab.
-func IsValue(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
-			return false
-		}
-	}
-	return true
-}
+func IsValue(s string) bool { return clean(unsafe.Slice(unsafe.StringData(s), len(s))) }
 
 // frame reads the fields that say where the response ends (RFC 9112, 6).
 func (r *Reply) frame() error {
@@ -200,13 +191,16 @@ func (r *Reply) frame() error {
 			kept = kept || strings.EqualFold(option, "keep-alive")
 		}
 	}
-	r.Last = r.Last || r.Minor == 0 && !kept
+	r.Last = r.Last || r.Minor == 0 && !kept || !r.mayHaveBody() && (r.Chunked || r.Length > 0)
 	return nil
 }
 
+// mayHaveBody says whether responses of the status may have a body (RFC 9112, 6.3).
+func (r *Reply) mayHaveBody() bool { return r.Code >= 200 && r.Code != 204 && r.Code != 304 }
+
 // HasBody says whether a response to this method has a body, whatever its header says (RFC 9112, 6.3).
 func (r *Reply) HasBody(method string) bool {
-	return method != "HEAD" && r.Code >= 200 && r.Code != 204 && r.Code != 304
+	return method != "HEAD" && r.mayHaveBody()
 }
 
 // Data copies what is data of a chunked body from a piece of it, as much as there is room for. It says how many bytes of the piece
