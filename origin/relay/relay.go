@@ -3,7 +3,7 @@
 // for a whole one.
 //
 // It dials nothing, chooses nothing and looks at no byte. Between two TCP sockets on Linux the kernel moves the bytes
-// (splice), and they never come up here.
+// (splice), and they never come up here, but for the first of each direction, which cost less to copy.
 //
 // When things break: an error on either end, or silence for the idle time, resets both. What was on its way is
 // lost, and both ends know.
@@ -12,7 +12,9 @@ package relay
 import (
 	"errors"
 	"io"
+	"math"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,12 +26,16 @@ var ErrIdle = errors.New("no traffic for the idle time")
 // looks is how many times in an idle time a flow is looked at, so one is cut off at most an eighth later.
 const looks = 8
 
-// A direction reads into smallBuffer bytes as long as little comes, so that quiet flows hold little memory, and
-// into largeBuffer bytes from the pool while they come fast.
+// A direction holds largeBuffer bytes from the pool from when bytes have come until they are taken, and none while it waits for some. Where
+// nothing tells that they have come, it reads into smallBuffer bytes as long as little comes.
 const (
 	smallBuffer = 4 << 10
 	largeBuffer = 64 << 10
 )
+
+// copied is how many bytes of a direction are copied before the kernel moves the rest: to move few costs more than to copy them, and while it waits
+// for some to move it holds a pipe.
+const copied = 128 << 10
 
 // buffers is a cache and no state: nothing depends on what is in it.
 var buffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
@@ -44,6 +50,13 @@ type Result struct {
 	Broke End
 }
 
+// Leg is the way between this node and the other end of a TCP connection.
+type Leg struct {
+	RTT                   time.Duration // smoothed
+	Retransmitted         uint64        // segments that were sent again, in the life of the connection
+	PacketsIn, PacketsOut uint64        // segments, those without data included
+}
+
 // End is one end of a flow.
 type End int
 
@@ -54,17 +67,27 @@ const (
 	B
 )
 
-// Pipe carries bytes between a and b until both directions have ended, and closes both. The end of a direction travels
-// by CloseWrite() error where the conn has it; one without ends whole. Silence of both directions for idle
-// breaks the flow off; 0 lets it be silent for ever.
-func Pipe(a, b net.Conn, idle time.Duration) Result {
-	f := &flow{a: a, b: b}
+// Pipe is New and Run in one.
+func Pipe(a, b net.Conn, idle time.Duration) Result { return New(a, b, idle).Run() }
+
+// New makes a flow between a and b that Run is to carry. Silence of both directions for idle breaks it off; 0 lets it be silent for ever.
+func New(a, b net.Conn, idle time.Duration) *Flow {
+	f := &Flow{a: a, b: b, idle: idle}
 	f.progress = f.counted
 	if counted := kernelProgress(a, b); counted != nil {
 		f.progress, f.spliced = counted, true
 	}
-	if idle > 0 {
-		f.watch(max(idle/looks, 1))
+	return f
+}
+
+// Run carries bytes until both directions have ended, and closes both ends. The end of a direction travels by CloseWrite() error where the
+// conn has it; one without ends whole. It is to be called once.
+func (f *Flow) Run() Result {
+	a, b := f.a, f.b
+	if f.idle > 0 {
+		f.watch(max(f.idle/looks, 1))
+	} else {
+		keepAlive(b)
 	}
 	var back sync.WaitGroup
 	back.Go(func() { f.carry(a, b, A, B, &f.bToA) })
@@ -75,6 +98,16 @@ func Pipe(a, b net.Conn, idle time.Duration) Result {
 	a.Close()
 	b.Close()
 	return Result{AToB: f.aToB.written.Load(), BToA: f.bToA.written.Load(), Err: err, Broke: broke}
+}
+
+// AddrPort is the address of one end of a TCP connection, in the family it has on the wire; of others the zero one.
+func AddrPort(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	at := tcp.AddrPort()
+	return netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port())
 }
 
 // Abort closes a conn so that the other end sees a reset and not an end: by Abort() if the conn has it, or by
@@ -89,9 +122,27 @@ func Abort(c net.Conn) {
 	c.Close()
 }
 
-// flow is one Pipe.
-type flow struct {
+// Break breaks the flow off, so that both ends see a reset; err is what Run says of it. A flow that has ended stays as it ended.
+func (f *Flow) Break(err error) { f.fail(err, Unknown) }
+
+// Moved is how many bytes each direction has carried so far. Of bytes that the kernel moves it is what a has received, and what of those sent to it
+// has arrived.
+func (f *Flow) Moved() (aToB, bToA int64) {
+	aToB, bToA = f.aToB.written.Load(), f.bToA.written.Load()
+	if f.spliced {
+		received, acked := kernelCounts(f.a)
+		aToB, bToA = max(aToB, received), max(bToA, acked)
+	}
+	return aToB, bToA
+}
+
+// Flow is the bytes between two ends. Its methods may be called at once.
+type Flow struct {
+	// Last is called once, just before both ends are closed, for who wants to look at them; nil: nobody. It is to be set before Run.
+	Last func()
+
 	a, b       net.Conn
+	idle       time.Duration
 	aToB, bToA direction
 	spliced    bool
 	progress   func() uint64 // changes whenever bytes move
@@ -106,20 +157,24 @@ type flow struct {
 type direction struct{ read, written atomic.Int64 }
 
 // carry is one direction, to one end from the other.
-func (f *flow) carry(dst, src net.Conn, to, from End, d *direction) {
+func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) {
 	broke := from
 	var err error
+	writing, more := false, false
 	if f.spliced {
+		writing, more, err = copySome(dst, src, d)
+	} else {
+		writing, err = copyAll(dst, src, d)
+	}
+	if writing {
+		broke = to
+	}
+	if more {
 		var n int64
 		n, err = dst.(*net.TCPConn).ReadFrom(src)
-		d.written.Store(n)
+		d.written.Add(n)
 		if n > 0 {
 			broke = Unknown
-		}
-	} else {
-		var writing bool
-		if writing, err = copyAll(dst, src, d); writing {
-			broke = to
 		}
 	}
 	if err == nil {
@@ -139,6 +194,9 @@ func closeWrite(c net.Conn) error {
 
 // copyAll copies to the end of src. Writing says that an error is that of dst.
 func copyAll(dst io.Writer, src io.Reader, d *direction) (writing bool, err error) {
+	if source := patiently(src); source != nil {
+		return copyPatiently(dst, source, d, math.MaxInt64)
+	}
 	small := make([]byte, smallBuffer)
 	buf := small
 	var large *[largeBuffer]byte
@@ -174,20 +232,39 @@ func copyAll(dst io.Writer, src io.Reader, d *direction) (writing bool, err erro
 	}
 }
 
+// copySome copies what comes between two sockets until it is seen that more is to come than is worth a copy; or to the end, as copyAll does.
+func copySome(dst io.Writer, src io.Reader, d *direction) (writing, more bool, err error) {
+	source := patiently(src)
+	if source == nil {
+		return false, true, nil
+	}
+	writing, err = copyPatiently(dst, source, d, copied)
+	if err == errMore {
+		return false, true, nil
+	}
+	return writing, false, err
+}
+
 // counted is the progress of bytes that come by here.
-func (f *flow) counted() uint64 {
+func (f *Flow) counted() uint64 {
 	return uint64(f.aToB.read.Load() + f.aToB.written.Load() + f.bToA.read.Load() + f.bToA.written.Load())
 }
 
 // watch breaks the flow off after as many looks without progress as are in its idle time. Looks, and not read deadlines,
-// because a deadline ends a splice, and says nothing of a direction that waits for its reader.
-func (f *flow) watch(every time.Duration) {
+// because a deadline ends a splice, and says nothing of a direction that waits for its reader. What had moved at the first look counts as moved just
+// then, and what is asked of the kernel is asked from then on only: most flows are over before.
+func (f *Flow) watch(every time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	last, quiet := f.progress(), 0
+	last, quiet := uint64(0), 0
+	kept, known := false, !f.spliced
 	f.timer = time.AfterFunc(every, func() {
-		if now := f.progress(); now != last {
-			last, quiet = now, 0
+		if !kept {
+			kept = true
+			keepAlive(f.b)
+		}
+		if now := f.progress(); now != last || !known {
+			last, quiet, known = now, 0, true
 		} else if quiet++; quiet == looks {
 			f.fail(ErrIdle, Unknown)
 			return
@@ -200,25 +277,43 @@ func (f *flow) watch(every time.Duration) {
 	})
 }
 
+// keepAlive has the kernel ask whether a TCP connection's other end is still there, as package net has it unless it is told not to. Who dials for a flow
+// may leave it to this.
+func keepAlive(c net.Conn) {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true})
+	}
+}
+
 // fail breaks the flow off for the first reason there is.
-func (f *flow) fail(err error, broke End) {
+func (f *Flow) fail(err error, broke End) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.over {
 		return
 	}
 	f.over, f.err, f.broke = true, err, broke
+	f.last()
 	Abort(f.a)
 	Abort(f.b)
 }
 
 // end closes the books: from here on nothing fails.
-func (f *flow) end() (End, error) {
+func (f *Flow) end() (End, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.over = true
+	if !f.over {
+		f.over = true
+		f.last()
+	}
 	if f.timer != nil {
 		f.timer.Stop()
 	}
 	return f.broke, f.err
+}
+
+func (f *Flow) last() {
+	if f.Last != nil {
+		f.Last()
+	}
 }

@@ -34,6 +34,13 @@ type tcpConn interface {
 // of 20 ms from each; result waits for the relay to have ended.
 func relayed(t *testing.T, test func(t *testing.T, client, server tcpConn, result func() Result)) {
 	t.Helper()
+	relayedFlow(t, func(t *testing.T, client, server tcpConn, result func() Result, _ *Flow) {
+		test(t, client, server, result)
+	})
+}
+
+func relayedFlow(t *testing.T, test func(t *testing.T, client, server tcpConn, result func() Result, f *Flow)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		in := memnet.New(1)
 		defer in.Close()
@@ -65,10 +72,11 @@ func relayed(t *testing.T, test func(t *testing.T, client, server tcpConn, resul
 		defer client.Close()
 		defer server.Close()
 		done := make(chan Result, 1)
-		go func() { done <- Pipe(a, b, testIdle) }()
+		f := New(a, b, testIdle)
+		go func() { done <- f.Run() }()
 		result := sync.OnceValue(func() Result { return <-done })
 		defer result()
-		test(t, client, server, result)
+		test(t, client, server, result, f)
 		client.Close()
 		server.Close()
 	})
@@ -222,6 +230,29 @@ func TestAFlowIsSilentNoLongerThanItsIdleTime(t *testing.T) {
 				t.Errorf("%d bytes came, %+v", got, r)
 			}
 		})
+	})
+}
+
+func TestAFlowThatIsBrokenOffIsResetAtBothEndsAndSaysWhatItMoved(t *testing.T) {
+	relayedFlow(t, func(t *testing.T, client, server tcpConn, result func() Result, f *Flow) {
+		write(t, client, "hello")
+		write(t, server, "you")
+		time.Sleep(time.Second)
+		if in, out := f.Moved(); in != 5 || out != 3 {
+			t.Errorf("moved %d and %d", in, out)
+		}
+		why := errors.New("why")
+		f.Break(why)
+		f.Break(errors.New("another"))
+		for _, c := range []net.Conn{client, server} {
+			if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("an end read %v", err)
+			}
+		}
+		if r := result(); r.Err != why || r.AToB != 5 || r.BToA != 3 {
+			t.Errorf("got %+v", r)
+		}
+		f.Break(errors.New("too late"))
 	})
 }
 

@@ -2,12 +2,13 @@ package relay
 
 import (
 	"net"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // kernelProgress reads the progress of two TCP sockets from the kernel's counts, as what is spliced is not counted here
-// before its end. It is nil for other conns. A spliced flow holds two pipes, so four descriptors more. A socket that is closed already counts nothing more.
+// before its end. It is nil for other conns. A direction that is spliced holds a pipe, so two descriptors more. A socket that is closed already counts nothing more.
 func kernelProgress(a, b net.Conn) func() uint64 {
 	ta, ok := a.(*net.TCPConn)
 	if !ok {
@@ -21,15 +22,42 @@ func kernelProgress(a, b net.Conn) func() uint64 {
 }
 
 // moved is how many bytes a socket has received and how many of those it sent have arrived.
-func moved(c *net.TCPConn) (bytes uint64) {
-	raw, err := c.SyscallConn()
+func moved(c net.Conn) uint64 {
+	received, acked := kernelCounts(c)
+	return uint64(received + acked)
+}
+
+func kernelCounts(c net.Conn) (received, acked int64) {
+	withInfo(c, func(info *unix.TCPInfo) { received, acked = int64(info.Bytes_received), int64(info.Bytes_acked) })
+	return received, acked
+}
+
+// LegOf is what the kernel knows of the way to the other end of a TCP connection (tcp(7), TCP_INFO). Not ok: it is no socket of the kernel's, or
+// closed.
+func LegOf(c net.Conn) (l Leg, ok bool) {
+	ok = withInfo(c, func(info *unix.TCPInfo) {
+		l = Leg{
+			RTT: time.Duration(info.Rtt) * time.Microsecond, Retransmitted: uint64(info.Total_retrans),
+			PacketsIn: uint64(info.Segs_in), PacketsOut: uint64(info.Segs_out),
+		}
+	})
+	return l, ok
+}
+
+func withInfo(c net.Conn, use func(*unix.TCPInfo)) (ok bool) {
+	tcp, is := c.(*net.TCPConn)
+	if !is {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
 	if err != nil {
-		return 0
+		return false
 	}
 	raw.Control(func(fd uintptr) {
 		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			bytes = info.Bytes_received + info.Bytes_acked
+			use(info)
+			ok = true
 		}
 	})
-	return bytes
+	return ok
 }

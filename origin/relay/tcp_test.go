@@ -41,6 +41,12 @@ func overTCP(t testing.TB) (client, a, b, server *net.TCPConn) {
 
 func TestTheKernelCarriesBothHalves(t *testing.T) {
 	client, a, b, server := overTCP(t)
+	carriesBothHalves(t, client, a, b, server)
+}
+
+// carriesBothHalves has a relay between a and b carry a question whole, and then the answer.
+func carriesBothHalves(t *testing.T, client *net.TCPConn, a, b net.Conn, server *net.TCPConn) {
+	t.Helper()
 	done := make(chan Result, 1)
 	go func() { done <- Pipe(a, b, time.Minute) }()
 	question, answer := strings.Repeat("question", 300_000), strings.Repeat("answer", 500_000)
