@@ -6,6 +6,8 @@ import (
 	"net"
 	"syscall"
 	"time"
+
+	"github.com/perigee-net/perigee/cluster/socket"
 )
 
 // firstBuffer is what a connection reads heads into. A larger one, up to MaxHead, is given up after its response.
@@ -17,7 +19,7 @@ type conn struct {
 	address string
 	used    bool      // it has carried a request before
 	since   time.Time // of the pool: when it was kept
-	late    bool      // it has a deadline for reading
+	readBy  time.Time // the deadline for reading that stands; zero: none
 
 	raw     syscall.RawConn // nil: it is no socket
 	pending func() bool     // whether a Read would return at once; nil: nobody knows
@@ -55,7 +57,7 @@ func (c *conn) look(inner net.Conn) {
 			c.pending = p.Pending
 			return
 		}
-		if raw, ok := rawOf(inner); ok {
+		if raw, ok := socket.Of(inner); ok {
 			c.raw = raw
 			return
 		}
@@ -70,25 +72,30 @@ func (c *conn) look(inner net.Conn) {
 // keepable says whether the connection can be looked at, and so be kept.
 func (c *conn) keepable() bool { return c.raw != nil || c.pending != nil }
 
-// patience sets how long reads may take from now on; 0: for ever.
-func (c *conn) patience(d time.Duration) error {
-	if d > 0 {
-		c.late = true
-		return c.SetReadDeadline(time.Now().Add(d))
+// readIn has reads fail in so long, or up to late later; a deadline that will do stays, for to set one is a twentieth of what a
+// request takes. 0: never.
+func (c *conn) readIn(d, late time.Duration, now time.Time) error {
+	if d <= 0 {
+		if c.readBy.IsZero() {
+			return nil
+		}
+		c.readBy = time.Time{}
+		return c.SetReadDeadline(c.readBy)
 	}
-	if c.late {
-		c.late = false
-		return c.SetReadDeadline(time.Time{})
+	if left := c.readBy.Sub(now); left >= d && left <= d+late {
+		return nil
 	}
-	return nil
+	c.readBy = now.Add(d + late)
+	return c.SetReadDeadline(c.readBy)
 }
 
-// ask writes a head, and waits for the first bytes of what answers it. It says how much of the head was written.
-func (c *conn) ask(head []byte, patience time.Duration) (wrote int, err error) {
-	if err := c.patience(patience); err != nil {
-		return 0, err
-	}
-	if c.raw != nil {
+// ask writes what is left of a head of which so much was written, and waits for the first bytes of what answers it, by the deadline for
+// reading that stands; a write may take so long, 0: for ever. It says how much of the head is written.
+func (c *conn) ask(head []byte, written int, patience time.Duration) (wrote int, err error) {
+	wrote = written
+	switch {
+	case wrote > 0:
+	case c.raw != nil:
 		t := &c.turn
 		t.head, t.wrote, t.read, t.err, t.keptNow = head, 0, 0, nil, c.used
 		err := c.raw.Read(t.step)
@@ -100,7 +107,7 @@ func (c *conn) ask(head []byte, patience time.Duration) (wrote int, err error) {
 			c.end += t.read
 			return wrote, err
 		}
-	} else if c.used && c.pending() {
+	case c.used && c.pending():
 		return 0, errStale
 	}
 	if wrote < len(head) { // a head that the socket does not take at once
@@ -135,12 +142,12 @@ func (c *conn) fill() error {
 func (c *conn) step(fd uintptr) bool {
 	t := &c.turn
 	if t.head != nil {
-		early := somethingCame(fd)
+		early := socket.Came(fd)
 		if early && t.keptNow {
 			t.err = errStale
 			return true
 		}
-		t.wrote, t.err = writeNow(fd, t.head)
+		t.wrote, t.err = socket.Write(fd, t.head)
 		if t.err != nil || t.wrote < len(t.head) {
 			return true
 		}
@@ -149,7 +156,7 @@ func (c *conn) step(fd uintptr) bool {
 			return false
 		}
 	}
-	n, again, err := readNow(fd, c.buf[c.end:])
+	n, again, err := socket.Read(fd, c.buf[c.end:])
 	if again {
 		return false
 	}

@@ -34,8 +34,8 @@ func (p *pool) take(address string) *conn {
 	return c
 }
 
-// put keeps a connection, or closes it.
-func (p *pool) put(c *conn) {
+// put keeps a connection, which was used last then, or closes it.
+func (p *pool) put(c *conn, then time.Time) {
 	p.mu.Lock()
 	kept := p.idle[c.address]
 	if p.shut || len(kept) >= p.max {
@@ -44,7 +44,7 @@ func (p *pool) put(c *conn) {
 		return
 	}
 	defer p.mu.Unlock()
-	c.since = time.Now()
+	c.since = then
 	if p.idle == nil {
 		p.idle = map[string][]*conn{}
 	}

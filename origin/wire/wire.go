@@ -3,7 +3,8 @@
 // read that is not there yet.
 //
 // It takes requests without a body by plain HTTP (Speaks). All others (bodies that are sent while a response may come, upgrades,
-// TLS) are another round tripper's, net/http's Transport, with connections of its own.
+// TLS) are another round tripper's, net/http's Transport, with connections of its own. A GET or HEAD may also be asked as bytes, and its
+// response be had as bytes (Asking), as long as both are plain.
 //
 // When things break: whatever is wrong with a response (http1.Fault, a body that ends early, silence, a head that is too long) is an
 // error of RoundTrip or of the body's Read, and ends the connection. A kept connection is looked at before it is used: bytes that
@@ -15,6 +16,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -31,7 +33,7 @@ type Config struct {
 	Rest http.RoundTripper
 	// HeadTimeout is how long the head of a response may take, interim ones before it included; 0: for ever.
 	HeadTimeout time.Duration
-	// Patience is how long a body may pause while it is read; 0: for ever.
+	// Patience is how long a body may pause while it is read, or up to bodyLate longer; 0: for ever.
 	Patience time.Duration
 	// MaxHead is how many bytes the head of a response may have, interim ones before it included.
 	MaxHead int
@@ -62,10 +64,10 @@ func (c *Client) CloseIdleConnections() {
 	}
 }
 
-// RoundTrip implements http.RoundTripper, as Send does.
+// RoundTrip implements http.RoundTripper, as Send does, of which nobody is told.
 func (c *Client) RoundTrip(q *http.Request) (*http.Response, error) {
 	if Speaks(q) {
-		return c.Send(q.Context(), q, watchOf(q.Context()))
+		return c.Send(q.Context(), q, nil)
 	}
 	return c.Rest.RoundTrip(q)
 }
@@ -101,12 +103,12 @@ func authority(q *http.Request) string {
 	return q.Host
 }
 
-// address is where a request goes: the authority of its URL, with a port.
-func address(q *http.Request) string {
-	if q.URL.Port() != "" {
-		return q.URL.Host
+// Address is where requests for a URL go: its authority, with a port.
+func Address(u *url.URL) string {
+	if u.Port() != "" {
+		return u.Host
 	}
-	return net.JoinHostPort(q.URL.Hostname(), "80")
+	return net.JoinHostPort(u.Hostname(), "80")
 }
 
 // repeatable says whether a request that was carried out may be sent again (RFC 9110, 9.2.2), or says so itself, as for net/http.

@@ -8,9 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
-	"net/textproto"
 	"os"
 	"strings"
 	"sync"
@@ -142,7 +140,9 @@ func TestAConnectionIsKeptWhenTheResponseHasEnded(t *testing.T) {
 		{"trailers", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n5\r\nhello\r\n0\r\nA: b\r\nB: c\r\n\r\n", "200 hello map[A:[b] B:[c]]", true},
 		{"HEAD", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "200 ", true},
 		{"204", "GET", "HTTP/1.1 204 No Content\r\n\r\n", "204 ", true},
-		{"304", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", "304 ", true},
+		{"304", "GET", "HTTP/1.1 304 Not Modified\r\nEtag: \"a\"\r\n\r\n", "304 ", true},
+		{"204 of no bytes", "GET", "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", "204 ", true},
+		{"interim of no bytes", "GET", "HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\n" + hello, "200 hello", true},
 		{"no bytes", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "200 ", true},
 		{"interim", "GET", "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" + hello, "200 hello", true},
 		{"1.0 that keeps", "GET", "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello", "200 hello", true},
@@ -156,6 +156,15 @@ func TestAConnectionIsKeptWhenTheResponseHasEnded(t *testing.T) {
 		{"another response", "GET", hello + hello, "200 hello", false},
 		{"a body of HEAD", "HEAD", hello, "200 ", false},
 		{"a body of 304", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\nhello", "304 ", false},
+		{"204 with a length", "GET", "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", "204 ", false},
+		{"204 in chunks", "GET", "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", "204 ", false},
+		{"304 with a length", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", "304 ", false},
+		{"304 in chunks", "GET", "HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", "304 ", false},
+		{"interim with a length", "GET", "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n" + hello, "200 hello", false},
+		{"interim in chunks", "GET", "HTTP/1.1 100 Continue\r\nTransfer-Encoding: chunked\r\n\r\n" + hello, "200 hello", false},
+		{"interim that says it is the last", "GET", "HTTP/1.1 103 Early Hints\r\nConnection: close\r\n\r\n" + hello, "200 hello", false},
+		{"interim of 1.0", "GET", "HTTP/1.0 103 Early Hints\r\n\r\n" + hello, "200 hello", false},
+		{"interim by LF alone", "GET", "HTTP/1.1 103 Early Hints\n\n" + hello, "200 hello", false},
 		{"more than the chunks", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nx", "200 hello", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -189,6 +198,37 @@ func TestWhatComesUnaskedAnswersNobody(t *testing.T) {
 			t.Errorf("%d dials", n)
 		}
 	})
+}
+
+// A body that comes late after a response that may have none is written when the next request is: nobody looks at the connection by
+// then, so it must have been given up.
+func TestALateBodyOfAResponseWithoutOneAnswersNobody(t *testing.T) {
+	const poison = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
+	length := fmt.Sprintf("Content-Length: %d\r\n\r\n", len(poison))
+	chunk := fmt.Sprintf("%x\r\n", len(poison))
+	for _, c := range []struct{ first, late, want string }{
+		{"HTTP/1.1 204 No Content\r\n" + length, poison, "204 "},
+		{"HTTP/1.1 304 Not Modified\r\n" + length, poison, "304 "},
+		{"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", poison, "304 "},
+		{"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk, poison, "204 "},
+		{"HTTP/1.1 103 Early Hints\r\n" + length + hello, poison, "200 hello"},
+	} {
+		inWorld(t, Config{}, func(w *world, conn net.Conn, r *bufio.Reader) {
+			if w.hears(r) {
+				io.WriteString(conn, c.first)
+			}
+			if w.hears(r) {
+				io.WriteString(conn, c.late+hello)
+			}
+		}, func(t *testing.T, w *world) {
+			for range 3 {
+				if w.must("GET", "/", c.want); t.Failed() {
+					t.Fatalf("%q", c.first)
+				}
+				time.Sleep(time.Second)
+			}
+		})
+	}
 }
 
 func TestAKeptConnectionThatHasEndedIsNoErrorForAnyMethod(t *testing.T) {
@@ -436,27 +476,132 @@ func TestWhatIsToBeTheLastIs(t *testing.T) {
 	})
 }
 
-func TestATraceIsTold(t *testing.T) {
+// told is who watches, and is told of all in one line.
+type told struct {
+	t    []string
+	stop error // what Interim says
+}
+
+func (w *told) Sending(reused bool) { w.t = append(w.t, fmt.Sprint(reused)) }
+func (w *told) Answered()           { w.t = append(w.t, "first") }
+func (w *told) Interim(status int, h http.Header) error {
+	w.t = append(w.t, fmt.Sprint(status, h))
+	return w.stop
+}
+
+func TestWhoWatchesIsTold(t *testing.T) {
 	inWorld(t, Config{}, answers("HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n"+hello), func(t *testing.T, w *world) {
-		var told []string
-		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
-			GotConn:              func(c httptrace.GotConnInfo) { told = append(told, fmt.Sprint(c.Reused)) },
-			GotFirstResponseByte: func() { told = append(told, "first") },
-			Got1xxResponse: func(status int, h textproto.MIMEHeader) error {
-				told = append(told, fmt.Sprint(status, h))
-				return nil
-			},
-		})
+		var who told
 		for range 2 {
-			w.ask(ctx, "GET", "/")
+			res, err := w.Send(t.Context(), request(t.Context(), "GET", "/"), &who)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.Copy(io.Discard, res.Body)
 		}
-		if got := strings.Join(told, " "); got != "false first 103 map[A:[b]] true first 103 map[A:[b]]" {
+		if got := strings.Join(who.t, " "); got != "false first 103 map[A:[b]] true first 103 map[A:[b]]" {
 			t.Error(got)
 		}
 		no := errors.New("no")
-		ctx = httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(int, textproto.MIMEHeader) error { return no }})
-		if _, err := w.RoundTrip(request(ctx, "GET", "/")); err != no {
+		if _, err := w.Send(t.Context(), request(t.Context(), "GET", "/"), &told{stop: no}); err != no {
 			t.Error(err)
+		}
+	})
+}
+
+// What does not come in a moment is waited for by whoever is told to, where it was left: after a part of a head, too.
+func TestACallIsWaitedForLater(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		kept  bool
+		pause time.Duration
+		soon  error
+	}{
+		{"nothing is kept", false, 0, ErrLater},
+		{"at once", true, 0, nil},
+		{"in time", true, 400 * time.Millisecond, nil},
+		{"late", true, 5 * time.Second, ErrLater},
+	} {
+		for _, cut := range []int{0, 5, len(hello) - 7} {
+			inWorld(t, Config{HeadTimeout: 30 * time.Second}, func(w *world, conn net.Conn, r *bufio.Reader) {
+				for n := 0; w.hears(r); n++ {
+					if n == 0 && c.kept {
+						io.WriteString(conn, hello)
+						continue
+					}
+					io.WriteString(conn, hello[:cut])
+					time.Sleep(c.pause)
+					io.WriteString(conn, hello[cut:])
+				}
+			}, func(t *testing.T, w *world) {
+				if c.kept {
+					w.must("GET", "/first", "200 hello")
+				}
+				call, err := w.Call(request(t.Context(), "GET", "/"), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				began := time.Now()
+				res, err := call.Soon()
+				if err != c.soon || time.Since(began) > time.Second {
+					t.Fatalf("%s: %v after %v", c.name, err, time.Since(began))
+				}
+				if err == ErrLater {
+					if res, err = call.Wait(t.Context()); err != nil {
+						t.Fatal(c.name, err)
+					}
+				}
+				if b, err := io.ReadAll(res.Body); string(b) != "hello" || err != nil {
+					t.Errorf("%s: %q, %v", c.name, b, err)
+				}
+				if w.must("GET", "/last", "200 hello"); w.dials.Load() != 1 {
+					t.Errorf("%s: %d dials", c.name, w.dials.Load())
+				}
+			})
+		}
+	}
+}
+
+func TestACallThatIsWaitedForFailsAsOthersDo(t *testing.T) {
+	inWorld(t, Config{HeadTimeout: 30 * time.Second}, func(w *world, conn net.Conn, r *bufio.Reader) {
+		if w.hears(r) {
+			io.WriteString(conn, hello)
+		}
+		w.hears(r)
+		w.hears(r) // and no answer
+	}, func(t *testing.T, w *world) {
+		left := errors.New("left")
+		for _, c := range []struct {
+			wait func() (context.Context, context.CancelCauseFunc)
+			took time.Duration
+			want error
+		}{
+			{func() (context.Context, context.CancelCauseFunc) { return context.WithCancelCause(t.Context()) }, 30 * time.Second, os.ErrDeadlineExceeded},
+			{func() (context.Context, context.CancelCauseFunc) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				time.AfterFunc(5*time.Second, func() { cancel(left) })
+				return ctx, cancel
+			}, 6 * time.Second, left},
+			{func() (context.Context, context.CancelCauseFunc) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				cancel(left)
+				return ctx, cancel
+			}, time.Second, left},
+		} {
+			w.must("GET", "/first", "200 hello")
+			call, err := w.Call(request(t.Context(), "GET", "/"), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			if _, err := call.Soon(); err != ErrLater {
+				t.Fatal(err)
+			}
+			ctx, cancel := c.wait()
+			if _, err = call.Wait(ctx); !errors.Is(err, c.want) || time.Since(began).Round(time.Millisecond) != c.took {
+				t.Errorf("%v after %v", err, time.Since(began))
+			}
+			cancel(nil)
 		}
 	})
 }
