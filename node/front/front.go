@@ -79,9 +79,9 @@ const (
 	defaultHeaderBytes = 64 << 20
 )
 
-// Door is one listening socket and who serves it: exactly one of Handler and Conn.
+// Door is one listening socket and who serves it: exactly one of Handler, Conn and Packets.
 type Door struct {
-	Network string // "tcp"
+	Network string // "tcp", or "udp" for Packets
 	// Address is where it listens; without an IP address on all of them.
 	Address netip.AddrPort
 	// Anycast doors may share their address with those of other processes, and may open before the machine has it.
@@ -100,10 +100,15 @@ type Door struct {
 	Handler   http.Handler
 	// Quick is asked first for requests of the plain form, of HTTP/1 and 2, besides Handler; nil: nobody is.
 	Quick http1.Quick
+	// Relay is asked next for those of HTTP/1; nil: nobody is.
+	Relay http1.Relay
 	// Desync says what becomes of HTTP/1 requests that two readers may take for different ones; Unset: as Config says.
 	Desync http1.Mitigation
 	// Conn serves one connection, on a goroutine of its own, and returns when it has ended.
 	Conn func(net.Conn)
+	// Packets serves the socket, on a goroutine of its own, until it is closed. Who may come is its to judge: there is no connection that the front
+	// could refuse, or wait for.
+	Packets func(net.PacketConn) error
 }
 
 // doorKey tells doors apart: what differs in it is closed and opened anew.
@@ -145,6 +150,7 @@ type Front struct {
 
 	mu      sync.Mutex
 	doors   map[doorKey]*door
+	packets map[doorKey]*packetDoor
 	quic    map[doorKey]*quicDoor
 	quics   map[*quicDoor]struct{} // those too that are closed and not at their end
 	conns   map[net.Conn]*guest
@@ -165,7 +171,7 @@ type guest struct {
 type counters struct {
 	connections, refused, requests, badRequests, panics  atomic.Uint64
 	handshakeErrors, serverErrors, proxyErrors, unaccept atomic.Uint64
-	blocked, notAllowed, crowded, quick                  atomic.Uint64
+	blocked, notAllowed, crowded, quick, relayed         atomic.Uint64
 	desyncRefused, badChunks                             atomic.Uint64
 	silent, slowRequests, slowReaders, headsRefused      atomic.Uint64
 	http2                                                http2Counters
@@ -205,7 +211,7 @@ func New(c Config) *Front {
 	if c.ListenPacketAnycast == nil {
 		c.ListenPacketAnycast = ListenPacketAnycast
 	}
-	f := &Front{config: c, doors: map[doorKey]*door{}, quic: map[doorKey]*quicDoor{}, quics: map[*quicDoor]struct{}{}, conns: map[net.Conn]*guest{}}
+	f := &Front{config: c, doors: map[doorKey]*door{}, packets: map[doorKey]*packetDoor{}, quic: map[doorKey]*quicDoor{}, quics: map[*quicDoor]struct{}{}, conns: map[net.Conn]*guest{}}
 	f.SetTicketKeys(nil)
 	f.leads.Store(true)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -223,7 +229,7 @@ func (f *Front) Set(doors []Door) error {
 	}
 
 	var faults []error
-	var wanted []*Door
+	var wanted, packets []*Door
 	keys := map[doorKey]bool{}
 	places := map[doorKey]bool{} // without what is served there
 	for _, d := range doors {
@@ -232,8 +238,10 @@ func (f *Front) Set(doors []Door) error {
 			faults = append(faults, fmt.Errorf("open door %s: %w", d.key(), err))
 		} else if places[place] {
 			faults = append(faults, fmt.Errorf("open door %s: it is wanted twice", d.key()))
+		} else if places[place] = true; d.Packets != nil {
+			packets = append(packets, &d)
 		} else {
-			places[place], keys[d.key()] = true, true
+			keys[d.key()] = true
 			wanted = append(wanted, &d)
 		}
 	}
@@ -256,16 +264,21 @@ func (f *Front) Set(doors []Door) error {
 		open.retire(f.retired)
 		f.doors[d.key()] = open
 	}
-	return errors.Join(append(faults, f.setHTTP3(wanted)...)...)
+	faults = append(faults, f.setHTTP3(wanted)...)
+	return errors.Join(append(faults, f.setPackets(packets)...)...)
 }
 
 // IsOpen says whether a door is open at this address.
 func (f *Front) IsOpen(network string, address netip.AddrPort) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for key := range f.doors {
-		if key.network == network && key.address == address {
+	for kind := range 8 { // there may be thousands of doors
+		key := doorKey{network: network, address: address, anycast: kind&1 != 0, tls: kind&2 != 0, http: kind&4 != 0}
+		if f.doors[key] != nil {
 			return true
+		}
+		if open := f.packets[key]; open != nil {
+			return !open.ended()
 		}
 	}
 	return false
@@ -273,14 +286,18 @@ func (f *Front) IsOpen(network string, address netip.AddrPort) bool {
 
 func (f *Front) check(d *Door) error {
 	switch {
+	case d.Packets != nil && (d.Network != "udp" || d.Handler != nil || d.Conn != nil || d.TLS):
+		return errors.New("it has Packets, which is for udp, and alone")
+	case d.Packets != nil:
+		return nil
 	case d.Network != "tcp":
 		return fmt.Errorf("network %q is not tcp", d.Network)
 	case (d.Handler == nil) == (d.Conn == nil):
 		return errors.New("it needs one of Handler and Conn")
 	case d.TLS && d.Handler == nil:
 		return errors.New("TLS needs a Handler")
-	case d.Quick != nil && d.Handler == nil:
-		return errors.New("it has Quick and no Handler")
+	case (d.Quick != nil || d.Relay != nil) && d.Handler == nil:
+		return errors.New("it has Quick or Relay, and no Handler")
 	case d.TLSConfig != nil && !d.TLS:
 		return errors.New("it has a TLSConfig and no TLS")
 	case d.HTTP3 && (!d.TLS || d.TLSConfig != nil):
@@ -301,6 +318,7 @@ func (f *Front) Close(ctx context.Context) error {
 	}
 	clear(f.doors)
 	f.closeHTTP3()
+	f.closePackets()
 	f.mu.Unlock()
 
 	done := make(chan struct{})
@@ -372,13 +390,14 @@ func (f *Front) expel(c net.Conn) {
 
 // cut closes all connections under whoever serves them.
 func (f *Front) cut() int {
+	n := int(f.counters.http3.open.Load()) // before they hear of it
 	f.cancel()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for c := range f.conns {
 		c.Close()
 	}
-	return len(f.conns) + int(f.counters.http3.open.Load())
+	return n + len(f.conns)
 }
 
 // enter begins to keep track of a connection, leave ends it.
@@ -442,6 +461,7 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_not_allowed_total":          c.notAllowed.Load(),
 		"front_crowded_total":              c.crowded.Load(),
 		"front_quick_total":                c.quick.Load(),
+		"front_relayed_total":              c.relayed.Load(),
 		"front_silent_total":               c.silent.Load(),
 		"front_slow_requests_total":        c.slowRequests.Load(),
 		"front_slow_readers_total":         c.slowReaders.Load(),

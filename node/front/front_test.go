@@ -23,6 +23,7 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/edge/http1"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
@@ -200,7 +201,7 @@ func TestADoorThatCannotOpenIsReportedAndTheOthersServe(t *testing.T) {
 		for _, want := range []string{
 			"open door tcp :80: listen", "open door udp :82: ", "open door tcp :83: ", "open door tcp :84: ", "open door tcp :85: ",
 			"open door tcp :86: there is no certificate", "open door tcp :81: it is wanted twice",
-			"open door tcp :87: it has a TLSConfig", "open door tcp :88: it has Quick and no Handler",
+			"open door tcp :87: it has a TLSConfig", "open door tcp :88: it has Quick or Relay, and no Handler",
 		} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("want %q in\n%v", want, err)
@@ -547,6 +548,12 @@ func TestAPanicCostsItsOwnRequest(t *testing.T) {
 				io.WriteString(w, "fine")
 			})},
 			Door{Network: "tcp", Address: at(9000), Conn: func(net.Conn) { panic("on the streets") }},
+			Door{Network: "tcp", Address: at(81), Handler: http.NotFoundHandler(), Relay: func(q *http1.Request, _ *http1.Response, _ func() []byte) (bool, http1.Begun) {
+				if string(q.Path) == "/panic" {
+					panic("of London")
+				}
+				return false, nil
+			}},
 		)
 		other := w.dial(80)
 		defer other.Close()
@@ -563,10 +570,15 @@ func TestAPanicCostsItsOwnRequest(t *testing.T) {
 		flow := w.dial(9000)
 		ended(flow)
 		flow.Close()
+		c = w.dial(81)
+		if got := ask(c, "/panic"); got != "unexpected EOF" {
+			t.Errorf("the one whose relay panics: %s", got)
+		}
+		c.Close()
 		if got := ask(other, "/"); got != "200 fine" {
 			t.Errorf("another: %s", got)
 		}
-		w.counted("front_panics_total", 6)
+		w.counted("front_panics_total", 7)
 		if n := strings.Count(w.log.String(), "a handler panicked"); n != 3 { // the first, second and fourth
 			t.Errorf("%d were logged:\n%s", n, w.log.String())
 		}

@@ -519,7 +519,16 @@ func TestHTTP2KeepsWindowsAndTakesTurns(t *testing.T) {
 	}
 	inWorld(t, certified, func(w *world) {
 		var done atomic.Int64
-		quick := files(file, &done)
+		fromFile, memory := files(file, &done), append([]byte("file:"), content...)
+		quick := func(q *http1.Request, a *http1.Response) bool {
+			if string(q.Path) != "/memory" {
+				return fromFile(q, a)
+			}
+			a.Head = fmt.Appendf(a.Head, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", len(memory))
+			a.File, a.Offset, a.Length, a.Memory = file, 1<<30, int64(len(memory)), memory // the file is not looked at
+			a.Done = func() { done.Add(1) }
+			return true
+		}
 		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Quick: quick, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Write(append([]byte("file:"), content...))
 		})})
@@ -533,7 +542,10 @@ func TestHTTP2KeepsWindowsAndTakesTurns(t *testing.T) {
 		path := fmt.Sprintf("/file/0/%d", len(content))
 		for id := uint32(1); id <= 5; id += 2 {
 			p := path
-			if id == 5 {
+			switch id {
+			case 3:
+				p = "/memory"
+			case 5:
 				p = "/other"
 			}
 			f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndStream: true, EndHeaders: true,

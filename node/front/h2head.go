@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2/hpack"
@@ -211,7 +212,7 @@ func (c *h2) quick(id uint32, a asked) (done bool, err error) {
 	if q.Parse(b) != http1.Plain || q.Bytes != len(b) { // what is asked has no line ends: that was looked for
 		return false, nil
 	}
-	q.TLS, q.Remote = true, c.remote
+	q.TLS, q.Remote, q.Now = true, c.remote, time.Now()
 	d.answer = http1.Response{Head: d.head[:0]}
 	if !behind.Quick(q, &d.answer) {
 		return false, nil

@@ -320,7 +320,7 @@ func (c *h2) close(s *stream, why error, mine bool) {
 	}
 }
 
-// letGo is called when a stream's file is not read any more.
+// letGo is called when what was lent to a stream is not read any more.
 func (s *stream) letGo() {
 	s.fileLeft = 0
 	if s.done != nil {
@@ -335,10 +335,14 @@ func (c *h2) hit(id uint32, a *http1.Response, head, received bool) error {
 	if a.File == nil || head {
 		file = 0
 	}
+	lent := file > 0
+	if lent && a.Memory != nil && len(body) == 0 { // it is copied from there by this process in any case, so without a call of the system
+		body, file = a.Memory, 0
+	}
 	if head {
 		body = nil
 	}
-	if a.Done != nil && file == 0 {
+	if a.Done != nil && !lent {
 		a.Done()
 	}
 	c.mu.Lock()
@@ -359,11 +363,11 @@ func (c *h2) hit(id uint32, a *http1.Response, head, received bool) error {
 		c.out = c.appendHeader(c.out[:at], id, flags, block)
 	}
 	n := int64(len(body))
-	if file > 0 || n > min(c.window, c.initial, bodyCopied) || len(c.queue) > 0 && n > c.window/2 {
+	if lent || n > min(c.window, c.initial, bodyCopied) || len(c.queue) > 0 && n > c.window/2 {
 		s := c.open(id)
 		s.received = received
 		s.body, s.ends = body, true
-		if file > 0 {
+		if lent {
 			s.file, s.offset, s.fileLeft, s.done = a.File, a.Offset, file, a.Done
 		}
 		c.enqueue(s)

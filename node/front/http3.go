@@ -288,12 +288,13 @@ func (d *quicDoor) leaves(g *quicGuest) bool {
 	return true
 }
 
+// addressOf is the address of a client; invalid: it has none.
 func addressOf(a net.Addr) netip.Addr {
-	udp, ok := a.(*net.UDPAddr)
+	at, ok := a.(interface{ AddrPort() netip.AddrPort }) // of TCP or UDP
 	if !ok {
 		return netip.Addr{}
 	}
-	return udp.AddrPort().Addr().Unmap().WithZone("")
+	return at.AddrPort().Addr().Unmap().WithZone("")
 }
 
 // clientRange is what is taken to be one client: an IPv4 address, or what one customer of an IPv6 network has at least.

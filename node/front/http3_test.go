@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -708,11 +709,14 @@ func TestHandlersThatGoOnAfterAResetAreBounded(t *testing.T) {
 		for range 2 * maxHandlers {
 			ctx, cancel := context.WithCancel(w.Context())
 			time.AfterFunc(time.Millisecond, cancel)
-			if v.RoundTrip(w.request("GET", site).WithContext(ctx)); v.last.Context().Err() != nil {
+			v.RoundTrip(w.request("GET", site).WithContext(ctx))
+			if w.front.Counters()["front_http3_overloads_total"] > 0 {
 				break
 			}
 		}
-		if n := running.Load(); n != maxHandlers { // none has ended yet
+		synctest.Wait() // the last one may have been let in, and not have run yet
+		// None has ended yet. That which was one too many may have come again, by another connection.
+		if n := running.Load(); n < maxHandlers || n > maxHandlers+1 {
 			t.Errorf("%d handlers ran", n)
 		}
 		close(let)

@@ -63,8 +63,8 @@ func (g *quicGuest) serve(conn *quic.Conn) {
 		g.retire()
 	}
 	g.server.ServeQUICConn(conn)
-	if stats := conn.ConnectionStats(); f.looks.may(time.Now()) {
-		f.see(addressOf(conn.RemoteAddr()), stats.MinRTT)
+	if f.mayLook() {
+		f.see(addressOf(conn.RemoteAddr()), conn.ConnectionStats().MinRTT)
 	}
 	g.end(http3.ErrCodeNoError)
 }

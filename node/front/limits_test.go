@@ -1,6 +1,7 @@
 package front
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
@@ -99,6 +100,31 @@ func TestASlowButSteadyReaderIsNotCutOff(t *testing.T) {
 				t.Fatalf("it was cut off, with %d bytes to come: %v", left, err)
 			}
 			left -= n
+		}
+	})
+}
+
+// The time in which a client is to ask again begins when its answer is written, however long that took.
+func TestASlowReaderHasTimeToAskAgain(t *testing.T) {
+	inWorld(t, Config{}, func(w *world) {
+		w.set(Door{Network: "tcp", Address: at(80), Quick: ready(make([]byte, 8<<20)), Handler: http.NotFoundHandler()})
+		c := w.dial(80)
+		defer c.Close()
+		in := bufio.NewReader(c)
+		for range 2 {
+			io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			res, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.CopyN(io.Discard, res.Body, 1<<20)
+			time.Sleep(writeTimeout / 2)
+			io.CopyN(io.Discard, res.Body, 1<<20)
+			time.Sleep(writeTimeout - time.Second)
+			if n, err := io.Copy(io.Discard, res.Body); n != 6<<20 {
+				t.Fatalf("%d of the rest came: %v", n, err)
+			}
+			time.Sleep(time.Second)
 		}
 	})
 }

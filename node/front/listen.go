@@ -10,14 +10,16 @@ import (
 
 // Listen opens a socket on this machine.
 func Listen(network, address string) (net.Listener, error) {
-	return listen(net.ListenConfig{}, network, address)
+	return listen(net.ListenConfig{Control: keepsAlive}, network, address)
 }
 
 // ListenAnycast opens a socket on an address that several processes of this machine share, as nodes on several machines
 // share an anycast address: the kernel spreads the connections among them. On Linux the machine need not have the
 // address yet. On other systems it is Listen, so one process has the address to itself.
 func ListenAnycast(network, address string) (net.Listener, error) {
-	return listen(net.ListenConfig{Control: shareAddress}, network, address)
+	return listen(net.ListenConfig{Control: func(network, address string, c syscall.RawConn) error {
+		return errors.Join(shareAddress(network, address, c), keepsAlive(network, address, c))
+	}}, network, address)
 }
 
 // ListenPacket opens a UDP socket on this machine.
@@ -66,6 +68,9 @@ func listenPacket(c net.ListenConfig, network, address string) (net.PacketConn, 
 }
 
 func listen(c net.ListenConfig, network, address string) (net.Listener, error) {
+	if inheritsKeepAlive {
+		c.KeepAlive = -1 // it is not set once more for each connection
+	}
 	l, err := c.Listen(context.Background(), network, address)
 	return l, explained(err)
 }

@@ -4,6 +4,8 @@ package front
 
 import "syscall"
 
-const spreads = false
+const spreads, inheritsKeepAlive = false, false
 
 func shareAddress(string, string, syscall.RawConn) error { return nil }
+
+func keepsAlive(string, string, syscall.RawConn) error { return nil }

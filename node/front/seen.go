@@ -24,20 +24,20 @@ func (l *looks) may(now time.Time) bool {
 // seeConn tells how far the client of a connection is that is about to be closed. What comes by a load balancer in front of this
 // node shows only how far that is.
 func (f *Front) seeConn(c net.Conn) {
-	if f.config.Seen == nil || f.believes(c) || !f.looks.may(time.Now()) {
-		return
-	}
-	at, ok := c.RemoteAddr().(*net.TCPAddr)
-	if !ok {
+	if f.believes(c) || !f.mayLook() {
 		return
 	}
 	if rtt, ok := f.config.RoundTrip(c); ok {
-		f.see(at.AddrPort().Addr().Unmap().WithZone(""), rtt)
+		f.see(addressOf(c.RemoteAddr()), rtt)
 	}
 }
 
+// mayLook says whether it is to be looked how far a client is.
+func (f *Front) mayLook() bool { return f.config.Seen != nil && f.looks.may(time.Now()) }
+
+// see tells how far a client is, to who is told.
 func (f *Front) see(from netip.Addr, rtt time.Duration) {
-	if f.config.Seen == nil || rtt <= 0 || !from.IsValid() {
+	if rtt <= 0 || !from.IsValid() {
 		return
 	}
 	f.counters.seen.Add(1)

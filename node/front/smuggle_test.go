@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,8 @@ import (
 type diary struct {
 	mu   sync.Mutex
 	seen []string
+
+	done, dropped, begun atomic.Int64 // of relay
 }
 
 func (d *diary) note(what string) {
@@ -36,6 +39,9 @@ func (d *diary) read() []string {
 
 // ServeHTTP notes method, target and body, with "!" where that could not be read to its end.
 func (d *diary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if begun, is := http1.BegunFor(r.Context()).(*noted); is && begun.diary == d {
+		d.begun.Add(1)
+	}
 	body, err := io.ReadAll(r.Body)
 	what := strings.TrimSpace(fmt.Sprintf("%s %s %s", r.Method, r.RequestURI, body))
 	if err != nil {
@@ -56,6 +62,27 @@ func (d *diary) quick(q *http1.Request, a *http1.Response) bool {
 	a.Body = []byte("hit")
 	return true
 }
+
+// relay answers after a moment what is plain, but for every second target, for which it begins something that the diary has to know of.
+func (d *diary) relay(q *http1.Request, a *http1.Response, room func() []byte) (bool, http1.Begun) {
+	if string(q.Path)[len(q.Path)-1]%2 == 1 {
+		return false, &noted{d}
+	}
+	time.Sleep(time.Millisecond)
+	method := "GET "
+	if q.Head {
+		method = "HEAD "
+	}
+	d.note(method + string(q.Target))
+	a.Status, a.Body, a.Done = 200, []byte("ok"), func() { d.done.Add(1) }
+	a.Head = append(room(), "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"...)
+	return true, nil
+}
+
+// noted is what was begun for a request.
+type noted struct{ *diary }
+
+func (n *noted) Drop() { n.dropped.Add(1) }
 
 // statuses reads answers, and says what ended them.
 func statuses(c net.Conn) (got []string, end error) {
@@ -192,7 +219,7 @@ func TestNobodySmugglesARequest(t *testing.T) {
 			inWorld(t, Config{Certificate: NewCertificates("node", func(string) bool { return false }).Get}, func(w *world) {
 				for _, port := range []int{80, 443}[:min(2, step)] {
 					d := new(diary)
-					w.set(Door{Network: "tcp", Address: at(80), Handler: d, Quick: d.quick}, Door{Network: "tcp", Address: at(443), Handler: d, Quick: d.quick, TLS: true})
+					w.set(Door{Network: "tcp", Address: at(80), Handler: d, Quick: d.quick}, Door{Network: "tcp", Address: at(443), Handler: d, Quick: d.quick, Relay: d.relay, TLS: true})
 					conn := w.dial(port)
 					if port == 443 {
 						secure := tls.Client(conn, &tls.Config{InsecureSkipVerify: true})

@@ -20,13 +20,13 @@ import (
 	"github.com/perigee-net/perigee/edge/http1"
 )
 
-// turn is a request of the plain form that Quick did not answer, and the answer that a handler gives to it on the visit's own
+// turn is a request of the plain form that neither Quick nor a Relay did answer, and the answer that a handler gives to it on the visit's own
 // goroutine: an http.ResponseWriter whose answers are those of net/http, but for the order of their fields. A loan costs three
 // changes of goroutine and a read that finds nothing; a turn costs none. There is no body to be read: a request that has one is
 // not plain.
 type turn struct {
 	v      *visit
-	cancel context.CancelFunc
+	ctx    lazy // the request's
 	header http.Header
 
 	isHead   bool  // the method is HEAD
@@ -91,8 +91,11 @@ func (p *headers) put(h http.Header) {
 }
 
 // serveHere has the door's handler answer the plain request whose head is next on the desk, and says whether the connection
-// goes on.
-func (v *visit) serveHere(q *http1.Request) (goesOn bool) {
+// goes on. Begun is what a Relay has begun for it; nil: nothing.
+func (v *visit) serveHere(q *http1.Request, begun http1.Begun) (goesOn bool) {
+	if begun != nil {
+		defer begun.Drop()
+	}
 	t := &turn{v: v, isHead: q.Head, last: q.Close, length: -1}
 	r, err := v.request(q, t)
 	v.desk.r += q.Bytes // all of it is in r
@@ -107,6 +110,9 @@ func (v *visit) serveHere(q *http1.Request) (goesOn bool) {
 	t.header = f.headers.get()
 	if field := v.alternative(); field != nil {
 		t.header["Alt-Svc"] = field
+	}
+	if begun != nil {
+		r = r.WithContext(http1.Begin(r.Context(), begun))
 	}
 	v.begin(t)
 	defer t.close()
@@ -169,9 +175,8 @@ func (v *visit) request(q *http1.Request, t *turn) (*http.Request, error) {
 	if q.Head {
 		r.Method = http.MethodHead
 	}
-	ctx, cancel := context.WithCancel(v.hosted.ctx)
-	t.cancel = cancel
-	return r.WithContext(ctx), nil
+	t.ctx.parent = v.hosted.ctx
+	return r.WithContext(&t.ctx), nil
 }
 
 // begin has the client watched if the handler takes its time.
@@ -222,14 +227,14 @@ func (v *visit) watch() {
 	v.desk.w += n
 	if n == 0 && err != nil && h.turn == t { // or else it was told to end
 		t.left = true
-		t.cancel()
+		t.ctx.end()
 	}
 }
 
 // close ends all that the turn has begun.
 func (t *turn) close() {
 	t.over = true
-	t.cancel()
+	t.ctx.end()
 	t.putSheet()
 	if t.taken {
 		t.v.conn = nil
@@ -309,7 +314,7 @@ func (t *turn) WriteHeader(status int) {
 	}
 	t.status = status
 	t.takeSheet()
-	t.out = appendStatus(t.out, status)
+	t.out = http1.AppendStatus(t.out, status)
 	h := t.header
 	if said := first(h, "Content-Length"); said != "" {
 		if n, err := strconv.ParseInt(said, 10, 64); err == nil && n >= 0 {
@@ -358,7 +363,7 @@ func (t *turn) WriteHeader(status int) {
 
 // inform sends an interim response.
 func (t *turn) inform(status int) {
-	b := appendStatus(make([]byte, 0, 256), status)
+	b := http1.AppendStatus(make([]byte, 0, 256), status)
 	for name, lines := range t.header {
 		if name != "Content-Length" && name != "Transfer-Encoding" {
 			b = appendField(b, name, lines)
@@ -379,7 +384,7 @@ func (t *turn) frame(beginning []byte, all bool) {
 		t.out = append(append(append(t.out, "Content-Type: "...), http.DetectContentType(beginning)...), "\r\n"...)
 	}
 	if !t.dated {
-		t.out = append(time.Now().UTC().AppendFormat(append(t.out, "Date: "...), http.TimeFormat), "\r\n"...)
+		t.out = http1.AppendDate(t.out, time.Now())
 	}
 	if t.coding != "" && t.coding != "identity" {
 		t.length = -1
@@ -507,7 +512,7 @@ func (t *turn) put(out, p []byte) {
 		if t.err == nil {
 			t.err = errNotTaken
 		}
-		t.cancel()
+		t.ctx.end()
 	}
 }
 
@@ -647,16 +652,6 @@ func first(h http.Header, name string) string {
 		return lines[0]
 	}
 	return ""
-}
-
-func appendStatus(b []byte, status int) []byte {
-	b = append(strconv.AppendInt(append(b, "HTTP/1.1 "...), int64(status), 10), ' ')
-	if text := http.StatusText(status); text != "" {
-		b = append(b, text...)
-	} else {
-		b = strconv.AppendInt(append(b, "status code "...), int64(status), 10)
-	}
-	return append(b, "\r\n"...)
 }
 
 // appendField adds the lines of a field. One whose name is none is left out: it could be anything.

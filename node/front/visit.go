@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/socket"
 	"github.com/perigee-net/perigee/edge/http1"
 )
 
@@ -35,7 +36,7 @@ const (
 )
 
 // visit is an HTTP/1 connection from its first byte to its last; one of HTTP/2 is that only until its handshake has ended. Requests of
-// the plain form are answered here, by Quick or in a turn; all others are lent, one at a time, to net/http.
+// the plain form are answered here, by Quick, by a Relay or in a turn; all others are lent, one at a time, to net/http.
 type visit struct {
 	*client
 	conn    net.Conn // what HTTP is spoken over: the client, or TLS over it
@@ -48,19 +49,24 @@ type visit struct {
 	state   atomic.Int32
 	born    time.Time
 
-	loan    *loan   // the last one; nil: nothing was lent yet
-	hosted  *hosted // nil: there was no turn yet
-	desk    *desk   // nil: nothing is here to be read
-	scanned int     // bytes of an unfinished head in which its end was looked for
-	blank   bool    // there was an empty line before it
-	one     [1]byte
-	readBy  time.Time // the deadlines that stand; zero: not known
-	writeBy time.Time
-	vec     [2][]byte
-	vecs    net.Buffers
-	send    func(fd uintptr) bool // sending's
-	sending transfer
-	two     *h2 // nil: it speaks HTTP/1
+	loan     *loan         // the last one; nil: nothing was lent yet
+	hosted   *hosted       // nil: there was no turn yet
+	desk     *desk         // nil: nothing is here to be read
+	sheet    *sheet        // nil: no answers are gathered
+	rooms    func() []byte // room, for a Relay
+	scanned  int           // bytes of an unfinished head in which its end was looked for
+	blank    bool          // there was an empty line before it
+	one      [1]byte
+	now      time.Time // when the request had come that was just answered, at once; zero: so it was not
+	readBy   time.Time // the deadlines that stand; zero: not known
+	writeBy  time.Time
+	vec      [2][]byte
+	vecs     net.Buffers
+	send     func(fd uintptr) bool // sending's
+	sending  transfer
+	writeNow func(fd uintptr) // writing's
+	writing  writing
+	two      *h2 // nil: it speaks HTTP/1
 }
 
 // What a visit is doing, for whoever wants to end it.
@@ -166,7 +172,7 @@ func (d *door) visit(c *client) {
 		if tcp, ok := c.Conn.(*net.TCPConn); ok {
 			v.tcp = tcp
 			if raw, ok := rawOf(tcp); ok {
-				v.raw, v.read, v.send = raw, v.readSome, v.sending.some
+				v.raw, v.read, v.send, v.writeNow = raw, v.readSome, v.sending.some, v.writing.now
 			}
 		}
 	}
@@ -228,8 +234,9 @@ func looksLikeHTTP(header [5]byte) bool {
 }
 
 // readIn has reading fail if nothing comes for this long, or up to slack longer.
-func (v *visit) readIn(d time.Duration) {
-	now := time.Now()
+func (v *visit) readIn(d time.Duration) { v.readInFrom(d, time.Now()) }
+
+func (v *visit) readInFrom(d time.Duration, now time.Time) {
 	if left := v.readBy.Sub(now); left >= d && left <= d+slack {
 		return
 	}
@@ -243,7 +250,11 @@ func (v *visit) await() bool {
 	if v.state.Load() == fresh {
 		waiting = fresh
 	} else {
-		v.readIn(idleTimeout)
+		now := v.now // a moment ago; the clock costs as much as all else here
+		if now.IsZero() {
+			now = time.Now()
+		}
+		v.readInFrom(idleTimeout, now)
 		v.state.Store(idle)
 		if v.door.leaving() { // who set it before that has not seen that this is idle
 			return false
@@ -302,7 +313,7 @@ func (v *visit) readSome(fd uintptr) bool {
 		v.readErr = err
 		return true
 	}
-	n, again, err := readNow(fd, room)
+	n, again, err := socket.Read(fd, room)
 	v.desk.w += n
 	if again && v.desk.w == 0 {
 		v.door.front.putDesk(v.desk)
@@ -317,14 +328,10 @@ func (v *visit) serve() bool {
 	var (
 		d    = v.desk
 		q, a = &d.request, &d.answer
-		s    *sheet // holds out
-		out  []byte // answers that are to be written
+		out  []byte // answers that are to be written, in v.sheet
+		ok   bool
 	)
-	defer func() {
-		if s != nil {
-			v.door.front.sheets.put(s)
-		}
-	}()
+	defer v.putSheet()
 	for {
 		b := d.unread()
 		if len(b) > 1 && b[0] == '\r' && b[1] == '\n' && !v.blank { // one empty line before a request is ignored (RFC 9112, 2.2)
@@ -341,42 +348,17 @@ func (v *visit) serve() bool {
 			form = q.Parse(b)
 		}
 		behind := v.door.behind.Load()
+		q.TLS, q.Remote, q.Now = v.tls != nil, v.remote, time.Now()
 		if form == http1.Plain && behind.Quick != nil {
-			if s == nil {
-				s = v.door.front.sheets.get()
-				out = s.b[:0]
+			if v.sheet == nil {
+				out = v.room()
 			}
 			before := len(out)
-			q.TLS, q.Remote = v.tls != nil, v.remote
 			*a = http1.Response{Head: out}
 			if behind.Quick(q, a) {
-				v.door.front.counters.requests.Add(1)
 				v.door.front.counters.quick.Add(1)
-				d.r += q.Bytes
-				v.scanned, v.blank = 0, false
-				out = a.Head
-				if field := v.alternative(); field != nil {
-					out = append(append(append(out[:len(out)-2], "Alt-Svc: "...), field[0]...), "\r\n\r\n"...)
-				}
-				last := q.Close || v.door.leaving()
-				if last {
-					out = append(out[:len(out)-2], "Connection: close\r\n\r\n"...)
-				}
-				var ok bool
-				if out, ok = v.put(out, s, a, q.Head); !ok {
+				if out, ok = v.answered(q, a); !ok {
 					return false
-				}
-				if last {
-					if v.write(out) && len(d.unread()) > 0 {
-						v.farewell()
-					}
-					return false
-				}
-				if len(out) > answerBytes-deskBytes {
-					if !v.write(out) {
-						return false
-					}
-					out = s.b[:0]
 				}
 				continue
 			}
@@ -387,18 +369,32 @@ func (v *visit) serve() bool {
 				return false
 			}
 		}
-		if s != nil {
-			v.door.front.sheets.put(s) // not held while others answer, or the client is waited for
-			s, out = nil, nil
-		}
+		v.putSheet() // not held while others answer, or the client is waited for
+		out = nil
 		if form == http1.Plain {
-			if !v.serveHere(q) {
+			var begun http1.Begun
+			if behind.Relay != nil {
+				if v.rooms == nil {
+					v.rooms = v.room
+				}
+				*a = http1.Response{}
+				if ok, begun = behind.Relay(q, a, v.rooms); ok {
+					v.door.front.counters.relayed.Add(1)
+					v.door.front.counters.desync[http1.Head{Framed: true}.Reason].Add(1)
+					if out, ok = v.answered(q, a); !ok {
+						return false
+					}
+					continue
+				}
+			}
+			v.now = time.Time{}
+			if !v.serveHere(q, begun) {
 				return false
 			}
 			continue
 		}
 		if size := http1.End(b, v.scanned); size >= 0 {
-			v.scanned, v.blank = 0, false
+			v.scanned, v.blank, v.now = 0, false, time.Time{}
 			if !v.lend(size) {
 				return false
 			}
@@ -419,6 +415,50 @@ func (v *visit) serve() bool {
 	v.door.front.putDesk(d)
 	v.desk = nil
 	return true
+}
+
+// room takes a sheet for answers, in which there are none yet.
+func (v *visit) room() []byte {
+	if v.sheet == nil {
+		v.sheet = v.door.front.sheets.get()
+	}
+	return v.sheet.b[:0]
+}
+
+func (v *visit) putSheet() {
+	if v.sheet != nil {
+		v.door.front.sheets.put(v.sheet)
+		v.sheet = nil
+	}
+}
+
+// answered ends a plain request with the answer that Quick or a Relay has made behind those that are to be written, and says what of these
+// is still to be, and whether the connection goes on.
+func (v *visit) answered(q *http1.Request, a *http1.Response) (out []byte, ok bool) {
+	v.door.front.counters.requests.Add(1)
+	v.now = q.Now
+	v.desk.r += q.Bytes
+	v.scanned, v.blank = 0, false
+	if field := v.alternative(); field != nil {
+		a.Head = append(append(append(a.Head[:len(a.Head)-2], "Alt-Svc: "...), field[0]...), "\r\n\r\n"...)
+	}
+	last := q.Close || v.door.leaving()
+	if last {
+		a.Head = append(a.Head[:len(a.Head)-2], "Connection: close\r\n\r\n"...)
+	}
+	if out, ok = v.put(a, q.Head); !ok {
+		return nil, false
+	}
+	if last {
+		if v.write(out) && len(v.desk.unread()) > 0 {
+			v.farewell()
+		}
+		return nil, false
+	}
+	if len(out) > answerBytes-deskBytes {
+		return v.sheet.b[:0], v.write(out)
+	}
+	return out, true
 }
 
 // unfinished answers a request whose head does not come to its end.
@@ -460,33 +500,43 @@ func (v *visit) farewell() {
 	}
 }
 
-// put adds an answer to out, or writes both, where that is too long.
-func (v *visit) put(out []byte, s *sheet, a *http1.Response, head bool) ([]byte, bool) {
+// put adds the body of an answer to its head, or writes both, where that is too long. It returns what is still to be written.
+func (v *visit) put(a *http1.Response, head bool) (out []byte, ok bool) {
 	if head {
 		a.Body, a.Length = nil, 0
 	}
-	if a.File != nil && a.Done != nil {
+	if a.Done != nil {
 		defer a.Done()
 	}
-	if len(a.Body) <= bodyCopied && len(a.Body) <= cap(out)-len(out) {
+	if out = a.Head; len(a.Body) <= bodyCopied && len(a.Body) <= cap(out)-len(out) {
 		out = append(out, a.Body...)
 	} else {
 		if !v.writeBoth(out, a.Body) {
 			return nil, false
 		}
-		out = s.b[:0]
+		out = v.sheet.b[:0]
 	}
 	if a.File == nil || a.Length == 0 {
 		return out, true
 	}
-	return s.b[:0], v.writeFile(out, s, a)
+	return v.sheet.b[:0], v.writeFile(out, a)
 }
 
 // write writes to the client, who may take writeTimeout for each piece.
 func (v *visit) write(b []byte) bool {
 	if v.tcp == nil {
+		v.now = time.Time{} // this may take long
 		_, err := v.conn.Write(b)
 		return err == nil
+	}
+	if v.writeNow != nil { // mostly there is room, and so nothing to wait for
+		v.writing.b = b
+		if v.raw.Control(v.writeNow) == nil {
+			b = v.writing.b
+		}
+		if v.writing.b = nil; len(b) == 0 {
+			return true
+		}
 	}
 	for {
 		v.writeIn()
@@ -498,6 +548,16 @@ func (v *visit) write(b []byte) bool {
 			return false
 		}
 		b = b[n:]
+	}
+}
+
+// writing is what is left of an answer to be written.
+type writing struct{ b []byte }
+
+// now writes what there is room for. What is wrong is met again.
+func (w *writing) now(fd uintptr) {
+	if n, err := socket.Write(fd, w.b); err == nil {
+		w.b = w.b[n:]
 	}
 }
 
@@ -522,7 +582,7 @@ func (v *visit) writeBoth(a, b []byte) bool {
 }
 
 // writeFile writes what was gathered, and then a piece of a file.
-func (v *visit) writeFile(out []byte, s *sheet, a *http1.Response) bool {
+func (v *visit) writeFile(out []byte, a *http1.Response) bool {
 	switch {
 	case v.read != nil:
 		return v.sendFile(out, a)
@@ -532,8 +592,8 @@ func (v *visit) writeFile(out []byte, s *sheet, a *http1.Response) bool {
 		return false
 	}
 	for offset, left := a.Offset, a.Length; left > 0; {
-		n, err := a.File.ReadAt(s.b[:min(left, int64(len(s.b)))], offset)
-		if n == 0 && err != nil || !v.write(s.b[:n]) {
+		n, err := a.File.ReadAt(v.sheet.b[:min(left, int64(len(v.sheet.b)))], offset)
+		if n == 0 && err != nil || !v.write(v.sheet.b[:n]) {
 			return false
 		}
 		offset, left = offset+int64(n), left-int64(n)
@@ -541,10 +601,31 @@ func (v *visit) writeFile(out []byte, s *sheet, a *http1.Response) bool {
 	return true
 }
 
+// transfer is an answer that is being sent whose body is in a file: what of it is still to be sent, how much was, and what came in the
+// way.
+type transfer struct {
+	head         []byte
+	file         *os.File
+	offset, left int64
+	sent         int64
+	err          error
+	atOnce       bool  // the file is in memory, so nothing of it is waited for
+	paced        paced // the connection
+}
+
+// paced says whether the system spaces out what is sent on a connection by a model of the path (BBR).
+type paced int
+
+const (
+	unknownPace paced = iota
+	isPaced
+	notPaced
+)
+
 // sendFile has the kernel send a piece of a file, behind what was gathered.
 func (v *visit) sendFile(out []byte, a *http1.Response) bool {
 	t := &v.sending
-	*t = transfer{head: out, file: a.File, offset: a.Offset, left: a.Length}
+	*t = transfer{head: out, file: a.File, offset: a.Offset, left: a.Length, atOnce: a.Memory != nil, paced: t.paced}
 	for {
 		v.writeIn()
 		t.sent = 0
@@ -553,7 +634,7 @@ func (v *visit) sendFile(out []byte, a *http1.Response) bool {
 			err = t.err
 		}
 		if err == nil || !v.mayGoOn(t.sent, err) {
-			*t = transfer{}
+			*t = transfer{paced: t.paced}
 			return err == nil
 		}
 	}
@@ -561,6 +642,7 @@ func (v *visit) sendFile(out []byte, a *http1.Response) bool {
 
 // writeIn has writing fail where nothing is taken for writeTimeout.
 func (v *visit) writeIn() {
+	v.now = time.Time{} // what follows may take long
 	now := time.Now()
 	if v.writeBy.Sub(now) < writeTimeout {
 		v.writeBy = now.Add(writeTimeout + slack)

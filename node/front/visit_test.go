@@ -319,6 +319,40 @@ func TestPipelinedBytesWaitForTheirTurn(t *testing.T) {
 	})
 }
 
+// What a Relay answers, what is begun by it, hits and what is lent come in their order, whatever is sent together; what was begun is the
+// handler's to go on with, and is dropped after it.
+func TestARelayIsAskedBetweenQuickAndTheHandler(t *testing.T) {
+	inWorld(t, Config{}, func(w *world) {
+		d := new(diary)
+		w.set(Door{Network: "tcp", Address: at(80), Handler: d, Quick: d.quick, Relay: d.relay})
+		c := w.dial(80)
+		defer c.Close()
+		var sent strings.Builder
+		var want []string
+		for i := range 100 {
+			for _, target := range []string{"/a0", "/hit", "/a1", "/a2?q", "/a4"} {
+				fmt.Fprintf(&sent, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", target)
+				want = append(want, map[bool]string{true: "hit ", false: "GET "}[target == "/hit"]+target)
+			}
+			if i%10 == 0 {
+				sent.WriteString("POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab")
+				want = append(want, "POST /p ab")
+			}
+		}
+		sent.WriteString("GET /b0 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET /c0 HTTP/1.1\r\nHost: x\r\n\r\n")
+		want = append(want, "GET /b0")
+		go io.WriteString(c, sent.String())
+		answers, end := statuses(c)
+		if len(answers) != len(want) || end != io.EOF || !slices.Equal(d.read(), want) {
+			t.Errorf("%d answers, %v; want %d: %q", len(answers), end, len(want), d.read())
+		}
+		if d.done.Load() != 301 || d.begun.Load() != 100 || d.dropped.Load() != 100 {
+			t.Errorf("%d were done, %d begun, %d dropped", d.done.Load(), d.begun.Load(), d.dropped.Load())
+		}
+		w.counted("front_relayed_total", 301)
+	})
+}
+
 func TestAPanicInQuickCostsItsConnection(t *testing.T) {
 	inWorld(t, Config{}, func(w *world) {
 		w.set(Door{Network: "tcp", Address: at(80), Handler: says("fine"), Quick: func(q *http1.Request, _ *http1.Response) bool {
