@@ -14,6 +14,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/dnsgeo/zone"
 )
 
 const (
@@ -61,7 +62,7 @@ func (s Sample) Comparable(t Sample) bool { return s.Revision == t.Revision && s
 
 // Sample answers the sampled questions by a view. It is a function of the table and of those things in the view that its digest is of:
 // which members there are, by region and POP, what they take and their addresses, and which health checks and load balancers are
-// healthy.
+// healthy. The digest is of the serials of secondary zones, too, which the revision does not tell.
 //
 // What is meant to differ from node to node is left out: they answer as one that stands nowhere (so nobody is served "as if he were
 // here"), that reaches all and has heard of no measured client; TTLs, which go by how long verdicts stand; and answers by when a record set was healthy last.
@@ -111,8 +112,8 @@ func (t *Table) sampled() (all []Query) {
 		}
 		ask(d.zone.Name+".", dns.TypeNS)
 		ask("no-such-name-in-it."+d.zone.Name+".", dns.TypeA)
-		for i := range min(sampledSets, len(d.zone.Records)) {
-			r := &d.zone.Records[lot(d.lot, d.zone.Name, byte(i))%uint64(len(d.zone.Records))]
+		for i := range min(sampledSets, d.zone.Records.Len()) {
+			r := d.zone.Records.At(int(lot(d.lot, d.zone.Name, byte(i)) % uint64(d.zone.Records.Len())))
 			name := d.zone.Owner(r.Name)
 			if below, wild := strings.CutPrefix(name, "*."); wild {
 				name = "below." + below
@@ -183,6 +184,13 @@ func (t *Table) digest(v *view.View) uint64 {
 	for name := range t.spec.HealthChecks {
 		if v.CheckHealthy(t.spec, name) {
 			healthy += lot(1, name)
+		}
+	}
+	var name zone.Name
+	for _, hosted := range t.spec.HostedZones {
+		if hosted.Secondary() && name.Parse(hosted.Name) == nil {
+			z := t.zones.Find(&name, 0)
+			healthy += lot(uint64(z.Silence())<<32|uint64(z.Serial()), hosted.Name, 3)
 		}
 	}
 	for name := range t.spec.LoadBalancers {

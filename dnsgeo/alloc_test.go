@@ -34,6 +34,7 @@ func TestAnAnswerThatIsWrittenDownTakesNoMemory(t *testing.T) {
 func takesNoMemory(t *testing.T, s *Server) {
 	t.Helper()
 	d := s.newDesk()
+	d.asker.recents = new(recents)
 	room := make([]byte, 0, payloadSize)
 	for _, q := range hotQueries {
 		m := question0(t, q.name, q.typ, q.subnet)
@@ -61,6 +62,7 @@ func TestAnAnswerByNetworkOrBiasTakesNoMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := s.newDesk()
+	d.asker.recents = new(recents)
 	room := make([]byte, 0, payloadSize)
 	for _, name := range []string{"cidr.example.com.", "near.example.com."} {
 		m := question0(t, name, dns.TypeA, "10.1.2.0/24")

@@ -70,6 +70,8 @@ type asker struct {
 	policies uint16        // by which the answer section was chosen, a bit each
 	lastGood bool          // the answer depends on when a record set was healthy last
 
+	recents *recents // nil: nothing is remembered from query to query
+
 	roundTrip func(region string) (time.Duration, bool) // toRegion, made once
 
 	reply reply
@@ -104,6 +106,9 @@ func (a *asker) answer(t *Table, v *view.View, q *Query, tr *trace.Trace) {
 func (a *asker) answerIn(t *Table, s *scene, q *Query, tr *trace.Trace) {
 	a.scene = s
 	a.table, a.query, a.trace = t, *q, tr
+	if r := a.recents; r != nil && r.table != t {
+		*r = recents{table: t} // the one before is to be forgotten
+	}
 	a.random, a.spot, a.scope, a.lifetime, a.zone = q.Random, nil, 0, forever, nil
 	a.visited, a.names, a.policies, a.lastGood, a.looked = a.visited[:0], 0, 0, false, false
 	a.reply.reset(&a.asked)
@@ -129,6 +134,12 @@ func (a *asker) answerIn(t *Table, s *scene, q *Query, tr *trace.Trace) {
 			tr.Add("class %s: refused", dns.Class(q.Class))
 		}
 		a.reply.Rcode = dns.RcodeRefused
+	case z.Silence() != zone.Speaks:
+		if tr.On() {
+			tr.Add("zone %s: %s", z.Name, silences[z.Silence()])
+		}
+		a.zone = z
+		a.reply.Rcode, a.reply.silence = dns.RcodeServerFailure, z.Silence()
 	case refused(q.Type):
 		if tr.On() {
 			tr.Add("type %s: refused", dns.Type(q.Type))
@@ -137,6 +148,9 @@ func (a *asker) answerIn(t *Table, s *scene, q *Query, tr *trace.Trace) {
 	default:
 		if tr.On() {
 			defer tr.In("zone %s", z.Name)()
+			if hosted := z.Hosted(); hosted != nil && hosted.Secondary() {
+				tr.Add("it is a copy of its primary's, serial %d", z.Serial())
+			}
 		}
 		a.zone = z
 		a.reply.Authoritative = true
@@ -145,6 +159,12 @@ func (a *asker) answerIn(t *Table, s *scene, q *Query, tr *trace.Trace) {
 	if q.ECS.IsValid() && q.ECS.Bits() > 0 {
 		a.reply.Scope = a.scope
 	}
+}
+
+// silences are the reasons of a secondary zone that has nothing to answer with.
+var silences = [...]string{
+	zone.NotYet:  "nothing was taken from a primary yet: SERVFAIL",
+	zone.Expired: "no primary has confirmed the copy for as long as it may stand: SERVFAIL",
 }
 
 // refused says whether the type asks for a transfer, which is no answer: it is sent as one (transferOf), or refused.
@@ -403,7 +423,11 @@ func (a *asker) put(to section, owner uint16, set zone.Set) (ttl uint32) {
 func (a *asker) choose(to section, owner uint16, c *zone.Choice) (ttl uint32, alive bool) {
 	var room [policy.MaxValues]int
 	chosen := room[:1] // the one record set of a simple choice, whatever its health
-	if c.Policy != policy.Simple {
+	if first, scope, ok := a.first(c); ok && a.healthy(c, first) {
+		chosen[0] = first
+		a.draw() // as if it had been chosen among all
+		a.scope = max(a.scope, scope)
+	} else if c.Policy != policy.Simple {
 		if a.trace.On() {
 			defer a.trace.In("%s %s", zone.Text(a.reply.owners[owner].wire), dns.Type(c.Type))()
 		}
@@ -637,7 +661,7 @@ func (a *asker) client(p policy.Policy) policy.Client {
 	c.Country, c.Subdivision, c.Continent = place.Country, place.Subdivision, place.Continent
 	c.Location, c.PlaceBits = a.scene.here, at.bits
 	if place.OK {
-		c.Location = &place.Location
+		c.Location = at.site
 	}
 	if seen := a.lookUp(); p == policy.Latency && a.scene.clients != nil {
 		if a.roundTrip == nil {

@@ -68,7 +68,7 @@ func edited(t *rapid.T, s *spec.Spec) *spec.Spec {
 		}
 		z.Records = recordsOf(quiet{}, strings.Join(text, "\n"))
 		if name != "example.com" {
-			z.Records = slices.DeleteFunc(z.Records, func(r spec.Record) bool { return strings.HasSuffix(r.Name, ".") })
+			z.Records = spec.RecordsOf(slices.DeleteFunc(z.Records.List(), func(r spec.Record) bool { return strings.HasSuffix(r.Name, ".") })...)
 		}
 		next.HostedZones[name] = z
 	}
@@ -180,10 +180,10 @@ func BenchmarkApplyOneOf100000(b *testing.B) {
 	ttl := spec.Duration(time.Minute)
 	for i := range n {
 		name := fmt.Sprintf("z%d.example.com", i)
-		s.HostedZones[name] = &spec.HostedZone{Name: name, Records: []spec.Record{
-			{Name: "@", Type: "A", Alias: &spec.Alias{Distribution: "site"}},
-			{Name: "www", Type: "A", TTL: &ttl, Values: []string{"192.0.2.1"}},
-		}}
+		s.HostedZones[name] = &spec.HostedZone{Name: name, Records: spec.RecordsOf(
+			spec.Record{Name: "@", Type: "A", Alias: &spec.Alias{Distribution: "site"}},
+			spec.Record{Name: "www", Type: "A", TTL: &ttl, Values: []string{"192.0.2.1"}},
+		)}
 	}
 	hosted := *s.HostedZones["z40.example.com"]
 	hosted.NameServers = []string{"ns.example.net"}
@@ -222,12 +222,13 @@ func BenchmarkApplyOneOf100000(b *testing.B) {
 	runtime.KeepAlive(s)
 }
 
-func largeZone(n int) (records []spec.Record) {
+func largeZone(n int) spec.Records {
+	var records []spec.Record
 	ttl := spec.Duration(time.Minute)
 	for i := range n {
 		records = append(records, spec.Record{Name: fmt.Sprintf("www%d", i), Type: "A", TTL: &ttl, Values: []string{"192.0.2.1"}})
 	}
-	return records
+	return spec.RecordsOf(records...)
 }
 
 func heap() int64 {
@@ -246,8 +247,7 @@ func BenchmarkApplyOneRecordOf10000(b *testing.B) {
 	s.HostedZones["example.com"] = &zone
 	next, other := *s, zone
 	next.HostedZones = maps.Clone(s.HostedZones)
-	other.Records = slices.Clone(zone.Records)
-	other.Records[7000].Values = []string{"192.0.2.2"}
+	setRecord(&other, 7000, func(r *spec.Record) { r.Values = []string{"192.0.2.2"} })
 	next.HostedZones["example.com"] = &other
 	server := New(Config{})
 	specs := []*spec.Spec{s, &next}

@@ -53,13 +53,17 @@ func (s *Server) servePackets(conn net.PacketConn, n int) error {
 // serveEach answers one datagram after the other.
 func (s *Server) serveEach(p packets) error {
 	d := s.newDesk()
+	d.asker.recents = new(recents)
 	query, room := make([]byte, maxQuerySize), make([]byte, payloadSize)
 	for {
 		n, from, err := p.read(query)
 		if err != nil {
 			return err
 		}
-		if response := d.respond(room, query[:n], from, UDP); response != nil {
+		response := d.respond(room, query[:n], from, UDP)
+		if u := d.takeUpdate(); u != nil {
+			s.finishLater(u, p.later())
+		} else if response != nil {
 			if err := p.write(response); err != nil {
 				s.counts.unsent.Add(1) // one asker's trouble: no route, a full buffer
 			}

@@ -68,15 +68,30 @@ func tellAndServe(t *testing.T, c *chance, asked int, seen map[string]int) {
 		t.Fatal(err)
 	}
 	d := s.newDesk()
+	d.asker.recents = new(recents)
 	var random uint64
 	d.random = func() uint64 { return random }
 	room := make([]byte, 0, roomSize)
+	var before []Query
 	for i := range asked {
 		if i%perView == 0 {
 			now = c.view()
 		}
+		if i == asked/2 { // other tables, with other zones in part
+			if world, names = c.world(t); s.Apply(world) != nil {
+				t.Fatal("the second spec is refused")
+			}
+		}
 		random = c.Uint64()
 		q := c.query(names)
+		if len(before) > 0 && c.IntN(3) == 0 { // what is remembered of a client is asked for
+			known := before[c.IntN(len(before))]
+			q.Client, q.ECS = known.Client, known.ECS
+			if c.IntN(2) == 0 {
+				q.Name, q.Type = known.Name, known.Type
+			}
+		}
+		before = append(before, q)
 		by := []Transport{UDP, TCP, TCP}[c.IntN(3)]
 		response := d.respond(room, c.message(t, &q), q.Client, by)
 		var got dns.Msg
@@ -235,10 +250,10 @@ func (c *chance) world(t *testing.T) (*spec.Spec, []string) {
 		if c.one(3) {
 			z.NameServers = []string{"ns1." + zone + ".", "ns.example.org."}
 		}
-		z.Records = c.records()
+		z.Records = spec.RecordsOf(c.records()...)
 		s.HostedZones[zone] = z
 		names = append(names, zone+".", "none."+zone+".", "a.none."+zone+".", "x.w."+zone+".", "y.x.w."+zone+".", "ns-nrt1."+zone+".", "ns-icn1."+zone+".")
-		for _, r := range z.Records {
+		for _, r := range z.Records.All() {
 			name := z.Owner(r.Name)
 			names = append(names, name, "below."+name)
 			if wild, ok := strings.CutPrefix(name, "*."); ok {

@@ -86,6 +86,7 @@ func spent() time.Duration {
 func BenchmarkHot(b *testing.B) {
 	s := serverOf(b, site+hot)
 	d := s.newDesk()
+	d.asker.recents = new(recents)
 	room := make([]byte, 0, payloadSize)
 	for _, q := range hotQueries {
 		m := question0(b, q.name, q.typ, q.subnet)

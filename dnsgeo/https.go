@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/miekg/dns"
+
+	"github.com/perigee-net/perigee/dnsgeo/tsig"
 )
 
 const (
@@ -34,12 +36,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	query := room[:0:maxQuerySize]
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
-		encoded, ok := parameter(r.URL.Query()["dns"])
+		encoded := parameter(r.URL.Query()["dns"])
 		if len(encoded) > maxEncoded {
 			http.Error(w, "the query is too long", http.StatusRequestURITooLong)
 			return
 		}
-		if query, ok = decode(query, encoded, ok); !ok {
+		var ok bool
+		if query, ok = decode(query, encoded); !ok {
 			http.Error(w, "the parameter dns is to be a message in base64url without padding", http.StatusBadRequest)
 			return
 		}
@@ -85,7 +88,7 @@ func (s *Server) QuickHTTPS(head, target []byte, from netip.Addr) (fields, body 
 	}
 	room := rooms.Get().(*[streamSize]byte)
 	defer rooms.Put(room)
-	query, ok := decode(room[:0:maxQuerySize], encoded, true)
+	query, ok := decode(room[:0:maxQuerySize], encoded)
 	if !ok {
 		return head, nil
 	}
@@ -100,17 +103,17 @@ func (s *Server) QuickHTTPS(head, target []byte, from netip.Addr) (fields, body 
 	return append(head, "\r\n\r\n"...), append([]byte(nil), response...)
 }
 
-// parameter is a parameter that must be given once.
-func parameter(values []string) (string, bool) {
+// parameter is a parameter that must be given once; else "".
+func parameter(values []string) string {
 	if len(values) != 1 {
-		return "", false
+		return ""
 	}
-	return values[0], true
+	return values[0]
 }
 
 // decode appends a query that was given in base64url without padding (RFC 8484 §6).
-func decode(b []byte, encoded string, ok bool) ([]byte, bool) {
-	if !ok || encoded == "" {
+func decode(b []byte, encoded string) ([]byte, bool) {
+	if encoded == "" {
 		return nil, false
 	}
 	query, err := base64.RawURLEncoding.Strict().AppendDecode(b, []byte(encoded))
@@ -128,14 +131,14 @@ func freshness(m []byte) uint32 {
 	if n == 0 {
 		n = int(binary.BigEndian.Uint16(m[8:]))
 	}
-	at := skipName(m, headerSize, false)
+	at := tsig.SkipName(m, headerSize, false)
 	if at < 0 {
 		return 0
 	}
 	at += 4
 	least := ^uint32(0)
 	for range n {
-		if at = skipName(m, at, true); at < 0 || at+10 > len(m) {
+		if at = tsig.SkipName(m, at, true); at < 0 || at+10 > len(m) {
 			return 0
 		}
 		least = min(least, binary.BigEndian.Uint32(m[at+4:]))

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/perigee-net/perigee/dnsgeo/tsig"
 )
 
 // Datagrams go to whoever is said to have asked. So that nobody is flooded with responses that he did not ask for, those of one class
@@ -99,7 +101,7 @@ func (l *limiter) network(from netip.Addr) uint64 {
 func (l *limiter) class(m []byte) uint64 {
 	end := headerSize
 	if binary.BigEndian.Uint16(m[4:]) > 0 {
-		end = skipName(m, headerSize, false)
+		end = tsig.SkipName(m, headerSize, false)
 	}
 	rcode := int(m[3] & 0xf)
 	answers, authority := binary.BigEndian.Uint16(m[6:]), binary.BigEndian.Uint16(m[8:])

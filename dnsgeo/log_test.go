@@ -27,7 +27,7 @@ func logged(t testing.TB, json bool, records string, rate *float64) (*Server, fu
 	v := worldView()
 	s := New(Config{View: func() *view.View { return v }, Geo: places(t), Name: "icn1-a", QueryLog: log})
 	world := worldSpec(t, records)
-	world.HostedZones["example.com"].QueryLogging = &spec.QueryLogging{SampleRate: rate}
+	world.HostedZones["example.com"].QueryLogging = &spec.Sampling{SampleRate: rate}
 	world.HostedZones["example.net"] = &spec.HostedZone{Name: "example.net"}
 	if err := s.Apply(world); err != nil {
 		t.Fatal(err)
@@ -139,7 +139,7 @@ func TestALogIsTurnedOnAndOffByTheSpec(t *testing.T) {
 	m := question0(t, "www.example.com.", dns.TypeA, "")
 	ask := func() { s.respond(make([]byte, roomSize), m, netip.Addr{}, UDP) }
 	ask()
-	for i, logging := range []*spec.QueryLogging{nil, {}} {
+	for i, logging := range []*spec.Sampling{nil, {}} {
 		next := worldSpec(t, "www A 192.0.2.1")
 		next.Revision += uint64(i) + 1
 		next.HostedZones["example.com"].QueryLogging = logging

@@ -10,7 +10,7 @@ import (
 
 const headerSize = 12
 
-// request is a query as it came: what of a message an authoritative server looks at.
+// request is a query or an update as it came: what of a message an authoritative server looks at first.
 type request struct {
 	id     uint16
 	opcode int
@@ -22,6 +22,7 @@ type request struct {
 	class    uint16
 	signed   bool      // there is a TSIG record, if only one that is out of place
 	key      *tsig.Key // by which it is rightly signed; nil: by none
+	why      string    // of an update: why it is refused, to people
 
 	edns
 }
@@ -36,7 +37,7 @@ func parse(m []byte) (r request, rcode int, drop bool) {
 	r.id = binary.BigEndian.Uint16(m)
 	r.opcode = int(m[2]>>3) & 0xf
 	r.rd = m[2]&1 != 0
-	if r.opcode != dns.OpcodeQuery {
+	if r.opcode != dns.OpcodeQuery && r.opcode != dns.OpcodeNotify && r.opcode != dns.OpcodeUpdate {
 		return r, dns.RcodeNotImplemented, false
 	}
 	at := headerSize
@@ -44,7 +45,7 @@ func parse(m []byte) (r request, rcode int, drop bool) {
 	case 0: // it asks for a cookie, or nothing (RFC 7873 §5.4)
 		r.question = at
 	case 1:
-		if at = skipName(m, at, false); at < 0 || len(m) < at+4 {
+		if at = tsig.SkipName(m, at, false); at < 0 || len(m) < at+4 {
 			return r, dns.RcodeFormatError, false
 		}
 		r.typ, r.class = binary.BigEndian.Uint16(m[at:]), binary.BigEndian.Uint16(m[at+2:])
@@ -58,7 +59,7 @@ func parse(m []byte) (r request, rcode int, drop bool) {
 	additional := int(binary.BigEndian.Uint16(m[10:]))
 	for i := range others + additional {
 		owner := at
-		if at = skipName(m, at, true); at < 0 || len(m) < at+10 {
+		if at = tsig.SkipName(m, at, true); at < 0 || len(m) < at+10 {
 			return r, dns.RcodeFormatError, false
 		}
 		typ, fixed := binary.BigEndian.Uint16(m[at:]), m[at:at+10]
@@ -79,10 +80,16 @@ func parse(m []byte) (r request, rcode int, drop bool) {
 		}
 	}
 	switch {
+	case r.opcode == dns.OpcodeNotify && (!r.asked || r.typ != dns.TypeSOA): // RFC 1996 §3.7
+		return r, dns.RcodeFormatError, false
 	case at != len(m) || !r.asked && r.cookie == nil:
 		return r, dns.RcodeFormatError, false
 	case r.has && r.version != 0:
 		return r, dns.RcodeBadVers, false
+	case r.opcode == dns.OpcodeUpdate:
+		if r.typ != dns.TypeSOA { // the question is the zone section (RFC 2136 §2.3)
+			return r, dns.RcodeFormatError, false
+		}
 	case r.typ == dns.TypeMAILA || r.typ == dns.TypeMAILB:
 		return r, dns.RcodeNotImplemented, false
 	case r.typ == dns.TypeOPT || meta(r.typ) && !refused(r.typ) && r.typ != dns.TypeANY:
@@ -93,24 +100,3 @@ func parse(m []byte) (r request, rcode int, drop bool) {
 
 // meta says whether a type names no data but something to be done (RFC 6895 §3.1).
 func meta(t uint16) bool { return t >= 128 && t <= 255 }
-
-// skipName returns where the name that begins at the offset ends, or −1. A question has nothing before it that a
-// pointer could point to.
-func skipName(m []byte, at int, pointers bool) int {
-	for length := 1; at < len(m); {
-		n := int(m[at])
-		switch {
-		case n == 0:
-			return at + 1
-		case n&0xc0 == 0xc0 && pointers:
-			return at + 2
-		case n&0xc0 != 0:
-			return -1
-		}
-		at += 1 + n
-		if length += 1 + n; length > 255 {
-			return -1
-		}
-	}
-	return -1
-}

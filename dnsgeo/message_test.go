@@ -87,8 +87,11 @@ func TestMessagesAreAnsweredRefusedOrDropped(t *testing.T) {
 
 		{"a later EDNS", "abcd 0000 0001 0000 0000 0001" + question + "00 0029 04d0 00010000 0000", "BADVERS"},
 		{"STATUS", "abcd 1000 0001 0000 0000 0000" + question, "NOTIMP"},
-		{"NOTIFY", "abcd 2000 0001 0000 0000 0000" + question, "NOTIMP"},
-		{"UPDATE", "abcd 2800 0001 0000 0000 0000" + question, "NOTIMP"},
+		{"NOTIFY", "abcd 2000 0001 0000 0000 0000" + strings.Replace(question, "0001 0001", "0006 0001", 1), "NOTAUTH"},
+		{"NOTIFY of another type", "abcd 2000 0001 0000 0000 0000" + question, "FORMERR"},
+		{"NOTIFY of nothing", "abcd 2000 0000 0000 0000 0000", "FORMERR"},
+		{"UPDATE", "abcd 2800 0001 0000 0000 0000 07 6578616d706c65 03 636f6d 00 0006 0001", "NOTIMP"},
+		{"UPDATE of no zone", "abcd 2800 0001 0000 0000 0000" + question, "FORMERR"},
 		{"mail agents", "abcd 0000 0001 0000 0000 0000 00 00fe 0001", "NOTIMP"},
 		{"a transfer", "abcd 0000 0001 0000 0000 0000 07 6578616d706c65 03 636f6d 00 00fc 0001", "REFUSED"},
 		{"class CHAOS", "abcd 0000 0001 0000 0000 0000 07 76657273696f6e 04 62696e64 00 0010 0003", "REFUSED"},

@@ -2,7 +2,6 @@ package dnsgeo
 
 import (
 	"cmp"
-	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -43,10 +42,9 @@ func (p *pop) compare(q *pop) int {
 func (a *asker) nearest(t uint16) *group {
 	from, known := a.locate(), a.lookUp()
 	a.scope = max(a.scope, from.bits, known.Bits)
-	placed := from.place.OK
-	point, pointed := from.point, placed
-	if !placed && a.scene.here != nil {
-		point, pointed = a.scene.point, true
+	placed, site := from.place.OK, from.site
+	if !placed {
+		site = a.scene.here
 	}
 	var all []pop // for people
 	var best, try pop
@@ -60,7 +58,7 @@ func (a *asker) nearest(t uint16) *group {
 		}
 		switch {
 		case known.Known():
-			if p.seen = a.away(known, from, g.number, g.location, g.point); p.seen.How != clients.Unknown {
+			if p.seen = a.away(known, from, g.number, g.site); p.seen.How != clients.Unknown {
 				p.away = float64(p.seen.RTT)
 			}
 			if p.seen.How != clients.Measured && (try.group == nil || p.compare(&try) < 0) {
@@ -68,8 +66,8 @@ func (a *asker) nearest(t uint16) *group {
 			}
 		case !placed && g.popKey == a.scene.self:
 			p.away, p.tie = 0, 0
-		case pointed && g.location != nil:
-			p.away = point.away(g.point)
+		case site != nil && g.site != nil:
+			p.away = site.Chord(g.site)
 		}
 		if best.group == nil || p.compare(&best) < 0 {
 			best = p
@@ -104,24 +102,17 @@ func (a *asker) tries(best, p *pop) bool {
 }
 
 // away is how far a client whose network is known is from a place: a POP's by number, or −1.
-func (a *asker) away(known *clients.Client, from *spot, number int, to *spec.Location, at point) clients.Away {
+func (a *asker) away(known *clients.Client, from *spot, number int, to *spec.Site) clients.Away {
 	estimated, light := clients.Unplaced, clients.Unplaced
-	if from.place.OK && to != nil {
-		angle := from.point.angle(at)
-		estimated = time.Duration(angle * roundTripOfRadian)
+	if from.site != nil && to != nil {
+		way := from.site.Light(to)
+		estimated = spec.RoundTrip(way)
 		if !from.place.Stand {
-			light = time.Duration(angle * lightOfRadian)
+			light = way
 		}
 	}
 	return known.From(number, estimated, light)
 }
-
-// A quarter of the globe has π⁄2 radians.
-var (
-	pole              = spec.Location{Latitude: 90}
-	roundTripOfRadian = float64(spec.Location{}.RoundTrip(pole)) / (math.Pi / 2)
-	lightOfRadian     = float64(spec.Location{}.Light(pole)) / (math.Pi / 2)
-)
 
 // lookUp returns what POPs saw of the client's network.
 func (a *asker) lookUp() *clients.Client {
@@ -164,13 +155,7 @@ func (a *asker) region(region string) (best clients.Away, pop int) {
 	from := a.locate()
 	begin, end := a.scene.clients.Of(region)
 	for i := begin; i < end; i++ {
-		at := a.scene.clients.POP(i)
-		var to *spec.Location
-		var where point
-		if l, ok := a.table.spec.Place(at.Region, at.Name); ok {
-			to, where = &l, pointOf(l)
-		}
-		d := a.away(known, from, i, to, where)
+		d := a.away(known, from, i, a.scene.sites[i])
 		if i == begin || d.How > best.How || d.How == best.How && d.RTT < best.RTT {
 			best, pop = d, i
 		}
@@ -207,7 +192,7 @@ func (a *asker) tellNearest(all []pop, placed bool) {
 	}
 	from := a.scene.here
 	if placed {
-		from = &a.spot.place.Location
+		from = a.spot.site
 	}
 	for i := range all {
 		p := &all[i]
@@ -221,7 +206,7 @@ func (a *asker) tellNearest(all []pop, placed bool) {
 		case !placed && p.popKey == a.scene.self:
 			a.trace.Add("%s: about %v away", p.pop, time.Duration(0))
 		default:
-			a.trace.Add("%s: about %v away", p.pop, from.RoundTrip(*p.location).Round(time.Millisecond))
+			a.trace.Add("%s: about %v away", p.pop, from.RoundTrip(p.site).Round(time.Millisecond))
 		}
 	}
 }

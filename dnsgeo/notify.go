@@ -59,21 +59,26 @@ func (s *Server) tellChanges(before, now *Table) {
 		if c.New == nil || len(c.New.Transfer.Notify) == 0 || c.Old != nil && sameRecords(c.Old, c.New) {
 			continue
 		}
-		ctx, cancel := context.WithCancel(context.Background())
-		n := &notice{cancel}
-		if old := s.notices.replace(c.Name, n); old != nil {
-			old.cancel()
-		}
-		s.start(n, 1, func() {
-			defer s.release(n)
-			defer s.notices.end(c.Name, n)
-			s.tell(ctx, c.Name)
-		})
+		s.tellChange(c.Name)
 	}
 }
 
+// tellChange has others told that a zone has changed.
+func (s *Server) tellChange(name string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	n := &notice{cancel}
+	if old := s.notices.replace(name, n); old != nil {
+		old.cancel()
+	}
+	s.start(n, 1, func() {
+		defer s.release(n)
+		defer s.notices.end(name, n)
+		s.tell(ctx, name)
+	})
+}
+
 func sameRecords(a, b *spec.HostedZone) bool {
-	return slices.EqualFunc(a.Records, b.Records, func(x, y spec.Record) bool { return x.Equal(&y) }) && slices.Equal(a.NameServers, b.NameServers)
+	return a.Records.Equal(b.Records) && slices.Equal(a.NameServers, b.NameServers)
 }
 
 func (n *notices) replace(name string, by *notice) (old *notice) {
@@ -106,7 +111,7 @@ func (s *Server) tell(ctx context.Context, name string) {
 			return
 		case <-time.After(pause):
 		}
-		if pause = notifyPause << try; !chosen(s.config.View(), name) {
+		if pause = notifyPause << try; !chosen(s.config.View(), name, 1) {
 			left = 0
 			continue
 		}
@@ -152,8 +157,8 @@ func (s *Server) tellOnce(ctx context.Context, table *Table, z *spec.HostedZone,
 	return left
 }
 
-// chosen says whether this node is the one of those that answer names to tell of a zone.
-func chosen(v *view.View, zone string) bool {
+// chosen says whether this node is among so many of those that answer names that are chosen to do something for a zone.
+func chosen(v *view.View, zone string, n int) bool {
 	if v == nil {
 		return true
 	}
@@ -163,8 +168,8 @@ func chosen(v *view.View, zone string) bool {
 			nodes = append(nodes, m.Name)
 		}
 	}
-	best := rendezvous.Highest(zone, nodes, 1)
-	return len(best) == 0 || best[0] == v.Self
+	best := rendezvous.Highest(zone, nodes, n)
+	return len(best) == 0 || slices.Contains(best, v.Self)
 }
 
 // notify sends one NOTIFY (RFC 1996 §3) and waits for the response to it. A response that says no is one: it is counted and told.
@@ -175,8 +180,8 @@ func (s *Server) notify(ctx context.Context, table *Table, name string, to *spec
 	if err := n.Parse(name); err != nil {
 		return err
 	}
-	z := table.zones.Find(&n, 0)
-	if z == nil || z.Labels() != n.Labels() {
+	z := table.zoneOf(&n)
+	if z == nil {
 		return fmt.Errorf("no zone %s", name)
 	}
 	soa := table.zones.Apex(z, table.sceneOf(s.config.View()).nameServers).SOA
@@ -238,8 +243,8 @@ func acknowledged(response, m []byte, key *tsig.Key, mac tsig.MAC) (rcode int, e
 		return 0, errors.New("it answers something else")
 	}
 	if key != nil {
-		signature, ok := tsig.Find(response)
-		if !ok || signature == nil {
+		signature := tsig.Find(response)
+		if signature == nil {
 			return 0, errors.New("it is not signed")
 		}
 		if _, wrong := key.Verify(response, signature, mac, time.Now()); wrong != 0 {

@@ -176,7 +176,7 @@ func TestOneNodeTells(t *testing.T) {
 		for _, m := range members {
 			v := worldView()
 			v.Self, v.Members = m.Name, members
-			if chosen(v, "example.com") {
+			if chosen(v, "example.com", 1) {
 				names = append(names, m.Name)
 			}
 		}

@@ -18,9 +18,9 @@ func (s *Server) SetCookieSecrets(secrets []CookieSecret) { s.cookies.Store(&sec
 // appendMore appends to an OPT record the options that depend on who asks and by what: a cookie, keepalive, why an answer is no better
 // than it is. It says whether the client is proven to be where it says: it has a cookie, or its transport showed that. A query that is
 // not understood gets none of these.
-func (s *Server) appendMore(opt []byte, r *request, rcode int, from netip.Addr, by Transport) (_ []byte, proven bool) {
+func (s *Server) appendMore(opt []byte, r *request, y *reply, from netip.Addr, by Transport) (_ []byte, proven bool) {
 	proven = !by.Datagram()
-	if len(opt) == 0 || rcode == dns.RcodeFormatError || rcode == dns.RcodeBadVers {
+	if len(opt) == 0 || y.Rcode == dns.RcodeFormatError || y.Rcode == dns.RcodeBadVers {
 		return opt, proven
 	}
 	if secrets := s.cookies.Load(); r.cookie != nil && secrets != nil && len(*secrets) > 0 {
@@ -36,7 +36,9 @@ func (s *Server) appendMore(opt []byte, r *request, rcode int, from netip.Addr, 
 	if r.keepalive && by.Stream() {
 		opt = appendKeepalive(opt)
 	}
-	if code, ok := extendedError(rcode, r.typ, r.class, s.table.Load() != nil); ok {
+	if r.opcode == dns.OpcodeUpdate {
+		opt = appendWhy(opt, y.Rcode, r.why)
+	} else if code, ok := extendedError(y, r.typ, r.class, s.table.Load() != nil); ok {
 		opt = appendEDE(opt, code, "")
 	}
 	binary.BigEndian.PutUint16(opt[optSize-2:], uint16(len(opt)-optSize))
@@ -53,11 +55,16 @@ func pad(response []byte, opt int) []byte {
 
 // limited is what is sent in the place of a response to a client that may be another: it, or where there are too many a shorter one or
 // nothing.
-func (s *Server) limited(response []byte, r *request, opt []byte, from netip.Addr) []byte {
+func (d *desk) limited(response []byte, r *request, opt []byte, from netip.Addr) []byte {
+	s := d.server
 	if s.limit == nil {
 		return response
 	}
-	switch s.limit.judge(from, response, time.Since(s.began)) {
+	at := d.came
+	if at == 0 {
+		at = time.Since(s.began)
+	}
+	switch s.limit.judge(from, response, at) {
 	case slip:
 		s.counts.slipped.Add(1)
 		return cut(response, r, opt)

@@ -15,6 +15,7 @@ type reply struct {
 	Rcode         int
 	Authoritative bool
 	Referral      bool
+	silence       zone.Silence // why it is SERVFAIL, if that is why
 	// Scope is how many leading bits of the client's network the answer depends on: 0, not on the client at all.
 	Scope int
 
@@ -52,7 +53,7 @@ const asked uint16 = 0
 
 func (y *reply) reset(name *zone.Name) {
 	y.Rcode, y.Authoritative, y.Referral, y.Scope = dns.RcodeSuccess, false, false, 0
-	y.records = y.records[:0]
+	y.records, y.silence = y.records[:0], zone.Speaks
 	y.owners = append(y.owners[:0], owner{name.Wire(), headerSize})
 }
 

@@ -20,6 +20,10 @@ type desk struct {
 	tally  *tally
 	scribe *scribe   // nil: nothing is written down
 	began  time.Time // when the query came, if it is to be written down
+	update *pending  // what came is an update whose response is to come later
+
+	// came is when queries were read that came at once, since the server began: for all of them the clock is read once. 0: they come one by one.
+	came time.Duration
 }
 
 func (s *Server) newDesk() *desk {
@@ -35,7 +39,11 @@ func (s *Server) newDesk() *desk {
 func (s *Server) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	d := s.desks.Get().(*desk)
 	defer s.desks.Put(d)
-	return d.respond(room, m, from, by)
+	response := d.respond(room, m, from, by)
+	if u := d.takeUpdate(); u != nil {
+		response = s.finish(u)
+	}
+	return response
 }
 
 func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
@@ -54,6 +62,9 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	if r.signed && rcode == dns.RcodeSuccess {
 		return d.respondSigned(room, m, &r, from, by)
 	}
+	if r.opcode == dns.OpcodeUpdate && rcode == dns.RcodeSuccess {
+		_, rcode = s.admitUpdate(m, m, &r, tsig.MAC{}, from, by)
+	}
 	return d.make(room, m, &r, rcode, from, by)
 }
 
@@ -64,12 +75,19 @@ func (d *desk) make(room, m []byte, r *request, rcode int, from netip.Addr, by T
 	if r.asked {
 		d.asker.asked.Set(m[headerSize:])
 	}
-	asks := rcode == dns.RcodeSuccess && r.asked
-	if asks {
+	var changes *Table // what has changed in a zone of it is asked for
+	well := rcode == dns.RcodeSuccess && r.asked
+	asks := well && r.opcode == dns.OpcodeQuery
+	if well && r.opcode == dns.OpcodeNotify {
+		y.reset(&d.asker.asked)
+		y.Rcode = s.notified(&d.asker.asked, r, from)
+		y.Authoritative = y.Rcode == dns.RcodeSuccess
+	} else if asks {
 		q := Query{Type: r.typ, Class: r.class, Client: from, ECS: r.ecs, Random: d.random()}
 		table := s.table.Load()
-		if r.typ == dns.TypeIXFR && by.Datagram() && table != nil && table.mayTransfer(&d.asker.asked, from, r.key) != nil {
+		if r.typ == dns.TypeIXFR && by.Datagram() && table != nil && mayTransfer(table.zoneOf(&d.asker.asked), from, r.key) {
 			q.Type = dns.TypeSOA // it says whether there is anything to come for by TCP (RFC 1995 §2)
+			changes = table
 		}
 		d.asker.answer(table, s.config.View(), &q, nil)
 	} else {
@@ -84,17 +102,22 @@ func (d *desk) make(room, m []byte, r *request, rcode int, from netip.Addr, by T
 		limit -= tsig.Room
 	}
 	opt := r.appendOPT(d.opt[:0], y, s.config.Name)
-	opt, proven := s.appendMore(opt, r, y.Rcode, from, by)
+	opt, proven := s.appendMore(opt, r, y, from, by)
 	response, truncated := d.packer.pack(room, m, r, y, opt, limit)
 	if truncated && cap(room) < limit {
 		response, truncated = d.packer.pack(make([]byte, limit), m, r, y, opt, limit)
+	}
+	if changes != nil {
+		if all := s.changesIn(changes, &d.asker.asked, m, r, opt, limit); all != nil {
+			response, truncated = all, false
+		}
 	}
 	if by.Encrypted() && r.padding && len(opt) > 0 {
 		response = pad(response, len(opt))
 	}
 	s.counts.answered(y, truncated)
-	if !proven {
-		response = s.limited(response, r, opt, from)
+	if !proven && (r.opcode == dns.OpcodeQuery || r.key == nil) {
+		response = d.limited(response, r, opt, from)
 	}
 	if asks && d.asker.zone != nil {
 		s.tallies.count(d.tally, &d.asker)

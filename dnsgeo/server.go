@@ -12,6 +12,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/dnsgeo/crowd"
 	"github.com/perigee-net/perigee/dnsgeo/doq"
 	"github.com/perigee-net/perigee/dnsgeo/geo"
 	"github.com/perigee-net/perigee/dnsgeo/querylog"
@@ -40,8 +41,12 @@ type Config struct {
 	Rate int
 	// QueryLog is where queries are written down of zones that want it; nil: nowhere.
 	QueryLog *querylog.Log
-	// Dial is how other name servers are told that a zone has changed; nil: they are not.
+	// Dial is how other name servers are told that a zone has changed, and asked for theirs; nil: they are not.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Update has the network agree on an update of a zone, and says what became of it; nil: updates are not implemented.
+	Update func(context.Context, Update) UpdateAnswer
+	// Copies is what secondary zones are kept by beside Dial.
+	Copies Copies
 }
 
 // Server answers on sockets by the last spec applied. It has none of its own: it serves those it is given. Before
@@ -62,12 +67,14 @@ type Server struct {
 
 	began   time.Time
 	cookies atomic.Pointer[[]CookieSecret]
-	limit   *limiter  // nil: none
-	crowd   crowd     // connections
-	desks   sync.Pool // for those
+	limit   *limiter    // nil: none
+	crowd   crowd.Crowd // connections of TCP and TLS
+	desks   sync.Pool   // for those
 
-	transfers transfers // of zones, out
+	transfers slots // of zones, out
+	updates   slots
 	notices   notices
+	copies    copies
 }
 
 // New makes a server.
@@ -79,7 +86,10 @@ func New(config Config) *Server {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{config: config, closers: map[io.Closer]bool{}, began: time.Now(), limit: newLimiter(config.Rate), tallies: newTallies()}
+	s.transfers.most, s.transfers.mostOfOne = maxTransfers, maxTransfersPerClient
+	s.updates.most, s.updates.mostOfOne = maxUpdates, maxUpdatesPerClient
 	s.notices.places = make(chan struct{}, maxNotifies)
+	s.copies.init()
 	s.desks.New = func() any { return s.newDesk() }
 	return s
 }
@@ -88,11 +98,19 @@ func New(config Config) *Server {
 func (s *Server) Apply(to *spec.Spec) error {
 	s.apply.Lock()
 	defer s.apply.Unlock()
-	t, err := Compile(to, s.config.Geo, s.table.Load())
+	before := s.table.Load()
+	t, err := Compile(to, s.config.Geo, before)
 	if err != nil {
 		return err
 	}
-	s.tellChanges(s.table.Swap(t), t)
+	if before != nil {
+		t.past = before.past
+	}
+	t.past = t.past.next(before, t)
+	t, begin := s.keepCopies(before, t)
+	s.table.Store(t)
+	begin()
+	s.tellChanges(before, t)
 	return nil
 }
 
@@ -105,6 +123,7 @@ func (s *Server) SetPlaces(places *geo.DB) error {
 		if err != nil {
 			return err
 		}
+		t.past = before.past
 		s.table.Store(t)
 	}
 	s.config.Geo = places

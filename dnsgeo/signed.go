@@ -14,16 +14,21 @@ import (
 // keysOf are the TSIG keys of a spec.
 func keysOf(s *spec.Spec) map[string]*tsig.Key {
 	keys := map[string]*tsig.Key{}
-	var name zone.Name
 	for _, k := range s.TsigKeys {
-		if name.Parse(k.Name) != nil {
-			continue // no name that spec lets pass
-		}
-		if key := tsig.NewKey(k.Name, name.Wire(), k.Algorithm, k.Key()); key != nil {
-			keys[string(name.Wire())] = key
+		if wire, key := keyOf(k); key != nil {
+			keys[string(wire)] = key
 		}
 	}
 	return keys
+}
+
+// keyOf is a key of the spec, and its name in wire form.
+func keyOf(k *spec.TsigKey) ([]byte, *tsig.Key) {
+	var name zone.Name
+	if name.Parse(k.Name) != nil {
+		return nil, nil // no name that spec lets pass
+	}
+	return name.Wire(), tsig.NewKey(k.Name, name.Wire(), k.Algorithm, k.Key())
 }
 
 // key is the key that a message says it is signed by, nil if there is none of that name.
@@ -43,11 +48,12 @@ func (t *Table) keyOf(name string) *tsig.Key {
 	return t.keys[string(n.Wire())]
 }
 
-// respondSigned makes the response to a query that has a TSIG record: it is signed by the same key. It takes memory.
+// respondSigned makes the response to a message that has a TSIG record: it is signed by the same key. It takes memory. An update is left
+// pending.
 func (d *desk) respondSigned(room, m []byte, r *request, from netip.Addr, by Transport) []byte {
 	s, now := d.server, time.Now()
-	signature, ok := tsig.Find(m)
-	if !ok || signature == nil { // it is not the last record, or not alone
+	signature := tsig.Find(m)
+	if signature == nil { // it is not the last record, or not alone
 		s.counts.badForm.Add(1)
 		return d.make(room, m, r, dns.RcodeFormatError, from, by)
 	}
@@ -71,6 +77,11 @@ func (d *desk) respondSigned(room, m []byte, r *request, from netip.Addr, by Tra
 	default:
 		s.counts.badForm.Add(1)
 		return d.make(room, plain, r, dns.RcodeFormatError, from, by)
+	}
+	if r.opcode == dns.OpcodeUpdate && rcode == dns.RcodeSuccess {
+		if d.update, rcode = s.admitUpdate(m, plain, r, mac, from, by); d.update != nil {
+			return nil
+		}
 	}
 	response := d.make(room, plain, r, rcode, from, by)
 	switch {

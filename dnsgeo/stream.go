@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/perigee-net/perigee/dnsgeo/crowd"
 )
 
 const (
@@ -67,20 +69,27 @@ func (s *Server) serveStream(l net.Listener, by Transport, config *tls.Config) e
 	}
 }
 
+// conn is a connection of a client.
+type conn struct {
+	net.Conn          // what is read and written: TLS, or the socket
+	socket   net.Conn // beneath it
+	place    crowd.Place
+}
+
 // admit serves a connection. Where there is no place for it, another one goes.
 func (s *Server) admit(c *conn, by Transport) {
 	from := addrOf(c.socket.RemoteAddr())
-	c.heard.Store(int64(time.Since(s.began)))
-	if displaced := s.crowd.enter(c, from); displaced != nil {
+	c.place.Heard(time.Since(s.began))
+	c.place.End = func() { _ = c.socket.Close() }
+	if s.crowd.Enter(&c.place, from) {
 		s.counts.connsDisplaced.Add(1)
-		_ = displaced.socket.Close()
 	}
 	if !s.start(c.socket, 1, func() {
 		defer s.release(c.socket)
-		defer s.crowd.leave(c)
+		defer s.crowd.Leave(&c.place)
 		s.serveConn(c, from, by)
 	}) {
-		s.crowd.leave(c)
+		s.crowd.Leave(&c.place)
 	}
 }
 
@@ -125,11 +134,11 @@ func (s *Server) serveConn(c *conn, from netip.Addr, by Transport) {
 				wait = min(pauseTime, lifeTime+lingerTime-lived)
 			}
 			_ = c.SetDeadline(now.Add(wait))
-			c.heard.Store(int64(now.Sub(s.began)))
+			c.place.Heard(now.Sub(s.began))
 			if rest, ok = s.answerAll(c, rest, from, by); !ok {
 				return
 			}
-		} else if len(rest) >= 2 && int(binary.BigEndian.Uint16(rest)) > maxQuerySize {
+		} else if tooLong(rest) {
 			return
 		}
 		switch {
@@ -151,6 +160,15 @@ func whole(b []byte) bool {
 	return len(b) >= 2 && len(b)-2 >= int(binary.BigEndian.Uint16(b))
 }
 
+// tooLong says whether what has begun to come is longer than any query or, as far as that is to be seen yet, any update.
+func tooLong(b []byte) bool {
+	if len(b) < 2 {
+		return false
+	}
+	n := int(binary.BigEndian.Uint16(b))
+	return n > maxUpdateSize || n > maxQuerySize && len(b) > 4 && !isUpdate(b[2:])
+}
+
 // answerAll answers the whole queries at the beginning of b, and returns what follows them; not ok: the connection is to be closed.
 func (s *Server) answerAll(c *conn, b []byte, from netip.Addr, by Transport) (rest []byte, ok bool) {
 	room := rooms.Get().(*[streamSize]byte)
@@ -159,18 +177,19 @@ func (s *Server) answerAll(c *conn, b []byte, from netip.Addr, by Transport) (re
 	ok = true
 	for ok && whole(b) {
 		n := int(binary.BigEndian.Uint16(b))
-		if n > maxQuerySize {
+		if tooLong(b) {
 			ok = false
 			break
 		}
-		if cap(out)-len(out) < 2+roomSize {
+		updates := isUpdate(b[2 : 2+n]) // which may take long, and what came before does not wait for it
+		if cap(out)-len(out) < 2+roomSize || updates && len(out) > 0 {
 			if _, err := c.Write(out); err != nil {
 				return nil, false
 			}
 			_ = c.SetWriteDeadline(time.Now().Add(idleTimeout)) // who takes them has as long again for the next
 			out = room[:0]
 		}
-		if t := s.transferOf(b[2:2+n], from); t != nil {
+		if t := s.transferOf(b[2:2+n], from, false); t != nil {
 			s.counts.queries[by].Add(1)
 			if t.run(c, out) != nil {
 				return nil, false
@@ -183,6 +202,11 @@ func (s *Server) answerAll(c *conn, b []byte, from netip.Addr, by Transport) (re
 		if response == nil {
 			ok = false // it does not speak DNS
 			break
+		}
+		if updates {
+			now := time.Now()
+			_ = c.SetDeadline(now.Add(idleTimeout))
+			c.place.Heard(now.Sub(s.began))
 		}
 		out = append(out[:at+2], response...) // in place, unless the response had no room
 		binary.BigEndian.PutUint16(out[at:], uint16(len(response)))

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/perigee-net/perigee/dnsgeo/crowd"
 )
 
 // remote is a connection of a client.
@@ -59,7 +61,7 @@ func isAnswered(t *testing.T, conn net.Conn) {
 
 func TestAClientThatOpensManyConnectionsTakesItsOwnPlaces(t *testing.T) {
 	serving(t, "www A 192.0.2.1", func(t *testing.T, s *Server, _ *wire, d *door) {
-		conns := make([]net.Conn, maxConnsPerClient)
+		conns := make([]net.Conn, crowd.MaxPerClient)
 		for i := range conns {
 			conns[i] = d.dialFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}))
 			time.Sleep(time.Millisecond)
@@ -96,85 +98,10 @@ func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if c := s.Counters(); c["dns_connections"] > maxConns || c["dns_connections_displaced_total"] < silent-maxConns {
+		if c := s.Counters(); c["dns_connections"] > crowd.Max || c["dns_connections_displaced_total"] < silent-crowd.Max {
 			t.Errorf("%d are open, %d went", c["dns_connections"], c["dns_connections_displaced_total"])
 		}
 	})
-}
-
-func TestAtTheBoundTheGreediestGoesFirst(t *testing.T) {
-	var w crowd
-	from := func(network, host int) netip.Addr {
-		return netip.AddrFrom4([4]byte{10, byte(network >> 8), byte(network), byte(host)})
-	}
-	enter := func(a netip.Addr, heard int64) (*conn, *conn) {
-		c := new(conn)
-		c.heard.Store(heard)
-		return c, w.enter(c, a)
-	}
-	for i := range 100 { // of one client, asking all the time
-		enter(from(0, i), int64(1000+i))
-	}
-	for i := range maxConns - 100 { // of many, silent
-		enter(from(1+i, 0), int64(i))
-	}
-	for i := range 98 {
-		_, gone := enter(from(5000+i, 0), 2000)
-		if gone == nil || gone.heard.Load() != int64(1000+i) {
-			t.Fatalf("%d: %v went", i, gone)
-		}
-	}
-	if w.size() != maxConns || len(w.clients) != maxConns-1 {
-		t.Errorf("%d connections of %d clients", w.size(), len(w.clients))
-	}
-	c, _ := enter(from(9999, 0), 3000)
-	w.leave(c)
-	w.leave(c) // twice is once
-	if w.size() != maxConns-1 {
-		t.Errorf("%d connections", w.size())
-	}
-}
-
-func TestThisMachineMayHoldManyConnections(t *testing.T) {
-	var w crowd
-	for range 2 * maxConnsPerClient {
-		if w.enter(new(conn), netip.MustParseAddr("127.0.0.1")) != nil {
-			t.Fatal("one went")
-		}
-	}
-}
-
-// A client is served in any order of coming and going, and what the crowd knows is what there is.
-func TestTheCrowdKeepsCount(t *testing.T) {
-	var w crowd
-	var all []*conn
-	at := uint64(1)
-	draw := func(n int) int { at = at*6364136223846793005 + 1442695040888963407; return int(at>>33) % n }
-	for range 30_000 {
-		if len(all) > 0 && draw(5) == 0 {
-			i := draw(len(all))
-			w.leave(all[i])
-			all[i] = all[len(all)-1]
-			all = all[:len(all)-1]
-			continue
-		}
-		c := new(conn)
-		all = append(all, c)
-		w.enter(c, netip.AddrFrom4([4]byte{10, 0, byte(draw(draw(256) + 1)), 1}))
-	}
-	n, clients := 0, map[*client]bool{}
-	for _, c := range all {
-		if c.client != nil {
-			n++
-			clients[c.client] = true
-			if c.client.conns[c.at] != c || w.with[len(c.client.conns)][c.client.at] != c.client {
-				t.Fatal("a connection is not where it is looked for")
-			}
-		}
-	}
-	if n != w.size() || len(clients) != len(w.clients) || n > maxConns {
-		t.Errorf("%d connections of %d clients, the crowd has %d of %d", n, len(clients), w.size(), len(w.clients))
-	}
 }
 
 // counted counts what is written to a connection.

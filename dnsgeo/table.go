@@ -40,6 +40,7 @@ type Table struct {
 	atlas *atlas
 	keys  map[string]*tsig.Key // by their names in wire form and small letters
 
+	past   *past                 // nil: nothing is known
 	last   atomic.Pointer[scene] // of the view that was used last
 	static sync.Map              // *spec.Accelerator → *byFamily, of those that were asked for
 }
@@ -87,11 +88,11 @@ func overridden(places *geo.DB, s *spec.Spec) (*geo.DB, error) {
 type scene struct {
 	view *view.View
 	// here is where the node of the view stands, nil if nobody knows, and self its POP.
-	here  *spec.Location
-	point point // where that is
-	self  popKey
+	here *spec.Site
+	self popKey
 
 	clients *clients.Map      // how far clients are
+	sites   []*spec.Site      // where its POPs are, by number; nil: nobody knows
 	edges   []*group          // of each POP, the members that take viewers
 	drained []*group          // POPs without such, all of whose members are drained
 	servers map[popKey]*group // of each POP, the members that answer names
@@ -108,15 +109,14 @@ type popKey struct{ region, pop string }
 // group is live members at one place and their addresses.
 type group struct {
 	popKey
-	byFamily                 // of addresses
-	location  *spec.Location // nil if nobody knows
-	point     point          // where that is
-	number    int            // in the map of clients; −1: it is not in it
-	reachable bool           // this node's own backbone reaches one of them
-	addresses []netip.Addr   // of those it reaches; if it reaches none, of all
-	others    []netip.Addr   // of those it does not reach
-	left      []netip.Addr   // of those that are drained
-	drained   string         // what drains all of them; empty: not all are
+	byFamily               // of addresses
+	site      *spec.Site   // nil if nobody knows where it is
+	number    int          // in the map of clients; −1: it is not in it
+	reachable bool         // this node's own backbone reaches one of them
+	addresses []netip.Addr // of those it reaches; if it reaches none, of all
+	others    []netip.Addr // of those it does not reach
+	left      []netip.Addr // of those that are drained
+	drained   string       // what drains all of them; empty: not all are
 }
 
 // verdict is whether a thing is healthy, and how long that can be told to others.
@@ -149,11 +149,13 @@ func (t *Table) survey(v *view.View) *scene {
 		v = new(view.View)
 	}
 	s.clients = v.Clients
+	for i := range v.Clients.POPs() {
+		of := v.Clients.POP(i)
+		s.sites = append(s.sites, t.site(popKey{of.Region, of.Name}))
+	}
 	if self, ok := v.Member(v.Self); ok {
 		s.self = popKey{self.Region, self.POP}
-		if s.here = t.location(s.self); s.here != nil {
-			s.point = pointOf(*s.here)
-		}
+		s.here = t.site(s.self)
 	}
 	edges, silent := map[popKey]*group{}, map[popKey]bool{}
 	for _, m := range v.Members {
@@ -192,10 +194,7 @@ func (t *Table) join(groups map[popKey]*group, key popKey, m view.Member, role v
 	}
 	g := groups[key]
 	if g == nil {
-		g = &group{popKey: key, location: t.location(key), number: v.Clients.Index(key.region, key.pop)}
-		if g.location != nil {
-			g.point = pointOf(*g.location)
-		}
+		g = &group{popKey: key, site: t.site(key), number: v.Clients.Index(key.region, key.pop)}
 		groups[key] = g
 	}
 	var to *[]netip.Addr
@@ -212,9 +211,10 @@ func (t *Table) join(groups map[popKey]*group, key popKey, m view.Member, role v
 	}
 }
 
-func (t *Table) location(pop popKey) *spec.Location {
+// site is where a POP is; nil if nobody knows.
+func (t *Table) site(pop popKey) *spec.Site {
 	if l, ok := t.spec.Place(pop.region, pop.pop); ok {
-		return &l
+		return l.Site()
 	}
 	return nil
 }

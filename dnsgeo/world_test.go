@@ -96,8 +96,16 @@ func worldSpec(t testing.TB, records string) *spec.Spec {
 	}
 }
 
-func recordsOf(t testing.TB, text string) (records []spec.Record) {
+// setRecord changes one record of a zone.
+func setRecord(z *spec.HostedZone, i int, change func(*spec.Record)) {
+	r := z.Records.At(i)
+	change(&r)
+	z.Records = z.Records.Splice(i, i+1, spec.RecordsOf(r))
+}
+
+func recordsOf(t testing.TB, text string) spec.Records {
 	t.Helper()
+	var records []spec.Record
 	for line := range strings.Lines(text) {
 		record, options, _ := strings.Cut(line, ";")
 		field := strings.Fields(record)
@@ -163,7 +171,7 @@ func recordsOf(t testing.TB, text string) (records []spec.Record) {
 		}
 		records = append(records, r)
 	}
-	return records
+	return spec.RecordsOf(records...)
 }
 
 // worldView is what icn1-a sees. What is named is down: a member, a POP, a check or a load balancer; a name with "~" before it is a

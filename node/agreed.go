@@ -15,6 +15,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/store"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/accelerator"
 	"github.com/perigee-net/perigee/edge/http1"
 	"github.com/perigee-net/perigee/node/front"
 )
@@ -184,16 +185,23 @@ func applyOne(p plane, s *spec.Spec) (err error) {
 func (n *Node) setDoors(s *spec.Spec) {
 	doors := slices.Clone(n.ownDoors)
 	var closed []string
-	own := map[netip.AddrPort]bool{}
+	type at struct {
+		network string
+		address netip.AddrPort
+	}
+	own := map[at]bool{}
 	for _, d := range doors {
-		own[d.Address] = true
+		own[at{d.Network, d.Address}] = true
+		if d.HTTP3 {
+			own[at{"udp", d.Address}] = true
+		}
 	}
 	add := func(whose string, d front.Door) {
-		if own[d.Address] {
-			closed = append(closed, fmt.Sprintf("%s: %s is another door of this node", whose, d.Address))
+		if own[at{d.Network, d.Address}] {
+			closed = append(closed, fmt.Sprintf("%s: %s %s is another door of this node", whose, d.Network, d.Address))
 			return
 		}
-		own[d.Address] = true
+		own[at{d.Network, d.Address}] = true
 		doors = append(doors, d)
 	}
 	guarded := guards{}
@@ -203,7 +211,7 @@ func (n *Node) setDoors(s *spec.Spec) {
 				Network: "tcp", Address: netip.AddrPortFrom(n.doorHost, l.Port), Allowed: n.guards.allowed(s, door{l.LoadBalancer, l.Port}, guarded),
 			}
 			if l.Protocol == spec.HTTP {
-				opens.Handler = n.origin.Handler(l.LoadBalancer, l.Port)
+				opens.Handler, opens.Relay = n.origin.Handler(l.LoadBalancer, l.Port), n.origin.Relay(l.LoadBalancer, l.Port)
 				opens.Desync = http1.MitigationOf(s.LoadBalancers[l.LoadBalancer].DesyncMitigationMode)
 			} else {
 				opens.Conn = func(c net.Conn) { n.origin.ServeConn(l.LoadBalancer, l.Port, c) }
@@ -214,9 +222,16 @@ func (n *Node) setDoors(s *spec.Spec) {
 	n.guards = guarded
 	if n.has(view.Edge) {
 		for _, l := range n.accelerator.Listeners() {
-			add("Accelerator "+l.Accelerator, front.Door{Network: "tcp", Address: l.Address, Anycast: true, Conn: n.accelerator.ConnHandler(l)})
+			opens := front.Door{Network: networkOf(l), Address: l.Address, Anycast: true}
+			if l.Protocol == spec.UDP {
+				opens.Packets = func(c net.PacketConn) error { return n.accelerator.ServePackets(l, c) }
+			} else {
+				opens.Conn = n.accelerator.ConnHandler(l)
+			}
+			add("Accelerator "+l.Accelerator, opens)
 			if n.cfg.OwnDoors {
-				add("Accelerator "+l.Accelerator, front.Door{Network: "tcp", Address: netip.AddrPortFrom(n.doorHost, l.Address.Port()), Conn: n.accelerator.ConnHandler(l)})
+				opens.Address, opens.Anycast = netip.AddrPortFrom(n.doorHost, l.Address.Port()), false
+				add("Accelerator "+l.Accelerator, opens)
 			}
 		}
 	}
@@ -230,6 +245,9 @@ func (n *Node) setDoors(s *spec.Spec) {
 	n.closed = text
 	n.publish(doorsKey, []byte(text[:min(len(text), maxRefused)]))
 }
+
+// networkOf is that of an accelerator's listener, as sockets have it.
+func networkOf(l accelerator.Listener) string { return strings.ToLower(l.Protocol) }
 
 // maxRefused bounds the reason that travels, in bytes.
 const maxRefused = 400

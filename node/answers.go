@@ -43,7 +43,8 @@ func (n *Node) compareAnswers(ctx context.Context) {
 			continue
 		}
 		n.publish(answersKey, own.Encode())
-		others := n.samples()
+		others, bad := n.samples()
+		n.malformed.Add(bad)
 		delete(others, n.cfg.Name)
 		var differ []string
 		for _, name := range slices.Sorted(maps.Keys(others)) {
@@ -68,9 +69,9 @@ func (n *Node) compareAnswers(ctx context.Context) {
 	}
 }
 
-// samples are what the live nodes said of their answers, by name.
-func (n *Node) samples() map[string]dnsgeo.Sample {
-	all := map[string]dnsgeo.Sample{}
+// samples are what the live nodes said of their answers, by name, and how many said what is none.
+func (n *Node) samples() (all map[string]dnsgeo.Sample, bad uint64) {
+	all = map[string]dnsgeo.Sample{}
 	said := n.sayings()
 	for _, m := range n.view.Get().Members {
 		value := said[m.Name][answersKey]
@@ -79,12 +80,12 @@ func (n *Node) samples() map[string]dnsgeo.Sample {
 		}
 		s, err := dnsgeo.DecodeSample(value)
 		if err != nil {
-			n.malformed.Add(1)
+			bad++
 			continue
 		}
 		all[m.Name] = s
 	}
-	return all
+	return all, bad
 }
 
 // disagreements are the groups of nodes that should answer the same and do not: in each, by what they answer, the nodes, most first.

@@ -76,9 +76,9 @@ func (n *Node) wish(v *view.View, tr *trace.Trace) anycast.Wish {
 	shut := map[netip.Addr]bool{}
 	for _, l := range n.accelerator.Listeners() {
 		a := l.Address.Addr()
-		if !n.front.IsOpen("tcp", l.Address) && !shut[a] {
+		if !n.front.IsOpen(networkOf(l), l.Address) && !shut[a] {
 			shut[a] = true
-			tr.Add("%v is not announced: the door %v of accelerator %s is closed", a, l.Address, l.Accelerator)
+			tr.Add("%v is not announced: the door %s %v of accelerator %s is closed", a, networkOf(l), l.Address, l.Accelerator)
 		}
 		w.Addresses = append(w.Addresses, a)
 	}

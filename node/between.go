@@ -8,16 +8,21 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/control"
 	"github.com/perigee-net/perigee/cluster/store"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/accelerator"
 	"github.com/perigee-net/perigee/edge/cdn"
 	"github.com/perigee-net/perigee/node/api"
+	"github.com/perigee-net/perigee/origin"
+	"github.com/perigee-net/perigee/origin/relay"
 )
 
 // peerAPI is the API of another node, over the control port. name may be "", for whatever node of the cluster is there.
@@ -287,9 +292,11 @@ func (f *flows) close(ctx context.Context) error {
 	}
 }
 
-// openFlowStreams carries the flows that edge nodes send to endpoints of this region over the backbone.
+// openFlowStreams carries the flows that edge nodes send to endpoints of this region over the backbone, and those that go on from here to other
+// nodes.
 func (n *Node) openFlowStreams() {
-	all := &flows{ended: make(chan struct{})}
+	all := &n.flows
+	all.ended = make(chan struct{})
 	n.onDrain("flows over the backbone", all.close)
 	n.backbone.Handle(flowService, func(in *backbone.Incoming) {
 		if !all.enter() {
@@ -298,6 +305,74 @@ func (n *Node) openFlowStreams() {
 		}
 		defer all.leave()
 		n.origin.ServeFlow(in)
+	})
+	n.backbone.HandleThrough(detourService, func(in *backbone.Incoming) {
+		if !all.enter() {
+			in.Refuse(leavingReason)
+			return
+		}
+		defer all.leave()
+		n.accelerator.ServeDetour(in)
+	})
+}
+
+// takeFlow has the accelerator of this node carry a flow to an endpoint of this region by itself.
+func (n *Node) takeFlow(ctx context.Context, resource string, client netip.AddrPort) (net.Conn, error) {
+	if !n.flows.enter() {
+		return nil, errors.New(leavingReason)
+	}
+	taken, err := n.origin.TakeFlow(ctx, resource, client)
+	if err != nil {
+		n.flows.leave()
+		return nil, err
+	}
+	return &takenFlow{taken, n.flows.leave}, nil
+}
+
+// takenFlow is a flow of this node's accelerator that counts among the flows of this region until it has ended.
+type takenFlow struct {
+	*origin.Taken
+	leave func()
+}
+
+// Hold is as accelerator.Taken has it.
+func (t *takenFlow) Hold(client net.Conn) (endpoint net.Conn, ended func(relay.Result)) {
+	endpoint, over := t.Taken.Hold(client)
+	return endpoint, func(r relay.Result) {
+		over(r)
+		t.leave()
+	}
+}
+
+// openDatagrams is the backbone's, for the accelerator.
+func (n *Node) openDatagrams(node string, h backbone.Header, large bool, to backbone.Receiver) (accelerator.Datagrams, error) {
+	d, err := n.backbone.OpenDatagrams(node, h, large, to)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// openDatagramFlows carries the flows of datagrams that edge nodes send to endpoints of this region, and those that go on from here to other nodes.
+func (n *Node) openDatagramFlows() {
+	var closed atomic.Bool
+	n.onDrain("flows of datagrams", func(context.Context) error {
+		closed.Store(true)
+		return nil
+	})
+	n.onClose("flows of datagrams", func(context.Context) error { n.origin.CloseDatagrams(); return nil })
+	n.backbone.HandleDatagrams(udpService, func(a backbone.Arrival) (backbone.Receiver, error) {
+		if closed.Load() {
+			return backbone.Receiver{}, errors.New(leavingReason)
+		}
+		return n.origin.ServeDatagrams(a)
+	})
+	n.onClose("detours of datagrams", func(context.Context) error { n.accelerator.CloseDatagramDetours(); return nil })
+	n.backbone.HandleDatagrams(detourService, func(a backbone.Arrival) (backbone.Receiver, error) {
+		if closed.Load() {
+			return backbone.Receiver{}, errors.New(leavingReason)
+		}
+		return n.accelerator.ServeDatagramDetour(a)
 	})
 }
 

@@ -17,10 +17,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/dnsgeo"
+	"github.com/perigee-net/perigee/edge/accelerator/flowlog"
 	"github.com/perigee-net/perigee/node/front"
 )
 
@@ -57,6 +59,13 @@ type Config struct {
 	// QueryLog is a file, or "-" for the standard output, in which queries are written down of zones that want it; "": nowhere.
 	// QueryLogFormat is QueryLogRoute53, which "" is too, or QueryLogJSON.
 	QueryLog, QueryLogFormat string
+	// FlowLog is a file, or "-" for the standard output, in which flows are written down of accelerators that want it; "": nowhere.
+	// FlowLogFormat is FlowLogAWS, which "" is too, or FlowLogJSON.
+	FlowLog, FlowLogFormat string
+	// FlowsByTCP says when flows go to other nodes by a TCP connection each: TCPAuto, which "" is too, TCPNever, or TCPAlways.
+	FlowsByTCP string
+	// TransparentMark marks the packets to targets that see the client's address (SO_MARK), for the machine's routing; 0: with nothing.
+	TransparentMark uint32
 	// Public are its addresses for the world, which DNS answers; none means Advertise.
 	Public []netip.Addr
 	// OwnDoors opens the accelerators' ports on the address of HTTP too, so that a client can choose the POP.
@@ -86,9 +95,12 @@ type Config struct {
 	Listen        func(network, address string) (net.Listener, error)
 	ListenAnycast func(network, address string) (net.Listener, error)
 	ListenPacket  func(network, address string) (net.PacketConn, error)
+	// ListenPacketAnycast is for UDP what ListenAnycast is for TCP; nil: ListenPacket, or of the real network what is for that.
+	ListenPacketAnycast func(network, address string) (net.PacketConn, error)
 	// ListenPackets opens up to n sockets on one address; nil: one by ListenPacket, or of the real network n.
 	ListenPackets func(network, address string, n int) ([]net.PacketConn, error)
 	Dial          func(ctx context.Context, network, address string) (net.Conn, error)
+	dialFlow      func(ctx context.Context, network, address string) (net.Conn, error) // nil: Dial
 	// RoundTrip is the least round trip of an open connection from a client; nil: what the kernel says.
 	RoundTrip func(net.Conn) (rtt time.Duration, ok bool)
 	// Now is the wall clock, by which certificates and tokens are judged; nil means the machine's.
@@ -115,6 +127,19 @@ const DNSRate = dnsgeo.DefaultRate
 const (
 	QueryLogRoute53 = "route53"
 	QueryLogJSON    = "json"
+)
+
+// The forms of lines in which flows are written down.
+const (
+	FlowLogAWS  = "aws"
+	FlowLogJSON = "json"
+)
+
+// When flows go to other nodes by a TCP connection each. Whatever a node does, it takes those of others.
+const (
+	TCPAuto   = "auto"   // those of many bytes, where that is faster
+	TCPNever  = "never"  // QUIC carries all
+	TCPAlways = "always" // whenever there is one
 )
 
 var names = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
@@ -159,15 +184,16 @@ func (c *Config) complete() error {
 			return fmt.Errorf("--%s %q: want HOST:PORT with an IP address, or :PORT", a.flag, a.address)
 		}
 	}
+	if len(c.DNSHTTPS) > 0 && c.HTTPS == "" {
+		return errors.New("--dns-https needs --https")
+	}
+	c.DNSHTTPS = slices.Clone(c.DNSHTTPS) // it is the caller's
 	for i, h := range c.DNSHTTPS {
-		if c.HTTPS == "" {
-			return errors.New("--dns-https needs --https")
+		is := strings.ToLower(strings.TrimSuffix(h, "."))
+		if _, err := netip.ParseAddr(is); err != nil && !hosts.MatchString(is) {
+			return fmt.Errorf("--dns-https %q: want the name of a host, or an IP address, without a port", h)
 		}
-		if c.DNSHTTPS[i] = hostOf(h); !hosts.MatchString(c.DNSHTTPS[i]) {
-			if _, err := netip.ParseAddr(c.DNSHTTPS[i]); err != nil {
-				return fmt.Errorf("--dns-https %q: want the name of a host, or an IP address, without a port", h)
-			}
-		}
+		c.DNSHTTPS[i] = is
 	}
 	if c.GeoDB != "" {
 		if _, err := os.Stat(c.GeoDB); err != nil {
@@ -176,6 +202,15 @@ func (c *Config) complete() error {
 	}
 	if c.QueryLogFormat != "" && c.QueryLogFormat != QueryLogRoute53 && c.QueryLogFormat != QueryLogJSON {
 		return fmt.Errorf("--dns-query-log-format %q: want %s or %s", c.QueryLogFormat, QueryLogRoute53, QueryLogJSON)
+	}
+	if c.FlowLogFormat != "" && c.FlowLogFormat != FlowLogAWS && c.FlowLogFormat != FlowLogJSON {
+		return fmt.Errorf("--flow-log-format %q: want %s or %s", c.FlowLogFormat, FlowLogAWS, FlowLogJSON)
+	}
+	if c.FlowsByTCP != "" && c.FlowsByTCP != TCPAuto && c.FlowsByTCP != TCPNever && c.FlowsByTCP != TCPAlways {
+		return fmt.Errorf("--flows-by-tcp %q: want %s, %s or %s", c.FlowsByTCP, TCPAuto, TCPNever, TCPAlways)
+	}
+	if c.FlowLog != "" && c.FlowLog != flowlog.Stdout && c.FlowLog == c.QueryLog {
+		return fmt.Errorf("--flow-log %s: is the file of --dns-query-log, which rotates it by itself", c.FlowLog)
 	}
 	if err := c.BGP.check(c.Advertise); err != nil {
 		return err
@@ -214,6 +249,11 @@ func (c *Config) complete() error {
 	if c.ListenAnycast == nil {
 		c.ListenAnycast = front.ListenAnycast
 	}
+	if c.ListenPacketAnycast == nil {
+		if c.ListenPacketAnycast = c.ListenPacket; c.ListenPacket == nil {
+			c.ListenPacketAnycast = front.ListenPacketAnycast
+		}
+	}
 	if c.ListenPackets == nil {
 		one := c.ListenPacket
 		c.ListenPackets = func(network, address string, _ int) ([]net.PacketConn, error) {
@@ -229,6 +269,7 @@ func (c *Config) complete() error {
 	}
 	if c.Dial == nil {
 		c.Dial = new(net.Dialer).DialContext
+		c.dialFlow = (&net.Dialer{KeepAlive: -1}).DialContext
 	}
 	return nil
 }

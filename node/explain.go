@@ -30,13 +30,13 @@ func (n *Node) explain(req api.ExplainRequest) (api.ExplainResponse, error) {
 		answer, err = n.explainDNS(req.Target, cmp.Or(req.Type, "A"), from, tr)
 	case "http":
 		answer, err = n.explainHTTP(req, from, tr)
-	case "tcp":
+	case "tcp", "udp":
 		var address netip.AddrPort
 		if address, err = netip.ParseAddrPort(req.Target); err == nil {
-			answer, err = n.accelerator.Explain(address, from, tr)
+			answer, err = n.accelerator.Explain(strings.ToUpper(req.What), address, from, tr)
 		}
 	default:
-		err = fmt.Errorf("what is explained is dns, http or tcp, not %q", req.What)
+		err = fmt.Errorf("what is explained is dns, http, tcp or udp, not %q", req.What)
 	}
 	if err != nil {
 		return api.ExplainResponse{}, badRequest("%v", err)

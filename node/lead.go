@@ -151,7 +151,7 @@ func (n *Node) submit(id string, expect *uint64, dryRun bool, judge func(base) (
 	if err != nil {
 		return plan{}, nil, before, fmt.Errorf("predict the change: %w", err)
 	}
-	if pending, err = n.store.Submit(p.change); err != nil {
+	if pending, err = n.store.SubmitForetold(p.change, over.state, next); err != nil {
 		switch {
 		case errors.As(err, new(*store.NotLeaderError)):
 			err = api.ErrNotLeader

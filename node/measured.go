@@ -116,6 +116,12 @@ func (n *Node) away(a, b string) (time.Duration, bool) {
 	return e.RTT, ok
 }
 
+// measuredBetween is the round trip between two nodes where one of them measured it.
+func (n *Node) measuredBetween(a, b string) (time.Duration, bool) {
+	e, ok := n.distances.Load().Between(a, b)
+	return e.RTT, ok && e.From == distance.FromMeasured
+}
+
 // distancesFrom are the estimates from one node, for the API.
 func (n *Node) distancesFrom(from string) (api.DistanceList, error) {
 	if from == "" {

@@ -99,18 +99,19 @@ type namesAt struct {
 	names *dnsgeo.Server
 	next  http.Handler
 	quick http1.Quick
+	relay http1.Relay
 }
 
-// withNames has a door answer DNS over HTTPS, where this node was told to.
+// withNames has a door answer DNS over HTTPS, on the hosts that this node was told.
 func (n *Node) withNames(d *front.Door) {
-	if len(n.cfg.DNSHTTPS) == 0 {
-		return
-	}
-	at := &namesAt{hosts: map[string]bool{}, names: n.names, next: d.Handler, quick: d.Quick}
+	at := &namesAt{hosts: map[string]bool{}, names: n.names, next: d.Handler, quick: d.Quick, relay: d.Relay}
 	for _, h := range n.cfg.DNSHTTPS {
 		at.hosts[h] = true
 	}
 	d.Handler, d.Quick = at, at.Quick
+	if d.Relay != nil {
+		d.Relay = at.Relay
+	}
 }
 
 // ServeHTTP implements http.Handler.
@@ -124,7 +125,7 @@ func (a *namesAt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // Quick is an http1.Quick. It has one allocation, for the response.
 func (a *namesAt) Quick(q *http1.Request, w *http1.Response) bool {
-	if string(q.Path) != dnsgeo.HTTPSPath || !a.hosts[hostOf(string(q.Host))] {
+	if !a.asks(q) {
 		return a.quick != nil && a.quick(q, w)
 	}
 	if q.Head {
@@ -138,6 +139,19 @@ func (a *namesAt) Quick(q *http1.Request, w *http1.Response) bool {
 	}
 	w.Status, w.Head, w.Body = http.StatusOK, head, body
 	return true
+}
+
+// asks says whether a request is for DNS.
+func (a *namesAt) asks(q *http1.Request) bool {
+	return string(q.Path) == dnsgeo.HTTPSPath && a.hosts[hostOf(string(q.Host))]
+}
+
+// Relay is an http1.Relay.
+func (a *namesAt) Relay(q *http1.Request, w *http1.Response, room func() []byte) (bool, http1.Begun) {
+	if a.asks(q) {
+		return false, nil
+	}
+	return a.relay(q, w, room)
 }
 
 // noSite answers where there is nothing but DNS.

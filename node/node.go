@@ -48,12 +48,16 @@ import (
 	"github.com/perigee-net/perigee/node/front"
 	"github.com/perigee-net/perigee/node/metrics"
 	"github.com/perigee-net/perigee/origin"
+	"github.com/perigee-net/perigee/origin/transparent"
 )
 
 // Services of the backbone.
 const (
-	httpService = "http"
-	flowService = "flow"
+	httpService   = "http"
+	flowService   = "flow"
+	detourService = "detour"
+	udpService    = "udp"
+	zoneService   = "zone"
 )
 
 // Node is one running node.
@@ -67,11 +71,13 @@ type Node struct {
 
 	port       *control.Port
 	backbone   *backbone.Backbone
+	flows      flows
 	store      *store.Store
 	raftIsOpen atomic.Bool // store is there: those who follow this node may ask before
 	watched    *watch.Server
 	follower   *watch.Follower
 	gossip     *gossip.Gossip
+	gossips    atomic.Bool // gossip is there: who leads may ask before
 	reports    *report.Reports
 	controls   peersAt // to which reports go
 	lane       *lane.Lane
@@ -106,8 +112,7 @@ type Node struct {
 	names       *dnsgeo.Server
 	compared    compared
 	speaker     *anycast.Speaker // nil: nothing is announced
-	geo         *geo.DB
-	geoFile     os.FileInfo // nil: there is none
+	geoFile     os.FileInfo      // nil: there is none
 	places      places
 	planes      []plane
 
@@ -237,6 +242,7 @@ func (n *Node) open(ctx context.Context) error {
 	n.goes(func() { n.tellDistances(loops) })
 	if n.has(view.DNS) {
 		n.goes(func() { n.compareAnswers(loops) })
+		n.goes(func() { n.hearCopies(loops) })
 	}
 	n.goes(func() { n.tellClients(loops) })
 	if n.geoFile != nil {
@@ -408,7 +414,7 @@ func (n *Node) openNodeToNode() error {
 	n.backbone, err = backbone.Open(backbone.Config{
 		Self: n.cfg.Name, PacketConn: packets, ServerTLS: func() *tls.Config { return n.guard.ServerTLS(backbone.ALPN) },
 		ClientTLS: func(node string) *tls.Config { return n.guard.ClientTLS(node, backbone.ALPN) },
-		PeerName:  identity.PeerName, Refused: n.refused, Log: log,
+		PeerName:  identity.PeerName, Refused: n.refused, Bulk: n.bulk(), Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("open the backbone: %w", err)
@@ -422,7 +428,7 @@ func (n *Node) openNodeToNode() error {
 		Dial: func(ctx context.Context, name, address string) (net.Conn, error) {
 			return n.port.Dial(ctx, address, name, control.Raft)
 		},
-		Log: log, NoSync: n.cfg.NoSync,
+		Log: log, NoSync: n.cfg.NoSync, Known: n.agreed.Get(), Reads: n.reads,
 	})
 	if err != nil {
 		return err
@@ -433,7 +439,7 @@ func (n *Node) openNodeToNode() error {
 	n.onClose("store", func(context.Context) error { return n.store.Close() })
 
 	self := view.Member{
-		Name: n.cfg.Name, Region: n.cfg.Region, POP: n.cfg.POP, Roles: n.cfg.Roles, Public: n.cfg.Public, Control: n.control,
+		Name: n.cfg.Name, Region: n.cfg.Region, POP: n.cfg.POP, Roles: n.cfg.Roles, Public: n.cfg.Public, Control: n.control, Tells: true, Lasting: true,
 	}
 	if n.cfg.API != "" {
 		if self.API, err = netip.ParseAddrPort(n.cfg.API); err != nil {
@@ -464,6 +470,7 @@ func (n *Node) openNodeToNode() error {
 	if err != nil {
 		return err
 	}
+	n.gossips.Store(true)
 	n.counted = append(n.counted, n.gossip)
 	n.onClose("gossip", func(ctx context.Context) error {
 		left := time.Second
@@ -489,6 +496,24 @@ func (n *Node) refused(state tls.ConnectionState) error {
 		return fmt.Errorf("%w: %w", backbone.ErrOutdated, err)
 	}
 	return err
+}
+
+// bulk has flows carried by connections of TCP, too, where they have many bytes and are faster so.
+func (n *Node) bulk() backbone.Bulk {
+	b := backbone.Bulk{
+		Listener: n.port.Service(control.Flow), Services: []string{flowService, detourService}, Always: n.cfg.FlowsByTCP == TCPAlways,
+		Dial: func(ctx context.Context, node string, at netip.AddrPort) (backbone.BulkConn, error) {
+			c, err := n.port.Dial(ctx, at.String(), node, control.Flow)
+			if err != nil {
+				return nil, err
+			}
+			return c.(*control.Conn), nil
+		},
+	}
+	if n.cfg.FlowsByTCP == TCPNever {
+		b.Dial = nil
+	}
+	return b
 }
 
 // handOverTime bounds how long a leader that ends looks for a successor.
@@ -531,18 +556,21 @@ func (n *Node) openPlanes() error {
 	n.counted = append(n.counted, n.prober)
 	n.onClose("prober", func(context.Context) error { n.prober.Close(); return nil })
 
-	n.geo = geo.Default()
+	where := geo.Default() // held by who answers names alone: a file is mapped for as long as somebody holds it
 	if n.cfg.GeoDB != "" {
 		var err error
 		if n.geoFile, err = os.Stat(n.cfg.GeoDB); err == nil {
-			n.geo, err = geo.Open(n.cfg.GeoDB)
+			where, err = geo.Open(n.cfg.GeoDB)
 		}
 		if err != nil {
 			return err
 		}
 	}
 
-	n.origin = origin.New(origin.Config{Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, Evidence: n.prober.Evidence, Log: log})
+	n.origin = origin.New(origin.Config{
+		Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, DialFlow: n.cfg.dialFlow, DialAs: transparent.Dialer{Mark: n.cfg.TransparentMark}.Dial,
+		Evidence: n.prober.Evidence, Log: log,
+	})
 	n.onClose("origin", func(context.Context) error { n.origin.Close(); return nil })
 	store, err := n.openCacheDisk()
 	if err != nil {
@@ -553,31 +581,43 @@ func (n *Node) openPlanes() error {
 		CacheBytes: n.cfg.CacheBytes, Disk: store, Epoch: n.orders.epoch, Log: log,
 	})
 	n.onClose("cdn", func(context.Context) error { return n.cdn.Close() })
-	n.accelerator = accelerator.New(accelerator.Config{View: now, Dial: n.backbone.Dial, Log: log})
+	written, err := n.openFlowLog()
+	if err != nil {
+		return err
+	}
+	n.accelerator = accelerator.New(accelerator.Config{
+		View: now, Dial: n.backbone.Dial, DialLasting: n.backbone.DialLasting, Take: n.takeFlow, Open: n.openDatagrams, Blocked: n.isBlocked, FlowLog: written, Log: log,
+	})
 	queries, err := n.openQueryLog()
 	if err != nil {
 		return err
 	}
-	n.names = dnsgeo.New(dnsgeo.Config{View: now, Geo: n.geo, Log: log, Name: n.cfg.Name, Rate: n.cfg.DNSRate, QueryLog: queries, Dial: n.cfg.Dial})
+	names := dnsgeo.Config{View: now, Geo: where, Log: log, Name: n.cfg.Name, Rate: n.cfg.DNSRate, QueryLog: queries, Update: n.agreeOnUpdate}
+	if n.has(view.DNS) {
+		names.Dial, names.Copies = n.cfg.Dial, n.copies()
+	}
+	n.names = dnsgeo.New(names)
 	n.onClose("names", func(context.Context) error { return n.names.Close() })
 	n.planes = []plane{n.origin, n.cdn, n.accelerator, n.names}
 
 	n.openHTTPStreams()
 	n.openFlowStreams()
+	n.openDatagramFlows()
+	n.backbone.Handle(zoneService, func(in *backbone.Incoming) { n.names.GiveCopy(in.Accept()) })
 
 	certificates := front.NewCertificates(n.cfg.Name, func(host string) bool {
 		return n.cdn.Hosts(host) || slices.Contains(n.cfg.DNSHTTPS, host)
 	})
 	n.planes = append(n.planes, &certified{to: certificates})
 	n.front = front.New(front.Config{
-		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket,
+		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket, ListenPacketAnycast: n.cfg.ListenPacketAnycast,
 		Certificate: certificates.Get, Policy: n.cdn.SecurityPolicy,
 		TokenKey: n.guard.Node().Keys().Cluster.Derive("quic tokens"), ResetKey: n.guard.Node().Keys().Cluster.Derive("quic resets of " + n.cfg.Name),
 		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Seen: n.see, RoundTrip: n.cfg.RoundTrip, Log: log,
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())
-	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, n.names, queries, &n.compared, n.front, n.guard, &n.places)
+	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, written, n.names, queries, &n.compared, n.front, n.guard, &n.places)
 	n.makeMetrics()
 	n.makeAPIs()
 	n.openLane()
@@ -615,31 +655,25 @@ func (n *Node) openDoors() error {
 		}
 		n.doorHost = at.Addr()
 	}
-	if n.has(view.Edge) {
-		for _, d := range []struct {
-			flag, address string
-			tls           bool
-		}{{"http", n.cfg.HTTP, false}, {"https", n.cfg.HTTPS, true}} {
-			if d.address == "" {
-				continue
-			}
-			at, err := doorAddress(d.address)
-			if err != nil {
-				return fmt.Errorf("--%s: %w", d.flag, err)
-			}
-			opens := front.Door{Network: "tcp", Address: at, TLS: d.tls, HTTP3: d.tls, Handler: n.cdn, Quick: n.cdn.Quick}
-			if d.tls && n.has(view.DNS) {
-				n.withNames(&opens)
-			}
-			n.ownDoors = append(n.ownDoors, opens)
+	sites, names := n.has(view.Edge), n.has(view.DNS) && len(n.cfg.DNSHTTPS) > 0
+	for _, d := range []struct {
+		flag, address string
+		tls           bool
+	}{{"http", n.cfg.HTTP, false}, {"https", n.cfg.HTTPS, true}} {
+		if d.address == "" || !sites && !(names && d.tls) {
+			continue
 		}
-	} else if len(n.cfg.DNSHTTPS) > 0 && n.has(view.DNS) {
-		at, err := doorAddress(n.cfg.HTTPS)
+		at, err := doorAddress(d.address)
 		if err != nil {
-			return fmt.Errorf("--https: %w", err)
+			return fmt.Errorf("--%s: %w", d.flag, err)
 		}
-		opens := front.Door{Network: "tcp", Address: at, TLS: true, HTTP3: true, Handler: http.HandlerFunc(noSite)}
-		n.withNames(&opens)
+		opens := front.Door{Network: "tcp", Address: at, TLS: d.tls, HTTP3: d.tls, Handler: http.HandlerFunc(noSite)}
+		if sites {
+			opens.Handler, opens.Quick, opens.Relay = n.cdn, n.cdn.Quick, n.cdn.Relay
+		}
+		if names && d.tls {
+			n.withNames(&opens)
+		}
 		n.ownDoors = append(n.ownDoors, opens)
 	}
 	if n.cfg.API != "" {

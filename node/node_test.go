@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -183,6 +184,18 @@ func TestWhatIsToldWrongIsSaid(t *testing.T) {
 		{func(c *Config) { c.Data = "" }, "--data is missing"},
 		{func(c *Config) { c.Bootstrap, c.Join = true, "192.0.2.1:7947" }, "not both"},
 		{func(c *Config) { c.Roles = []view.Role{"king"} }, `no role "king"`},
+		{func(c *Config) { c.DNS = "ns1:53" }, "--dns "},
+		{func(c *Config) { c.DNSHTTPS = []string{"ns1.example.com"} }, "--dns-https needs --https"},
+		{func(c *Config) { c.HTTPS, c.DNSHTTPS = ":443", []string{"ns1.example.com:443"} }, "without a port"},
+		{func(c *Config) { c.QueryLogFormat = "xml" }, "--dns-query-log-format"},
+		{func(c *Config) { c.FlowLogFormat = "xml" }, "--flow-log-format"},
+		{func(c *Config) { c.FlowsByTCP = "sometimes" }, "--flows-by-tcp"},
+		{func(c *Config) { c.FlowLog, c.QueryLog = "/tmp/one.log", "/tmp/one.log" }, "--flow-log /tmp/one.log"},
+		{func(c *Config) { c.DNSRate = -1 }, "--dns-rate"},
+		{func(c *Config) { c.Drain = -time.Second }, "--drain"},
+		{func(c *Config) { c.CacheBytes = -1 }, "--cache-bytes"},
+		{func(c *Config) { c.CacheDiskBytes = 1 }, "--cache-disk-bytes"},
+		{func(c *Config) { c.CacheDir = "x" }, "--cache-dir needs"},
 	} {
 		cfg := good
 		c.change(&cfg)
@@ -190,7 +203,13 @@ func TestWhatIsToldWrongIsSaid(t *testing.T) {
 			t.Errorf("got %v, want %s", err, c.want)
 		}
 	}
-	if err := good.complete(); err != nil || len(good.Roles) != 4 || good.Public[0] != good.Advertise {
+	told := []string{"NS1.example.com.", "2001:DB8::1"}
+	good.HTTPS, good.DNSHTTPS = ":443", told
+	if err := good.complete(); err != nil || len(good.Roles) != 4 || good.Public[0] != good.Advertise ||
+		!slices.Equal(good.DNSHTTPS, []string{"ns1.example.com", "2001:db8::1"}) {
 		t.Errorf("%v, %+v", err, good)
+	}
+	if told[0] != "NS1.example.com." {
+		t.Errorf("the caller's list is now %q", told)
 	}
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -102,7 +103,8 @@ func (n *Node) observe() {
 			g.list = before
 		}
 	}
-	v := &view.View{Self: n.cfg.Name, Members: g.list, RTT: map[string]time.Duration{}, Unreachable: map[string]bool{}, Distance: n.away, Clients: n.clientMap.Load()}
+	v := &view.View{Self: n.cfg.Name, Members: g.list, RTT: map[string]time.Duration{}, Paths: map[string]view.Path{}, Unreachable: map[string]bool{}, Distance: n.away, Clients: n.clientMap.Load()}
+	v.Detour = view.Detours(v, n.measuredBetween)
 	if moved || g.table == nil || s != g.spec || entries != g.entries {
 		n.mergeVerdicts(v, s, said, moved || s != g.spec)
 	}
@@ -125,6 +127,7 @@ func (n *Node) observe() {
 		switch {
 		case ok && link.Up:
 			v.RTT[m.Name] = link.RTT
+			v.Paths[m.Name] = view.Path{Loss: link.Loss, Parity: link.Parity, TCP: link.TCP, Sent: link.Sent, Received: link.Received}
 		case ok && !link.Since.IsZero():
 			v.Unreachable[m.Name] = true
 		}
@@ -135,7 +138,7 @@ func (n *Node) observe() {
 		n.drawMap()
 	}
 	g.entries = entries
-	n.tellWhatTurned(s, v)
+	n.reviewFlows(s, n.tellWhatTurned(s, v))
 	n.serveDrained(v)
 	n.attract(v)
 	if l := n.leads(); l.Name != "" { // a node outside Raft is to name the last one too when it is cut off
@@ -152,7 +155,8 @@ func (n *Node) observe() {
 
 func sameMember(a, b view.Member) bool {
 	return a.Name == b.Name && a.Region == b.Region && a.POP == b.POP && slices.Equal(a.Roles, b.Roles) && slices.Equal(a.Public, b.Public) &&
-		a.Control == b.Control && a.Gossip == b.Gossip && a.API == b.API && a.Leaving == b.Leaving && a.Drained == b.Drained && slices.Equal(a.Needed, b.Needed)
+		a.Control == b.Control && a.Gossip == b.Gossip && a.API == b.API && a.Leaving == b.Leaving && a.Drained == b.Drained && slices.Equal(a.Needed, b.Needed) &&
+		a.Lasting == b.Lasting && a.Tells == b.Tells // another release, after a restart
 }
 
 func peersOf(members []view.Member) []report.Peer {
@@ -183,8 +187,14 @@ func (n *Node) mergeVerdicts(v *view.View, s *spec.Spec, said report.Entries, ag
 	g.table = g.merger.Table(health.Rule(*s.Settings().HealthCheckQuorum), probe.Entitled(s, v))
 }
 
+// told are effects that are among the events, with their IDs.
+type told struct {
+	effects []event.Effect
+	ids     []uint64
+}
+
 // tellWhatTurned adds what is other than at the last moment to the events, and ends flows to targets that turned unhealthy.
-func (n *Node) tellWhatTurned(s *spec.Spec, v *view.View) {
+func (n *Node) tellWhatTurned(s *spec.Spec, v *view.View) told {
 	g := &n.observed
 	before, now := g.moment, event.State{Spec: s, View: v, Index: g.moment.Index}
 	if before.Spec != s {
@@ -193,7 +203,7 @@ func (n *Node) tellWhatTurned(s *spec.Spec, v *view.View) {
 	g.moment = now
 	effects := event.Effects(before, now)
 	if len(effects) == 0 {
-		return
+		return told{}
 	}
 	n.orders.mu.Lock()
 	cause := n.orders.drainEvent
@@ -215,6 +225,7 @@ func (n *Node) tellWhatTurned(s *spec.Spec, v *view.View) {
 			}
 		}
 	}
+	return told{effects, ids}
 }
 
 // serveDrained has this node's doors send their clients elsewhere while it is drained, and take them again afterwards.
@@ -294,7 +305,7 @@ func (n *Node) report(key health.Key, verdict *health.Verdict) {
 // encodeMember is what gossip carries of a member: short names, for gossip has 512 bytes. Where its addresses do not fit
 // they are left out, and long is what it says of them otherwise.
 func encodeMember(m view.Member) (meta, long []byte, err error) {
-	d := memberMeta{Region: m.Region, POP: m.POP, Roles: m.Roles, Public: m.Public, Control: m.Control, API: m.API}
+	d := memberMeta{Reads: store.Format, Region: m.Region, POP: m.POP, Roles: m.Roles, Public: m.Public, Control: m.Control, API: m.API, Tells: m.Tells, Lasting: m.Lasting}
 	if meta, err = json.Marshal(d); err != nil || len(meta) <= gossip.MaxMeta {
 		return meta, nil, err
 	}
@@ -313,6 +324,26 @@ type memberMeta struct {
 	Public  []netip.Addr   `json:"a"`
 	Control netip.AddrPort `json:"c"`
 	API     netip.AddrPort `json:"i,omitzero"`
+	Tells   bool           `json:"t,omitempty"` // view.Member.Tells
+	Lasting bool           `json:"l,omitempty"`
+	Reads   int            `json:"f,omitempty"` // the newest format of the log that it reads (store.Format)
+}
+
+// reads is the newest format of the log that a live node says it reads, 1 if it is of a release that says none; 0 if it is not live.
+func (n *Node) reads(name string) int {
+	if !n.gossips.Load() {
+		return 0
+	}
+	members := n.gossip.Members().Get()
+	i, found := slices.BinarySearchFunc(members, name, func(m gossip.Member, name string) int { return cmp.Compare(m.Name, name) })
+	if !found {
+		return 0
+	}
+	var meta memberMeta
+	if json.Unmarshal(members[i].Meta, &meta) != nil {
+		return 0
+	}
+	return max(meta.Reads, 1) // releases before say nothing of it
 }
 
 func decodeMember(m gossip.Member) (view.Member, error) {
@@ -320,7 +351,7 @@ func decodeMember(m gossip.Member) (view.Member, error) {
 	if err := json.Unmarshal(m.Meta, &meta); err != nil {
 		return view.Member{}, fmt.Errorf("decode the description of %s: %w", m.Name, err)
 	}
-	return view.Member{Name: m.Name, Region: meta.Region, POP: meta.POP, Roles: meta.Roles, Public: meta.Public, Control: meta.Control, Gossip: m.Addr, API: meta.API}, nil
+	return view.Member{Name: m.Name, Region: meta.Region, POP: meta.POP, Roles: meta.Roles, Public: meta.Public, Control: meta.Control, Gossip: m.Addr, API: meta.API, Tells: meta.Tells, Lasting: meta.Lasting}, nil
 }
 
 // status is the network as this node sees it.
@@ -367,7 +398,8 @@ func (n *Node) status() api.Status {
 			last.Distance, last.By = e.RTT, e.From
 		}
 	}
-	st.AnswersDiffer = disagreements(n.samples())
+	samples, _ := n.samples()
+	st.AnswersDiffer = disagreements(samples)
 	return st
 }
 

@@ -290,6 +290,7 @@ func (n *Node) layOrders() {
 	o.mu.Unlock()
 	if again {
 		n.front.Recheck()
+		n.accelerator.EndFlows()
 	}
 	n.look()
 }
@@ -608,8 +609,8 @@ func (n *Node) orderOf(ctx context.Context, _ string, req api.NodeOrder) (api.Re
 	return api.Recorded{Own: epoch}, err
 }
 
-// ordered are the orders in force, for the API.
-func (n *Node) ordered() api.OrderList {
+// ordered are the orders in force, and the purges after an epoch, for the API.
+func (n *Node) ordered(after uint64) api.OrderList {
 	r := n.roster.Get()
 	v := n.view.Get()
 	list := api.OrderList{Epoch: r.Epoch, Fenced: v.Fenced, Behind: n.behind(r.Epoch, v.Members), Drains: []api.DrainInfo{}, Blocks: []api.BlockInfo{}, Purges: []api.PurgeInfo{}}
@@ -624,7 +625,7 @@ func (n *Node) ordered() api.OrderList {
 		}
 	}
 	for _, p := range slices.Backward(r.Purges) {
-		if len(list.Purges) == api.MaxHistory {
+		if len(list.Purges) == api.MaxHistory || p.Epoch <= after {
 			break
 		}
 		list.Purges = append(list.Purges, api.PurgeInfo{ID: p.ID, Epoch: p.Epoch, Distribution: p.Distribution, Paths: p.Paths, Host: p.Host, Soft: p.Soft, Time: p.Time, Author: p.Author})

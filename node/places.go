@@ -25,7 +25,7 @@ func (p *places) Counters() map[string]uint64 {
 func (n *Node) followPlaces(ctx context.Context, had os.FileInfo) {
 	for sleep(ctx, placesTime) {
 		is, err := os.Stat(n.cfg.GeoDB)
-		if err != nil || had != nil && os.SameFile(had, is) && had.ModTime().Equal(is.ModTime()) && had.Size() == is.Size() {
+		if err != nil || os.SameFile(had, is) && had.ModTime().Equal(is.ModTime()) && had.Size() == is.Size() {
 			continue
 		}
 		had = is

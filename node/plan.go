@@ -43,7 +43,7 @@ type planner struct {
 
 // apply judges the documents of some files, and deletions.
 func (p planner) apply(over base, who roster.Principal, req api.ApplyRequest) (plan, error) {
-	put, err := p.documents(req.Files)
+	put, err := p.documents(over, req.Files)
 	if err != nil {
 		return plan{}, err
 	}
@@ -92,11 +92,14 @@ func (p planner) become(over base, who roster.Principal, want *store.Table, chan
 }
 
 // documents reads the files. Secrets are sealed from here on.
-func (p planner) documents(files []api.File) ([]spec.Document, error) {
+func (p planner) documents(over base, files []api.File) ([]spec.Document, error) {
 	var faults spec.Faults
 	var all []spec.Document
 	for _, f := range files {
-		docs, err := spec.Split(f.Name, []byte(f.Data))
+		docs, err := over.spec.Split(f.Name, []byte(f.Data), func(r spec.Ref) []byte {
+			o, _ := over.state.Get(r.Kind, r.Name)
+			return o.Bytes
+		})
 		var some spec.Faults
 		if errors.As(err, &some) {
 			faults = append(faults, some...)
@@ -180,7 +183,8 @@ func (p planner) judge(over base, who roster.Principal, put []spec.Document, gon
 		if !who.MayTouch(d.Kind, d.Name) {
 			return plan{}, forbidden(who, d.Ref())
 		}
-		change.Put = append(change.Put, store.Object{Kind: d.Kind, Name: d.Name, Bytes: d.Bytes})
+		// The leader keeps these bytes: they must not be a part of a file that is larger.
+		change.Put = append(change.Put, store.Object{Kind: d.Kind, Name: d.Name, Bytes: bytes.Clone(d.Bytes)})
 		size += len(d.Bytes)
 	}
 	for _, r := range gone {

@@ -25,6 +25,7 @@ const (
 	answersKey    = "answers"    // what it answers to a sample of questions, in short
 	measuredKey   = "measured"   // its round trips to others
 	clientsKey    = "clients/"   // and the shard: how far clients are
+	copyKey       = "zone/"      // and the zone's ID: what it has of a secondary zone
 	verdictKey    = "h/"         // and the health key
 	orderKey      = "order/"     // and the order's ID: for those who could not be told directly
 )

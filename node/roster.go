@@ -463,6 +463,10 @@ func (h *house) vote(ctx context.Context, r *roster.Roster, live map[string]view
 		}
 		c := store.Candidate{Name: name, Region: node.Region, Since: h.since[name].at}
 		if m, lives := live[name]; lives {
+			member := slices.ContainsFunc(servers, func(s store.Server) bool { return s.Name == name })
+			if !member && !n.store.MayFollow(name) {
+				continue // it would stop at what is written for the others
+			}
 			c.Live, c.Address = true, m.Control.String()
 			if slices.ContainsFunc(servers, func(s store.Server) bool { return s.Name == name && !s.Voter }) {
 				c.Applied, _ = n.store.Progress(attempt, name)

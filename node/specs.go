@@ -65,7 +65,12 @@ func (k *specs) build(t *store.Table) (*spec.Spec, error) {
 	for _, r := range edits.Delete {
 		gone = append(gone, spec.Ref{Kind: r.Kind, Name: r.Name})
 	}
-	built, err := from.spec.With(t.Revision, documents(edits.Put), gone, k.stored())
+	put := documents(edits.Put)
+	for i := range put {
+		o, _ := from.table.Get(put[i].Kind, put[i].Name)
+		put[i].Before = o.Bytes
+	}
+	built, err := from.spec.With(t.Revision, put, gone, k.stored())
 	if errors.As(err, new(spec.Faults)) {
 		// What a release before this one agreed to may stand with faults that this one sees: they are told of the whole.
 		return spec.Build(t.Revision, documents(t.Objects), k.stored())

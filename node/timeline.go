@@ -13,6 +13,9 @@ import (
 
 // timeline is a part of this node's events, for the API: what came after one, or else the newest.
 func (n *Node) timeline(ctx context.Context, q api.EventQuery) (api.EventList, error) {
+	if q.Subject != "" {
+		return n.timelineOf(ctx, q), nil
+	}
 	events, lost := n.events.Since(q.After, q.Limit)
 	if q.After == 0 {
 		all, before := n.events.Since(0, math.MaxInt)
@@ -32,6 +35,25 @@ func (n *Node) timeline(ctx context.Context, q api.EventQuery) (api.EventList, e
 	return api.EventList{Node: n.cfg.Name, Events: events, Lost: lost}, nil
 }
 
+// timelineOf is the events of one subject.
+func (n *Node) timelineOf(ctx context.Context, q api.EventQuery) api.EventList {
+	ctx, cancel := context.WithTimeout(ctx, q.Wait)
+	defer cancel()
+	list := api.EventList{Node: n.cfg.Name, Events: n.events.Of(q.Subject, q.After)}
+	for seen := q.After; len(list.Events) == 0 && n.events.Next(ctx, seen) == nil; list.Events = n.events.Of(q.Subject, q.After) {
+		seen = n.events.Newest()
+	}
+	if over := len(list.Events) - q.Limit; over > 0 && q.After == 0 {
+		list.Events, list.Lost = list.Events[over:], uint64(over)
+	} else if over > 0 {
+		list.Events = list.Events[:q.Limit]
+	}
+	if list.Events == nil {
+		list.Events = []api.Event{}
+	}
+	return list
+}
+
 // tellLead tells who leads.
 func (n *Node) tellLead(leader string) {
 	if leader == "" {
@@ -39,6 +61,18 @@ func (n *Node) tellLead(leader string) {
 		return
 	}
 	n.events.Add(event.Leader, "leader", leader+" leads")
+}
+
+// eachPath emits one number of what is measured of the way to each node that is reached.
+func (n *Node) eachPath(of func(view.Path) float64) func(emit func(float64, ...string)) {
+	return func(emit func(float64, ...string)) {
+		v := n.view.Get()
+		for _, one := range v.Members {
+			if p, measured := v.Paths[one.Name]; measured {
+				emit(of(p), one.Name, one.Region)
+			}
+		}
+	}
 }
 
 // makeMetrics makes what the node tells Prometheus: its counters, and what is observed by name. All labels are bounded by what is in
@@ -71,6 +105,15 @@ func (n *Node) makeMetrics() {
 			}
 		}
 	})
+	m.Gauge("link_loss_ratio", "share of the packets sent to a node that were lost of late, those made good included", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 { return p.Loss }))
+	m.Gauge("link_parity", "whether what is sent to a node has parity", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 {
+		if p.Parity {
+			return 1
+		}
+		return 0
+	}))
+	m.Gauge("link_sent_bits_per_second", "what is sent to a node over the backbone", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 { return p.Sent }))
+	m.Gauge("link_received_bits_per_second", "what a node sends here over the backbone", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 { return p.Received }))
 	m.Gauge("link_up", "whether the backbone reaches a live node", []string{"peer", "region"}, func(emit func(float64, ...string)) {
 		v := n.view.Get()
 		for _, one := range v.Members {
@@ -142,6 +185,31 @@ func (n *Node) makeMetrics() {
 			by.each(func(count uint64, labels ...string) { emit(float64(count), labels[0], labels[1], n.cfg.POP) })
 		})
 	}
+	ways := []string{"accelerator", "endpoint_region"}
+	flows := []string{"accelerator", "endpoint_region", "protocol"}
+	m.Counter("accelerator_new_flows_total", "flows by accelerator, the region where they end, and protocol", flows, func(emit func(float64, ...string)) {
+		for _, t := range n.accelerator.Traffic() {
+			emit(float64(t.NewFlows), t.Accelerator, t.Region, t.Protocol)
+		}
+	})
+	m.Gauge("accelerator_open_flows", "flows now by accelerator, the region where they end, and protocol", flows, func(emit func(float64, ...string)) {
+		for _, t := range n.accelerator.Traffic() {
+			emit(float64(t.Flows), t.Accelerator, t.Region, t.Protocol)
+		}
+	})
+	m.Counter("accelerator_processed_bytes_total", "bytes from clients (in) and to them (out); of TCP, of flows that have ended", append(flows, "direction"), func(emit func(float64, ...string)) {
+		for _, t := range n.accelerator.Traffic() {
+			emit(float64(t.BytesIn), t.Accelerator, t.Region, t.Protocol, "in")
+			emit(float64(t.BytesOut), t.Accelerator, t.Region, t.Protocol, "out")
+		}
+	})
+	m.Gauge("accelerator_endpoints", "endpoints with weight by accelerator, region, and whether they can take flows", append(ways, "state"), func(emit func(float64, ...string)) {
+		for _, e := range n.accelerator.Endpoints() {
+			emit(float64(e.Healthy), e.Accelerator, e.Region, "healthy")
+			emit(float64(e.All-e.Healthy), e.Accelerator, e.Region, "unhealthy")
+		}
+	})
+	n.flowMetrics(m)
 	m.Gauge("revision", "the newest that is known, and the one that runs", []string{"of"}, func(emit func(float64, ...string)) {
 		state := n.agreed.Get()
 		emit(float64(state.Own.Revision), "own")

@@ -67,6 +67,18 @@ func (f *flow) settles() (ended func(relay.Result)) {
 	}
 }
 
+// answered tells that a target has answered.
+func (p *Plane) answered(key health.Key, client netip.Addr, status int) {
+	if p.config.Evidence == nil {
+		return
+	}
+	why := ""
+	if status >= 500 {
+		why = fmt.Sprintf("traffic: answered %d", status)
+	}
+	p.evidence(key, client, why != "", why)
+}
+
 // witness tells what an attempt met at a target.
 func (x *exchange) witness(addr netip.AddrPort, a *attempt, res *http.Response, err error) {
 	if x.plane.config.Evidence == nil {
@@ -76,10 +88,9 @@ func (x *exchange) witness(addr netip.AddrPort, a *attempt, res *http.Response, 
 	dial, unsent := errors.AsType[*dialError](err)
 	switch {
 	case err == nil:
-		if failed = res.StatusCode >= 500; failed {
-			why = fmt.Sprintf("traffic: answered %d", res.StatusCode)
-		}
-	case x.ctx.Err() != nil:
+		x.plane.answered(health.TargetKey(x.group.spec.Name, addr), x.viewer(), res.StatusCode)
+		return
+	case x.ended():
 		return
 	case unsent:
 		if errors.Is(dial.err, errLeft) {
@@ -105,6 +116,5 @@ func (x *exchange) viewer() netip.Addr {
 		}
 		return netip.Addr{}
 	}
-	peer, _ := netip.ParseAddrPort(x.in.RemoteAddr)
-	return peer.Addr().Unmap().WithZone("")
+	return x.peer
 }

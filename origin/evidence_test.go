@@ -246,7 +246,7 @@ func TestASilentTargetIsEvidenceOnceAnEdgeNodeHasWaited(t *testing.T) {
 			w.net.CutOff("t1")
 			ctx, cancel := context.WithTimeout(t.Context(), given)
 			defer cancel()
-			w.plane.serveFlow(ctx, "targetGroup/web", netip.MustParseAddr("198.51.100.7"), nil, func(string) {})
+			w.plane.serveFlow(ctx, "targetGroup/web", netip.MustParseAddrPort("198.51.100.7:40000"), nil, func(string) {})
 			if got := e.take(); got != want && !strings.HasPrefix(got, want) || want == "" && got != "" {
 				t.Errorf("after %v: %s", given, got)
 			}
@@ -262,7 +262,10 @@ func anAccelerator(w *world) *spec.Accelerator {
 		Listeners: []spec.AcceleratorListener{{
 			Protocol: spec.TCP, PortRanges: []spec.PortRange{{FromPort: 5000, ToPort: 5010}, {FromPort: 7000}},
 			EndpointGroups: []spec.EndpointGroup{
-				{Region: "here", TrafficDial: &dial, HealthCheckPort: 5000, Endpoints: []spec.Endpoint{{Address: w.targets[0].Addr(), Weight: &weight}}},
+				{
+					Region: "here", TrafficDial: &dial, HealthCheckPort: 5000, Endpoints: []spec.Endpoint{{Address: w.targets[0].Addr(), Weight: &weight}},
+					PortOverrides: []spec.PortOverride{{ListenerPort: 5001, EndpointPort: 9001}},
+				},
 				{Region: "there", TrafficDial: &dial, HealthCheckPort: 5000, Endpoints: []spec.Endpoint{{Address: w.targets[1].Addr(), Weight: &weight}}},
 			},
 		}},
@@ -276,6 +279,8 @@ func TestAnEndpointIsDialledOnlyWhereItsAcceleratorNamesIt(t *testing.T) {
 		{"endpoint/game/10.0.0.1:5005", "", "passed"},
 		{"endpoint/game/10.0.0.1:7000", "", "passed"},
 		{"endpoint/game/10.0.0.1:5000", "connection refused", "failed: traffic: dial: connect: connection refused"},
+		{"endpoint/game/10.0.0.1:9001", "", "passed"},
+		{"endpoint/game/10.0.0.1:5001", "is no endpoint", ""}, // flows to it go to 9001
 		{"endpoint/game/10.0.0.1:80", "10.0.0.1:80 is no endpoint of accelerator game in this region", ""},
 		{"endpoint/game/10.0.0.2:5005", "is no endpoint", ""}, // of another region
 		{"endpoint/game/127.0.0.1:5005", "is no endpoint", ""},
@@ -289,7 +294,7 @@ func TestAnEndpointIsDialledOnlyWhereItsAcceleratorNamesIt(t *testing.T) {
 			s := w.spec()
 			s.Accelerators = map[string]*spec.Accelerator{"game": anAccelerator(w)}
 			w.apply(s)
-			for _, port := range []string{":5005", ":7000"} {
+			for _, port := range []string{":5005", ":7000", ":9001"} {
 				w.listen(w.targets[0], port, func(c net.Conn) { io.Copy(c, c); c.Close() })
 			}
 			w.listen(w.targets[1], ":5005", func(c net.Conn) { c.Close() })
@@ -298,7 +303,7 @@ func TestAnEndpointIsDialledOnlyWhereItsAcceleratorNamesIt(t *testing.T) {
 			refused := ""
 			serving.Go(func() {
 				defer near.Close()
-				w.plane.serveFlow(t.Context(), c.resource, netip.MustParseAddr("198.51.100.7"),
+				w.plane.serveFlow(t.Context(), c.resource, netip.MustParseAddrPort("198.51.100.7:40000"),
 					func() net.Conn { return far }, func(reason string) { refused = reason })
 			})
 			if c.refused == "" {
@@ -326,6 +331,26 @@ func TestAnEndpointIsDialledOnlyWhereItsAcceleratorNamesIt(t *testing.T) {
 	}
 }
 
+func TestOfASubnetOnlyWhatIsAllowedIsDialled(t *testing.T) {
+	a := &spec.Accelerator{Name: "rooms", Type: spec.CustomRoutingAccelerator, Listeners: []spec.AcceleratorListener{{
+		Protocol: spec.TCP, PortRanges: []spec.PortRange{{FromPort: 5000, ToPort: 5031}},
+		EndpointGroups: []spec.EndpointGroup{{Region: "here", DestinationConfigurations: []spec.PortRange{{FromPort: 81, ToPort: 82}}, Endpoints: []spec.Endpoint{{
+			Subnet: netip.MustParsePrefix("10.0.0.0/29"), AllowedTraffic: []spec.CustomRoutingTraffic{{
+				DestinationAddresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, DestinationPorts: []int{81},
+			}},
+		}}}},
+	}}}
+	for at, want := range map[string]bool{"10.0.0.1:81": true, "10.0.0.1:82": false, "10.0.0.2:81": false, "10.0.0.1:5000": false, "10.0.1.1:81": false} {
+		key, ok := endpointKey(a, spec.TCP, "here", netip.MustParseAddrPort(at))
+		if ok != want || ok && key != health.EndpointKey("rooms", "here", netip.MustParseAddrPort(at)) {
+			t.Errorf("%s: got %q, %v", at, key, ok)
+		}
+		if _, ok := endpointKey(a, spec.TCP, "there", netip.MustParseAddrPort(at)); ok {
+			t.Errorf("%s is dialled from another region", at)
+		}
+	}
+}
+
 func TestFlowsOfALoadBalancerEndWithTheHealthOfTheirTarget(t *testing.T) {
 	inWorld(t, 2, func(t *testing.T, w *world) {
 		for _, target := range w.targets {
@@ -347,7 +372,7 @@ func TestFlowsOfALoadBalancerEndWithTheHealthOfTheirTarget(t *testing.T) {
 		near, far := net.Pipe() // of an accelerator, to the first
 		var serving sync.WaitGroup
 		serving.Go(func() {
-			w.plane.serveFlow(t.Context(), "targetGroup/web", netip.Addr{}, func() net.Conn { return far }, func(string) {})
+			w.plane.serveFlow(t.Context(), "targetGroup/web", netip.AddrPort{}, func() net.Conn { return far }, func(string) {})
 		})
 		if !echoes(near) {
 			t.Fatal("the accelerator's flow does not come through")
@@ -380,13 +405,26 @@ func TestFlowsOfALoadBalancerEndWithTheHealthOfTheirTarget(t *testing.T) {
 		if !echoes(near) {
 			t.Error("the accelerator's flow has ended")
 		}
+		s := *w.plane.table.Load().spec
+		s.Accelerators = map[string]*spec.Accelerator{"game": {Listeners: []spec.AcceleratorListener{{EndpointGroups: []spec.EndpointGroup{{
+			Region: s.TargetGroups["web"].Region, Endpoints: []spec.Endpoint{{TargetGroup: "web"}}, UnhealthyConnectionTermination: true,
+		}}}}}}
+		if err := w.plane.Apply(&s); err != nil {
+			t.Fatal(err)
+		}
+		if n := w.plane.Terminate(one); n != 1 {
+			t.Errorf("%d flows were reset, want that of the accelerator that terminates", n)
+		}
+		if _, err := near.Read(make([]byte, 1)); err == nil {
+			t.Error("the accelerator's flow goes on")
+		}
 		near.Close()
 		serving.Wait()
 		synctest.Wait()
 		if w.plane.Flows(one) != 0 || w.plane.Terminate("check/web") != 0 || w.plane.Terminate("target/none/x") != 0 {
 			t.Error("flows that are not there")
 		}
-		w.counted("origin_flows_terminated_total", 2)
+		w.counted("origin_flows_terminated_total", 3)
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/perigee-net/perigee/edge/http1"
 	"github.com/perigee-net/perigee/origin/wire"
 )
 
@@ -27,11 +28,15 @@ type exchange struct {
 	w        http.ResponseWriter
 	in       *http.Request
 
-	ctx    context.Context
+	began  time.Time
+	peer   netip.Addr      // who connected; invalid: not known
+	ctx    context.Context // nil: it is not attended yet
 	cancel context.CancelCauseFunc
 	timer  *time.Timer // runs expire
+	stop   func() bool // that the context ends the response's body; nil: it does not, or by itself
 	last   atomic.Pointer[attempt]
-	again  bool // the one retry of a request that may have been carried out is spent
+	begun  *begun // what Relay has begun; nil: nothing, or it is gone on with
+	again  bool   // the one retry of a request that may have been carried out is spent
 
 	mu     sync.Mutex
 	headed bool // no informational response may be passed on any more
@@ -53,10 +58,10 @@ var (
 
 // forward carries a request to a target of the group, and its response back.
 func (p *Plane) forward(w http.ResponseWriter, r *http.Request, l *listener, g *group, inside bool) {
-	x := &exchange{plane: p, listener: l, group: g, inside: inside, w: w, in: r}
-	x.ctx, x.cancel = context.WithCancelCause(r.Context())
-	defer x.cancel(nil)
-	x.timer = time.AfterFunc(l.idle, x.expire)
+	x := &exchange{plane: p, listener: l, group: g, inside: inside, w: w, in: r, began: time.Now()}
+	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		x.peer = peer.Addr().Unmap().WithZone("")
+	}
 	defer x.end()
 	if r.ContentLength != 0 {
 		http.NewResponseController(w).EnableFullDuplex() // or else the server eats what the target has not read when it answers
@@ -80,8 +85,32 @@ func (p *Plane) forward(w http.ResponseWriter, r *http.Request, l *listener, g *
 	x.respond(res)
 }
 
+// attend has the exchange end when its client leaves, or nothing moves. Most are over before there is anything to attend to: what the
+// target answers at once, whole.
+func (x *exchange) attend() {
+	if x.ctx == nil {
+		x.ctx, x.cancel = context.WithCancelCause(x.in.Context())
+		x.timer = time.AfterFunc(max(x.listener.idle-time.Since(x.began), 0), x.expire)
+	}
+}
+
 // touch notes that bytes move.
-func (x *exchange) touch() { x.timer.Reset(x.listener.idle) }
+func (x *exchange) touch() {
+	if x.timer != nil {
+		x.timer.Reset(x.listener.idle)
+	}
+}
+
+// ended says whether the exchange was ended from outside.
+func (x *exchange) ended() bool { return x.cause() != nil }
+
+// cause is by what it was ended.
+func (x *exchange) cause() error {
+	if x.ctx == nil {
+		return context.Cause(x.in.Context())
+	}
+	return context.Cause(x.ctx)
+}
 
 // expire ends an exchange in which nothing moves. A transport that waits for more of the client's body does not look up,
 // so that wait is ended too.
@@ -100,7 +129,13 @@ func (x *exchange) expire() {
 // end lets go of the client's request and response, and takes its body from the transport, which may still wait for more
 // of it.
 func (x *exchange) end() {
-	x.timer.Stop()
+	if x.ctx != nil {
+		x.timer.Stop()
+		defer x.cancel(nil)
+	}
+	if x.stop != nil {
+		x.stop()
+	}
 	x.mu.Lock()
 	x.over = true
 	x.mu.Unlock()
@@ -113,7 +148,7 @@ func (x *exchange) end() {
 // send tries the candidates until one answers.
 func (x *exchange) send(r *http.Request) (*http.Response, error) {
 	err := error(errNoTargets)
-	for addr := range x.group.candidates(x.plane.config.View()) {
+	for addr := range x.group.pool(x.plane.config.View()).Candidates(x.turn()) {
 		if x.last.Load() != nil {
 			x.plane.counters.retries.Add(1)
 		}
@@ -122,11 +157,34 @@ func (x *exchange) send(r *http.Request) (*http.Response, error) {
 			x.touch()
 			return res, nil
 		}
-		if x.ctx.Err() != nil || !x.mayTryAgain(err) {
+		if x.ended() || !x.mayTryAgain(err) {
 			break
 		}
 	}
 	return nil, err
+}
+
+// turn is whose turn it is: the one that was taken for what was begun, or else the next.
+func (x *exchange) turn() uint64 {
+	b, is := http1.BegunFor(x.in.Context()).(*begun)
+	if !is || b.over || b.traffic != x.group.traffic {
+		return x.group.turn()
+	}
+	x.begun, x.began = b, b.since
+	return b.turn
+}
+
+// call is the call to a target: the one that was begun, if that is it, or a new one.
+func (x *exchange) call(client *wire.Client, r *http.Request, addr netip.AddrPort, a *attempt) (*wire.Call, error) {
+	if b := x.begun; b != nil {
+		x.begun = nil
+		if b.addr == addr {
+			b.over = true
+			return b.asking.Call(r, a), nil
+		}
+		b.Drop()
+	}
+	return client.Call(r, a)
 }
 
 // Unreached is a header of a load balancer's own error, told to edge nodes only: no target was reached, so nobody
@@ -135,7 +193,7 @@ const Unreached = "Perigee-Unreached"
 
 func (x *exchange) unreached(err error) bool {
 	_, unsent := errors.AsType[*dialError](err)
-	return (unsent || errors.Is(err, errNoTargets)) && !x.again && x.ctx.Err() == nil
+	return (unsent || errors.Is(err, errNoTargets)) && !x.again && !x.ended()
 }
 
 func (x *exchange) try(r *http.Request, addr netip.AddrPort) (*http.Response, error) {
@@ -144,10 +202,11 @@ func (x *exchange) try(r *http.Request, addr netip.AddrPort) (*http.Response, er
 	client := x.group.traffic.transport()
 	r.URL.Host = addr.String()
 	if wire.Speaks(r) { // and is done with the request when it returns, where net/http may not be
-		res, err := client.Send(x.ctx, r, a)
+		res, err := x.ask(client, r, addr, a)
 		x.witness(addr, a, res, err)
 		return res, err
 	}
+	x.attend()
 	out := r.WithContext(httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{
 		GotConn:              func(c httptrace.GotConnInfo) { a.Sending(c.Reused) },
 		GotFirstResponseByte: a.Answered,
@@ -162,6 +221,27 @@ func (x *exchange) try(r *http.Request, addr netip.AddrPort) (*http.Response, er
 	res, err := client.RoundTrip(out)
 	x.witness(addr, a, res, err)
 	return res, err
+}
+
+// ask asks by package wire: for a moment without being attended, and longer with.
+func (x *exchange) ask(client *wire.Client, r *http.Request, addr netip.AddrPort, a *attempt) (*http.Response, error) {
+	call, err := x.call(client, r, addr, a)
+	if err != nil {
+		return nil, err
+	}
+	res, err := call.Soon()
+	if err == wire.ErrLater {
+		x.attend()
+		return call.Wait(x.ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if here, is := res.Body.(interface{ Here() bool }); is && !here.Here() {
+		x.attend()
+		x.stop = context.AfterFunc(x.ctx, func() { res.Body.Close() })
+	}
+	return res, nil
 }
 
 // mayTryAgain says whether the last attempt, which ended in err, may be followed by one at the next target. That is so
@@ -211,7 +291,7 @@ func (a *attempt) Interim(status int, header http.Header) error {
 	return nil
 }
 
-// head ends what inform may do: from here on the response is this goroutine's alone.
+// head ends what Interim may do: from here on the response is this goroutine's alone.
 func (x *exchange) head() {
 	x.mu.Lock()
 	x.headed = true
@@ -237,7 +317,7 @@ func (x *exchange) respond(res *http.Response) {
 		flush() // the body may be long in coming
 	}
 	if err := x.download(res, flush); err != nil {
-		if errors.Is(context.Cause(x.ctx), context.Canceled) {
+		if errors.Is(x.cause(), context.Canceled) {
 			x.plane.counters.clientGone.Add(1)
 		}
 		panic(http.ErrAbortHandler) // what is cut short must not look complete
@@ -338,7 +418,7 @@ func (x *exchange) fail(err error) {
 	if a := x.last.Load(); a != nil && a.upload != nil {
 		uploading = a.upload.failed()
 	}
-	cause := context.Cause(x.ctx)
+	cause := x.cause()
 	switch {
 	case errors.Is(err, errNoTargets):
 		x.plane.answer(x.w, http.StatusServiceUnavailable)

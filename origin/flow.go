@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,9 +14,11 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/proxy"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/origin/rule"
+	"github.com/perigee-net/perigee/origin/transparent"
 )
 
 // flowTimeout bounds the search for a target that takes a flow; after it the flow is refused.
@@ -24,14 +27,8 @@ const flowTimeout = 10 * time.Second
 // ServeConn carries one client's connection to a TCP listener of this node, and returns when it has ended. A flow that
 // no target takes is reset.
 func (p *Plane) ServeConn(loadBalancer string, port uint16, conn net.Conn) {
-	p.counters.flows.Add(1)
-	var client netip.Addr
-	if peer, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
-		client = peer.AddrPort().Addr().Unmap().WithZone("")
-	}
-	f, err := p.openFlow(context.Background(), listenerKey{loadBalancer, port}.flow(), client)
+	f, err := p.openFlow(context.Background(), listenerKey{loadBalancer, port}.flow(), ends{relay.AddrPort(conn.RemoteAddr()), relay.AddrPort(conn.LocalAddr())})
 	if err != nil {
-		p.counters.flowsRefused.Add(1)
 		relay.Abort(conn)
 		return
 	}
@@ -39,37 +36,157 @@ func (p *Plane) ServeConn(loadBalancer string, port uint16, conn net.Conn) {
 }
 
 // ServeFlow answers what edge nodes ask of the service "flow", and returns when the flow has ended. The resource is
-// "targetGroup/<name>", "loadBalancer/<name>/<port>", or "endpoint/<accelerator>/<address>:<port>" for an endpoint that the
+// "targetGroup/<name>" or, as Preserved and Told have it, with more, "loadBalancer/<name>/<port>", or "endpoint/<accelerator>/<address>:<port>" for an endpoint that the
 // accelerator gives by address; other addresses are not dialled. It accepts once a target has.
 func (p *Plane) ServeFlow(in *backbone.Incoming) {
-	p.serveFlow(in.Context(), in.Resource, in.Client.Addr(), in.Accept, in.Refuse)
+	p.serveFlow(in.Context(), in.Resource, in.Client, in.Accept, in.Refuse)
 }
 
-func (p *Plane) serveFlow(ctx context.Context, resource string, client netip.Addr, accept func() net.Conn, refuse func(reason string)) {
-	p.counters.flows.Add(1)
-	f, err := p.openFlow(ctx, resource, client)
+func (p *Plane) serveFlow(ctx context.Context, resource string, client netip.AddrPort, accept func() net.Conn, refuse func(reason string)) {
+	resource, tell := cutMark(resource, toldMark)
+	f, err := p.openFlow(ctx, resource, ends{client: client})
 	if err != nil {
-		p.counters.flowsRefused.Add(1)
 		refuse(err.Error())
 		return
 	}
-	f.carry(accept())
+	conn := accept()
+	if tell {
+		at := f.target.RemoteAddr().String()
+		conn.Write(append([]byte{byte(len(at))}, at...)) // that it cannot be is seen when the flow is carried
+	}
+	f.carry(conn)
 }
 
-// DialFlow connects to a target of what ServeFlow calls a resource, for those who carry the bytes themselves.
-func (p *Plane) DialFlow(ctx context.Context, resource string, client netip.AddrPort) (net.Conn, error) {
-	p.counters.flows.Add(1)
-	f, err := p.openFlow(ctx, resource, client.Addr())
+// TakeFlow is ServeFlow for an edge node that is this one: it returns a flow that a target has taken, whose bytes the caller carries, so that they
+// go from socket to socket.
+func (p *Plane) TakeFlow(ctx context.Context, resource string, client netip.AddrPort) (*Taken, error) {
+	f, err := p.openFlow(ctx, resource, ends{client: client})
 	if err != nil {
-		p.counters.flowsRefused.Add(1)
 		return nil, fmt.Errorf("flow of %s: %w", client, err)
 	}
-	p.evidence(f.key, f.client, false, "")
-	if f.lease == nil {
-		return f.target, nil
-	}
-	return f.traffic.leased(f.target, f.lease), nil
+	return &Taken{f.target, f}, nil
 }
+
+// Taken is a flow that a target has taken: the connection to it.
+type Taken struct {
+	net.Conn
+	flow *flow
+}
+
+// Hold returns the connection to the target, as it is to be carried to and from the client's, and what is to be called when that has ended. From then
+// on both are reset when the target is to be left.
+func (t *Taken) Hold(client net.Conn) (target net.Conn, ended func(relay.Result)) {
+	return t.Conn, t.flow.hold(client)
+}
+
+// preserved is at the end of a resource whose target is to see the client's address.
+const preserved = "/clientIP"
+
+// Preserved is a resource, "targetGroup/…" or "endpoint/…", as it is asked for if its target is to see the client's address instead of this node's.
+// Who does not know how refuses it.
+func Preserved(resource string, is bool) string {
+	if is {
+		return resource + preserved
+	}
+	return resource
+}
+
+// Unpreserved is the resource without that.
+func Unpreserved(resource string) string {
+	resource, _ = cutPreserved(resource)
+	return resource
+}
+
+func cutPreserved(text string) (resource string, is bool) { return cutMark(text, preserved) }
+
+// cutMark cuts what is at the end of a resource, which has a kind and a name all the same: a target group may be called as a mark is.
+func cutMark(text, mark string) (resource string, is bool) {
+	if resource, is = strings.CutSuffix(text, mark); !is || !strings.Contains(resource, "/") {
+		return text, false
+	}
+	return resource, true
+}
+
+// seenAs is a resource without that, and the address by which its target is dialled for a client: none where it is not to see it. The error says why it
+// may not.
+func (t *table) seenAs(region, text string, client netip.AddrPort) (resource string, as netip.AddrPort, err error) {
+	resource, is := cutPreserved(text)
+	switch {
+	case !is:
+		return resource, as, nil
+	case !client.IsValid():
+		return resource, as, fmt.Errorf("%s: %w: it is not known", resource, transparent.ErrImpossible)
+	case !t.mayPreserve(region, resource):
+		return resource, as, fmt.Errorf("%s: %w: no endpoint of this region has clientIPPreservationEnabled for it", resource, transparent.ErrImpossible)
+	}
+	return resource, client, nil
+}
+
+// mayPreserve says whether the spec has targets of a resource see clients' addresses, by an endpoint of the region. Whoever else asks for it is refused: it would
+// let the asker be anybody to the target.
+func (t *table) mayPreserve(region, resource string) bool {
+	kind, name, _ := strings.Cut(resource, "/")
+	switch kind {
+	case "targetGroup":
+		for _, a := range t.spec.Accelerators {
+			if preserves(a, region, func(e *spec.Endpoint) bool { return e.TargetGroup == name }) {
+				return true
+			}
+		}
+	case "endpoint":
+		accelerator, address, _ := strings.Cut(name, "/")
+		at, err := netip.ParseAddrPort(address)
+		return err == nil && preserves(t.spec.Accelerators[accelerator], region, func(e *spec.Endpoint) bool { return e.Address == at.Addr() || e.Subnet.Contains(at.Addr()) })
+	}
+	return false
+}
+
+// preserves says whether an accelerator, which may be nil, has such an endpoint in the region whose targets see clients' addresses.
+func preserves(a *spec.Accelerator, region string, such func(e *spec.Endpoint) bool) bool {
+	if a == nil {
+		return false
+	}
+	for i := range a.Listeners {
+		for j := range a.Listeners[i].EndpointGroups {
+			g := &a.Listeners[i].EndpointGroups[j]
+			if g.Region != region {
+				continue
+			}
+			for k := range g.Endpoints {
+				if e := &g.Endpoints[k]; e.ClientIPPreservation && such(e) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// toldMark is at the end of a resource whose flow begins with its target's address.
+const toldMark = "/told"
+
+// Told is a resource as it is asked for if it is to be told at which target the flow ends: of TCP the stream begins with that (ReadTarget), of UDP it
+// comes by Told of the receiver. Nodes that do not know that refuse it (view.Member.Tells).
+func Told(resource string) string { return resource + toldMark }
+
+// ReadTarget reads the target's address from the beginning of a stream whose resource was Told.
+func ReadTarget(conn io.Reader) (at netip.AddrPort, err error) {
+	var room [1 + 255]byte
+	if _, err = io.ReadFull(conn, room[:1]); err != nil {
+		return at, fmt.Errorf("read the target's address: %w", err)
+	}
+	text := room[1 : 1+int(room[0])]
+	if _, err = io.ReadFull(conn, text); err != nil {
+		return at, fmt.Errorf("read the target's address: %w", err)
+	}
+	if at, err = netip.ParseAddrPort(string(text)); err != nil {
+		return at, fmt.Errorf("read the target's address: %w", err)
+	}
+	return netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port()), nil
+}
+
+// ends are a client's, as far as they are known: the backbone does not say at which address of an accelerator it arrived.
+type ends struct{ client, local netip.AddrPort }
 
 // flow is a flow that a target has taken.
 type flow struct {
@@ -81,17 +198,31 @@ type flow struct {
 	target  net.Conn
 	idle    time.Duration
 	// balanced flows came by a load balancer, which ends them with the health of their target (NLB). Those of an
-	// accelerator stay (Global Accelerator).
+	// accelerator stay (Global Accelerator), unless it says otherwise.
 	balanced bool
 }
 
-// openFlow finds a target and dials it; what cannot be dialed gives way to the next at once.
-func (p *Plane) openFlow(ctx context.Context, resource string, client netip.Addr) (*flow, error) {
+// openFlow finds a target and dials it, and counts the flow; what cannot be dialed gives way to the next at once.
+func (p *Plane) openFlow(ctx context.Context, resource string, from ends) (f *flow, err error) {
+	p.counters.flows.Add(1)
+	if f, err = p.findTarget(ctx, resource, from); err != nil {
+		p.counters.flowsRefused.Add(1)
+	}
+	return f, err
+}
+
+func (p *Plane) findTarget(ctx context.Context, resource string, from ends) (*flow, error) {
+	client := from.client.Addr()
 	t := p.table.Load()
-	ctx, cancel := context.WithTimeout(ctx, flowTimeout)
+	resource, as, err := t.seenAs(p.config.Region, resource, from.client)
+	if err != nil {
+		return nil, err
+	}
+	dial := p.dialerOf(as, p.config.DialFlow)
+	ctx, cancel := within(ctx, flowTimeout)
 	defer cancel()
 	if name, ok := strings.CutPrefix(resource, "endpoint/"); ok {
-		return p.openEndpoint(ctx, t, name, client)
+		return p.openEndpoint(ctx, t, name, client, dial)
 	}
 	g, idle, err := t.flow(resource)
 	if err != nil {
@@ -107,8 +238,11 @@ func (p *Plane) openFlow(ctx context.Context, resource string, client netip.Addr
 			balanced: strings.HasPrefix(resource, "loadBalancer/"),
 		}
 		began := time.Now()
-		if f.target, f.lease, err = g.traffic.dial(ctx, addr); err == nil {
-			return f, nil
+		if f.target, f.lease, err = g.traffic.dial(ctx, dial, addr); err == nil {
+			if err = introduce(g.spec, f.target, from, addr); err == nil {
+				return f, nil
+			}
+			relay.Abort(f.target)
 		}
 		if !gaveUp(ctx, err, time.Since(began)) {
 			p.evidence(f.key, client, true, reason("dial", err))
@@ -120,20 +254,35 @@ func (p *Plane) openFlow(ctx context.Context, resource string, client netip.Addr
 	return nil, fmt.Errorf("%s: %w", resource, err)
 }
 
+// introduce tells a target from whom a flow is, where its group wants that. The header is the first of all bytes, so that it does not wait for
+// room. Where it is not known at which address the client arrived, it is the target's.
+func introduce(g *spec.TargetGroup, conn net.Conn, from ends, target netip.AddrPort) error {
+	if !g.ProxyProtocolV2 {
+		return nil
+	}
+	if !from.local.IsValid() {
+		from.local = target
+	}
+	if _, err := conn.Write(proxy.Header(from.client, from.local)); err != nil {
+		return &dialError{target, err}
+	}
+	return nil
+}
+
 // openEndpoint dials an endpoint that an accelerator gives by address: name is "<accelerator>/<address>:<port>".
-func (p *Plane) openEndpoint(ctx context.Context, t *table, name string, client netip.Addr) (*flow, error) {
+func (p *Plane) openEndpoint(ctx context.Context, t *table, name string, client netip.Addr, dial dialer) (*flow, error) {
 	accelerator, at, _ := strings.Cut(name, "/")
 	addr, err := netip.ParseAddrPort(at)
 	if err != nil {
 		return nil, fmt.Errorf("endpoint of accelerator %s: %w", accelerator, err)
 	}
-	key, ok := endpointKey(t.spec.Accelerators[accelerator], p.config.Region, addr)
+	key, ok := endpointKey(t.spec.Accelerators[accelerator], spec.TCP, p.config.Region, addr)
 	if !ok {
 		return nil, fmt.Errorf("%s is no endpoint of accelerator %s in this region", addr, accelerator)
 	}
-	f := &flow{plane: p, key: key, client: client, idle: networkIdle}
+	f := &flow{plane: p, key: key, client: client, idle: acceleratedIdle}
 	began := time.Now()
-	if f.target, err = p.dialTarget(ctx, addr); err != nil {
+	if f.target, err = p.dialTarget(ctx, dial, "tcp", addr); err != nil {
 		if !gaveUp(ctx, err, time.Since(began)) {
 			p.evidence(key, client, true, reason("dial", err))
 		}
@@ -143,21 +292,22 @@ func (p *Plane) openEndpoint(ctx context.Context, t *table, name string, client 
 }
 
 // endpointKey is the key by which an accelerator's endpoint is known that flows to an address and port end at; not ok: no
-// listener on that port has such a one in the region.
-func endpointKey(a *spec.Accelerator, region string, at netip.AddrPort) (key health.Key, ok bool) {
+// listener of the protocol whose flows end at that port has such a one in the region.
+func endpointKey(a *spec.Accelerator, protocol, region string, at netip.AddrPort) (key health.Key, ok bool) {
 	if a == nil {
 		return "", false
 	}
 	for i := range a.Listeners {
 		l := &a.Listeners[i]
-		if !slices.ContainsFunc(l.PortRanges, func(r spec.PortRange) bool {
-			return r.FromPort <= at.Port() && at.Port() <= max(r.FromPort, r.ToPort)
-		}) {
+		if l.Protocol != protocol {
 			continue
+		}
+		if a.Type == spec.CustomRoutingAccelerator && l.MayReach(region, at) {
+			return health.EndpointKey(a.Name, region, at), true // nobody checks it
 		}
 		for j := range l.EndpointGroups {
 			g := &l.EndpointGroups[j]
-			if g.Region != region {
+			if g.Region != region || !g.Takes(l, at.Port()) {
 				continue
 			}
 			for _, e := range g.Endpoints {
@@ -176,7 +326,7 @@ func (t *table) flow(resource string) (*group, time.Duration, error) {
 	switch kind {
 	case "targetGroup":
 		if g := t.groups.Get(name); g != nil && g.local {
-			return g, networkIdle, nil
+			return g, acceleratedIdle, nil
 		}
 	case "loadBalancer":
 		k, ok := parseListener(name)
@@ -193,19 +343,26 @@ func (k listenerKey) flow() string { return fmt.Sprintf("loadBalancer/%s/%d", k.
 // carry moves bytes between a client and the flow's target until both have ended, nothing has moved for the idle
 // timeout, or the target has left its group for longer than the deregistration delay.
 func (f *flow) carry(client net.Conn) {
+	ended := f.hold(client)
+	ended(relay.Pipe(client, f.target, f.idle))
+}
+
+// hold has a flow be among those that are carried until it is said how it has ended.
+func (f *flow) hold(client net.Conn) (ended func(relay.Result)) {
 	p := f.plane
 	p.flows.enter(f)
 	stop := func() bool { return false }
 	if f.lease != nil {
 		stop = f.traffic.endWith(f.lease, client, f.target)
 	}
-	ended := f.settles()
-	moved := relay.Pipe(client, f.target, f.idle)
-	stop()
-	p.flows.leave(f)
-	ended(moved)
-	p.counters.flowBytesIn.Add(uint64(moved.AToB))
-	p.counters.flowBytesOut.Add(uint64(moved.BToA))
+	settled := f.settles()
+	return func(moved relay.Result) {
+		stop()
+		p.flows.leave(f)
+		settled(moved)
+		p.counters.flowBytesIn.Add(uint64(moved.AToB))
+		p.counters.flowBytesOut.Add(uint64(moved.BToA))
+	}
 }
 
 // flows are those that are carried, by the target or endpoint at which they end.
@@ -249,11 +406,12 @@ func (p *Plane) Flows(key health.Key) int {
 
 // Terminate resets the flows that load balancers carry here to a target, and returns how many: to be called when the
 // target has turned unhealthy (NLB, target_health_state.unhealthy.connection_termination.enabled, by default true).
-// Flows of accelerators that end at a target group go on, as do HTTP requests. Where no target of the group is healthy
-// nothing is reset: all take traffic then.
+// Flows of accelerators that end at a target group go on unless the accelerator terminates them too, and HTTP requests do. Where no
+// target of the group is healthy nothing is reset: all take traffic then.
 func (p *Plane) Terminate(key health.Key) int {
 	name, at, ok := cutTarget(key)
-	g := p.table.Load().groups.Get(name)
+	t := p.table.Load()
+	g := t.groups.Get(name)
 	if !ok || g == nil {
 		return 0
 	}
@@ -261,10 +419,11 @@ func (p *Plane) Terminate(key health.Key) int {
 	if len(pool.Healthy) == 0 || slices.Contains(pool.Healthy, at) {
 		return 0
 	}
+	accelerated := terminated(t.spec, p.config.Region, name)
 	p.flows.mu.Lock()
 	var ending []*flow
 	for f := range p.flows.at[key] {
-		if f.balanced {
+		if f.balanced || accelerated {
 			ending = append(ending, f)
 		}
 	}
@@ -274,6 +433,21 @@ func (p *Plane) Terminate(key health.Key) int {
 	}
 	p.counters.terminated.Add(uint64(len(ending)))
 	return len(ending)
+}
+
+// terminated says whether an accelerator has its flows to a target group of a region end with the health of their target.
+func terminated(s *spec.Spec, region, group string) bool {
+	for _, a := range s.Accelerators {
+		for _, l := range a.Listeners {
+			for _, g := range l.EndpointGroups {
+				if g.UnhealthyConnectionTermination && g.Region == region &&
+					slices.ContainsFunc(g.Endpoints, func(e spec.Endpoint) bool { return e.TargetGroup == group }) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // cutTarget takes a key of a target apart (health.TargetKey).

@@ -13,11 +13,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/origin/target"
+	"github.com/perigee-net/perigee/origin/transparent"
 	"github.com/perigee-net/perigee/origin/wire"
 )
 
@@ -46,23 +48,40 @@ type group struct {
 
 // split is a group's pool under one view, kept so that verdicts are looked up once a view and not once a request.
 type split struct {
-	view *view.View
-	pool *target.Pool
+	view  *view.View
+	pool  *target.Pool
+	texts map[netip.AddrPort]texts // of the targets
 }
 
-func (g *group) pool(v *view.View) *target.Pool {
+// texts are what is said of a target again and again.
+type texts struct {
+	address string
+	key     health.Key
+}
+
+func (g *group) splitBy(v *view.View) *split {
 	if s := g.split.Load(); s != nil && s.view == v {
-		return s.pool
+		return s
 	}
 	s := &split{view: v, pool: target.Split(g.spec, v)}
+	s.texts = make(map[netip.AddrPort]texts, len(g.spec.Targets))
+	for _, t := range g.spec.Targets {
+		addr := t.AddrPort()
+		s.texts[addr] = texts{addr.String(), health.TargetKey(g.spec.Name, addr)}
+	}
 	g.split.Store(s)
-	return s.pool
+	return s
 }
+
+func (g *group) pool(v *view.View) *target.Pool { return g.splitBy(v).pool }
 
 // candidates takes the next turn.
 func (g *group) candidates(v *view.View) iter.Seq[netip.AddrPort] {
-	return g.pool(v).Candidates(g.traffic.turn.Add(1) - 1)
+	return g.pool(v).Candidates(g.turn())
 }
+
+// turn takes the next turn.
+func (g *group) turn() uint64 { return g.traffic.turn.Add(1) - 1 }
 
 // explain records what candidates would return next, and takes no turn.
 func (g *group) explain(v *view.View, t *trace.Trace) {
@@ -185,23 +204,25 @@ func (e *dialError) Unwrap() error { return e.err }
 var errLeft = errors.New("it has left its group")
 
 // dial connects to a target. What holds the connection must end it with the lease.
-func (t *traffic) dial(ctx context.Context, addr netip.AddrPort) (net.Conn, *lease, error) {
+func (t *traffic) dial(ctx context.Context, dial dialer, addr netip.AddrPort) (net.Conn, *lease, error) {
 	l := t.lease(addr)
 	if l == nil {
 		return nil, nil, &dialError{addr, errLeft}
 	}
-	conn, err := t.plane.dialTarget(ctx, addr)
+	conn, err := t.plane.dialTarget(ctx, dial, "tcp", addr)
 	return conn, l, err
 }
 
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
 // dialTarget connects to a target or an endpoint.
-func (p *Plane) dialTarget(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	limited, cancel := context.WithTimeout(ctx, connectTimeout)
+func (p *Plane) dialTarget(ctx context.Context, dial dialer, network string, addr netip.AddrPort) (net.Conn, error) {
+	limited, cancel := within(ctx, connectTimeout)
 	defer cancel()
 	p.counters.connects.Add(1)
-	conn, err := p.config.Dial(limited, "tcp", addr.String())
+	conn, err := dial(limited, network, addr.String())
 	if err != nil {
-		if ctx.Err() == nil { // or else it was given up, not refused
+		if ctx.Err() == nil && !errors.Is(err, transparent.ErrImpossible) { // or else it was given up, not refused
 			p.counters.connectErrors.Add(1)
 		}
 		return nil, &dialError{addr, err}
@@ -209,9 +230,39 @@ func (p *Plane) dialTarget(ctx context.Context, addr netip.AddrPort) (net.Conn, 
 	return conn, nil
 }
 
-// gaveUp says whether a dial tells nothing of the target: it had left, or nobody waited for it long enough.
+// within is a context that ends in a time at the latest: the same one where it ends before.
+func within(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	if ends, bounded := ctx.Deadline(); bounded && time.Until(ends) <= timeout {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, timeout)
+}
+
+// dialerOf dials as a client, if that is valid, and else as it is given. Where that is not possible it is said to people, now and then.
+func (p *Plane) dialerOf(as netip.AddrPort, own dialer) dialer {
+	if !as.IsValid() {
+		return own
+	}
+	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		if p.config.DialAs == nil {
+			err = transparent.ErrImpossible
+		} else {
+			conn, err = p.config.DialAs(ctx, network, as, address)
+		}
+		if errors.Is(err, transparent.ErrImpossible) {
+			p.counters.unpreserved.Add(1)
+			now := time.Now().Unix()
+			if told := p.toldUnpreserved.Load(); now-told >= 60 && p.toldUnpreserved.CompareAndSwap(told, now) {
+				p.config.Log.Warn("a target that is to see the client's address is not dialled", "target", address, "client", as, "error", err)
+			}
+		}
+		return conn, err
+	}
+}
+
+// gaveUp says whether a dial tells nothing of the target: it had left, nobody waited for it long enough, or it was not dialled.
 func gaveUp(ctx context.Context, err error, took time.Duration) bool {
-	return errors.Is(err, errLeft) || ctx.Err() != nil && took < patience
+	return errors.Is(err, errLeft) || errors.Is(err, transparent.ErrImpossible) || ctx.Err() != nil && took < patience
 }
 
 // dialHTTP is dial for the transport, whose connections outlive requests.
@@ -220,7 +271,7 @@ func (t *traffic) dialHTTP(ctx context.Context, _, address string) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	conn, l, err := t.dial(ctx, addr)
+	conn, l, err := t.dial(ctx, t.plane.config.Dial, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -71,10 +71,7 @@ func (x *exchange) outgoing() *http.Request {
 	if _, ok := h["User-Agent"]; !ok {
 		h["User-Agent"] = []string{""} // or else net/http names itself
 	}
-	hop := hop{protocol: protocol(in), port: port, inside: x.inside}
-	if peer, err := netip.ParseAddrPort(in.RemoteAddr); err == nil {
-		hop.client = peer.Addr().Unmap().WithZone("")
-	}
+	hop := hop{client: x.peer, protocol: protocol(in), port: port, inside: x.inside}
 	hop.forward(in.Header, h)
 	h[traceID] = []string{traced(in.Header.Get(traceID), time.Now())}
 
@@ -130,21 +127,24 @@ func (h hop) forward(in, out http.Header) {
 
 // hostWithPort adds a listener's port to a host that names none, unless it is 80 or 443 (ALB, preserve_host_header off).
 func hostWithPort(host string, port uint16) string {
-	if port == 80 || port == 443 || host == "" || strings.LastIndexByte(host, ':') > strings.LastIndexByte(host, ']') {
+	if !needsPort(host, port) {
 		return host
 	}
 	return host + ":" + strconv.Itoa(int(port))
 }
 
+func needsPort(host string, port uint16) bool {
+	return port != 80 && port != 443 && host != "" && strings.LastIndexByte(host, ':') <= strings.LastIndexByte(host, ']')
+}
+
 // traced is the trace header for a target: a request without a Root gets one; one that has it keeps it and gets a
 // Self of this load balancer in the place of the last one's. Other fields stay.
-func traced(came string, now time.Time) string {
+func traced(came string, now time.Time) string { return string(appendTraced(nil, came, now)) }
+
+func appendTraced(b []byte, came string, now time.Time) []byte {
 	var raw [4 + 12]byte
 	binary.BigEndian.PutUint32(raw[:], uint32(now.Unix()))
 	rand.Read(raw[4:])
-	var text [2 * len(raw)]byte
-	hex.Encode(text[:], raw[:])
-	fresh := "=1-" + string(text[:8]) + "-" + string(text[8:])
 
 	var kept strings.Builder
 	rooted := false
@@ -157,7 +157,10 @@ func traced(came string, now time.Time) string {
 		kept.WriteString(";" + field)
 	}
 	if rooted {
-		return "Self" + fresh + kept.String()
+		b = append(b, "Self=1-"...)
+	} else {
+		b = append(b, "Root=1-"...)
 	}
-	return "Root" + fresh + kept.String()
+	b = append(hex.AppendEncode(b, raw[:4]), '-')
+	return append(hex.AppendEncode(b, raw[4:]), kept.String()...)
 }

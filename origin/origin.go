@@ -40,6 +40,10 @@ type Config struct {
 	View func() *view.View
 	// Dial reaches targets; nil dials the real network.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// DialFlow is Dial for flows of TCP, whose relay sees to it that the kernel asks whether they live; nil: Dial.
+	DialFlow func(ctx context.Context, network, address string) (net.Conn, error)
+	// DialAs reaches targets that are to see the client's address, from that (transparent.Dialer); nil: none can be.
+	DialAs func(ctx context.Context, network string, client netip.AddrPort, address string) (net.Conn, error)
 	// Evidence is told what requests and flows meet at targets and endpoints (evidence.go): that they failed and why, or
 	// passed. Client is whose it was; invalid: not known. It is called often and must not wait. Nil: nobody is told.
 	Evidence func(key health.Key, client netip.Addr, failed bool, reason string)
@@ -55,6 +59,10 @@ type Plane struct {
 	table atomic.Pointer[table]
 	mu    sync.Mutex // orders Apply and Close
 	flows flows
+
+	sessions sessions
+
+	toldUnpreserved atomic.Int64 // when, in Unix seconds
 }
 
 // table is one spec, compiled. It is immutable but for what its groups share with the tables before it. What did not
@@ -127,11 +135,15 @@ func New(c Config) *Plane {
 	if c.Dial == nil {
 		c.Dial = new(net.Dialer).DialContext
 	}
+	if c.DialFlow == nil {
+		c.DialFlow = c.Dial
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Plane{config: c, flows: flows{at: map[health.Key]map[*flow]struct{}{}}}
 	p.table.Store(&table{spec: new(spec.Spec)})
+	p.sessions.most = maxSessions
 	return p
 }
 
@@ -272,6 +284,10 @@ const (
 	networkIdle     = 350 * time.Second
 )
 
+// acceleratedIdle is when flows end here that came by an accelerator straight to a target group or an address: the accelerator's listener
+// ends them before, at the latest.
+const acceleratedIdle = spec.MaxAcceleratorIdle + 10*time.Second
+
 func idleTimeout(lb *spec.LoadBalancer) time.Duration {
 	switch {
 	case lb.IdleTimeout != nil:
@@ -332,14 +348,22 @@ func (p *Plane) Close() {
 	}
 }
 
+// CloseDatagrams ends the flows of datagrams, and waits until nothing of them runs. New ones are refused.
+func (p *Plane) CloseDatagrams() { p.sessions.close() }
+
 type counters struct {
 	requests, fixed, redirected                    atomic.Uint64
 	clientGone                                     atomic.Uint64
 	flows, flowsRefused                            atomic.Uint64
 	flowBytesIn, flowBytesOut                      atomic.Uint64
+	sessions, sessionsRefused                      atomic.Uint64
+	datagramsIn, datagramsOut                      atomic.Uint64
+	datagramBytesIn, datagramBytesOut              atomic.Uint64
+	datagramsUnsent, datagramsRefused              atomic.Uint64
 	connects, connectErrors, retries, targetFaults atomic.Uint64
 	deregistered, terminated                       atomic.Uint64
 	evidenceFailed, evidencePassed                 atomic.Uint64
+	unpreserved                                    atomic.Uint64
 	fromTarget, fromLoadBalancer                   [6]atomic.Uint64 // by class; 1 is 101, 0 is what is no HTTP status
 }
 
@@ -348,23 +372,33 @@ type counters struct {
 func (p *Plane) Counters() map[string]uint64 {
 	c := &p.counters
 	all := map[string]uint64{
-		"origin_requests_total":              c.requests.Load(),
-		"origin_requests_client_gone_total":  c.clientGone.Load(),
-		"origin_fixed_responses_total":       c.fixed.Load(),
-		"origin_redirects_total":             c.redirected.Load(),
-		"origin_flows_total":                 c.flows.Load(),
-		"origin_flows_refused_total":         c.flowsRefused.Load(),
-		"origin_flow_bytes_in_total":         c.flowBytesIn.Load(),
-		"origin_flow_bytes_out_total":        c.flowBytesOut.Load(),
-		"origin_target_connects_total":       c.connects.Load(),
-		"origin_target_connect_errors_total": c.connectErrors.Load(),
-		"origin_target_malformed_total":      c.targetFaults.Load(),
-		"origin_target_retries_total":        c.retries.Load(),
-		"origin_target_deregistered_total":   c.deregistered.Load(),
-		"origin_flows":                       uint64(p.flows.count()),
-		"origin_flows_terminated_total":      c.terminated.Load(),
-		"origin_evidence_failed_total":       c.evidenceFailed.Load(),
-		"origin_evidence_passed_total":       c.evidencePassed.Load(),
+		"origin_requests_total":               c.requests.Load(),
+		"origin_requests_client_gone_total":   c.clientGone.Load(),
+		"origin_fixed_responses_total":        c.fixed.Load(),
+		"origin_redirects_total":              c.redirected.Load(),
+		"origin_flows_total":                  c.flows.Load(),
+		"origin_flows_refused_total":          c.flowsRefused.Load(),
+		"origin_flow_bytes_in_total":          c.flowBytesIn.Load(),
+		"origin_flow_bytes_out_total":         c.flowBytesOut.Load(),
+		"origin_datagram_flows_total":         c.sessions.Load(),
+		"origin_datagram_flows_refused_total": c.sessionsRefused.Load(),
+		"origin_datagram_flows":               uint64(p.sessions.count()),
+		"origin_datagrams_in_total":           c.datagramsIn.Load(),
+		"origin_datagrams_out_total":          c.datagramsOut.Load(),
+		"origin_datagram_bytes_in_total":      c.datagramBytesIn.Load(),
+		"origin_datagram_bytes_out_total":     c.datagramBytesOut.Load(),
+		"origin_datagrams_unsent_total":       c.datagramsUnsent.Load(),
+		"origin_preservation_failed_total":    c.unpreserved.Load(),
+		"origin_datagrams_refused_total":      c.datagramsRefused.Load(),
+		"origin_target_connects_total":        c.connects.Load(),
+		"origin_target_connect_errors_total":  c.connectErrors.Load(),
+		"origin_target_malformed_total":       c.targetFaults.Load(),
+		"origin_target_retries_total":         c.retries.Load(),
+		"origin_target_deregistered_total":    c.deregistered.Load(),
+		"origin_flows":                        uint64(p.flows.count()),
+		"origin_flows_terminated_total":       c.terminated.Load(),
+		"origin_evidence_failed_total":        c.evidenceFailed.Load(),
+		"origin_evidence_passed_total":        c.evidencePassed.Load(),
 	}
 	for class := 1; class < len(c.fromTarget); class++ {
 		all[fmt.Sprintf("origin_target_%dxx_total", class)] = c.fromTarget[class].Load()

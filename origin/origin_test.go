@@ -22,11 +22,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/pires/go-proxyproto"
+
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/origin/rule"
+	"github.com/perigee-net/perigee/origin/transparent"
+	"github.com/perigee-net/perigee/testbed/doorway"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
@@ -40,6 +44,7 @@ type world struct {
 	person  *memnet.Host
 	targets []*memnet.Host
 	plane   *Plane
+	doorway *doorway.Doorway
 	view    atomic.Pointer[view.View]
 	ends    []func()
 }
@@ -60,7 +65,8 @@ func inWorld(t *testing.T, targets int, f func(t *testing.T, w *world)) {
 		w.healthy(w.addrs()...)
 		transport := &http.Transport{DialContext: w.person.Dial, DisableCompression: true}
 		w.client = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-		w.serve(w.node, ":80", w.plane.Handler("web", 80))
+		w.doorway = &doorway.Doorway{T: t, Relay: w.plane.Relay("web", 80), Handler: w.plane.Handler("web", 80)}
+		w.serve(w.node, ":80", w.doorway)
 		w.listen(w.node, ":9000", func(c net.Conn) { w.plane.ServeConn("tcp", 9000, c) })
 		f(t, w)
 		transport.CloseIdleConnections()
@@ -723,6 +729,163 @@ func TestAFlowGoesBothWaysAndItsHalfCloseTravels(t *testing.T) {
 	})
 }
 
+// Where a resource says so a target is dialled as the client, by TCP and UDP, and by this node never.
+func TestTargetsSeeTheClient(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		s := w.udpSpec()
+		web := *s.TargetGroups["web"]
+		web.Name, web.Protocol = "tcp", spec.TCP
+		s.TargetGroups["tcp"] = &web
+		told := listening(w)
+		// Nobody is dialled so that no endpoint says it of.
+		w.apply(s)
+		for _, resource := range []string{"targetGroup/tcp", "endpoint/a/" + netip.AddrPortFrom(w.targets[0].Addr(), 99).String(), "endpoint/b/1.2.3.4:5", "endpoint/a/5"} {
+			if _, err := w.plane.TakeFlow(t.Context(), Preserved(resource, true), datagramClient); err == nil || !strings.Contains(err.Error(), "no endpoint of this region") {
+				t.Errorf("a flow of %s: %v", resource, err)
+			}
+		}
+		if _, err := w.plane.openSession("30/targetGroup/web/clientIP", datagramClient, new(wayBack)); err == nil || !strings.Contains(err.Error(), "no endpoint of this region") {
+			t.Errorf("a session: %v", err)
+		}
+		s = w.udpSpec()
+		s.TargetGroups["tcp"] = &web
+		for i := range s.Accelerators["a"].Listeners {
+			g := &s.Accelerators["a"].Listeners[i].EndpointGroups[0]
+			g.Endpoints[0].ClientIPPreservation = true
+			g.Endpoints = append(g.Endpoints, spec.Endpoint{TargetGroup: [...]string{"web", "tcp"}[i], ClientIPPreservation: true})
+		}
+		w.apply(s)
+		w.listen(w.targets[0], ":99", func(c net.Conn) { c.Close() })
+		for _, target := range w.targets {
+			w.listen(target, ":80", func(c net.Conn) { c.Close() })
+			w.echoes(target)
+		}
+		dial := w.plane.config.Dial
+		w.plane.config.Dial = func(_ context.Context, _, address string) (net.Conn, error) {
+			t.Errorf("%s is dialled by this node", address)
+			return nil, errors.New("it is not to be")
+		}
+		var as []string
+		w.plane.config.DialAs = func(ctx context.Context, network string, client netip.AddrPort, address string) (net.Conn, error) {
+			as = append(as, network+" as "+client.String())
+			return dial(ctx, network, address)
+		}
+		defer w.plane.CloseDatagrams()
+		endpoint := netip.AddrPortFrom(w.targets[0].Addr(), 99).String()
+		for _, resource := range []string{"targetGroup/tcp", "endpoint/a/" + endpoint} {
+			taken, err := w.plane.TakeFlow(t.Context(), Preserved(resource, true), datagramClient)
+			if err != nil {
+				t.Fatalf("%s: %v", resource, err)
+			}
+			taken.Close()
+		}
+		for _, resource := range []string{"targetGroup/web", "endpoint/a/" + netip.AddrPortFrom(w.targets[0].Addr(), 80).String()} {
+			w.session("30/" + Preserved(resource, true))
+		}
+		want := []string{"tcp as " + datagramClient.String(), "tcp as " + datagramClient.String(), "udp as " + datagramClient.String(), "udp as " + datagramClient.String()}
+		if !slices.Equal(as, want) {
+			t.Errorf("dialled %q", as)
+		}
+		told.take()
+
+		// Where that is not possible flows are refused, and no target is to blame.
+		refuses := func(client netip.AddrPort, want uint64, reason string) {
+			t.Helper()
+			if _, err := w.plane.TakeFlow(t.Context(), "targetGroup/tcp/clientIP", client); err == nil || !strings.Contains(err.Error(), reason) {
+				t.Errorf("a flow: %v", err)
+			}
+			if _, err := w.plane.openSession("30/targetGroup/web/clientIP", client, new(wayBack)); err == nil || !strings.Contains(err.Error(), reason) {
+				t.Errorf("a session: %v", err)
+			}
+			w.counted("origin_preservation_failed_total", want)
+			if said := told.take(); said != "" {
+				t.Errorf("told %s", said)
+			}
+		}
+		all := uint64(len(s.TargetGroups["web"].Targets))
+		w.plane.config.DialAs = func(context.Context, string, netip.AddrPort, string) (net.Conn, error) {
+			return nil, fmt.Errorf("%w: IP_TRANSPARENT needs CAP_NET_ADMIN", transparent.ErrImpossible)
+		}
+		refuses(datagramClient, 2*all, "needs CAP_NET_ADMIN")
+		w.plane.config.DialAs = nil
+		refuses(datagramClient, 4*all, "cannot be kept")
+		refuses(netip.AddrPort{}, 4*all, "it is not known")
+	})
+}
+
+// A target group may be called as what is behind a resource that asks for more.
+func TestAGroupMayBeCalledAsAMark(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		s := w.udpSpec()
+		for _, name := range []string{"told", "clientIP"} {
+			web := *s.TargetGroups["web"]
+			web.Name, web.Protocol = name, spec.TCP
+			s.TargetGroups[name] = &web
+		}
+		w.apply(s)
+		for _, target := range w.targets {
+			w.listen(target, ":80", func(c net.Conn) { c.Close() })
+		}
+		for _, name := range []string{"told", "clientIP"} {
+			for _, resource := range []string{"targetGroup/" + name, Told("targetGroup/" + name)} {
+				near, far := net.Pipe()
+				w.plane.serveFlow(t.Context(), resource, datagramClient, func() net.Conn { near.Close(); return far }, func(reason string) {
+					t.Errorf("%s: %s", resource, reason)
+				})
+			}
+			if got := Unpreserved("targetGroup/" + name); got != "targetGroup/"+name {
+				t.Errorf("%s becomes %s", name, got)
+			}
+		}
+	})
+}
+
+// A target group that wants it is told from which client each flow is, whichever way it came; the client's bytes follow.
+func TestTargetsAreToldFromWhomAFlowIs(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		s := w.spec()
+		s.TargetGroups["web"].ProxyProtocolV2 = true
+		w.apply(s)
+		heard := make(chan string, 1)
+		w.listen(w.targets[0], ":80", func(c net.Conn) {
+			defer c.Close()
+			h, err := proxyproto.Read(bufio.NewReader(c))
+			if err != nil {
+				heard <- err.Error()
+				return
+			}
+			heard <- fmt.Sprintf("%v to %v", h.SourceAddr, h.DestinationAddr)
+		})
+		c, err := w.person.Dial(t.Context(), "tcp", "10.0.0.100:9000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := <-heard, fmt.Sprintf("%v to 10.0.0.100:9000", c.LocalAddr()); got != want {
+			t.Errorf("by a load balancer: %s, want %s", got, want)
+		}
+		c.Close()
+		near, far := net.Pipe()
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			w.plane.serveFlow(t.Context(), "targetGroup/web", netip.MustParseAddrPort("[2001:db8::7]:40000"),
+				func() net.Conn { return far }, func(reason string) { t.Errorf("refused: %s", reason) })
+		})
+		if got := <-heard; got != "[2001:db8::7]:40000 to 10.0.0.1:80" {
+			t.Errorf("by the backbone: %s", got)
+		}
+		near.Close()
+		serving.Wait()
+		conn, err := w.plane.TakeFlow(t.Context(), "targetGroup/web", netip.MustParseAddrPort("198.51.100.7:40000"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := <-heard; got != "198.51.100.7:40000 to 10.0.0.1:80" {
+			t.Errorf("by this node itself: %s", got)
+		}
+		conn.Close()
+	})
+}
+
 func TestAFlowThatNoTargetTakesIsReset(t *testing.T) {
 	inWorld(t, 2, func(t *testing.T, w *world) {
 		c, err := w.person.Dial(t.Context(), "tcp", "10.0.0.100:9000")
@@ -746,7 +909,7 @@ func TestABackboneFlowIsAcceptedOnceATargetHasTakenIt(t *testing.T) {
 		var accepted time.Duration
 		var serving sync.WaitGroup
 		serving.Go(func() {
-			w.plane.serveFlow(t.Context(), "targetGroup/web", netip.Addr{},
+			w.plane.serveFlow(t.Context(), "targetGroup/web", netip.AddrPort{},
 				func() net.Conn { accepted = time.Since(start); return far },
 				func(reason string) { t.Errorf("refused: %s", reason) })
 		})
@@ -786,9 +949,9 @@ func TestAFlowThatCannotBeIsRefusedWithAReason(t *testing.T) {
 					t.Errorf("%q: refused because %s; want %s", c.resource, reason, c.want)
 				}
 			}
-			w.plane.serveFlow(t.Context(), c.resource, netip.Addr{}, accept, refuse)
+			w.plane.serveFlow(t.Context(), c.resource, netip.AddrPort{}, accept, refuse)
 			w.counted("origin_flows_refused_total", 1)
-			if _, err := w.plane.DialFlow(t.Context(), c.resource, netip.AddrPort{}); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := w.plane.TakeFlow(t.Context(), c.resource, netip.AddrPort{}); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%q: dialed: %v", c.resource, err)
 			}
 		})
@@ -803,7 +966,7 @@ func TestADialThatIsGivenUpTriesNoMoreTargets(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start := time.Now()
-		if _, err := w.plane.DialFlow(ctx, "targetGroup/web", netip.AddrPort{}); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
+		if _, err := w.plane.TakeFlow(ctx, "targetGroup/web", netip.AddrPort{}); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
 			t.Errorf("got %v after %v", err, time.Since(start))
 		}
 		w.counted("origin_target_connects_total", 1)

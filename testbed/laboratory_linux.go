@@ -48,6 +48,8 @@ func (l *Laboratory) Sleep(d time.Duration) { time.Sleep(d) }
 //	lookup CLIENT NAME [TYPE]     what the resolver of the client's site answers, from its cache or by the four kinds of servers
 //	trace CLIENT NAME [TYPE]      who is asked on the way, and what each says
 //	reach HOST ADDRESS            to which host routing leads an address
+//	regret NAME DURATION SHARE%   how much farther than the nearest POP clients of all places are led: kept, if it is at most the
+//	                              duration for at least the share of them. Each asks a name server and gets / twice
 //	exec HOST COMMAND…            its exit status, and what it prints; it runs in the folder of the host's files
 //	join NODE SITE                one more node joins, at a site
 //	tell HOST ORDER…              a faulty origin misbehaves so: status 503 share 20%, slow head 3s, well
@@ -78,6 +80,8 @@ func (l *Laboratory) Do(ctx context.Context, verb string, args []string) (string
 		return l.trace(ctx, args)
 	case "reach":
 		return l.reach(ctx, args)
+	case "regret":
+		return l.regret(ctx, args)
 	case "exec":
 		return l.exec(ctx, args)
 	case "join":

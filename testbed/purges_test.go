@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
@@ -52,8 +53,6 @@ var (
 
 const (
 	laxTime = 4 * time.Second
-	// softSlack is how much longer: of soft purges that come one after the other, before the sweep has looked at what is kept, the newest counts.
-	softSlack = 2 * time.Second
 	// meetTime is how long two nodes take to find each other again, hearTime how long it takes to hear of an epoch, with the grace of 1.5 s and
 	// half a second in which this test looks.
 	meetTime = 10 * time.Second
@@ -307,7 +306,7 @@ func (r *purgesRun) need(node string, p purgedPage, at time.Duration) (need, sof
 			reason = fmt.Sprintf("it is in contact with %s, which has epoch %d, and must know of it since %v", other, o.epoch, since)
 		}
 		soft = max(soft, o.number)
-		if o.request.Soft && lax && (made == 0 || at < made+laxTime+softSlack) {
+		if o.request.Soft && lax && (made == 0 || at < made+laxTime) {
 			continue
 		}
 		need, by, why = o.number, o, reason
@@ -347,7 +346,7 @@ func (r *purgesRun) watch(ctx context.Context) {
 			var epoch uint64
 			fenced := false
 			if c := r.f.Inside(name); c != nil {
-				if list, err := c.Orders(ctx); err == nil {
+				if list, err := c.OrdersAfter(ctx, math.MaxInt64); err == nil {
 					epoch = list.Epoch
 					fenced = list.Fenced
 				}

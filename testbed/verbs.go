@@ -88,7 +88,7 @@ func share(text string) (float64, error) {
 // do takes a step by one of these verbs; known says whether there is such a verb here.
 func (v *verbs) do(ctx context.Context, verb string, args []string) (result string, known bool, err error) {
 	do := map[string]func(context.Context, []string) (string, error){
-		"get": v.get, "download": v.download, "browse": v.browse, "flows": v.flows, "dig": v.dig, "dial": v.dial, "explain": v.explain,
+		"get": v.get, "download": v.download, "browse": v.browse, "flows": v.flows, "dig": v.dig, "dial": v.dial, "ask": v.ask, "explain": v.explain,
 		"apply": v.apply, "status": v.status, "orders": v.orders, "health": v.health, "events": v.events,
 	}[verb]
 	switch verb {
@@ -362,6 +362,57 @@ func (v *verbs) dial(ctx context.Context, args []string) (string, error) {
 	return greeting + " echoed, closed", nil
 }
 
+// ask sends a datagram, of a size at least, and says what answered.
+func (v *verbs) ask(ctx context.Context, args []string) (string, error) {
+	if len(args) < 2 || len(args) > 3 {
+		return "", errors.New("ask wants a client, an address with a port, and perhaps how many bytes")
+	}
+	from, err := v.client(ctx, args[0])
+	if err != nil {
+		return "", err
+	}
+	size := 0
+	if len(args) == 3 {
+		if size, err = strconv.Atoi(args[2]); err != nil {
+			return "", err
+		}
+	}
+	host, port, err := net.SplitHostPort(args[1])
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, echoTime)
+	defer cancel()
+	ip, err := v.place(ctx, from, host)
+	if err != nil {
+		return "error: " + plain(err), nil
+	}
+	conn, err := from.dial(ctx, "udp", net.JoinHostPort(ip, port))
+	if err != nil {
+		return "error: " + plain(err), nil
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	question := []byte("echo this" + strings.Repeat(".", max(0, size-len("echo this"))))
+	if _, err := conn.Write(question); err != nil {
+		return "error: " + plain(err), nil
+	}
+	answer := make([]byte, 1<<16)
+	n, err := conn.Read(answer)
+	if err != nil {
+		return "error: " + plain(err), nil
+	}
+	greeting, echo, _ := strings.Cut(string(answer[:n]), "\n")
+	if echo != string(question) {
+		return fmt.Sprintf("%s echoed %q", greeting, echo), nil
+	}
+	return greeting + " echoed", nil
+}
+
+// echoTime is how long an answer to a datagram is waited for.
+const echoTime = time.Second
+
 // Of each flow of the verb flows: messages a second, and bytes of each.
 const (
 	flowRate  = 10
@@ -405,7 +456,7 @@ func (v *verbs) flows(ctx context.Context, args []string) (string, error) {
 
 func (v *verbs) explain(ctx context.Context, args []string) (string, error) {
 	if len(args) < 3 || len(args) > 4 {
-		return "", errors.New("explain wants a client at a node, dns, tcp or http, a target, and perhaps a type")
+		return "", errors.New("explain wants a client at a node, dns, tcp, udp or http, a target, and perhaps a type")
 	}
 	from, at, err := v.clientAt(ctx, args[0])
 	if err != nil {

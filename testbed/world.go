@@ -43,6 +43,7 @@ type World struct {
 	token   string // by which nodes join
 	access  string // to the API
 	more    []string
+	byTCP   string // when flows go by TCP
 }
 
 type worldNode struct {
@@ -71,6 +72,8 @@ type WorldConfig struct {
 	Seed  uint64
 	// More are the names of further nodes in the first POP, icn1, which share its cache.
 	More []string
+	// FlowsByTCP is node.Config's.
+	FlowsByTCP string
 }
 
 // Clients of every World: places whose addresses the country table knows.
@@ -118,7 +121,7 @@ func NewWorld(ctx context.Context, cfg WorldConfig) (*World, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	w := &World{
-		dir: cfg.Dir, files: cfg.Files, log: cfg.Log, in: memnet.New(cfg.Seed), more: cfg.More,
+		dir: cfg.Dir, files: cfg.Files, log: cfg.Log, in: memnet.New(cfg.Seed), more: cfg.More, byTCP: cfg.FlowsByTCP,
 		nodes: map[string]*worldNode{}, targets: map[string]*worldTarget{}, clients: map[string]*memnet.Host{},
 	}
 	if err := w.build(ctx); err != nil {
@@ -185,7 +188,7 @@ func (w *World) machine(name, region, pop string, place spec.Location, ip netip.
 	n := &worldNode{host: host, api: at(apiPort), cfg: node.Config{
 		Name: name, Region: region, POP: pop, Data: filepath.Join(w.dir, name),
 		Advertise: ip, Gossip: at(gossipPort), Control: at(controlPort), API: at(apiPort), HTTP: at(httpPort), DNS: at(dnsPort),
-		CacheBytes: 16 << 20, NoSocket: true, Log: w.log,
+		CacheBytes: 16 << 20, NoSocket: true, Log: w.log, FlowsByTCP: w.byTCP,
 		Listen: host.Listen, ListenPacket: host.ListenPacket, Dial: host.Dial, RoundTrip: memnet.RoundTrip,
 		ListenAnycast: func(network, address string) (net.Listener, error) {
 			ap, err := netip.ParseAddrPort(address)
@@ -397,12 +400,16 @@ func (w *World) startTarget(t *worldTarget) error {
 	if err != nil {
 		return err
 	}
+	udp, err := t.host.ListenPacket("udp", fmt.Sprintf(":%d", tcpPort))
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	t.stop, t.done = stop, done
 	go func() {
 		defer close(done)
-		t.Serve(ctx, web, tcp)
+		t.Serve(ctx, web, tcp, udp)
 	}()
 	return nil
 }
@@ -473,6 +480,7 @@ func (w *World) Sleep(d time.Duration) { time.Sleep(d) }
 //	get [COUNT] CLIENT[@NODE] URL     200 Miss icn1 age=0; COUNT at once are counted: 99x 200 Hit icn1
 //	download CLIENT[@NODE] URL TIME   reads the body as slowly as that: 200 whole
 //	dig CLIENT[@NODE] NAME [TYPE] [tcp]    NOERROR aa www… 30 A 192.0.2.1(icn1)
+//	ask CLIENT ADDRESS:PORT [BYTES]   sends a datagram: eu-central-1 fra-a echoed
 //	dial CLIENT ADDRESS:PORT [TIME]   opens a flow, reads its greeting, sends now and then for TIME, half-closes: eu-central-1 fra-a echoed closed
 //	flows CLIENT ADDRESS:PORT COUNT TIME   holds so many flows that send and are echoed: opened=20 … lost=0 … silence=101ms
 //	explain CLIENT@NODE dns|tcp|http TARGET [TYPE]   what the node says would become of it, and why

@@ -291,6 +291,10 @@ func TestAnotherSpecIsTheCauseOfWhatItChanges(t *testing.T) {
 		{"a plain record changes", "192.0.2.7", "192.0.2.8", `
 0 spec spec: revision 2 is in force, after 1
 `},
+		{"an accelerator is disabled", "name: game\n", "name: game\nenabled: false\n", `
+0 spec spec: revision 2 is in force, after 1
+1 route accelerator/game [0]: accelerator game is disabled: nobody listens, its addresses stay its own
+`},
 		{"a check is inverted", "ipAddress: 192.0.2.1, port: 80", "ipAddress: 192.0.2.1, port: 80, inverted: true", `
 0 spec spec: revision 2 is in force, after 1
 1 route record/example.com/api/A/first [0]: record api.example.com A "first" is in
@@ -308,7 +312,10 @@ func TestACalculatedCheckIsToldByItsChildren(t *testing.T) {
 	two := 2
 	s := build(t, 1, world)
 	s.HealthChecks["both"] = &spec.HealthCheck{Name: "both", Type: spec.Calculated, ChildHealthChecks: []string{"one", "two"}, HealthThreshold: &two}
-	s.HostedZones["example.com"].Records[4].HealthCheck = "both"
+	zone := s.HostedZones["example.com"]
+	records := zone.Records.List()
+	records[4].HealthCheck = "both"
+	zone.Records = spec.RecordsOf(records...)
 	before := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, nil)}}
 	after := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, map[health.Key]string{health.CheckKey("two"): "x"})}}
 	want := `0 health check/two: health check two unhealthy in 3 of 3 views: x
@@ -338,12 +345,29 @@ func TestAnEndpointGivenByAddressHasItsOwnVerdict(t *testing.T) {
 	}
 }
 
+func TestASubnetIsUpAsLongAsANodeOfItsRegionIs(t *testing.T) {
+	s := build(t, 1, world)
+	s.Accelerators["game"].Type = spec.CustomRoutingAccelerator
+	g := s.Accelerators["game"].Listeners[0].EndpointGroups
+	g[0].Endpoints = []spec.Endpoint{{Subnet: netip.MustParsePrefix("10.0.0.0/28")}}
+	s.Accelerators["game"].Listeners[0].EndpointGroups = g[:1]
+	before := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, nil)}}
+	after := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, nil), Unreachable: map[string]bool{"fra1": true, "fra2": true}}}
+	want := "accelerator game, port 9000: endpoint group eu is out: no node there can be reached from here\n"
+	if got := tell(Effects(before, after)); !strings.Contains(got, want) {
+		t.Errorf("got %s", got)
+	}
+	if got := tell(Effects(after, before)); !strings.Contains(got, "endpoint group eu is in: 1 of 1 endpoints are healthy\n") {
+		t.Errorf("got %s", got)
+	}
+}
+
 func TestAnAliasThatLeadsBackToItselfEndsTheWalk(t *testing.T) {
-	s := &spec.Spec{HostedZones: map[string]*spec.HostedZone{"example.com": {Name: "example.com", Records: []spec.Record{
-		{Name: "a", Type: "A", Alias: &spec.Alias{Record: "b", EvaluateTargetHealth: true}},
-		{Name: "b", Type: "A", Alias: &spec.Alias{Record: "a", EvaluateTargetHealth: true}},
-		{Name: "c", Type: "A", Alias: &spec.Alias{Record: "gone", EvaluateTargetHealth: true}},
-	}}}}
+	s := &spec.Spec{HostedZones: map[string]*spec.HostedZone{"example.com": {Name: "example.com", Records: spec.RecordsOf(
+		spec.Record{Name: "a", Type: "A", Alias: &spec.Alias{Record: "b", EvaluateTargetHealth: true}},
+		spec.Record{Name: "b", Type: "A", Alias: &spec.Alias{Record: "a", EvaluateTargetHealth: true}},
+		spec.Record{Name: "c", Type: "A", Alias: &spec.Alias{Record: "gone", EvaluateTargetHealth: true}},
+	)}}}
 	x := NewIndex(s)
 	m := newMoment(State{Spec: s, View: &view.View{}, Index: x})
 	for i, thing := range x.things {
@@ -356,7 +380,7 @@ func TestAnAliasThatLeadsBackToItselfEndsTheWalk(t *testing.T) {
 // large has so many load balancers with so many targets each, and a weighted record each.
 func large(balancers, targets int) *spec.Spec {
 	s := &spec.Spec{TargetGroups: map[string]*spec.TargetGroup{}, LoadBalancers: map[string]*spec.LoadBalancer{}}
-	zone := &spec.HostedZone{Name: "example.com"}
+	var records []spec.Record
 	weight := 1
 	for b := range balancers {
 		name := fmt.Sprintf("b%05d", b)
@@ -366,9 +390,9 @@ func large(balancers, targets int) *spec.Spec {
 		}
 		s.TargetGroups[name] = g
 		s.LoadBalancers[name] = &spec.LoadBalancer{Name: name, Region: "eu", Listeners: []spec.Listener{{Default: spec.Action{Forward: name}}}}
-		zone.Records = append(zone.Records, spec.Record{Name: "www", Type: "A", SetIdentifier: name, Weight: &weight, Alias: &spec.Alias{LoadBalancer: name, EvaluateTargetHealth: true}})
+		records = append(records, spec.Record{Name: "www", Type: "A", SetIdentifier: name, Weight: &weight, Alias: &spec.Alias{LoadBalancer: name, EvaluateTargetHealth: true}})
 	}
-	s.HostedZones = map[string]*spec.HostedZone{zone.Name: zone}
+	s.HostedZones = map[string]*spec.HostedZone{"example.com": {Name: "example.com", Records: spec.RecordsOf(records...)}}
 	return s
 }
 

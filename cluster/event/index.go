@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -248,9 +247,19 @@ func (b *builder) calculated(c *spec.HealthCheck) {
 	}, rests...)
 }
 
-// accelerator has a thing for each endpoint group that takes flows.
+// accelerator has a thing for itself, and one for each endpoint group that takes flows.
 func (b *builder) accelerator(a *spec.Accelerator) {
-	if a.Enabled != nil && !*a.Enabled {
+	enabled := a.Enabled == nil || *a.Enabled
+	b.put(thing{kind: Route, subject: "accelerator/" + a.Name, resource: a,
+		look: func(*moment) status { return status{up: enabled} },
+		say: func(was, is status) string {
+			if was.up == is.up {
+				return ""
+			}
+			return "accelerator " + a.Name + either(is.up, " is enabled: POPs listen on its addresses", " is disabled: nobody listens, its addresses stay its own")
+		},
+	})
+	if !enabled {
 		return
 	}
 	for l := range a.Listeners {
@@ -262,7 +271,7 @@ func (b *builder) accelerator(a *spec.Accelerator) {
 
 // endpointGroup is up while an endpoint with weight is healthy and a node of its region can be reached.
 func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener, g *spec.EndpointGroup) {
-	port := ports(l.PortRanges)
+	port := l.Ports()
 	var rests []int32
 	weighty := 0
 	for _, e := range g.Endpoints {
@@ -285,7 +294,7 @@ func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener
 			}
 		}
 		for _, e := range g.Endpoints {
-			if e.Address.IsValid() && (e.Weight == nil || *e.Weight > 0) && m.View.EndpointHealthy(a.Name, g.Region, g.CheckAddr(e)) {
+			if e.Subnet.IsValid() || e.Address.IsValid() && (e.Weight == nil || *e.Weight > 0) && m.View.EndpointHealthy(a.Name, g.Region, g.CheckAddr(e)) {
 				n++
 			}
 		}
@@ -332,18 +341,6 @@ func listens(lb *spec.LoadBalancer, ranges []spec.PortRange) bool {
 	return slices.ContainsFunc(lb.Listeners, func(l spec.Listener) bool {
 		return slices.ContainsFunc(ranges, func(r spec.PortRange) bool { return r.FromPort <= l.Port && l.Port <= max(r.FromPort, r.ToPort) })
 	})
-}
-
-// ports are port ranges in words: 80,443,8000-8080.
-func ports(ranges []spec.PortRange) string {
-	words := make([]string, len(ranges))
-	for i, r := range ranges {
-		words[i] = fmt.Sprint(r.FromPort)
-		if r.ToPort > r.FromPort {
-			words[i] += fmt.Sprint("-", r.ToPort)
-		}
-	}
-	return strings.Join(words, ",")
 }
 
 func either(is bool, yes, no string) string {

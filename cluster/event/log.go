@@ -7,6 +7,7 @@
 package event
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"slices"
@@ -33,6 +34,7 @@ const (
 	// Answers tells whether this node answers names as others do.
 	Answers = "answers"
 	Places  = "places" // another file says where clients are, or was refused
+	Zone    = "zone"   // a secondary zone has a new version, or has expired
 )
 
 // Bounds.
@@ -169,6 +171,13 @@ func (l *Log) Since(id uint64, limit int) (events []Event, lost uint64) {
 	return events, lost
 }
 
+// Newest is the ID of the newest event; 0: there is none.
+func (l *Log) Newest() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.newest
+}
+
 // Next returns as soon as Since(after, …) has an event to return, or with the context's error.
 func (l *Log) Next(ctx context.Context, after uint64) error {
 	for {
@@ -207,6 +216,44 @@ func (l *Log) Last(subject string, n int) []Event {
 		last = append(last, *e)
 	}
 	return last
+}
+
+// Of returns the events after an ID of a subject and of all that is below it (accelerator/game: accelerator/game/443/eu, too), oldest first: those
+// that the log still has, and those that Last would return.
+func (l *Log) Of(subject string, id uint64) []Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if id > l.newest {
+		id = 0
+	}
+	var found []*Event
+	for name, at := range l.turns {
+		if within(name, subject) {
+			found = append(found, at.Value.(*history).events...)
+		}
+	}
+	for _, e := range l.ring {
+		if e == nil {
+			break
+		}
+		if within(e.Subject, subject) {
+			found = append(found, e)
+		}
+	}
+	slices.SortFunc(found, func(a, b *Event) int { return cmp.Compare(a.ID, b.ID) })
+	var events []Event
+	for i, e := range found {
+		if e.ID > id && (i == 0 || e.ID != found[i-1].ID) {
+			events = append(events, *e)
+		}
+	}
+	return events
+}
+
+// within says whether a subject is another one or below it.
+func within(subject, of string) bool {
+	below, is := strings.CutPrefix(subject, of)
+	return is && (below == "" || below[0] == '/')
 }
 
 // Counters returns what is kept and was added.

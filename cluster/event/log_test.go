@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -117,6 +118,45 @@ func TestTheTurnsOfAQuietThingOutliveTheNoiseOfAnother(t *testing.T) {
 	}
 	if n := l.Counters()["events_subjects"]; n != 8*indexShare {
 		t.Errorf("%d subjects", n)
+	}
+}
+
+func TestTheEventsOfAThingAreItsOwnAndThoseBelowIt(t *testing.T) {
+	l := New("fra1", 8)
+	l.Add(Route, "accelerator/game", "disabled")
+	l.Add(Route, "accelerator/game/443/eu", "out")
+	l.Add(Route, "accelerator/games", "another")
+	for range 20 {
+		l.Add(Route, "record/x", "noise")
+	}
+	l.Add(Route, "accelerator/game", "enabled")
+	texts := func(events []Event) (all []string) {
+		for i, e := range events {
+			all = append(all, e.Text)
+			if i > 0 && e.ID <= events[i-1].ID {
+				t.Errorf("#%d comes after #%d", e.ID, events[i-1].ID)
+			}
+		}
+		return all
+	}
+	for _, c := range []struct {
+		subject string
+		after   uint64
+		want    []string
+	}{
+		{"accelerator/game", 0, []string{"disabled", "out", "enabled"}},
+		{"accelerator/game", 1, []string{"out", "enabled"}},
+		{"accelerator/game/443", 0, []string{"out"}},
+		{"accelerator/gam", 0, nil},
+		{"accelerator/game", 24, nil},
+		{"accelerator/game", 1000, []string{"disabled", "out", "enabled"}},
+	} {
+		if got := texts(l.Of(c.subject, c.after)); !slices.Equal(got, c.want) {
+			t.Errorf("%s after %d: got %q", c.subject, c.after, got)
+		}
+	}
+	if l.Newest() != 24 {
+		t.Errorf("the newest is %d", l.Newest())
 	}
 }
 

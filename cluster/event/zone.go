@@ -21,22 +21,23 @@ type set struct{ owner, kind string }
 
 // hostedZone has a thing for each set of records whose answer depends on nodes or verdicts, and for each such record.
 func (b *builder) hostedZone(h *spec.HostedZone) {
-	if !slices.ContainsFunc(h.Records, depends) {
+	if !slices.ContainsFunc(h.Records.Special(), depends) {
 		return
 	}
 	z := zone{builder: b, hosted: h, sets: map[set][]*spec.Record{}, made: map[set]int32{}}
-	for i := range h.Records {
-		r := &h.Records[i]
+	records := h.Records.List()
+	for i := range records {
+		r := &records[i]
 		at := set{h.Owner(r.Name), r.Type}
 		z.sets[at] = append(z.sets[at], r)
 	}
-	for i := range h.Records {
-		z.set(set{h.Owner(h.Records[i].Name), h.Records[i].Type})
+	for _, r := range records {
+		z.set(set{h.Owner(r.Name), r.Type})
 	}
 }
 
 // depends says whether the record may be out.
-func depends(r spec.Record) bool {
+func depends(r *spec.Record) bool {
 	return r.HealthCheck != "" || r.Alias != nil && r.Alias.Accelerator == ""
 }
 
@@ -55,13 +56,13 @@ func (z *zone) set(at set) int32 {
 	}
 	z.made[at] = none
 	records := z.sets[at]
-	if !slices.ContainsFunc(records, func(r *spec.Record) bool { return depends(*r) }) {
+	if !slices.ContainsFunc(records, depends) {
 		return none
 	}
 	var rests []int32
 	always := 0 // records that are never out
 	for _, r := range records {
-		if !depends(*r) {
+		if !depends(r) {
 			always++
 			continue
 		}

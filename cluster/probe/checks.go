@@ -52,6 +52,7 @@ type Check struct {
 	Search   string // HTTP and HTTPS: what is to be in the first 5,120 bytes of the body; empty: the body is not read
 	SNI      bool   // HTTPS: tell the server the host, if it is a name
 	Validate bool   // HTTPS: judge the certificate; otherwise TLS is for encryption only
+	Proxy    bool   // begin with a PROXY header that says that there is no client
 	// A probe may take ConnectTimeout to look up and connect (with TLS), then AnswerTimeout to answer, then BodyTimeout
 	// until the string is found, and Timeout in all.
 	ConnectTimeout, AnswerTimeout, BodyTimeout, Timeout time.Duration
@@ -248,6 +249,7 @@ func targetCheck(g *spec.TargetGroup, t spec.Target, key health.Key) Check {
 		Address:        netip.AddrPortFrom(t.Address, cmp.Or(h.Port, t.Port)),
 		Protocol:       h.Protocol,
 		Validate:       h.ValidateCertificate,
+		Proxy:          g.ProxyProtocolV2 && g.Protocol != spec.UDP && (h.Port == 0 || h.Port == t.Port), // what is at another port, or speaks TCP beside UDP, is another service
 		ConnectTimeout: timeout, AnswerTimeout: timeout, Timeout: timeout,
 		Thresholds: health.Thresholds{Healthy: h.HealthyThreshold, Unhealthy: h.UnhealthyThreshold, Interval: h.Interval.Std()},
 	}

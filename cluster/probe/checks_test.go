@@ -278,6 +278,15 @@ func TestAChecksTermsAreThoseOfItsResource(t *testing.T) {
 		{"a target with a port for its checks", web(func(h *spec.TargetHealthCheck) { h.Port = 9000 }), with(target, func(c *Check) {
 			c.Address, c.Host = netip.MustParseAddrPort("10.0.0.0:9000"), "10.0.0.0:9000"
 		})},
+		{"a target that is told from whom flows are", func(s *spec.Spec) {
+			s.HealthChecks, s.TargetGroups["web"].ProxyProtocolV2 = nil, true
+		}, with(target, func(c *Check) { c.Proxy = true })},
+		{"what speaks TCP beside UDP is sent no PROXY header", func(s *spec.Spec) {
+			s.HealthChecks, s.TargetGroups["web"].ProxyProtocolV2, s.TargetGroups["web"].Protocol = nil, true, spec.UDP
+		}, target},
+		{"a port for its checks, where nobody is told", func(s *spec.Spec) {
+			s.HealthChecks, s.TargetGroups["web"].ProxyProtocolV2, s.TargetGroups["web"].HealthCheck.Port = nil, true, 9000
+		}, with(target, func(c *Check) { c.Address, c.Host = netip.MustParseAddrPort("10.0.0.0:9000"), "10.0.0.0:9000" })},
 		{"a TCP target", web(func(h *spec.TargetHealthCheck) { h.Protocol, h.Path, h.Matcher = spec.TCP, "", "" }), with(target, func(c *Check) {
 			c.Protocol, c.Host, c.Path, c.Matcher = spec.TCP, "", "", ""
 		})},

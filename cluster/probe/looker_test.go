@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/spec"
 )
 
 // named is a check of an endpoint that has only a name.
@@ -234,4 +235,28 @@ func TestAPrivateAddressIsProbed(t *testing.T) {
 			t.Error(r)
 		}
 	})
+}
+
+// A server that wants to be told from whom connections are is told so by probes, too: from the prober itself.
+func TestAProbeBeginsWithAProxyHeader(t *testing.T) {
+	for _, protocol := range []string{spec.HTTP, spec.TCP} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLAN(t)
+			got := make(chan string, 1)
+			defer l.serve(func(c net.Conn) {
+				head := make([]byte, 16)
+				_, _ = io.ReadFull(c, head)
+				got <- string(head)
+				answer("HTTP/1.1 200 OK\r\n\r\n")(c)
+			}).Close()
+			c := checkTerms
+			c.Protocol, c.Proxy = protocol, true
+			if r := l.looker().run(t.Context(), &c); !r.Passed {
+				t.Errorf("%s: %+v", protocol, r)
+			}
+			if head := <-got; head != "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00" {
+				t.Errorf("%s: it began with %q", protocol, head)
+			}
+		})
+	}
 }

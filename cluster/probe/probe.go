@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/proxy"
 	"github.com/perigee-net/perigee/cluster/rendezvous"
 	"github.com/perigee-net/perigee/cluster/spec"
 )
@@ -148,6 +149,12 @@ func (l *looker) connectOnce(ctx context.Context, c *Check, to netip.AddrPort, n
 	raw, err := l.dial(ctx, "tcp", to.String())
 	if err != nil {
 		return wire{}, "connect: " + cause(err, c.ConnectTimeout), false
+	}
+	if c.Proxy {
+		if _, err := raw.Write(proxy.Header(netip.AddrPort{}, to)); err != nil {
+			raw.Close()
+			return wire{}, "send: " + cause(err, c.ConnectTimeout), false
+		}
 	}
 	if c.Protocol != spec.HTTPS {
 		return wire{raw, raw}, "", false

@@ -66,7 +66,18 @@ func (b *builder) table(k *Kind) {
 func (b *builder) decode() {
 	b.resources = make([]any, len(b.docs))
 	for i, doc := range b.docs {
-		root, u := read(doc.Bytes, doc.Line)
+		if d := b.difference(&doc); d != nil {
+			if z := b.changed(d); z != nil {
+				b.put(i, doc.Line+d.zone.layout.name, z)
+				continue
+			}
+		}
+		var at *layout
+		var packed *packing
+		if doc.Kind == "HostedZone" {
+			at, packed = new(layout), new(packing)
+		}
+		root, u := readInto(doc.Bytes, doc.Line, at, packed)
 		if u != nil {
 			b.fault(i, u.line, "", u.problem)
 			if b.declared.note(doc.Ref(), doc.File, u.line) == nil {
@@ -94,19 +105,36 @@ func (b *builder) decode() {
 			}
 		}
 		resource := kind.make()
-		b.resource(i, &root, kind, resource)
+		b.resource(i, &root, packed, kind, resource)
 		b.resources[i] = resource
 		if isManaged(doc.Ref()) {
 			b.fault(i, root.lineOf("name"), "name", "is reserved: the managed policies are in every spec")
 			continue
+		}
+		if z, ok := resource.(*HostedZone); ok && len(at.starts) > 0 {
+			z.lay(at, doc.Bytes, root.lineOf("name")-doc.Line)
 		}
 		b.table(&kind)
 		kind.put(b.spec, b.share(doc.Name), resource)
 	}
 }
 
-// resource decodes one document's tree.
-func (b *builder) resource(document int, root *node, kind Kind, into any) {
+// put puts a zone that was made of the one that stands; its name is on a line.
+func (b *builder) put(document, line int, z *HostedZone) {
+	doc := &b.docs[document]
+	if again := b.declared.note(doc.Ref(), doc.File, line); again != nil {
+		b.found.add(document, *again)
+		return
+	}
+	b.drop(doc.Ref())
+	kind, _ := exactKind(doc.Kind)
+	b.resources[document] = z
+	b.table(&kind)
+	kind.put(b.spec, z.Name, z)
+}
+
+// resource decodes one document's tree, and what was packed in place of a part of it.
+func (b *builder) resource(document int, root *node, packed *packing, kind Kind, into any) {
 	ref := b.docs[document].Ref()
 	d := decoder{
 		fault: func(line int, field, message string) {
@@ -123,6 +151,9 @@ func (b *builder) resource(document int, root *node, kind Kind, into any) {
 			return string(plain), err
 		},
 		share: b.share,
+	}
+	if packed != nil && packed.count > 0 {
+		d.packing = packed
 	}
 	var unknown []string
 	if b.o.Stored {

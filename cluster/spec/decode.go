@@ -21,6 +21,7 @@ type shape struct {
 	form    shapeForm
 	typ     reflect.Type // without its pointer
 	pointer bool
+	packed  bool    // it is a list of its own making: Records
 	item    *shape  // of a list
 	fields  []field // of a structure
 	oneOf   []string
@@ -72,7 +73,7 @@ var exactlyOneOf = map[reflect.Type][]string{
 	reflect.TypeFor[Condition]():   {"hostHeader", "pathPattern", "httpRequestMethod"},
 	reflect.TypeFor[Action]():      {"forward", "fixedResponse", "redirect"},
 	reflect.TypeFor[Origin]():      {"url", "loadBalancers"},
-	reflect.TypeFor[Endpoint]():    {"targetGroup", "loadBalancer", "address"},
+	reflect.TypeFor[Endpoint]():    {"targetGroup", "loadBalancer", "address", "subnet"},
 	reflect.TypeFor[Record]():      {"values", "alias"},
 	reflect.TypeFor[Alias]():       {"distribution", "loadBalancer", "accelerator", "record"},
 	reflect.TypeFor[GeoLocation](): {"continent", "country"},
@@ -95,6 +96,8 @@ func shapeOf(t reflect.Type) *shape {
 		s.form = formNetwork
 	case s.typ == reflect.TypeFor[map[string]string]():
 		s.form = formLabels
+	case s.typ == reflect.TypeFor[Records]():
+		s.form, s.packed, s.item = formList, true, shapeOf(reflect.TypeFor[Record]())
 	case s.typ == reflect.TypeFor[Secret]():
 		s.form, s.secret = formSecret, true
 	case s.typ.Kind() == reflect.String:
@@ -111,6 +114,9 @@ func shapeOf(t reflect.Type) *shape {
 	case s.typ.Kind() == reflect.Struct:
 		s.form, s.oneOf = formStructure, exactlyOneOf[s.typ]
 		for i := range s.typ.NumField() {
+			if !s.typ.Field(i).IsExported() {
+				continue // it is no field of documents
+			}
 			f := fieldOf(s.typ.Field(i), i)
 			s.fields, s.secret = append(s.fields, f), s.secret || f.shape.secret
 		}
@@ -198,6 +204,8 @@ type decoder struct {
 	open func(field, sealed string) (string, error)
 	// share gives a text that is equal and may be in memory already; nil: every text is its own.
 	share func(text string) string
+	// packing has the zone's records as far as they were packed when the document was read; nil: they were not.
+	packing *packing
 }
 
 // resource decodes a whole document's tree into a pointer to a kind's type.
@@ -286,7 +294,11 @@ func (d *decoder) value(n *node, f *field, v reflect.Value, at *path) {
 		}
 		d.structure(n, f.shape, v, at)
 	case formList:
-		d.list(n, f, v, at)
+		if f.shape.packed {
+			d.records(n, f, v, at)
+		} else {
+			d.list(n, f, v, at)
+		}
 	case formLabels:
 		d.labels(n, f, v, at)
 	case formSecret:

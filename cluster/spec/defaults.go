@@ -107,6 +107,9 @@ func (g *TargetGroup) complete() {
 	h := &g.HealthCheck
 	if h.Protocol == "" {
 		h.Protocol = g.Protocol
+		if g.Protocol == UDP {
+			h.Protocol = TCP // what hears no datagram says nothing
+		}
 	}
 	switch h.Protocol {
 	case HTTP, HTTPS:
@@ -192,6 +195,14 @@ func (b *CacheBehavior) complete() {
 func (a *Accelerator) complete() {
 	for i := range a.Listeners {
 		l := &a.Listeners[i]
+		idle := 340
+		if l.Protocol == UDP {
+			idle = 30
+			l.LargeDatagrams = cmp.Or(l.LargeDatagrams, LargeByStream)
+		}
+		if l.IdleTimeout == nil {
+			l.IdleTimeout = seconds(idle)
+		}
 		for j := range l.PortRanges {
 			if r := &l.PortRanges[j]; r.ToPort == 0 {
 				r.ToPort = r.FromPort
@@ -201,6 +212,11 @@ func (a *Accelerator) complete() {
 			g := &l.EndpointGroups[j]
 			if g.HealthCheckPort == 0 && len(l.PortRanges) > 0 {
 				g.HealthCheckPort = l.PortRanges[0].FromPort
+			}
+			for k := range g.DestinationConfigurations {
+				if r := &g.DestinationConfigurations[k]; r.ToPort == 0 {
+					r.ToPort = r.FromPort
+				}
 			}
 			if g.HealthCheckProtocol != TCP {
 				g.HealthCheckPath = cmp.Or(g.HealthCheckPath, "/")
@@ -215,13 +231,17 @@ func (z *HostedZone) complete() {
 	for i := range z.NameServers {
 		z.NameServers[i] = absolute(z.NameServers[i])
 	}
-	for i := range z.Records {
-		r := &z.Records[i]
-		if r.TTL == nil && r.Alias == nil {
-			r.TTL = seconds(300) // the default of Route 53's console
-		}
-		for j, value := range r.Values {
-			r.Values[j] = completeValue(r.Type, value)
-		}
+}
+
+// defaultTTL is that of a record that says none: the default of Route 53's console.
+var defaultTTL = seconds(300)
+
+// complete gives the record its TTL, and its values their canonical form.
+func (r *Record) complete() {
+	if r.TTL == nil && r.Alias == nil {
+		r.TTL = defaultTTL
+	}
+	for j, value := range r.Values {
+		r.Values[j] = completeValue(r.Type, value)
 	}
 }

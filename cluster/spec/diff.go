@@ -133,8 +133,10 @@ func (c *comparison) value(path string, s *shape, a, b reflect.Value) {
 			}
 			c.value(below, f.shape, a.Field(f.index), b.Field(f.index))
 		}
+	case s.packed:
+		c.records(path, s.item, a.Interface().(Records), b.Interface().(Records))
 	case s.form == formList:
-		c.list(path, s.item, a, b)
+		c.list(path, s.item, a, b, 0)
 	case s.form == formLabels:
 		c.labels(path, a.Interface().(map[string]string), b.Interface().(map[string]string))
 	case s.form == formSecret && !a.Equal(b):
@@ -149,6 +151,8 @@ func absent(s *shape, v reflect.Value) bool {
 	switch {
 	case s.pointer:
 		return v.IsNil()
+	case s.packed:
+		return v.Interface().(Records).IsZero()
 	case s.form == formList, s.form == formLabels:
 		return v.Len() == 0
 	case s.form == formSwitch, s.form == formFraction, s.form == formStructure:
@@ -174,46 +178,41 @@ func (c *comparison) labels(path string, a, b map[string]string) {
 	}
 }
 
+// records compares records as list does; those at the beginning and at the end that are the same take no names to be paired.
+func (c *comparison) records(path string, item *shape, a, b Records) {
+	head, tail := a.Alike(b)
+	middle := func(r Records) reflect.Value {
+		var list []Record
+		for i := head; i < r.Len()-tail; i++ {
+			list = append(list, r.At(i))
+		}
+		return reflect.ValueOf(list)
+	}
+	c.list(path, item, middle(a), middle(b), head)
+}
+
 // list compares the items that are the same thing with each other. Items that stand alone between those
-// are compared too if there are as many in the old as in the new.
-func (c *comparison) list(path string, item *shape, a, b reflect.Value) {
-	i := 0 // items at the beginning and at the end that are the same take no names to be paired
-	for i < min(a.Len(), b.Len()) && same(a.Index(i), b.Index(i)) {
-		i++
-	}
-	tail := 0
-	for tail < min(a.Len(), b.Len())-i && same(a.Index(a.Len()-1-tail), b.Index(b.Len()-1-tail)) {
-		tail++
-	}
-	a, b = a.Slice(0, a.Len()-tail), b.Slice(0, b.Len()-tail)
-	pairs := align(identities(item, a.Slice(i, a.Len())), identities(item, b.Slice(i, b.Len())))
-	for k := range pairs {
-		pairs[k] = [2]int{pairs[k][0] + i, pairs[k][1] + i}
-	}
-	j := i
+// are compared too if there are as many in the old as in the new. There are some before the lists that are not compared.
+func (c *comparison) list(path string, item *shape, a, b reflect.Value, before int) {
+	pairs := align(identities(item, a), identities(item, b))
+	i, j := 0, 0
 	for _, pair := range append(pairs, [2]int{a.Len(), b.Len()}) {
 		if item.form == formStructure && pair[0]-i == pair[1]-j {
 			for ; i < pair[0]; i, j = i+1, j+1 {
-				c.value(at(path, j), item, a.Index(i), b.Index(j))
+				c.value(at(path, before+j), item, a.Index(i), b.Index(j))
 			}
 		}
 		for ; i < pair[0]; i++ {
-			c.add(at(path, i), "− %s", show(item, a.Index(i)))
+			c.add(at(path, before+i), "− %s", show(item, a.Index(i)))
 		}
 		for ; j < pair[1]; j++ {
-			c.add(at(path, j), "+ %s", show(item, b.Index(j)))
+			c.add(at(path, before+j), "+ %s", show(item, b.Index(j)))
 		}
 		if i < a.Len() && j < b.Len() {
-			c.value(at(path, j), item, a.Index(i), b.Index(j))
+			c.value(at(path, before+j), item, a.Index(i), b.Index(j))
 			i, j = i+1, j+1
 		}
 	}
-}
-
-// same says whether two items say the same, of those that there are thousands of.
-func same(a, b reflect.Value) bool {
-	r, ok := a.Addr().Interface().(*Record)
-	return ok && r.Equal(b.Addr().Interface().(*Record))
 }
 
 // identities are what tells the items of a list apart: the fields that name them, or all they say.
@@ -306,6 +305,9 @@ func show(s *shape, v reflect.Value) string {
 		}
 		return "{" + strings.Join(parts, ", ") + "}"
 	case formList:
+		if s.packed {
+			v = reflect.ValueOf(v.Interface().(Records).List())
+		}
 		for i := range v.Len() {
 			parts = append(parts, show(s.item, v.Index(i)))
 		}

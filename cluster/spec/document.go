@@ -45,6 +45,10 @@ type Document struct {
 	File       string // where it was read, for people
 	Line       int    // of File on which Bytes begin, from 1
 	Bytes      []byte
+	// Before is the document that stands in its place, if that is at hand: what is alike may then not be read again. It must be that of which
+	// the spec was made that this one is put over.
+	Before     []byte
+	difference *difference // from that, if it was found out
 }
 
 // Ref names the document's resource.
@@ -53,7 +57,10 @@ func (d Document) Ref() Ref { return Ref{d.Kind, d.Name} }
 // Split reads a file of YAML documents separated by lines of three dashes; JSON is YAML. Documents of nothing but
 // comments are passed over. It judges each document as text and as one of a kind and name; whether the fields are
 // right is for Build. The error is Faults. The documents share data's memory.
-func Split(file string, data []byte) ([]Document, error) {
+func Split(file string, data []byte) ([]Document, error) { return split(file, data, nil) }
+
+// split splits; known says of which kind and name a document is, and on which line its name stands, if it needs not be read for that.
+func split(file string, data []byte, known func(*Document) (name int, ok bool)) ([]Document, error) {
 	var found gathered
 	if len(data) > MaxFileBytes {
 		found.add(0, Fault{File: file, Message: fmt.Sprintf("%d bytes: at most %d in a file", len(data), MaxFileBytes)})
@@ -67,7 +74,7 @@ func Split(file string, data []byte) ([]Document, error) {
 			break
 		}
 		d := Document{File: file, Line: part.line, Bytes: part.bytes}
-		if fault := d.identify(part, seen); fault != nil {
+		if fault := d.identify(part, seen, known); fault != nil {
 			fault.File = file
 			found.add(len(documents), *fault)
 		}
@@ -80,9 +87,14 @@ func Split(file string, data []byte) ([]Document, error) {
 }
 
 // identify reads the document's kind and name.
-func (d *Document) identify(p part, seen firsts) *Fault {
+func (d *Document) identify(p part, seen firsts, known func(*Document) (name int, ok bool)) *Fault {
 	if p.stray != 0 {
 		return &Fault{Line: p.stray, Message: "a document begins on the line below its separator"}
+	}
+	if known != nil {
+		if line, ok := known(d); ok {
+			return seen.note(d.Ref(), d.File, line)
+		}
 	}
 	root, u := read(d.Bytes, d.Line)
 	if u != nil {

@@ -28,6 +28,37 @@ func (z *HostedZone) Owner(name string) string {
 	return name + "." + z.Name + "."
 }
 
+// Owns says whether a record's name has an owner: Owner makes that of it. It takes no memory, as a rule, and nearly no time where not.
+func (z *HostedZone) Owns(name, owner string) bool {
+	if name == "@" || strings.IndexByte(name, '\\') >= 0 || !isASCII(name) {
+		return z.Owner(name) == owner
+	}
+	absolute := len(name) == len(owner) && endsInDot(name)
+	if !absolute && len(name)+len(z.Name)+2 != len(owner) {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		if c >= 'A' && c <= 'Z' {
+			c |= 0x20
+		}
+		if owner[i] != c {
+			return false
+		}
+	}
+	rest := owner[len(name):]
+	return absolute || !endsInDot(name) && rest[0] == '.' && rest[1:len(rest)-1] == z.Name && rest[len(rest)-1] == '.'
+}
+
+func isASCII(text string) bool {
+	for i := range len(text) {
+		if text[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
 // Relative is the name of a record, which Owner makes the owner of: @ at the apex, and absolute where the zone's name
 // again at its end would look like a mistake. The owner must be in the zone.
 func (z *HostedZone) Relative(owner string) string {

@@ -8,6 +8,19 @@ import (
 	"strings"
 )
 
+// Check reads the resource as it would be applied, as a part of a spec. The error is Faults, or that of a resource that cannot be written.
+func (r Resource) Check() (*Spec, error) {
+	data, err := r.YAML()
+	if err != nil {
+		return nil, err
+	}
+	documents, err := Split("", data)
+	if err != nil {
+		return nil, err
+	}
+	return Build(0, documents, Options{Partial: true})
+}
+
 // YAML is the resource as a document that people read: a field a line, and each item of a list of structures on a line of its own. What
 // is empty is left out. Split and Build make the same resource of it.
 func (r Resource) YAML() ([]byte, error) {

@@ -17,20 +17,52 @@ const (
 func (a Location) Kilometres(b Location) float64 {
 	rad := math.Pi / 180
 	dLat, dLon := (b.Latitude-a.Latitude)*rad, (b.Longitude-a.Longitude)*rad
-	h := math.Pow(math.Sin(dLat/2), 2) +
-		math.Cos(a.Latitude*rad)*math.Cos(b.Latitude*rad)*math.Pow(math.Sin(dLon/2), 2)
+	sinLat, sinLon := math.Sin(dLat/2), math.Sin(dLon/2)
+	h := sinLat*sinLat + math.Cos(a.Latitude*rad)*math.Cos(b.Latitude*rad)*sinLon*sinLon
 	return 2 * earthRadius * math.Asin(math.Min(1, math.Sqrt(h)))
 }
 
 // Light is the round trip that light in fibre along the great circle takes: no packet is faster.
-func (a Location) Light(b Location) time.Duration {
-	return time.Duration(2 * a.Kilometres(b) / lightInGlass * float64(time.Millisecond))
-}
+func (a Location) Light(b Location) time.Duration { return light(a.Kilometres(b)) }
 
 // RoundTrip estimates the round trip between two places where nothing is measured.
-func (a Location) RoundTrip(b Location) time.Duration {
-	return time.Duration(detour * float64(a.Light(b)))
+func (a Location) RoundTrip(b Location) time.Duration { return RoundTrip(a.Light(b)) }
+
+func light(kilometres float64) time.Duration {
+	return time.Duration(2 * kilometres / lightInGlass * float64(time.Millisecond))
 }
+
+// RoundTrip estimates the round trip where light needs so long.
+func RoundTrip(light time.Duration) time.Duration { return time.Duration(detour * float64(light)) }
+
+// Site is a Location from which it is told at a fraction of the cost how far others are: it has its place on a globe of radius 1.
+type Site struct {
+	Location
+	x, y, z float64
+}
+
+// Site makes a Site of a Location.
+func (a Location) Site() *Site {
+	latitude, longitude := a.Latitude*math.Pi/180, a.Longitude*math.Pi/180
+	return &Site{a, math.Cos(latitude) * math.Cos(longitude), math.Cos(latitude) * math.Sin(longitude), math.Sin(latitude)}
+}
+
+// Chord grows with the distance: it is the square of the chord between two sites, on a globe of radius 1.
+func (a *Site) Chord(b *Site) float64 {
+	x, y, z := a.x-b.x, a.y-b.y, a.z-b.z
+	return x*x + y*y + z*z
+}
+
+// Kilometres is Location.Kilometres.
+func (a *Site) Kilometres(b *Site) float64 {
+	return 2 * earthRadius * math.Asin(math.Min(1, math.Sqrt(a.Chord(b))/2))
+}
+
+// Light is Location.Light.
+func (a *Site) Light(b *Site) time.Duration { return light(a.Kilometres(b)) }
+
+// RoundTrip is Location.RoundTrip.
+func (a *Site) RoundTrip(b *Site) time.Duration { return RoundTrip(a.Light(b)) }
 
 // Place is where a POP of a region stands: its own location or else its region's. The POP may be "".
 func (s *Spec) Place(region, pop string) (Location, bool) {

@@ -29,6 +29,10 @@ func TestKilometresAreThoseOfTheGreatCircle(t *testing.T) {
 		if back := c.to.Kilometres(c.from); math.Abs(back-got) > 1e-6 {
 			t.Errorf("%s: %.1f km there, %.1f back", c.name, got, back)
 		}
+		a, b := c.from.Site(), c.to.Site()
+		if by := a.Kilometres(b); math.Abs(by-got) > 1e-3 || (a.RoundTrip(b)-c.from.RoundTrip(c.to)).Abs() > time.Microsecond || (a.Light(b)-c.from.Light(c.to)).Abs() > time.Microsecond {
+			t.Errorf("%s: %.6f km between sites, %.6f between locations", c.name, by, got)
+		}
 	}
 }
 

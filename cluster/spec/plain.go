@@ -21,13 +21,19 @@ type plainReader struct {
 	// rooms are what trees are made of, many nodes at once.
 	fieldRoom []entry
 	itemRoom  []node
+
+	layout  *layout  // where the items of the field records are written down; nil: nowhere
+	packing *packing // to which they go in place of the tree; nil: they are part of it
+	laying  bool     // those come next
 }
 
 // plainNesting is how deep such a document may be nested: deeper than any kind.
 const plainNesting = 12
 
-func readPlain(text string, line int) (n node, ok bool) {
-	p := plainReader{text: text, line: line}
+func readPlain(text string, line int) (n node, ok bool) { return readLaid(text, line, nil, nil) }
+
+func readLaid(text string, line int, at *layout, to *packing) (n node, ok bool) {
+	p := plainReader{text: text, line: line, layout: at, packing: to}
 	column, ok := p.next()
 	if !ok || p.at == len(text) {
 		return node{}, false
@@ -119,6 +125,7 @@ func (p *plainReader) mapping(column, depth int) (node, bool) {
 			}
 			here, ok = p.next()
 		} else if here, ok = p.next(); ok && (here > column || here == column && p.dash()) {
+			p.laying = p.layout != nil && depth == 1 && e.name == "records" && p.dash()
 			e.value, ok = p.block(here, depth+1)
 			here = p.at - p.begin
 		} else {
@@ -139,7 +146,17 @@ func (p *plainReader) mapping(column, depth int) (node, bool) {
 
 func (p *plainReader) sequence(column, depth int) (node, bool) {
 	s, from := node{line: p.line, form: sequence}, len(p.items)
+	laying := p.laying
+	p.laying = false
+	packing := laying && p.packing != nil
 	for {
+		if packing {
+			p.makeRoom()
+		}
+		fields, items := p.fieldRoom, p.itemRoom
+		if laying {
+			p.layout.starts = append(p.layout.starts, uint32(p.at))
+		}
 		p.at++
 		p.spaces()
 		var item node
@@ -160,12 +177,19 @@ func (p *plainReader) sequence(column, depth int) (node, bool) {
 		if !ok {
 			return node{}, false
 		}
-		p.items = append(p.items, item)
+		if !packing {
+			p.items = append(p.items, item)
+		} else if p.packing.item(&item) {
+			p.fieldRoom, p.itemRoom = fields, items // nobody has the tree
+		}
 		switch {
 		case p.at < len(p.text) && here > column:
 			return node{}, false
 		case p.at < len(p.text) && here == column && p.dash():
 		default:
+			if laying {
+				p.layout.column, p.layout.end = column, uint32(p.begin)
+			}
 			s.items = p.keepItems(from)
 			return s, true
 		}
@@ -342,6 +366,17 @@ func (p *plainReader) add(from int, e entry) bool {
 	}
 	p.fields = append(p.fields, e)
 	return true
+}
+
+// makeRoom has room for all nodes of most items.
+func (p *plainReader) makeRoom() {
+	const some = 16
+	if len(p.fieldRoom) < some {
+		p.fieldRoom = make([]entry, 4*some)
+	}
+	if len(p.itemRoom) < some {
+		p.itemRoom = make([]node, 4*some)
+	}
 }
 
 func (p *plainReader) keepFields(from int) []entry {

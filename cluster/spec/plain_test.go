@@ -62,7 +62,7 @@ func readAlike(t *testing.T, data []byte) bool {
 	if !strings.HasSuffix(text, "\n") {
 		text += "\n"
 	}
-	if inspect([]byte(text)) != nil {
+	if _, u := inspect([]byte(text)); u != nil {
 		return false
 	}
 	plain, ok := readPlain(text, 7)

@@ -1,6 +1,12 @@
 package spec
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
 
 // The fields' tags are what is read: json names the field in YAML and JSON alike, rule bounds it, default is what it
 // means where it is absent (shape says how they are written). Defaults that depend on other fields are in complete.
@@ -34,6 +40,7 @@ const (
 	HTTP  = "HTTP"
 	HTTPS = "HTTPS"
 	TCP   = "TCP"
+	UDP   = "UDP"
 	GRPC  = "GRPC"
 )
 
@@ -54,13 +61,16 @@ type TargetGroup struct {
 	Name     string            `json:"name" rule:"required"`
 	Labels   map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
 	Region   string            `json:"region" rule:"required"`
-	Protocol string            `json:"protocol" rule:"required,HTTP|TCP"`
+	Protocol string            `json:"protocol" rule:"required,HTTP|TCP|UDP"`
 	Port     uint16            `json:"port,omitempty" rule:"1..65535"` // of targets that name none
 	Targets  []Target          `json:"targets,omitempty" rule:"..1000"`
 	// HealthCheck has ELB's defaults for the protocol.
 	HealthCheck TargetHealthCheck `json:"healthCheck,omitzero"`
 	// LoadBalancingAlgorithm is, so far, round_robin alone.
 	LoadBalancingAlgorithm string `json:"loadBalancingAlgorithm,omitempty" rule:"round_robin" default:"round_robin"`
+	// ProxyProtocolV2 has each flow of TCP, and each datagram of UDP, begin with a header that says from which client it is (NLB,
+	// proxy_protocol_v2.enabled).
+	ProxyProtocolV2 bool `json:"proxyProtocolV2,omitempty"`
 	// DeregistrationDelay is how long flows to a target that has left the group may go on.
 	DeregistrationDelay *Duration `json:"deregistrationDelay,omitempty" rule:"0s..3600s" default:"300s"`
 }
@@ -80,7 +90,7 @@ func (t Target) AddrPort() netip.AddrPort { return netip.AddrPortFrom(t.Address,
 type TargetHealthCheck struct {
 	// Enabled says whether the targets are checked; those that are not all take traffic (ELB knows it of Lambda alone).
 	Enabled  *bool  `json:"enabled,omitempty" default:"true"`
-	Protocol string `json:"protocol,omitempty" rule:"HTTP|HTTPS|TCP|GRPC"` // default the group's
+	Protocol string `json:"protocol,omitempty" rule:"HTTP|HTTPS|TCP|GRPC"` // default the group's, TCP for UDP
 	Port     uint16 `json:"port,omitempty" rule:"1..65535"`                // 0: the target's own (traffic-port)
 	Path     string `json:"path,omitempty" rule:"..1024"`
 	// Matcher is the answers that pass: "200", "200,302" or "200-299" of HTTP's, 200–599; "12", "0,12" or "0-99" of gRPC's, 0–99.
@@ -327,11 +337,18 @@ type KeyPart struct {
 // Accelerator is a set of static addresses, announced at every POP, whose flows are carried to the
 // nearest region with a healthy endpoint (Global Accelerator).
 type Accelerator struct {
-	Name        string                `json:"name" rule:"required"`
-	Labels      map[string]string     `json:"labels,omitempty" rule:"..32"` // for people and for pruning
-	Enabled     *bool                 `json:"enabled,omitempty" default:"true"`
+	Name    string            `json:"name" rule:"required"`
+	Labels  map[string]string `json:"labels,omitempty" rule:"..32"` // for people and for pruning
+	Enabled *bool             `json:"enabled,omitempty" default:"true"`
+	// Type is whether flows go to the nearest region with a healthy endpoint, or where their port is mapped to.
+	Type        string                `json:"type,omitempty" rule:"STANDARD|CUSTOM_ROUTING" default:"STANDARD"`
 	IPAddresses []netip.Addr          `json:"ipAddresses" rule:"required,1..8"`
 	Listeners   []AcceleratorListener `json:"listeners" rule:"required,1..10"`
+	// DeregistrationDelay is how long established flows may go on whose endpoint has left its group (nil: to their own end), or whose
+	// listener has gone or accelerator was disabled (nil: not at all).
+	DeregistrationDelay *Duration `json:"deregistrationDelay,omitempty" rule:"0s..3600s"`
+	// FlowLogs has flows written down by the nodes that were told where to; nil: none is.
+	FlowLogs *Sampling `json:"flowLogs,omitempty"`
 }
 
 // Client affinities.
@@ -342,11 +359,51 @@ const (
 
 // AcceleratorListener takes the flows of some ports.
 type AcceleratorListener struct {
-	Protocol       string          `json:"protocol" rule:"required,TCP"`
+	Protocol       string          `json:"protocol" rule:"required,TCP|UDP"`
 	PortRanges     []PortRange     `json:"portRanges" rule:"required,1..10"`
 	ClientAffinity string          `json:"clientAffinity,omitempty" rule:"NONE|SOURCE_IP" default:"NONE"`
 	EndpointGroups []EndpointGroup `json:"endpointGroups" rule:"required,1..42"`
+	// IdleTimeout ends a flow in which nothing moves: default 340 s for TCP, 30 s for UDP (Global Accelerator has these, always).
+	IdleTimeout *Duration `json:"idleTimeout,omitempty" rule:"10s..6000s"`
+	// LargeDatagrams is what becomes of datagrams that are larger than the path between two nodes takes: they go by a stream, which is in
+	// order and repeats what is lost, or are refused, so that a sender that looks for the size that a path takes finds it. UDP only; default STREAM.
+	LargeDatagrams string `json:"largeDatagrams,omitempty" rule:"STREAM|REFUSE"`
+	// FailoverScope is which groups take the flows of one that cannot: the three closest (Global Accelerator), or all, the nearest
+	// first.
+	FailoverScope string `json:"failoverScope,omitempty" rule:"CLOSEST|ALL" default:"CLOSEST"`
 }
+
+// Has says whether a listener is on a port.
+func (l *AcceleratorListener) Has(port uint16) bool {
+	return slices.ContainsFunc(l.PortRanges, func(r PortRange) bool { return r.FromPort <= port && port <= max(r.FromPort, r.ToPort) })
+}
+
+// Ports are the listener's in words: 80,443,8000-8080.
+func (l *AcceleratorListener) Ports() string {
+	words := make([]string, len(l.PortRanges))
+	for i, r := range l.PortRanges {
+		words[i] = strconv.Itoa(int(r.FromPort))
+		if r.ToPort > r.FromPort {
+			words[i] += "-" + strconv.Itoa(int(r.ToPort))
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+// What FailoverScope may be.
+const (
+	FailoverClosest = "CLOSEST"
+	FailoverAll     = "ALL"
+)
+
+// What LargeDatagrams may be.
+const (
+	LargeByStream = "STREAM"
+	LargeRefused  = "REFUSE"
+)
+
+// MaxAcceleratorIdle is the longest IdleTimeout of an accelerator's listener.
+const MaxAcceleratorIdle = 6000 * time.Second
 
 // PortRange is the ports from FromPort to ToPort, both included; ToPort 0 means FromPort alone.
 type PortRange struct {
@@ -360,6 +417,10 @@ type EndpointGroup struct {
 	// TrafficDial is the percentage of the flows already directed to the group that it takes.
 	TrafficDial *float64   `json:"trafficDial,omitempty" rule:"0..100" default:"100"`
 	Endpoints   []Endpoint `json:"endpoints" rule:"required,1..10"`
+	// DestinationConfigurations are the ports at which each address of the group's subnets is reached, in custom routing accelerators.
+	DestinationConfigurations []PortRange `json:"destinationConfigurations,omitempty" rule:"1..100"`
+	// PortOverrides lead flows to other ports of endpoints given by address and of load balancers; targets have their own.
+	PortOverrides []PortOverride `json:"portOverrides,omitempty" rule:"1..10"`
 	// HealthCheckProtocol is how endpoints given by address are checked, and so are the fields below: other endpoints
 	// have the health of their targets (Global Accelerator).
 	HealthCheckProtocol string `json:"healthCheckProtocol,omitempty" rule:"TCP|HTTP|HTTPS" default:"TCP"`
@@ -368,6 +429,31 @@ type EndpointGroup struct {
 	// HealthCheckInterval may be any, unlike Global Accelerator's, 10 or 30 s.
 	HealthCheckInterval *Duration `json:"healthCheckInterval,omitempty" rule:"1s..300s" default:"30s"`
 	ThresholdCount      int       `json:"thresholdCount,omitempty" rule:"1..10" default:"3"` // in both directions
+	// UnhealthyConnectionTermination resets established flows when their endpoint turns unhealthy while another one takes new flows. (NLB,
+	// target_health_state.unhealthy.connection_termination.enabled; Global Accelerator has them stay.)
+	UnhealthyConnectionTermination bool `json:"unhealthyConnectionTermination,omitempty"`
+}
+
+// PortOverride has the flows that reach a port of the listener end at another one.
+type PortOverride struct {
+	ListenerPort uint16 `json:"listenerPort" rule:"required,1..65535"`
+	EndpointPort uint16 `json:"endpointPort" rule:"required,1..65535"`
+}
+
+// EndpointPort is the port of the group's endpoints for flows that reach a port of the listener.
+func (g *EndpointGroup) EndpointPort(listener uint16) uint16 {
+	for _, o := range g.PortOverrides {
+		if o.ListenerPort == listener {
+			return o.EndpointPort
+		}
+	}
+	return listener
+}
+
+// Takes says whether flows of a listener may end at a port of the group's endpoints.
+func (g *EndpointGroup) Takes(l *AcceleratorListener, port uint16) bool {
+	return l.Has(port) && g.EndpointPort(port) == port ||
+		slices.ContainsFunc(g.PortOverrides, func(o PortOverride) bool { return o.EndpointPort == port })
 }
 
 // CheckAddr is where an endpoint of the group that is given by address is checked.
@@ -376,12 +462,29 @@ func (g *EndpointGroup) CheckAddr(e Endpoint) netip.AddrPort {
 }
 
 // Endpoint is where flows end: a target group or a network load balancer of the group's region, or an address, at the
-// port that the flow came to (exactly one).
+// port that the flow came to, or a subnet (exactly one).
 type Endpoint struct {
 	TargetGroup  string     `json:"targetGroup,omitempty"`
 	LoadBalancer string     `json:"loadBalancer,omitempty"`
 	Address      netip.Addr `json:"address,omitzero"`
 	Weight       *int       `json:"weight,omitempty" rule:"0..255" default:"128"` // 0 takes nothing
+	// ClientIPPreservation has a target see the client's address and port instead of those of the node that dials it. (Global Accelerator,
+	// ClientIPPreservationEnabled; there it is the default of some endpoints.)
+	ClientIPPreservation bool `json:"clientIPPreservationEnabled,omitempty"`
+	// Subnet, in a custom routing accelerator, has each of its addresses reached at each of the group's destination ports by a port of the
+	// listener of its own.
+	Subnet netip.Prefix `json:"subnet,omitzero"`
+	// ListenerPort is the first of those; default the one behind those of the endpoint before it.
+	ListenerPort uint16 `json:"listenerPort,omitempty" rule:"1..65535"`
+	// AllowAllTraffic and AllowedTraffic say which destinations have traffic: without them none has (Global Accelerator).
+	AllowAllTraffic bool                   `json:"allowAllTraffic,omitempty"`
+	AllowedTraffic  []CustomRoutingTraffic `json:"allowedTraffic,omitempty" rule:"1..100"`
+}
+
+// CustomRoutingTraffic is destinations of a subnet that may have traffic: each of the addresses at each of the ports.
+type CustomRoutingTraffic struct {
+	DestinationAddresses []netip.Addr `json:"destinationAddresses" rule:"required,1..100"`
+	DestinationPorts     []int        `json:"destinationPorts" rule:"required,1..100"`
 }
 
 // HostedZone is a public zone; its name is the domain without a trailing dot (Route 53 hosted zone).
@@ -390,21 +493,28 @@ type HostedZone struct {
 	Name        string            `json:"name" rule:"required"`
 	Labels      map[string]string `json:"labels,omitempty" rule:"..32"`       // for people and for pruning
 	NameServers []string          `json:"nameServers,omitempty" rule:"1..16"` // absolute
-	Records     []Record          `json:"records,omitempty" rule:"..10000"`
+	Records     Records           `json:"records,omitzero" rule:"..10000"`
 	// QueryLogging has queries of the zone written down by the nodes that were told where to; nil: none is.
-	QueryLogging *QueryLogging `json:"queryLogging,omitempty"`
+	QueryLogging *Sampling `json:"queryLogging,omitempty"`
 	// Transfer lets others have the zone whole. (Route 53 does not.)
 	Transfer ZoneTransfer `json:"transfer,omitzero"`
+	// Update lets others change its records by messages of the DNS (RFC 2136). (Route 53 does not.)
+	Update ZoneUpdate `json:"update,omitzero"`
+	// Primaries make it a secondary zone: its records, SOA and name servers are those of the first of them that tells. (Route 53 has
+	// none such.)
+	Primaries []ZonePeer `json:"primaries,omitempty" rule:"1..4"`
+
+	layout *layout // of its document; nil: it has none that is kept
 }
 
-// QueryLogging is which queries of a zone are written down.
-type QueryLogging struct {
-	// SampleRate is the share of them, drawn by chance. (Route 53 writes down each.)
+// Sampling is how many of what happens are written down.
+type Sampling struct {
+	// SampleRate is the share of them, drawn by chance. (Route 53 and Global Accelerator write down each.)
 	SampleRate *float64 `json:"sampleRate,omitempty" rule:"0..1" default:"1"`
 }
 
-// Rate is the share of queries that is written down.
-func (q *QueryLogging) Rate() float64 {
+// Rate is the share that is written down; 0 of nil.
+func (q *Sampling) Rate() float64 {
 	switch {
 	case q == nil:
 		return 0
@@ -536,6 +646,21 @@ type ZonePeer struct {
 	Address netip.Addr `json:"address" rule:"required"`
 	Port    uint16     `json:"port,omitempty" rule:"1..65535" default:"53"`
 	Key     string     `json:"key,omitempty"` // a TsigKey, by which is signed what is sent; then the response must be, too
+}
+
+// ZoneUpdate is who may change records of a zone by messages that he signs.
+type ZoneUpdate struct {
+	Allow []UpdateAllow `json:"allow,omitempty" rule:"1..64"`
+}
+
+// UpdateAllow lets who signs by the key change the records that have one of the names and one of the types. An address is not
+// enough: that of a datagram is whatever its sender says. (BIND: grant, in update-policy.)
+type UpdateAllow struct {
+	Key string `json:"key" rule:"required"` // a TsigKey
+	// Names are as those of records; *.NAME is all that is below NAME, however deep. None: all names of the zone.
+	Names []string `json:"names,omitempty" rule:"1..64"`
+	// Types are those of records. None: all but NS, DS and DNAME, by which a part of the zone is given away.
+	Types []string `json:"types,omitempty" rule:"1..32"`
 }
 
 // TsigKey is a key by which the messages between two name servers are signed (RFC 8945). Both know it by its name.

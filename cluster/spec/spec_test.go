@@ -40,10 +40,10 @@ func TestResourcesAreListedByKindAndName(t *testing.T) {
 			t.Errorf("%s is another", r)
 		}
 	}
-	if want := []string{"grpc", "hasty", "http", "https", "tcp"}; !slices.Equal(groups, want) {
+	if want := []string{"grpc", "hasty", "http", "https", "tcp", "udp"}; !slices.Equal(groups, want) {
 		t.Errorf("got %v, want %v", groups, want)
 	}
-	if len(all) != 24 || all[0] != "Region/ap-northeast-2" || all[len(all)-1] != "HostedZone/example.com" {
+	if len(all) != 25 || all[0] != "Region/ap-northeast-2" || all[len(all)-1] != "HostedZone/example.com" {
 		t.Errorf("got %v", all)
 	}
 	for range s.Each("martians") {

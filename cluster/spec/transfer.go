@@ -27,6 +27,9 @@ func (a *TransferAllow) Admits(from netip.Addr, key string) bool {
 	return len(a.CIDRs) == 0 || slices.ContainsFunc(a.CIDRs, func(p netip.Prefix) bool { return p.Contains(from) })
 }
 
+// Secondary says whether the zone is a copy of another server's.
+func (z *HostedZone) Secondary() bool { return len(z.Primaries) > 0 }
+
 // AddrPort is where it is asked.
 func (p *ZonePeer) AddrPort() netip.AddrPort { return netip.AddrPortFrom(p.Address, p.Port) }
 
@@ -60,6 +63,23 @@ func (c check) transfer(t *ZoneTransfer) {
 	c.peers("transfer.notify", t.Notify)
 }
 
+// secondary judges a zone that is another's: what it would have of its own it cannot have.
+func (c check) secondary(z *HostedZone) {
+	c.peers("primaries", z.Primaries)
+	if !z.Secondary() {
+		return
+	}
+	if z.Records.Len() > 0 {
+		c.fault("records", "a zone with primaries has their records: it can have none of its own")
+	}
+	if len(z.NameServers) > 0 {
+		c.fault("nameServers", "a zone with primaries has their name servers")
+	}
+	if len(z.Update.Allow) > 0 {
+		c.fault("update", "a zone with primaries takes no updates: its primary may")
+	}
+}
+
 func (c check) peers(list string, peers []ZonePeer) {
 	seen := map[netip.AddrPort]bool{}
 	for i := range peers {
@@ -82,6 +102,8 @@ func (z *HostedZone) signedBy(keys *texts) bool {
 	if keys == nil {
 		return false
 	}
-	return slices.ContainsFunc(z.Transfer.Allow, func(a TransferAllow) bool { return keys.has(a.Key) }) ||
-		slices.ContainsFunc(z.Transfer.Notify, func(p ZonePeer) bool { return keys.has(p.Key) })
+	by := func(p ZonePeer) bool { return keys.has(p.Key) }
+	return slices.ContainsFunc(z.Update.Allow, func(a UpdateAllow) bool { return keys.has(a.Key) }) ||
+		slices.ContainsFunc(z.Transfer.Allow, func(a TransferAllow) bool { return keys.has(a.Key) }) ||
+		slices.ContainsFunc(z.Transfer.Notify, by) || slices.ContainsFunc(z.Primaries, by)
 }

@@ -237,6 +237,9 @@ func (c check) targetGroup(g *TargetGroup) {
 		}
 		seen[t.AddrPort()] = true
 	}
+	if g.ProxyProtocolV2 && g.Protocol == HTTP {
+		c.fault("proxyProtocolV2", "is for protocols TCP and UDP: requests say in X-Forwarded-For from whom they are")
+	}
 	c.targetHealthCheck("healthCheck", &g.HealthCheck)
 }
 
@@ -544,8 +547,9 @@ func (c check) behavior(field string, b *CacheBehavior, origins map[string]bool)
 	find(c, field+".cachePolicy", "CachePolicy", c.spec.CachePolicies, b.CachePolicy)
 }
 
-// MaxAcceleratorPorts bounds the ports of one accelerator: each is a socket on every edge node.
-const MaxAcceleratorPorts = 1024
+// MaxAcceleratorPorts bounds the ports of one accelerator that are opened, of custom routing AcceleratorListener.OpenPorts: each is a socket on every
+// edge node, for each address.
+const MaxAcceleratorPorts = 4096
 
 func (c check) accelerator(a *Accelerator, shared *claims) {
 	const mostGroups = 42
@@ -563,13 +567,18 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 	groups, ports := 0, 0
 	for i := range a.Listeners {
 		l, field := &a.Listeners[i], at("listeners", i)
+		if l.LargeDatagrams != "" && l.Protocol == TCP {
+			c.fault(field+".largeDatagrams", "is for protocol UDP")
+		}
 		for j, r := range l.PortRanges {
 			item := at(field+".portRanges", j)
 			if r.ToPort < r.FromPort {
 				c.fault(item, "toPort %d is below fromPort %d", r.ToPort, r.FromPort)
 				continue
 			}
-			ports += int(r.ToPort) - int(r.FromPort) + 1
+			if a.Type != CustomRoutingAccelerator {
+				ports += int(r.ToPort) - int(r.FromPort) + 1
+			}
 		}
 		regions := map[string]bool{}
 		for j := range l.EndpointGroups {
@@ -578,57 +587,125 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 				c.fault(item+".region", "%.80q has an endpoint group already", g.Region)
 			}
 			regions[g.Region] = true
-			c.endpointGroup(item, g)
+			c.endpointGroup(item, l.Protocol, g)
+			c.preservation(item, a, g)
+			c.portOverrides(item, a, l, g)
 			c.endpointChecks(item, g, checks)
+		}
+		c.customRouting(field, a, l)
+		if a.Type == CustomRoutingAccelerator {
+			ports += len(l.OpenPorts())
 		}
 		groups += len(l.EndpointGroups)
 	}
 	if ports > MaxAcceleratorPorts {
-		c.fault("listeners", "have %d ports: at most %d in an accelerator", ports, MaxAcceleratorPorts)
+		c.fault("listeners", "open %d ports: at most %d in an accelerator", ports, MaxAcceleratorPorts)
 	}
 	if groups > mostGroups {
 		c.fault("listeners", "have %d endpoint groups: at most %d in an accelerator", groups, mostGroups)
 	}
 }
 
-func (c check) endpointGroup(field string, g *EndpointGroup) {
+func (c check) endpointGroup(field, protocol string, g *EndpointGroup) {
 	c.inRegion(field+".region", g.Region)
-	seen := map[Endpoint]bool{}
+	type same struct {
+		targetGroup, loadBalancer string
+		address                   netip.Addr
+		subnet                    netip.Prefix
+	}
+	seen := map[same]bool{}
 	for i, e := range g.Endpoints {
 		item := at(field+".endpoints", i)
 		region, of := "", ""
 		if t := find(c, item+".targetGroup", "TargetGroup", c.spec.TargetGroups, e.TargetGroup); t != nil {
 			region, of = t.Region, ".targetGroup"
+			if t.Protocol != "" && protocol != "" && (t.Protocol == UDP) != (protocol == UDP) {
+				c.fault(item+of, "target group %s is for %s, not for %s", t.Name, t.Protocol, protocol)
+			}
 		}
 		if lb := find(c, item+".loadBalancer", "LoadBalancer", c.spec.LoadBalancers, e.LoadBalancer); lb != nil {
 			region, of = lb.Region, ".loadBalancer"
 			if lb.Type == ApplicationLoadBalancer {
 				c.fault(item+of, "load balancer %s is of type application: an endpoint needs type network", lb.Name)
+			} else if protocol == UDP {
+				c.fault(item+of, "load balancer %s has no listeners for UDP: name a target group or an address", lb.Name)
 			}
 		}
 		if region != "" && g.Region != "" && region != g.Region {
 			c.fault(item+of, "is in %s, not in the endpoint group's %s", region, g.Region)
 		}
 		c.unicast(item+".address", e.Address)
-		e.Weight = nil
-		if seen[e] {
+		one := same{e.TargetGroup, e.LoadBalancer, e.Address, e.Subnet}
+		if seen[one] {
 			c.fault(item, "is in the endpoint group twice")
 		}
-		seen[e] = true
+		seen[one] = true
+	}
+}
+
+// preservation judges where targets are to see the clients' addresses.
+func (c check) preservation(field string, a *Accelerator, g *EndpointGroup) {
+	for i, e := range g.Endpoints {
+		if !e.ClientIPPreservation {
+			continue
+		}
+		item, address := at(field+".endpoints", i)+".clientIPPreservationEnabled", e.Address
+		if e.Subnet.IsValid() {
+			address = e.Subnet.Addr()
+		}
+		t := c.spec.TargetGroups[e.TargetGroup]
+		switch {
+		case e.LoadBalancer != "":
+			c.fault(item, "is for target groups, addresses and subnets: name the target group of load balancer %.80s", e.LoadBalancer)
+		case t != nil && t.ProxyProtocolV2:
+			c.fault(item, "target group %s is told the client's address by proxyProtocolV2: one of the two", t.Name)
+		case address.IsValid():
+			for _, own := range a.IPAddresses {
+				if own.IsValid() && own.Unmap().Is4() != address.Unmap().Is4() {
+					c.fault(item, "clients of %v cannot have their address toward %v: they are of two families", own, address)
+					break
+				}
+			}
+		}
+	}
+}
+
+// portOverrides are judged as Global Accelerator does: a port of the listener goes to a port that no listener of the accelerator has, and no two go to
+// one.
+func (c check) portOverrides(field string, a *Accelerator, l *AcceleratorListener, g *EndpointGroup) {
+	if len(g.PortOverrides) > 0 && !slices.ContainsFunc(g.Endpoints, func(e Endpoint) bool { return e.TargetGroup == "" }) {
+		c.fault(field+".portOverrides", "lead nowhere: target groups have the ports of their targets")
+	}
+	from, to := map[uint16]bool{}, map[uint16]bool{}
+	for i, o := range g.PortOverrides {
+		item := at(field+".portOverrides", i)
+		switch {
+		case o.ListenerPort == 0 || o.EndpointPort == 0: // told
+		case !l.Has(o.ListenerPort):
+			c.fault(item+".listenerPort", "%d is no port of the listener", o.ListenerPort)
+		case from[o.ListenerPort]:
+			c.fault(item+".listenerPort", "%d is overridden already", o.ListenerPort)
+		case to[o.EndpointPort]:
+			c.fault(item+".endpointPort", "another port leads to %d already", o.EndpointPort)
+		case slices.ContainsFunc(a.Listeners, func(l AcceleratorListener) bool { return l.Has(o.EndpointPort) }):
+			c.fault(item+".endpointPort", "%d is a port of a listener of the accelerator", o.EndpointPort)
+		}
+		from[o.ListenerPort], to[o.EndpointPort] = true, true
 	}
 }
 
 // claim adds the ports that an accelerator takes of its addresses.
-func (a *Accelerator) claim(document int, ports map[netip.Addr][]portClaim) {
+func (a *Accelerator) claim(document int, ports map[protocolAddress][]portClaim) {
 	for i, address := range a.IPAddresses {
 		if !address.IsValid() || slices.Contains(a.IPAddresses[:i], address) {
 			continue
 		}
 		for j := range a.Listeners {
+			key := protocolAddress{address, a.Listeners[j].Protocol}
 			for k, r := range a.Listeners[j].PortRanges {
 				if r.ToPort >= r.FromPort {
 					field := at(at("listeners", j)+".portRanges", k)
-					ports[address] = append(ports[address], portClaim{r, document, len(ports[address]), field})
+					ports[key] = append(ports[key], portClaim{r, document, len(ports[key]), field})
 				}
 			}
 		}
@@ -636,9 +713,9 @@ func (a *Accelerator) claim(document int, ports map[netip.Addr][]portClaim) {
 }
 
 // portClaims tells where two listeners would take the same port of one address.
-func (b *builder) portClaims(claims map[netip.Addr][]portClaim) {
-	for _, address := range slices.SortedFunc(maps.Keys(claims), netip.Addr.Compare) {
-		sorted := claims[address]
+func (b *builder) portClaims(claims map[protocolAddress][]portClaim) {
+	for _, key := range slices.SortedFunc(maps.Keys(claims), protocolAddress.compare) {
+		sorted := claims[key]
 		slices.SortStableFunc(sorted, func(x, y portClaim) int {
 			return cmp.Or(cmp.Compare(x.FromPort, y.FromPort), cmp.Compare(x.order, y.order))
 		})
@@ -650,7 +727,7 @@ func (b *builder) portClaims(claims map[netip.Addr][]portClaim) {
 					first, second = second, first
 				}
 				check{b, second.document}.fault(second.field, "port %d of %s is already taken by %s, %s",
-					claim.FromPort, address, b.docs[first.document].Ref(), first.field)
+					claim.FromPort, key.address, b.docs[first.document].Ref(), first.field)
 			}
 			if claim.ToPort > widest.ToPort {
 				widest = claim

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -164,8 +165,7 @@ func (b *builder) referring(m moved) []Resource {
 			if z.signedBy(keys) {
 				return true
 			}
-			for i := range z.Records {
-				r := &z.Records[i]
+			for _, r := range z.Records.Special() {
 				if regions.has(r.Region) || checks.has(r.HealthCheck) || r.Alias != nil &&
 					(sites.has(r.Alias.Distribution) || balancers.has(r.Alias.LoadBalancer) || accelerators.has(r.Alias.Accelerator)) ||
 					r.GeoProximityLocation != nil && regions.has(r.GeoProximityLocation.Region) ||
@@ -247,13 +247,23 @@ func (a *Accelerator) refers(regions, groups, balancers *texts) bool {
 type claims struct {
 	pops  map[string]Ref
 	hosts map[string]Ref
-	ports map[netip.Addr][]portClaim
+	ports map[protocolAddress][]portClaim
 	doors map[regionPort]Ref // of load balancers
 }
 
 type regionPort struct {
 	region string
 	port   uint16
+}
+
+// protocolAddress is an address of accelerators; the ports of each protocol are apart.
+type protocolAddress struct {
+	address  netip.Addr
+	protocol string
+}
+
+func (p protocolAddress) compare(o protocolAddress) int {
+	return cmp.Or(p.address.Compare(o.address), strings.Compare(p.protocol, o.protocol))
 }
 
 type portClaim struct {
@@ -263,7 +273,7 @@ type portClaim struct {
 }
 
 func newClaims() claims {
-	return claims{map[string]Ref{}, map[string]Ref{}, map[netip.Addr][]portClaim{}, map[regionPort]Ref{}}
+	return claims{map[string]Ref{}, map[string]Ref{}, map[protocolAddress][]portClaim{}, map[regionPort]Ref{}}
 }
 
 // standing are the claims of resources that are not put, as far as those that are put could want the same. What one that

@@ -53,9 +53,11 @@ func TestWithTellsWhatIsWrongWithAChange(t *testing.T) {
 		{"a location by which records are chosen goes", "{kind: CidrCollection, name: k1, locations: [{locationName: b, cidrList: [11.0.0.0/8]}]}", nil, []string{
 			`HostedZone z1.example: records[4].cidrRoutingConfig.locationName: CIDR collection k1 has no location "a" (did you mean "b"?)`}},
 		{"a location changes its blocks", "{kind: CidrCollection, name: k1, locations: [{locationName: a, cidrList: [12.0.0.0/8]}]}", nil, nil},
-		{"a key that a zone names is deleted", "", []Ref{{"TsigKey", "y1"}, {"TsigKey", "y2"}}, []string{
+		{"a key that a zone names is deleted", "", []Ref{{"TsigKey", "y1"}, {"TsigKey", "y2"}, {"TsigKey", "y3"}, {"TsigKey", "y4"}}, []string{
 			"TsigKey y1: is used by HostedZone/z2.example (transfer.allow[0].key)",
-			"TsigKey y2: is used by HostedZone/z2.example (transfer.notify[0].key)"}},
+			"TsigKey y2: is used by HostedZone/z2.example (transfer.notify[0].key)",
+			"TsigKey y3: is used by HostedZone/z3.example (primaries[0].key)",
+			"TsigKey y4: is used by HostedZone/z2.example (update.allow[0].key)"}},
 		{"a child of a health check is deleted", "", []Ref{{"HealthCheck", "h2"}}, []string{
 			"HealthCheck h2: is used by HealthCheck/h3 (childHealthChecks[1])"}},
 		{"a region that a health check looks from is deleted", "", []Ref{{"Region", "r2"}}, []string{

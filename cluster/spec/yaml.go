@@ -63,20 +63,31 @@ type unreadable struct {
 // nesting, and its decoder stops at the first fault and follows aliases without bound. Not read are anchors, aliases,
 // merge keys, tags, directives, keys that are not one scalar, and unquoted text of several lines, which most often is
 // a field or item indented wrongly. Time and memory grow with the length of data only.
-func read(data []byte, line int) (node, *unreadable) {
+func read(data []byte, line int) (node, *unreadable) { return readInto(data, line, nil, nil) }
+
+// readInto is read that keeps where the items of the field records stand, and packs them in place of having them in the tree, if the document
+// is written plainly.
+func readInto(data []byte, line int, at *layout, to *packing) (node, *unreadable) {
 	if bytes.IndexByte(data, '\r') >= 0 {
 		data = bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n")) // the scanner miscounts the lines after comments otherwise
 	}
-	if u := inspect(data); u != nil {
+	marks, u := inspect(data)
+	if u != nil {
 		u.line += line - 1
 		return node{}, u
+	}
+	if at != nil {
+		at.marks = marks
 	}
 	text := string(data)
 	if !strings.HasSuffix(text, "\n") {
 		text += "\n" // the scanner passes over a mark that nothing follows
 	}
-	if root, ok := readPlain(text, line); ok {
+	if root, ok := readLaid(text, line, at, to); ok {
 		return root, nil
+	}
+	if at != nil {
+		*at, *to = layout{}, packing{}
 	}
 	return readAny(text, data, line)
 }
@@ -102,53 +113,85 @@ func readAny(text string, data []byte, line int) (node, *unreadable) {
 	return root, nil
 }
 
-// inspect refuses what the scanner should not be given.
-func inspect(data []byte) *unreadable {
-	if len(data) > MaxDocumentBytes {
-		return &unreadable{1, fmt.Sprintf("a document of %d bytes: at most %d", len(data), MaxDocumentBytes)}
-	}
-	line, indicators, blank, less, text := 1, 0, 0, 0, false
-	for _, c := range data {
-		if c != '<' {
-			less = 0
-		} else if less++; less > maxRow {
-			return &unreadable{line, fmt.Sprintf("more than %d < in a row", maxRow)}
+// What inspect takes bytes for. An indicator counts, by half of its class.
+const (
+	blanks = iota
+	letters
+	indicates
+	ends
+	lesser
+	returns
+	controls
+)
+
+var classes = func() (classes [256]uint8) {
+	for c := range classes {
+		switch {
+		case c == ' ', c == '\t':
+			classes[c] = blanks
+		case c == '\n':
+			classes[c] = ends
+		case c == '\r':
+			classes[c] = returns
+		case c == '<':
+			classes[c] = lesser
+		case c < ' ', c == 0x7f:
+			classes[c] = controls
+		case strings.IndexByte("[]{},:-?&*!|>'\"#%@`", byte(c)) >= 0:
+			classes[c] = indicates
+		default:
+			classes[c] = letters
 		}
-		switch c {
-		case '\n':
+	}
+	return classes
+}()
+
+// inspect refuses what the scanner should not be given, and counts the bytes that may begin a token.
+func inspect(data []byte) (indicators int, u *unreadable) {
+	if len(data) > MaxDocumentBytes {
+		return 0, &unreadable{1, fmt.Sprintf("a document of %d bytes: at most %d", len(data), MaxDocumentBytes)}
+	}
+	line, blank, less, text := 1, 0, 0, false
+	for _, c := range data {
+		class := classes[c]
+		if class <= indicates { // most are
+			text = text || class > blanks
+			indicators += int(class >> 1)
+			less = 0
+			continue
+		}
+		switch class {
+		case ends:
 			if text {
 				blank = 0
 			} else if blank++; blank > maxRow {
-				return &unreadable{line, fmt.Sprintf("more than %d blank lines in a row", maxRow)}
+				return 0, &unreadable{line, fmt.Sprintf("more than %d blank lines in a row", maxRow)}
 			}
-			text = false
+			text, less = false, 0
 			line++
 			indicators++
-			continue
-		case ' ', '\t':
-			continue
-		case '[', ']', '{', '}', ',', ':', '-', '?', '&', '*', '!', '|', '>', '\'', '"', '#', '%', '@', '`':
-			indicators++
-		case '\r':
-			return &unreadable{line, "a carriage return without a line feed"}
-		default:
-			if c < ' ' || c == 0x7f {
-				return &unreadable{line, fmt.Sprintf("the control character %#02x", c)}
+		case lesser:
+			text = true
+			if less++; less > maxRow {
+				return 0, &unreadable{line, fmt.Sprintf("more than %d < in a row", maxRow)}
 			}
+		case returns:
+			return 0, &unreadable{line, "a carriage return without a line feed"}
+		default:
+			return 0, &unreadable{line, fmt.Sprintf("the control character %#02x", c)}
 		}
-		text = true
 	}
 	if indicators > maxIndicators {
-		return &unreadable{1, fmt.Sprintf("a document of more than %d lines and marks", maxIndicators)}
+		return 0, &unreadable{1, fmt.Sprintf("a document of more than %d lines and marks", maxIndicators)}
 	}
 	if !utf8.Valid(data) {
 		good := 0
 		for r, size := utf8.DecodeRune(data); r != utf8.RuneError || size > 1; r, size = utf8.DecodeRune(data[good:]) {
 			good += size
 		}
-		return &unreadable{1 + bytes.Count(data[:good], []byte("\n")), "not UTF-8"}
+		return 0, &unreadable{1 + bytes.Count(data[:good], []byte("\n")), "not UTF-8"}
 	}
-	return nil
+	return indicators, nil
 }
 
 // reader walks the tokens of one document.

@@ -3,6 +3,7 @@ package spec
 import (
 	"cmp"
 	"iter"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -15,9 +16,10 @@ func (k setKey) String() string { return k.owner + " " + k.typ }
 // zoneCheck judges the records of one zone.
 type zoneCheck struct {
 	check
-	zone *HostedZone
-	keys []setKey         // of each record; empty where its name is not right
-	sets map[setKey][]int // records by name and type
+	zone    *HostedZone
+	records []Record         // those of the zone
+	keys    []setKey         // of each record; empty where its name is not right
+	sets    map[setKey][]int // records by name and type
 	// moved says that some name has a DNAME.
 	moved bool
 }
@@ -43,20 +45,26 @@ func (c check) hostedZone(z *HostedZone) {
 		servers[server] = true
 	}
 	c.transfer(&z.Transfer)
+	c.secondary(z)
+	c.update(z)
 	zc := zoneCheck{check: c, zone: z}
 	before := c.before(z)
-	for i := range z.Records {
-		if r := &z.Records[i]; !before.judged(i, r) {
-			zc.record(at("records", i), r)
+	var room textRoom
+	for at := z.Records.from(0); at.ok(); at.next() {
+		if before.same(at.place) && (at.whole == nil || at.whole.alone()) || at.right() {
+			continue
 		}
+		r := at.record(&room)
+		zc.record(atRecord(at.place), &r)
 	}
-	if before.sameSets {
+	if before.sameSets || zc.sound() {
 		return
 	}
-	zc.keys, zc.sets = make([]setKey, len(z.Records)), make(map[setKey][]int, len(z.Records))
-	types := make(map[string]string, len(z.Records)) // of a name: CNAME if it has one
-	for i := range z.Records {
-		r, field := &z.Records[i], at("records", i)
+	zc.records = z.Records.List()
+	zc.keys, zc.sets = make([]setKey, len(zc.records)), make(map[setKey][]int, len(zc.records))
+	types := make(map[string]string, len(zc.records)) // of a name: CNAME if it has one
+	for i := range zc.records {
+		r, field := &zc.records[i], atRecord(i)
 		if r.Type == "" || !zc.owner(field, r) {
 			continue
 		}
@@ -72,79 +80,120 @@ func (c check) hostedZone(z *HostedZone) {
 		if key.owner == "" {
 			continue
 		}
-		zc.beside(at("records", i), key)
+		zc.beside(atRecord(i), key)
 		if key.typ != "CNAME" && types[key.owner] == "CNAME" {
-			c.fault(at("records", i), "%s has a CNAME, which must be alone at its name", key.owner)
+			c.fault(atRecord(i), "%s has a CNAME, which must be alone at its name", key.owner)
 		}
-		if members := zc.sets[key]; members[0] == i {
+		if members := zc.sets[key]; members[0] == i && len(members) > 1 { // one alone has none to differ from
 			zc.set(key, members)
 		}
 	}
-	zc.aliasLoops()
+	if slices.ContainsFunc(z.Records.Special(), func(r *Record) bool { return r.Alias != nil && r.Alias.Record != "" }) {
+		zc.aliasLoops()
+	}
 }
 
-// judgedBefore are the records of the zone as it stands, which has no faults, or nil: what is the same in it is not judged again.
+func atRecord(i int) string { return at("records", i) }
+
+// right says whether the record is one address, and by itself as it should be: as most are.
+func (c *recordCursor) right() bool {
+	if c.whole != nil {
+		return false
+	}
+	typ := recordTypes[c.body[0]]
+	if typ != "A" && typ != "AAAA" {
+		return false
+	}
+	_, n := shortUvarint(c.body[1:])
+	_, rest := cutText(c.body[1+n:])
+	if rest == "" {
+		return false
+	}
+	value, rest := cutText(rest)
+	if rest != "" {
+		return false
+	}
+	a, err := netip.ParseAddr(value)
+	return err == nil && a.Zone() == "" && a.Is4() == (typ == "A")
+}
+
+// sound says that the records of the zone are nothing to each other, and stand where they may: each has a name that is like a host's and below the
+// zone's, is alone with its type there, and is of none that would be judged by what else there is. It is false of many that are right, too.
+func (c *zoneCheck) sound() bool {
+	if len(c.zone.Records.whole) > 0 || c.told("name") {
+		return false
+	}
+	types := make(map[string]uint32, c.zone.Records.count) // at a name
+	for at := c.zone.Records.from(0); at.ok(); at.next() {
+		switch recordTypes[at.body[0]] {
+		case "CNAME", "DNAME", "DS", "NS":
+			return false
+		}
+		name, typ := at.name(), uint32(1)<<at.body[0]
+		was := types[name]
+		if was&typ != 0 || was == 0 && !c.likeHost(name) {
+			return false
+		}
+		types[name] = was | typ
+	}
+	return true
+}
+
+// likeHost says whether a name, as records have it, is some labels of small letters, digits, hyphens and underscores, in the zone and not too long.
+func (c *zoneCheck) likeHost(name string) bool {
+	if len(name)+1+len(c.zone.Name) > longestName || strings.HasSuffix(name, c.zone.Name) {
+		return false
+	}
+	label := 0
+	for i := range len(name) {
+		switch b := name[i]; {
+		case b == '.' && label > 0:
+			label = 0
+		case b >= 'a' && b <= 'z' || b >= '0' && b <= '9' || b == '-' || b == '_':
+			if label++; label > longestLabel {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return label > 0
+}
+
+// judgedBefore is what of a zone is as in the one that stands, which has no faults: it is not judged again.
 type judgedBefore struct {
-	records  []Record
-	head     int  // records at the beginning that are the same
-	tail     int  // at the end
-	moved    int  // how far those have moved
-	sameSets bool // all names, types and policies are the same, so that nothing is new between records
+	head, end int  // records before the one and from the other on are the same
+	sameSets  bool // all names, types and policies are the same, so that nothing is new between records
 }
 
 func (c check) before(z *HostedZone) (b judgedBefore) {
 	old := c.base.HostedZones[z.Name]
 	if old == nil || old == z || c.o.Partial {
-		return b
+		return judgedBefore{0, z.Records.Len(), false}
 	}
-	b.records, b.moved = old.Records, len(z.Records)-len(old.Records)
-	least := min(len(z.Records), len(old.Records))
-	for b.head < least && z.Records[b.head].Equal(&old.Records[b.head]) {
-		b.head++
-	}
-	for b.tail < least-b.head && z.Records[len(z.Records)-1-b.tail].Equal(&old.Records[len(old.Records)-1-b.tail]) {
-		b.tail++
-	}
-	b.sameSets = b.moved == 0
-	for i := b.head; b.sameSets && i < len(z.Records)-b.tail; i++ {
-		r, was := &z.Records[i], &old.Records[i]
-		b.sameSets = r.Name == was.Name && r.Type == was.Type && r.routedAs(was)
+	head, tail := z.Records.Alike(old.Records)
+	b.head, b.end = head, z.Records.Len()-tail
+	b.sameSets = z.Records.Len() == old.Records.Len()
+	for i := b.head; b.sameSets && i < b.end; i++ {
+		r, was := z.Records.At(i), old.Records.At(i)
+		b.sameSets = r.Name == was.Name && r.Type == was.Type && r.routedAs(&was)
 	}
 	return b
 }
 
-// judged says whether record i stood in the zone before, and nothing that may have changed outside decides whether it is right.
-func (b *judgedBefore) judged(i int, r *Record) bool {
-	return b.records != nil && (i < b.head || i-b.moved >= len(b.records)-b.tail) && r.alone()
-}
+// same says whether record i stood in the zone before.
+func (b *judgedBefore) same(i int) bool { return i < b.head || i >= b.end }
 
 // owner judges where a record stands.
 func (c *zoneCheck) owner(field string, r *Record) (ok bool) {
 	field += ".name"
-	if r.Name == "" {
+	if r.Name == "" || !c.within(field, r.Name) {
 		return false
 	}
 	apex := c.zone.Name + "."
 	owner := c.zone.Owner(r.Name)
 	wild := strings.HasPrefix(owner, "*.")
-	relative := strings.ToLower(r.Name)
-	whole := owner
-	if relative != "@" && !endsInDot(relative) {
-		whole = relative + "." + apex
-	} else if relative != "@" {
-		whole = relative
-	}
-	if _, problem := parseDomain(whole); problem != "" {
-		c.fault(field, "%.80q is not a domain name: %s", r.Name, problem)
-		return false
-	}
 	switch {
-	case !c.zone.encloses(owner):
-		c.fault(field, "%s is not in the zone %s", owner, c.zone.Name)
-		return false
-	case relative == c.zone.Name || strings.HasSuffix(relative, "."+c.zone.Name):
-		c.fault(field, "would be %s: end it with a dot, or leave out the zone's name (@ is the apex)", owner)
-		return false
 	case wild && (r.Type == "NS" || r.Type == "DS"):
 		c.fault(field, "a wildcard cannot be delegated")
 	case wild && r.Type == "DNAME":
@@ -157,6 +206,30 @@ func (c *zoneCheck) owner(field string, r *Record) (ok bool) {
 		c.fault(field, "the apex has the zone's nameServers: set those")
 	}
 	return true
+}
+
+// within says whether a name, as records have it, is one in the zone.
+func (c *zoneCheck) within(field, name string) bool {
+	owner, relative := c.zone.Owner(name), strings.ToLower(name)
+	whole := owner
+	if relative != "@" && !endsInDot(relative) {
+		whole = relative + "." + c.zone.Name + "."
+	} else if relative != "@" {
+		whole = relative
+	}
+	if _, problem := parseDomain(whole); problem != "" {
+		c.fault(field, "%.80q is not a domain name: %s", name, problem)
+		return false
+	}
+	switch {
+	case !c.zone.encloses(owner):
+		c.fault(field, "%s is not in the zone %s", owner, c.zone.Name)
+	case relative == c.zone.Name || strings.HasSuffix(relative, "."+c.zone.Name):
+		c.fault(field, "would be %s: end it with a dot, or leave out the zone's name (@ is the apex)", owner)
+	default:
+		return true
+	}
+	return false
 }
 
 // beside judges a record by what else stands at its name and above it: a DNAME moves all that is below its name, and
@@ -297,7 +370,7 @@ func (r *Record) policies() (names []string) {
 // set judges the records of one name and type against each other.
 func (c *zoneCheck) set(key setKey, members []int) {
 	const most, mostByProximity = 100, 30 // Route 53
-	first := &c.zone.Records[members[0]]
+	first := &c.records[members[0]]
 	if len(members) > most {
 		c.fault(at("records", members[most]), "%s has %d record sets: at most %d", key, len(members), most)
 	} else if first.GeoProximityLocation != nil && len(members) > mostByProximity {
@@ -306,7 +379,7 @@ func (c *zoneCheck) set(key setKey, members []int) {
 	policy := strings.Join(first.policies(), ", ")
 	taken := map[string]int{}
 	for _, i := range members {
-		r, field := &c.zone.Records[i], at("records", i)
+		r, field := &c.records[i], atRecord(i)
 		if i == members[0] {
 			// nothing to compare with
 		} else if p := strings.Join(r.policies(), ", "); p == "" && policy == "" {
@@ -344,7 +417,7 @@ func (c *zoneCheck) aliasLoops() {
 	walk = func(key setKey) {
 		state[key] = walking
 		for _, i := range c.sets[key] {
-			r := &c.zone.Records[i]
+			r := &c.records[i]
 			if r.Alias == nil || r.Alias.Record == "" {
 				continue
 			}
@@ -371,7 +444,7 @@ func (c *zoneCheck) aliasLoops() {
 // names are the names, as written, of the zone's records of a type.
 func (c *zoneCheck) names(typ string) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		for _, r := range c.zone.Records {
+		for _, r := range c.records {
 			if r.Type == typ && !yield(r.Name) {
 				return
 			}

@@ -38,12 +38,16 @@ type Member struct {
 	Gossip netip.AddrPort `json:"gossip,omitzero"`
 	// API is the address of its API; invalid if it is only on its unix socket.
 	API netip.AddrPort `json:"api,omitzero"`
+	// Lasting says that it knows how flows over the backbone go on when their path is lost; earlier releases do not.
+	Lasting bool `json:"lasting,omitempty"`
 	// Leaving says that it is about to go: nothing new is given to it.
 	Leaving bool `json:"leaving,omitempty"`
 	// Drained says what drains it, for people ("region eu-central-1 until …"); empty: nothing does.
 	Drained string `json:"drained,omitempty"`
 	// Needed are the roles that it goes on with though it is drained, as nobody else would be left.
 	Needed []Role `json:"needed,omitempty"`
+	// Tells says that it tells who asks at which target a flow has ended: releases before did not understand that.
+	Tells bool `json:"-"`
 }
 
 // Has says whether the member has a role, be it drained or leaving. Who looks after things (probes, keeps records) asks
@@ -65,15 +69,31 @@ type View struct {
 	Health *health.Table
 	// RTT is the measured round trip from this node to others, by name; absent where nothing is measured.
 	RTT map[string]time.Duration
+	// Paths is what else is measured of the ways to others, by name; absent where RTT is.
+	Paths map[string]Path
 	// Unreachable are members that gossip holds alive but that this node's own backbone cannot reach.
 	// The data path does not wait for gossip: it passes these over at once.
 	Unreachable map[string]bool
 	// Distance estimates the round trip between two nodes, by name; nil: nobody does.
 	Distance func(a, b string) (rtt time.Duration, ok bool)
+	// Detour finds a way to a node by another one, where that is worth taking; nil: there is none.
+	Detour func(to string) (Detour, bool)
 	// Clients is what the doors of POPs saw of how far clients are; nil: nothing yet.
 	Clients *clients.Map
 	// Fenced says that this node has heard of an order that it has not seen yet: it may not serve what it kept unasked.
 	Fenced bool
+}
+
+// Path is what is measured of the way to another node.
+type Path struct {
+	// Loss is the share of the packets sent there that were lost of late, 0 to 1, those made good included.
+	Loss float64
+	// Parity is whether they are followed by parity, which makes losses good on arrival.
+	Parity bool
+	// TCP is what flows of many bytes can have beside QUIC: "BBR", "without BBR"; "": nothing, as far as is known.
+	TCP string
+	// Sent and Received are bits a second.
+	Sent, Received float64
 }
 
 // Member returns the live member of that name.

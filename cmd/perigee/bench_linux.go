@@ -67,7 +67,7 @@ func newBench() *cobra.Command {
 	f.StringVar(&cfg.Micro, "micro", "", "what go test -bench printed, a file, for the same report")
 	f.StringVar(&cfg.JSON, "json", "", "write all figures to this file")
 	f.StringVar(&cfg.HTML, "html", "", "write a page to this file")
-	c.AddCommand(newLoop())
+	c.AddCommand(newLoop(), newCarry())
 	f.BoolVarP(&quiet, "quiet", "q", false, "print the table alone")
 	return c
 }
@@ -90,6 +90,24 @@ func newLoop() *cobra.Command {
 				return usageError{fmt.Errorf("bench loop: %w", err)}
 			}
 			return bench.Loop(c.Context(), args[0], size)
+		},
+	}
+}
+
+// newCarry is the least that two nodes can do that carry flows between them, which perigee bench starts as a process of its own.
+func newCarry() *cobra.Command {
+	return &cobra.Command{
+		Use:    "carry quic|tls HOST:PORT TARGET",
+		Short:  "Carry flows of TCP by QUIC or TLS, as fast as Go can",
+		Hidden: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 3 || args[0] != bench.ByQUIC && args[0] != bench.ByTLS {
+				return usagef("bench carry: want quic or tls, HOST:PORT and the target")
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			return bench.Carry(c.Context(), args[0], args[1], args[2])
 		},
 	}
 }

@@ -16,15 +16,7 @@ import (
 )
 
 func newExport() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "export",
-		Short: "Print a HostedZone for another name service",
-		RunE: func(*cobra.Command, []string) error {
-			return usagef("export what? zone or route53")
-		},
-	}
-	c.AddCommand(newExportZone(), newExportRoute53())
-	return c
+	return group("export", "Print a HostedZone for another name service", newExportZone(), newExportRoute53())
 }
 
 // exporting is what both ways of exporting have: where the zone is, and that for machines the text and what it lacks come together.
@@ -45,7 +37,10 @@ func (e *exporting) zone(c *cobra.Command, name string) (*spec.HostedZone, uint6
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
 	if len(e.files) > 0 {
 		z, err := zoneOfFiles(c, e.files, name)
-		return z, 0, err
+		if err != nil {
+			return nil, 0, err
+		}
+		return z, 0, exportable(z)
 	}
 	res, err := ask(c, e.addressed, func(ctx context.Context, n *api.Client) (api.ResourceList, error) {
 		return n.Resources(ctx, api.ResourcesQuery{Kind: "HostedZone", Name: name})
@@ -67,7 +62,16 @@ func (e *exporting) zone(c *cobra.Command, name string) (*spec.HostedZone, uint6
 	if len(s.Unknown) > 0 {
 		return nil, 0, fmt.Errorf("%s says what this release does not know: %s", s.Unknown[0].Ref, strings.Join(s.Unknown[0].Fields, ", "))
 	}
-	return s.HostedZones[name], res.Revision, nil
+	z := s.HostedZones[name]
+	return z, res.Revision, exportable(z)
+}
+
+// exportable refuses a zone whose records the spec has not.
+func exportable(z *spec.HostedZone) error {
+	if z != nil && z.Secondary() {
+		return fmt.Errorf("%s is a copy of its primaries': its records are to be had from them, or by a transfer that its transfer.allow lets in", z.Name)
+	}
+	return nil
 }
 
 // print prints what write writes, and what it lacks; that is exit code 4.

@@ -27,6 +27,13 @@ const (
 	// quietShare is which part of what is live may be allocated in tidyTime where that time is not waited for: a node at rest,
 	// whose garbage takes half a minute to come to tidyShare again.
 	quietShare = 256
+	// restShare is which part of what is live may be allocated in tidyTime by a node that nobody asks anything, restLeast how much it
+	// allocates in any case to hear and tell of others, and restGarbage and restFloor the garbage, and what is left free by
+	// collections before, from which such a one collects: an eighth, or 32 MB, would stay with it for hours. More of it takes half a minute to come again.
+	restShare   = 2048
+	restLeast   = restFloor / 32
+	restGarbage = 32
+	restFloor   = 8 << 20
 )
 
 // percentFor is how much garbage may grow beside so many live bytes, in percent of them. It goes by steps, for to set it
@@ -43,6 +50,7 @@ func percentFor(live uint64) int {
 type heap struct {
 	live      uint64        // bytes that the last collection found in use
 	used      uint64        // bytes that are in use by now, or garbage
+	free      uint64        // bytes that are neither, and that the system has not got back
 	allocated uint64        // bytes since the look before
 	since     time.Duration // the last collection
 	cost      time.Duration // of processors, that it took
@@ -50,14 +58,17 @@ type heap struct {
 
 // untidy says whether to collect now.
 func (h heap) untidy() bool {
-	if h.used < h.live || h.used-h.live <= max(h.live/tidyShare, garbageFloor) {
+	switch garbage := h.used - min(h.live, h.used); {
+	case h.allocated <= max(h.live/restShare, restLeast) && garbage+h.free > max(h.live/restGarbage, restFloor):
+		return true
+	case garbage <= max(h.live/tidyShare, garbageFloor):
 		return false
 	}
 	return h.allocated <= h.live/quietShare || h.since >= tidyCost*h.cost
 }
 
 // What heap is read from, in this order.
-var heapMetrics = []string{"/gc/heap/live:bytes", "/memory/classes/heap/objects:bytes", "/gc/heap/allocs:bytes", "/cpu/classes/gc/total:cpu-seconds"}
+var heapMetrics = []string{"/gc/heap/live:bytes", "/memory/classes/heap/objects:bytes", "/gc/heap/allocs:bytes", "/cpu/classes/gc/total:cpu-seconds", "/memory/classes/heap/free:bytes"}
 
 // boundGarbage sets how much garbage may grow, anew after each collection, and collects sooner where that costs little, looking so
 // often, until end is called, which waits and sets what was before.
@@ -96,7 +107,7 @@ func boundGarbage(look time.Duration) (end func()) {
 			case <-looks.C:
 				metrics.Read(samples)
 				all := samples[2].Value.Uint64()
-				h := heap{samples[0].Value.Uint64(), samples[1].Value.Uint64(), all - allocated, time.Since(at), cost}
+				h := heap{samples[0].Value.Uint64(), samples[1].Value.Uint64(), samples[4].Value.Uint64(), all - allocated, time.Since(at), cost}
 				if allocated = all; h.untidy() {
 					debug.FreeOSMemory() // collects first; without it what is free stays with the process up to where garbage may grow
 				}

@@ -65,6 +65,24 @@ func TestGarbageIsCollectedSoonerWhereThatCostsLittle(t *testing.T) {
 			t.Errorf("%s: %+v", name, h)
 		}
 	}
+	for _, c := range []struct {
+		name  string
+		h     heap
+		wants bool
+	}{
+		{"nobody asks anything", heap{live: live, used: live + live/32 + 1, allocated: live / 2048}, true},
+		{"little garbage", heap{live: live, used: live + live/32, allocated: live / 2048}, false},
+		{"somebody asks", heap{live: live, used: live + live/32 + 1, allocated: live/2048 + 1}, false},
+		{"a node that holds little", heap{live: 8 << 20, used: 16 << 20, allocated: 0}, false},
+		{"one with more garbage than that", heap{live: 8 << 20, used: 16<<20 + 1, allocated: 256 << 10}, true},
+		{"one with as much left free", heap{live: 8 << 20, used: 9 << 20, free: 7<<20 + 1}, true},
+		{"one with less", heap{live: 8 << 20, used: 9 << 20, free: 7 << 20}, false},
+		{"it is asked now and then", heap{live: 8 << 20, used: 16<<20 + 1, allocated: 256<<10 + 1}, false},
+	} {
+		if c.h.untidy() != c.wants {
+			t.Errorf("%s: %+v", c.name, c.h)
+		}
+	}
 	busy := rest
 	busy.allocated, busy.since = live, 50*time.Second
 	if !busy.untidy() {

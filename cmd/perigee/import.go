@@ -15,15 +15,7 @@ import (
 )
 
 func newImport() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "import",
-		Short: "Print as YAML a zone that another name service has",
-		RunE: func(*cobra.Command, []string) error {
-			return usagef("import what? zone or route53")
-		},
-	}
-	c.AddCommand(newImportZone(), newImportRoute53())
-	return c
+	return group("import", "Print as YAML a zone that another name service has", newImportZone(), newImportRoute53())
 }
 
 func newImportZone() *cobra.Command {
@@ -161,17 +153,17 @@ func pairs(flag, form string, texts []string) (map[string]string, error) {
 
 // input reads a file, or standard input for -, up to a bound that the reader of it tells.
 func input(c *cobra.Command, name string, most int64) (data []byte, shown string, err error) {
-	if name == "-" {
-		data, err = io.ReadAll(io.LimitReader(c.InOrStdin(), most+1))
-		return data, "stdin", err
+	in, shown := c.InOrStdin(), "stdin"
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, name, err
+		}
+		defer f.Close()
+		in, shown = f, name
 	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, name, err
-	}
-	defer f.Close()
-	data, err = io.ReadAll(io.LimitReader(f, most+1))
-	return data, name, err
+	data, err = io.ReadAll(io.LimitReader(in, most+1))
+	return data, shown, err
 }
 
 // tell says things on standard error, one a line.

@@ -46,7 +46,7 @@ records:
 			t.Errorf("%s is not told in %s", part, said)
 		}
 	}
-	writeFiles(t, map[string]string{"zone.yaml": out})
+	writeFiles(t, map[string]string{"zone.yaml": out, "copied.yaml": "{kind: HostedZone, name: copied.example, primaries: [{address: 192.0.2.1}]}"})
 	code, out, said = do(t, "export", "zone", "example.com", "-f", "zone.yaml", "--name-server", "ns1.example.net", "--serial", "9")
 	if code != 0 || said != "" || !strings.Contains(out, "SOA ns1.example.net. hostmaster.example.com. 9 ") || !strings.Contains(out, "\nh2 3600 IN CNAME www.example.com.\n") {
 		t.Errorf("exit code %d, %s, %s", code, out, said)
@@ -58,6 +58,8 @@ records:
 		{"import zone zone.db --name example.com", "zone.db:6: $INCLUDE: other files are not read unless their directory is given"},
 		{"import zone out.db --name example.com --include-dir inc", "out.db:1: $INCLUDE: openat ../zone.db: path escapes from parent"},
 		{"import zone none.db --name example.com", "none.db"},
+		{"export zone copied.example -f copied.yaml", "copied.example is a copy of its primaries': its records are to be had from them"},
+		{"export route53 copied.example -f copied.yaml", "copied.example is a copy of its primaries': its records are to be had from them"},
 		{"export zone example.net -f zone.yaml", "no HostedZone example.net"},
 		{"import route53 zone.yaml --name example.com", "zone.yaml:1: invalid character"},
 	} {

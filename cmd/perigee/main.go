@@ -95,7 +95,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		newDev(), newNode(), newTarget(), newTestbed(), newBench(),
 		newApply(), newDiff(), newDelete(), newGet(), newHistory(), newShow(), newRollback(),
-		newStatus(), newMembers(), newAnycast(), newNodes(), newHealth(), newExplain(), newEvents(),
+		newStatus(), newMembers(), newAnycast(), newZones(), newNodes(), newHealth(), newExplain(), newEvents(), newPortMappings(),
 		newDrain(), newUndrain(), newBlock(), newUnblock(), newPurge(),
 		newImport(), newExport(),
 		newToken(), newAccess(), newKeys(), newRotate(), newSnapshot(), newRecover(), newSchema(), newVersion(),

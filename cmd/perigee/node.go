@@ -133,6 +133,10 @@ func newNode() *cobra.Command {
 	f.IntVar(&cfg.DNSRate, "dns-rate", node.DNSRate, "DNS responses of a kind that one network gets by UDP in a second; 0: as many as it asks for")
 	f.StringVar(&cfg.QueryLog, "dns-query-log", "", "write down queries of the zones that have queryLogging in this file; -: on standard output (default: none)")
 	f.StringVar(&cfg.QueryLogFormat, "dns-query-log-format", node.QueryLogRoute53, "how: route53, its fields, or json, with more")
+	f.StringVar(&cfg.FlowLog, "flow-log", "", "write down flows of the accelerators that have flowLogs in this file; -: on standard output (default: none)")
+	f.StringVar(&cfg.FlowLogFormat, "flow-log-format", node.FlowLogAWS, "how: aws, Global Accelerator's fields, or json, with more")
+	f.StringVar(&cfg.FlowsByTCP, "flows-by-tcp", node.TCPAuto, "when flows go to other nodes by a TCP connection each, not QUIC: auto (those of many bytes where that is faster), never, always")
+	f.Uint32Var(&cfg.TransparentMark, "transparent-mark", 0, "mark the packets to targets that see the client's address, for ip rule fwmark; 0: with nothing")
 	f.StringSliceVar(&public, "public", nil, "its addresses for the world, which DNS answers (default: where the others reach it)")
 	f.BoolVar(&cfg.OwnDoors, "own-doors", false, "open the accelerators' ports on the address of --http too, so that a client can choose the POP")
 	f.StringSliceVar(&proxies, "proxy-headers-from", nil, "CIDRs of balancers in front, whose connections begin with a PROXY header")
@@ -302,7 +306,7 @@ func newTarget() *cobra.Command {
 	var web, tcp, dir string
 	c := &cobra.Command{
 		Use:    "target",
-		Short:  "Run a demo target: a web server and a TCP service that says where it runs, then echoes",
+		Short:  "Run a demo target: a web server, and a service by TCP and UDP that says where it runs, then echoes",
 		Hidden: true,
 		Args:   noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -324,14 +328,20 @@ func newTarget() *cobra.Command {
 				webListener.Close()
 				return err
 			}
-			return t.Serve(endWith(c.Context(), c.InOrStdin()), webListener, tcpListener)
+			packets, err := net.ListenPacket("udp", tcpListener.Addr().String())
+			if err != nil {
+				webListener.Close()
+				tcpListener.Close()
+				return err
+			}
+			return t.Serve(endWith(c.Context(), c.InOrStdin()), webListener, tcpListener, packets)
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&t.Name, "name", "", "its name")
 	f.StringVar(&t.Region, "region", "", "its region")
 	f.StringVar(&web, "http", "", "HOST:PORT of the web server")
-	f.StringVar(&tcp, "tcp", "", "HOST:PORT of the TCP service")
+	f.StringVar(&tcp, "tcp", "", "HOST:PORT of the service by TCP and UDP")
 	f.StringVar(&dir, "site", "", "the folder to serve (default: a small site)")
 	return c
 }

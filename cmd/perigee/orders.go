@@ -321,11 +321,14 @@ func newEvents() *cobra.Command {
 	var asJSON, follow bool
 	q := api.EventQuery{}
 	c := &cobra.Command{
-		Use:     "events",
-		Short:   "What turned, as one node sees it, and by what",
-		Example: "  perigee events --limit 50\n  perigee events -f",
-		Args:    noArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		Use:     "events [SUBJECT]",
+		Short:   "What turned, as one node sees it, and by what; of one thing alone, with all that is below it",
+		Example: "  perigee events --limit 50\n  perigee events -f\n  perigee events accelerator/echo",
+		Args:    maxArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				q.Subject = args[0]
+			}
 			if q.Limit < 1 || q.Limit > api.MaxEvents {
 				return usagef("--limit %d: want 1 to %d", q.Limit, api.MaxEvents)
 			}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -215,14 +214,7 @@ func request(c *cobra.Command, names []string) (api.ApplyRequest, error) {
 	}
 	req := api.ApplyRequest{ID: rand.Text()}
 	for _, name := range names {
-		data, shown := []byte(nil), name
-		var err error
-		if name == "-" {
-			shown = "stdin"
-			data, err = io.ReadAll(io.LimitReader(c.InOrStdin(), api.MaxBody))
-		} else {
-			data, err = os.ReadFile(name)
-		}
+		data, shown, err := input(c, name, api.MaxBody)
 		if err != nil {
 			return api.ApplyRequest{}, err
 		}

@@ -73,6 +73,7 @@ func newStatus() *cobra.Command {
 	}
 	a.flags(c)
 	outputFlag(c, &asJSON)
+	c.AddCommand(newStatusAccelerator())
 	return c
 }
 
@@ -149,6 +150,30 @@ func newAnycast() *cobra.Command {
 		return t.print(w)
 	})
 	return c
+}
+
+func newZones() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "zones",
+		Short:   "The secondary zones, which serial each node has of them, and what is wrong",
+		Example: "  perigee zones --api /var/lib/perigee",
+		Args:    noArgs,
+	}
+	return question(c, func(ctx context.Context, n *api.Client, _ []string) (api.ZoneList, error) {
+		return n.Zones(ctx)
+	}, func(w io.Writer, list api.ZoneList) error {
+		t := newTable("ZONE", "NODE", "SERIAL", "CONFIRMED", "PROBLEM")
+		for _, z := range list.Zones {
+			for _, c := range z.Copies {
+				serial, confirmed := "none", ""
+				if c.Serial != nil {
+					serial, confirmed = strconv.FormatUint(uint64(*c.Serial), 10), c.Confirmed.Local().Format(time.DateTime)
+				}
+				t.row(z.Name, c.Node, serial, confirmed, c.Problem)
+			}
+		}
+		return t.print(w)
+	})
 }
 
 // memberState is what there is to know of a live node before it is chosen for anything.
@@ -278,12 +303,13 @@ func newExplain() *cobra.Command {
 	explain := &cobra.Command{
 		Use:   "explain",
 		Short: "Say why a client is served as it is, by the same functions that serve it",
-		RunE:  func(*cobra.Command, []string) error { return usagef("explain what? dns, http or tcp") },
+		RunE:  func(*cobra.Command, []string) error { return usagef("explain what? dns, http, tcp or udp") },
 	}
 	for _, e := range []struct{ what, use, short, example string }{
 		{"dns", "dns NAME [TYPE]", "Why a name has the answer it has", "perigee explain dns www.demo.perigee.test --from 1.208.0.1"},
 		{"http", "http URL", "Where a request goes and whether it is in the cache", "perigee explain http http://www.demo.perigee.test/"},
 		{"tcp", "tcp ADDRESS:PORT", "Where a flow to an accelerator ends", "perigee explain tcp 127.77.0.1:7777"},
+		{"udp", "udp ADDRESS:PORT", "Where datagrams to an accelerator end", "perigee explain udp 127.77.0.1:7777"},
 	} {
 		var a addressed
 		var from string
@@ -340,7 +366,7 @@ func explainable(what, target string) error {
 		if u, err := url.Parse(target); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return usagef("%q is no URL: want http://HOST/PATH", target)
 		}
-	case "tcp":
+	case "tcp", "udp":
 		if _, err := netip.ParseAddrPort(target); err != nil {
 			return usagef("%q: want ADDRESS:PORT of an accelerator", target)
 		}

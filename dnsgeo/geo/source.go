@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sort"
+	"unique"
 	"unsafe"
 
 	"github.com/oschwald/maxminddb-golang/v2"
@@ -126,9 +127,10 @@ func (f *file) place(addr netip.Addr) Place {
 	if err := f.reader.Lookup(addr).Decode(&r); err != nil {
 		return Place{}
 	}
-	p := Place{Country: r.Country.ISOCode, Continent: r.Continent.Code}
+	// Codes that many places share stand in memory once, so that those of one are at hand when another is asked for.
+	p := Place{Country: unique.Make(r.Country.ISOCode).Value(), Continent: unique.Make(r.Continent.Code).Value()}
 	if len(r.Subdivisions) > 0 {
-		p.Subdivision = r.Subdivisions[0].ISOCode
+		p.Subdivision = unique.Make(r.Subdivisions[0].ISOCode).Value()
 	}
 	if latitude, longitude := r.Location.Latitude, r.Location.Longitude; latitude != nil && longitude != nil {
 		p.Location, p.OK = spec.Location{Latitude: *latitude, Longitude: *longitude}, true

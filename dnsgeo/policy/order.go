@@ -163,7 +163,7 @@ func byRoundTrip(order []int, away []float64, all []Candidate, c *Client, t *tra
 		if !measured {
 			estimated = true
 			if c.Location != nil && all[i].Location != nil {
-				d = float64(c.Location.RoundTrip(*all[i].Location))
+				d = float64(c.Location.RoundTrip(all[i].Location))
 			}
 		}
 		order, away = append(order, i), append(away, d)
@@ -204,7 +204,7 @@ func byDistance(order []int, away []float64, all []Candidate, c *Client, t *trac
 	for i := range all {
 		d := unknown
 		if c.Location != nil && all[i].Location != nil {
-			d = biased(c.Location.Kilometres(*all[i].Location), all[i].Bias)
+			d = biased(c.Location.Kilometres(all[i].Location), all[i].Bias)
 		}
 		order, away = append(order, i), append(away, d)
 	}
@@ -216,7 +216,7 @@ func byDistance(order []int, away []float64, all []Candidate, c *Client, t *trac
 				t.Add("%s: %s, bias %+d, nobody knows how far", all[i].name(), where, all[i].Bias)
 			default:
 				t.Add("%s: %s, %.0f km away, with bias %+d as if %.0f km", all[i].name(), where,
-					c.Location.Kilometres(*all[i].Location), all[i].Bias, away)
+					c.Location.Kilometres(all[i].Location), all[i].Bias, away)
 			}
 		})
 	}

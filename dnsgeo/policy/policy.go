@@ -62,12 +62,12 @@ type Set struct {
 
 // Candidate is one of the record sets, as far as a policy weighs it.
 type Candidate struct {
-	ID          string         // its set identifier
-	Weight      int            // weighted: 0–255
-	Region      string         // latency, geoproximity; "" if it stands at coordinates
-	Location    *spec.Location // latency, geoproximity: where that is; nil if nobody knows
-	Bias        int            // geoproximity: −99…99
-	Failover    string         // failover: spec.Primary or spec.Secondary
+	ID          string     // its set identifier
+	Weight      int        // weighted: 0–255
+	Region      string     // latency, geoproximity; "" if it stands at coordinates
+	Location    *spec.Site // latency, geoproximity: where that is; nil if nobody knows
+	Bias        int        // geoproximity: −99…99
+	Failover    string     // failover: spec.Primary or spec.Secondary
 	GeoLocation spec.GeoLocation
 	Block       string // CIDR: its location in the collection, or spec.EveryBlock
 }
@@ -82,7 +82,7 @@ type Client struct {
 	Subdivision string // of the country, as ISO 3166-2 has it after the hyphen; "" if not known
 	Continent   string // "" if not known
 	// Location is where distances are measured from; nil if nobody knows.
-	Location *spec.Location
+	Location *spec.Site
 	// PlaceBits is how many leading bits of the network the place depends on: whoever shares them is held to be there, too.
 	PlaceBits int
 
@@ -147,6 +147,16 @@ func (s *Set) Choose(dst []int, c *Client, random uint64, h Health, t *trace.Tra
 		s.explain(dst[before:], w.order[w.at:], h, t)
 	}
 	return dst, scope
+}
+
+// First is the first in the policy's order, whatever its health, where chance has no part in it (latency, geolocation, geoproximity), and
+// the scope as of Choose. Not ok: there is none.
+func (s *Set) First(c *Client) (first, scope int, ok bool) {
+	var order [usual]int
+	var away [usual]float64
+	w, scope := s.begin(order[:0], away[:0], c, 0, nil)
+	first, ok = w.next()
+	return first, scope, ok
 }
 
 // lastGood appends the first in the order of those that fell last; where nobody knows when any did, of all.

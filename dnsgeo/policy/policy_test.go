@@ -14,8 +14,8 @@ import (
 	"github.com/perigee-net/perigee/cluster/trace"
 )
 
-func at(latitude, longitude float64) *spec.Location {
-	return &spec.Location{Latitude: latitude, Longitude: longitude}
+func at(latitude, longitude float64) *spec.Site {
+	return spec.Location{Latitude: latitude, Longitude: longitude}.Site()
 }
 
 var (
@@ -33,7 +33,7 @@ func continent(code string) Candidate {
 	return Candidate{ID: code, GeoLocation: spec.GeoLocation{Continent: code}}
 }
 
-func region(name string, l *spec.Location) Candidate {
+func region(name string, l *spec.Site) Candidate {
 	return Candidate{ID: name, Region: name, Location: l}
 }
 
@@ -45,7 +45,7 @@ func state(country, code string) Candidate {
 
 func inBlock(location string) Candidate { return Candidate{ID: location, Block: location} }
 
-func biasedAt(id string, l *spec.Location, bias int) Candidate {
+func biasedAt(id string, l *spec.Site, bias int) Candidate {
 	return Candidate{ID: id, Location: l, Bias: bias}
 }
 

@@ -66,14 +66,14 @@ func reference(s *Set, blocks map[string][]netip.Prefix, c *Client) (tiers [][]i
 			if c.Location == nil || x.Location == nil {
 				return 0, false
 			}
-			return float64(c.Location.RoundTrip(*x.Location)), true
+			return float64(c.Location.RoundTrip(x.Location)), true
 		})
 	case Geoproximity:
 		nearestFirst(func(x Candidate) (float64, bool) {
 			if c.Location == nil || x.Location == nil {
 				return 0, false
 			}
-			d, b := c.Location.Kilometres(*x.Location), float64(x.Bias)
+			d, b := c.Location.Kilometres(x.Location), float64(x.Bias)
 			if x.Bias > 0 {
 				return d * (1 - b/100), true
 			}
@@ -153,7 +153,7 @@ type randomWorld struct {
 
 func (r *randomWorld) pick(words ...string) string { return words[r.IntN(len(words))] }
 
-func (r *randomWorld) location() *spec.Location {
+func (r *randomWorld) location() *spec.Site {
 	if r.IntN(6) == 0 {
 		return nil
 	}
@@ -187,7 +187,10 @@ func newRandomWorld(t *testing.T, seed uint64) *randomWorld {
 	r.table = NewBlocks(c)
 	var overrides []geo.Override
 	for range r.IntN(12) {
-		o := geo.Override{Prefix: r.prefix(7, 30), Country: r.pick("KR", "US", "DE", "UA"), Location: r.location()}
+		o := geo.Override{Prefix: r.prefix(7, 30), Country: r.pick("KR", "US", "DE", "UA")}
+		if l := r.location(); l != nil {
+			o.Location = &l.Location
+		}
 		if r.IntN(4) == 0 {
 			o.Country = ""
 		}
@@ -239,7 +242,7 @@ func (r *randomWorld) client(network netip.Prefix) *Client {
 		Location: at(1, 1), RoundTripBits: 24,
 	}
 	if place.OK {
-		c.Location = &place.Location
+		c.Location = place.Location.Site()
 	}
 	if place.Location.Latitude > 0 {
 		c.Subdivision = "CA"
@@ -308,6 +311,28 @@ func TestWhatIsChosenIsWhatTheGuideSays(t *testing.T) {
 		if came[p] < worlds*questions/20 {
 			t.Errorf("%s came up %d times only", p, came[p])
 		}
+	}
+}
+
+func TestTheFirstIsWhatIsChosenWhereAllAreHealthy(t *testing.T) {
+	came := 0
+	for seed := range uint64(40) {
+		r := newRandomWorld(t, seed)
+		for range 100 {
+			s, c := r.set(), r.client(r.prefix(7, 32))
+			if s.Policy != Latency && s.Policy != Geolocation && s.Policy != Geoproximity {
+				continue
+			}
+			want, scope := s.Choose(nil, c, r.Uint64(), allHealthy, nil)
+			first, of, ok := s.First(c)
+			if of != scope || ok != (len(want) > 0) || ok && first != want[0] {
+				t.Fatalf("%s: the first is %d, %d, %v; chosen is %v, %d", s.Policy, first, of, ok, want, scope)
+			}
+			came++
+		}
+	}
+	if came < 500 {
+		t.Errorf("%d came up only", came)
 	}
 }
 

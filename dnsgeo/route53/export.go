@@ -41,9 +41,8 @@ const (
 // is what Route 53 cannot have, or is not named: those record sets are not written.
 func Write(w io.Writer, z *spec.HostedZone, changes bool, names AWSNames) (incomplete []string, err error) {
 	var sets []recordSet
-	for i := range z.Records {
-		r := &z.Records[i]
-		s, problems := exported(z, r, names)
+	for _, r := range z.Records.All() {
+		s, problems := exported(z, &r, names)
 		what := strings.TrimSpace(z.Owner(r.Name) + " " + r.Type + " " + r.SetIdentifier)
 		for _, problem := range problems {
 			incomplete = append(incomplete, what+": "+problem)
@@ -129,8 +128,17 @@ func exported(z *spec.HostedZone, r *spec.Record, names AWSNames) (s *recordSet,
 			s.GeoProximityLocation.Bias = &p.Bias
 		}
 		if c := p.Coordinates; c != nil {
-			text := func(degrees float64) string { return strconv.FormatFloat(degrees, 'f', 2, 64) }
+			rounded := false
+			text := func(degrees float64) string {
+				short := strconv.FormatFloat(degrees, 'f', 2, 64)
+				same, _ := strconv.ParseFloat(short, 64)
+				rounded = rounded || same != degrees
+				return short
+			}
 			s.GeoProximityLocation.Coordinates = &coordinates{text(c.Latitude), text(c.Longitude)}
+			if rounded {
+				problems = append(problems, "is written with its coordinates rounded: Route 53 takes hundredths of a degree")
+			}
 		}
 	}
 	if c := r.CidrRoutingConfig; c != nil {
@@ -187,7 +195,7 @@ func aliasOf(z *spec.HostedZone, a *spec.Alias, names AWSNames) (target aliasTar
 		if names.HostedZoneID == "" {
 			return target, "is not written: it is an alias of the zone's own, whose id must be said (--hosted-zone-id ID)"
 		}
-		return aliasTarget{names.HostedZoneID, octalName(z, a.Record), a.EvaluateTargetHealth}, ""
+		return aliasTarget{bareID(names.HostedZoneID), octalName(z, a.Record), a.EvaluateTargetHealth}, ""
 	}
 	what, usual := "loadBalancer/"+a.LoadBalancer, ""
 	switch {
@@ -197,7 +205,7 @@ func aliasOf(z *spec.HostedZone, a *spec.Alias, names AWSNames) (target aliasTar
 		what, usual = "accelerator/"+a.Accelerator, globalAcceleratorZone
 	}
 	known, ok := names.Aliases[what]
-	id := cmp.Or(known.HostedZoneID, usual)
+	id := bareID(cmp.Or(known.HostedZoneID, usual))
 	switch {
 	case !ok:
 		return target, fmt.Sprintf("is not written: what %s is in AWS is not said (--alias %s=DNSNAME)", what, what)
@@ -206,3 +214,6 @@ func aliasOf(z *spec.HostedZone, a *spec.Alias, names AWSNames) (target aliasTar
 	}
 	return aliasTarget{id, strings.TrimSuffix(known.DNSName, ".") + ".", a.EvaluateTargetHealth}, ""
 }
+
+// bareID is a hosted zone's id as record sets have it; `aws route53 list-hosted-zones` prints it as a path.
+func bareID(id string) string { return strings.TrimPrefix(id, "/hostedzone/") }

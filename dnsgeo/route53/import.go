@@ -38,7 +38,7 @@ func Read(file string, data []byte, name string, zone *spec.HostedZone, names Na
 	r := &reader{file: file, names: names, out: &Zone{HostedZone: &spec.HostedZone{}}}
 	if zone != nil {
 		*r.out.HostedZone = *zone
-		r.out.Records = slices.Clone(zone.Records)
+		r.records = zone.Records.List()
 		name = cmp.Or(name, zone.Name)
 	}
 	for _, s := range f.sets {
@@ -59,7 +59,11 @@ func Read(file string, data []byte, name string, zone *spec.HostedZone, names Na
 			r.put(record)
 		}
 	}
+	if f.more != "" {
+		r.out.Incomplete = append(r.out.Incomplete, spec.Fault{File: file, Message: fmt.Sprintf("the last page of the list says %s: what follows it is not in the file", f.more)})
+	}
 	r.batch(f.changes)
+	r.out.Records = spec.RecordsOf(r.records...)
 	r.judge()
 	if len(r.faults) > 0 {
 		slices.SortStableFunc(r.faults, func(a, b spec.Fault) int { return cmp.Compare(a.Line, b.Line) })
@@ -69,12 +73,13 @@ func Read(file string, data []byte, name string, zone *spec.HostedZone, names Na
 }
 
 type reader struct {
-	file   string
-	line   int // of the set that is being read
-	names  Names
-	out    *Zone
-	lines  []int // of the records that were added, by their index; 0: they were there before
-	faults spec.Faults
+	file    string
+	line    int // of the set that is being read
+	names   Names
+	out     *Zone
+	records []spec.Record // that it is to have
+	lines   []int         // of the records that were added, by their index; 0: they were there before
+	faults  spec.Faults
 }
 
 func (r *reader) fault(what string, format string, args ...any) {
@@ -84,8 +89,8 @@ func (r *reader) fault(what string, format string, args ...any) {
 }
 
 func (r *reader) put(record spec.Record) {
-	r.out.Records = append(r.out.Records, record)
-	for len(r.lines) < len(r.out.Records)-1 {
+	r.records = append(r.records, record)
+	for len(r.lines) < len(r.records)-1 {
 		r.lines = append(r.lines, 0)
 	}
 	r.lines = append(r.lines, r.line)
@@ -107,10 +112,10 @@ func (r *reader) batch(changes []change) {
 		return
 	}
 	at := map[key]int{}
-	for i := range r.out.Records {
-		at[r.key(&r.out.Records[i])] = i
+	for i := range r.records {
+		at[r.key(&r.records[i])] = i
 	}
-	r.lines = make([]int, len(r.out.Records), len(r.out.Records)+len(changes))
+	r.lines = make([]int, len(r.records), len(r.records)+len(changes))
 	gone := map[int]bool{}
 	for _, c := range changes {
 		r.line = c.line
@@ -125,28 +130,28 @@ func (r *reader) batch(changes []change) {
 			r.fault(k.String(), "CREATE: it exists already")
 		case c.Action == "DELETE" && !exists:
 			r.fault(k.String(), "DELETE: there is no such record set")
-		case c.Action == "DELETE" && r.form(r.out.Records[i]) != r.form(record):
-			r.fault(k.String(), "DELETE: it exists, and is another: %s", spec.Flow(r.out.Records[i]))
+		case c.Action == "DELETE" && r.form(r.records[i]) != r.form(record):
+			r.fault(k.String(), "DELETE: it exists, and is another: %s", spec.Flow(r.records[i]))
 		case c.Action == "DELETE":
 			gone[i] = true
 			delete(at, k)
 		case c.Action == "UPSERT" && exists:
-			r.out.Records[i], r.lines[i] = record, r.line
+			r.records[i], r.lines[i] = record, r.line
 		case c.Action == "CREATE" || c.Action == "UPSERT":
 			r.put(record)
-			at[k] = len(r.out.Records) - 1
+			at[k] = len(r.records) - 1
 		default:
 			r.fault(k.String(), "the action must be CREATE, UPSERT or DELETE, not %.40q", c.Action)
 		}
 	}
-	kept, lines := r.out.Records[:0:0], r.lines[:0:0]
-	for i, record := range r.out.Records {
+	kept, lines := r.records[:0:0], r.lines[:0:0]
+	for i, record := range r.records {
 		if !gone[i] {
 			kept = append(kept, record)
 			lines = append(lines, r.lines[i])
 		}
 	}
-	r.out.Records, r.lines = kept, lines
+	r.records, r.lines = kept, lines
 }
 
 // form is a record set as one text, the same for sets that are the same: values in any order, names relative or not.
@@ -213,7 +218,7 @@ func (r *reader) record(s *recordSet) (record spec.Record, ok bool) {
 		}
 	}
 	switch {
-	case s.AliasTarget != nil && (s.TTL != nil || s.ResourceRecords != nil):
+	case s.AliasTarget != nil && (s.TTL != nil || len(s.ResourceRecords) > 0):
 		r.fault(what, "has AliasTarget, so it has neither TTL nor ResourceRecords")
 		return record, false
 	case s.AliasTarget != nil:
@@ -283,13 +288,7 @@ func (r *reader) alias(a *aliasTarget, record *spec.Record, lacks func(string, .
 
 // judge has the zone looked at as a resource.
 func (r *reader) judge() {
-	data, err := spec.Resource{Ref: spec.Ref{Kind: "HostedZone", Name: r.out.Name}, Value: r.out.HostedZone}.YAML()
-	if err == nil {
-		var documents []spec.Document
-		if documents, err = spec.Split("", data); err == nil {
-			_, err = spec.Build(0, documents, spec.Options{Partial: true})
-		}
-	}
+	_, err := spec.Resource{Ref: spec.Ref{Kind: "HostedZone", Name: r.out.Name}, Value: r.out.HostedZone}.Check()
 	faults, _ := err.(spec.Faults)
 	for _, f := range faults {
 		var i int
@@ -297,7 +296,7 @@ func (r *reader) judge() {
 		r.line = 0
 		if n, _ := fmt.Sscanf(f.Field, "records[%d]", &i); n == 1 && i < len(r.lines) {
 			r.line = r.lines[i]
-			what = r.key(&r.out.Records[i]).String()
+			what = r.key(&r.records[i]).String()
 		}
 		if f.Kind == "" {
 			what = ""

@@ -5,11 +5,13 @@ package route53
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf16"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 )
@@ -97,6 +99,7 @@ type listed struct {
 type file struct {
 	sets    []listed
 	changes []change
+	more    string // what the last page says of others behind it; "": it says of none
 }
 
 func strict(data []byte, into any) error {
@@ -112,7 +115,7 @@ func parse(name string, data []byte) (f file, err error) {
 	if len(data) > MaxBytes {
 		return f, spec.Faults{{File: name, Message: fmt.Sprintf("%d bytes: at most %d", len(data), MaxBytes)}}
 	}
-	p := &parser{name: name, data: bytes.TrimPrefix(data, []byte("\uFEFF"))}
+	p := &parser{name: name, data: text(data)}
 	p.Decoder = json.NewDecoder(bytes.NewReader(p.data))
 	for {
 		err := p.object(&f, false)
@@ -131,6 +134,24 @@ func parse(name string, data []byte) (f file, err error) {
 		return f, spec.Faults{{File: name, Message: "holds neither ResourceRecordSets nor Changes"}}
 	}
 	return f, nil
+}
+
+// text is a file's text in UTF-8: PowerShell's ">" writes UTF-16, with a mark before it.
+func text(data []byte) []byte {
+	var order binary.ByteOrder
+	switch {
+	case bytes.HasPrefix(data, []byte{0xff, 0xfe}):
+		order = binary.LittleEndian
+	case bytes.HasPrefix(data, []byte{0xfe, 0xff}):
+		order = binary.BigEndian
+	default:
+		return bytes.TrimPrefix(data, []byte("\uFEFF"))
+	}
+	units := make([]uint16, 0, len(data)/2)
+	for at := 2; at+1 < len(data); at += 2 {
+		units = append(units, order.Uint16(data[at:]))
+	}
+	return []byte(string(utf16.Decode(units)))
 }
 
 type parser struct {
@@ -170,6 +191,7 @@ func (p *parser) object(f *file, inside bool) error {
 	if token != json.Delim('{') {
 		return fmt.Errorf("must be an object, not %.40v", token)
 	}
+	more, page := "", false
 	for p.More() {
 		name, err := p.Token()
 		if err != nil {
@@ -177,6 +199,7 @@ func (p *parser) object(f *file, inside bool) error {
 		}
 		switch {
 		case name == "ResourceRecordSets" && !inside:
+			page = true
 			err = p.list(func(line int) error {
 				var set recordSet
 				data, err := p.raw()
@@ -199,15 +222,22 @@ func (p *parser) object(f *file, inside bool) error {
 			}, func() int { return len(f.changes) })
 		case name == "ChangeBatch" && !inside:
 			err = p.object(f, true)
-		case name == "Comment" || name == "HostedZoneId" || name == "IsTruncated" || name == "MaxItems" || name == "NextToken" ||
-			name == "NextRecordName" || name == "NextRecordType" || name == "NextRecordIdentifier":
+		case name == "Comment" || name == "HostedZoneId" || name == "MaxItems" || name == "NextRecordType" || name == "NextRecordIdentifier":
 			_, err = p.raw()
+		case name == "IsTruncated" || name == "NextToken" || name == "NextRecordName":
+			var value json.RawMessage
+			if value, err = p.raw(); err == nil && string(value) != "false" && string(value) != "null" && string(value) != `""` {
+				more = fmt.Sprint(name)
+			}
 		default:
 			err = fmt.Errorf("%.40q is nothing of a list of record sets or a batch of changes", name)
 		}
 		if err != nil {
 			return unexpected(err)
 		}
+	}
+	if page {
+		f.more = more
 	}
 	_, err = p.Token()
 	return unexpected(err)

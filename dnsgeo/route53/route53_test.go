@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -157,6 +158,94 @@ list.json:137: tcp.example.com. A: is left out: its alias leads to a1234567890ab
 	}
 }
 
+// TestWhatTheCommandPrintsIsRead is of how `aws route53` prints things now and then, or has been asked to.
+func TestWhatTheCommandPrintsIsRead(t *testing.T) {
+	const www = `{"Name": "www.example.com.", "Type": "A", "TTL": 60, "ResourceRecords": [{"Value": "192.0.2.1"}]}`
+	utf16le := func(text string) string {
+		b := []byte{0xff, 0xfe}
+		for _, u := range utf16.Encode([]rune(text)) {
+			b = append(b, byte(u), byte(u>>8))
+		}
+		return string(b)
+	}
+	utf16be := func(text string) string {
+		b := []byte{0xfe, 0xff}
+		for _, u := range utf16.Encode([]rune(text)) {
+			b = append(b, byte(u>>8), byte(u))
+		}
+		return string(b)
+	}
+	const whole = "www A"
+	for _, c := range []struct{ claim, text, want, incomplete string }{
+		{"a page of the API, the last", `{"ResourceRecordSets": [` + www + `], "IsTruncated": false, "MaxItems": "300"}`, whole, ""},
+		{"one with more behind it", `{"ResourceRecordSets": [` + www + `], "IsTruncated": true, "NextRecordName": "x.example.com.", "NextRecordType": "A", "NextRecordIdentifier": "1", "MaxItems": "1"}`,
+			whole, "the last page of the list says NextRecordName: what follows it is not in the file"},
+		{"one of the command, with --max-items", `{"ResourceRecordSets": [` + www + `], "NextToken": "eyJTdGFydCI6ICJ4In0="}`,
+			whole, "the last page of the list says NextToken: what follows it is not in the file"},
+		{"two pages", `{"ResourceRecordSets": [], "IsTruncated": true, "NextRecordName": "w"}{"MaxItems": "1", "IsTruncated": false, "ResourceRecordSets": [` + www + `]}`, whole, ""},
+		{"an alias with no records, as earlier ones printed it", `{"ResourceRecordSets": [` + www + `,
+			{"Name": "a.example.com.", "Type": "A", "ResourceRecords": [], "AliasTarget": {"HostedZoneId": "Z1", "DNSName": "www.example.com.", "EvaluateTargetHealth": true}}]}`, "www A, a A alias www health", ""},
+		{"a traffic policy's", `{"ResourceRecordSets": [{"TrafficPolicyInstanceId": "7a92150e", ` + www[1:] + `]}`, whole, "www.example.com. A: belongs to a traffic policy, and is taken as it is without it"},
+		{"escapes: an asterisk, an at, a byte of a text", `{"ResourceRecordSets": [
+			{"Name": "\\052.x\\100y.example.com.", "Type": "TXT", "TTL": 1, "ResourceRecords": [{"Value": "\"\\303\\274 \\\"q\\\"\""}]}]}`, `*.x\064y TXT`, ""},
+		{"PowerShell's redirection", utf16le(`{"ResourceRecordSets": [` + www + `]}`), whole, ""},
+		{"the other order", utf16be(`{"ResourceRecordSets": [` + www + `]}`), whole, ""},
+		{"a mark before UTF-8", "\uFEFF" + `{"ResourceRecordSets": [` + www + `]}`, whole, ""},
+		{"a request as --generate-cli-skeleton has it", `{"HostedZoneId": "Z1", "ChangeBatch": {"Comment": "", "Changes": [{"Action": "CREATE", "ResourceRecordSet": ` + www + `}]}}`, whole, ""},
+	} {
+		z, err := Read("l.json", []byte(c.text), "example.com", nil, Names{})
+		if err != nil {
+			t.Errorf("%s: %v", c.claim, err)
+			continue
+		}
+		var got []string
+		for _, r := range z.Records.All() {
+			what := r.Name + " " + r.Type
+			if r.Alias != nil {
+				what += " alias " + r.Alias.Record
+				if r.Alias.EvaluateTargetHealth {
+					what += " health"
+				}
+			}
+			got = append(got, what)
+		}
+		if strings.Join(got, ", ") != c.want {
+			t.Errorf("%s: got %s, want %s", c.claim, strings.Join(got, ", "), c.want)
+		}
+		told := ""
+		for _, f := range z.Incomplete {
+			told += f.String()
+		}
+		if !strings.HasSuffix(told, c.incomplete) || (told == "") != (c.incomplete == "") {
+			t.Errorf("%s: is told %q, want %q", c.claim, told, c.incomplete)
+		}
+	}
+}
+
+func TestWhatRoute53TakesIsWritten(t *testing.T) {
+	z := built(t, `kind: HostedZone
+name: example.com
+records:
+  - {name: www, type: A, ttl: 60, values: [192.0.2.1]}
+  - {name: alias, type: A, alias: {record: www, evaluateTargetHealth: true}}
+  - {name: near, type: A, ttl: 60, setIdentifier: a, geoProximityLocation: {coordinates: {latitude: 50.1109, longitude: 8.68}, bias: -5}, values: [192.0.2.1]}
+  - {name: near, type: A, ttl: 60, setIdentifier: b, geoProximityLocation: {coordinates: {latitude: 37.57, longitude: 126.98}}, values: [192.0.2.2]}
+`)
+	var b bytes.Buffer
+	incomplete, err := Write(&b, z, true, AWSNames{HostedZoneID: "/hostedzone/Z1EXAMPLE"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "near.example.com. A a: is written with its coordinates rounded: Route 53 takes hundredths of a degree"; strings.Join(incomplete, "\n") != want {
+		t.Errorf("is told %q, want %q", incomplete, want)
+	}
+	for _, want := range []string{`"HostedZoneId": "Z1EXAMPLE"`, `"Latitude": "50.11"`, `"Bias": -5`, `"EvaluateTargetHealth": true`} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("there is no %s in %s", want, b.String())
+		}
+	}
+}
+
 const before = `kind: HostedZone
 name: example.com
 records:
@@ -197,7 +286,7 @@ func TestABatchIsDoneWholeOrNotAtAll(t *testing.T) {
 			continue
 		}
 		var got []string
-		for _, r := range z.Records {
+		for _, r := range z.Records.All() {
 			text := r.Name + " " + r.Type
 			if r.TTL.Std().Seconds() != 60 {
 				text += " " + strings.TrimSuffix(r.TTL.String(), "s")
@@ -232,9 +321,11 @@ func TestWhatIsNoListIsAFaultWithItsLine(t *testing.T) {
 func TestBatchesAreNoLargerThanRoute53Takes(t *testing.T) {
 	ttl := spec.Duration(60e9)
 	z := &spec.HostedZone{Name: "example.com"}
+	var records []spec.Record
 	for i := range 1200 {
-		z.Records = append(z.Records, spec.Record{Name: "h" + strings.Repeat("a", i%50) + string(rune('a'+i/50)), Type: "TXT", TTL: &ttl, Values: []string{`"` + strings.Repeat("x", 40) + `"`}})
+		records = append(records, spec.Record{Name: "h" + strings.Repeat("a", i%50) + string(rune('a'+i/50)), Type: "TXT", TTL: &ttl, Values: []string{`"` + strings.Repeat("x", 40) + `"`}})
 	}
+	z.Records = spec.RecordsOf(records...)
 	var b bytes.Buffer
 	if _, err := Write(&b, z, true, AWSNames{}); err != nil {
 		t.Fatal(err)
@@ -272,7 +363,7 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(incomplete) > 0 || len(z.Records) == 0 {
+		if len(incomplete) > 0 || z.Records.Len() == 0 {
 			return
 		}
 		back, err := Read("f", b.Bytes(), "example.com", nil, names())

@@ -74,16 +74,15 @@ type Signature struct {
 	other     []byte
 }
 
-// Find finds the TSIG record of a message, nil if it has none. Not ok: the message is malformed, or has one that is not its last
-// record (RFC 8945 §5.1).
-func Find(m []byte) (s *Signature, ok bool) {
+// Find finds the TSIG record of a message; nil: it has none, or one that is not its last record (RFC 8945 §5.1), or is malformed.
+func Find(m []byte) (s *Signature) {
 	if len(m) < headerSize {
-		return nil, false
+		return nil
 	}
 	at := headerSize
 	for range binary.BigEndian.Uint16(m[4:]) {
-		if at = skipName(m, at); at < 0 || len(m) < at+4 {
-			return nil, false
+		if at = SkipName(m, at, true); at < 0 || len(m) < at+4 {
+			return nil
 		}
 		at += 4
 	}
@@ -94,34 +93,42 @@ func Find(m []byte) (s *Signature, ok bool) {
 	additional := int(binary.BigEndian.Uint16(m[10:]))
 	for i := range records {
 		begin := at
-		if at = skipName(m, at); at < 0 || len(m) < at+10 {
-			return nil, false
+		if at = SkipName(m, at, true); at < 0 || len(m) < at+10 {
+			return nil
 		}
 		typ, data := binary.BigEndian.Uint16(m[at:]), at+10
 		end := data + int(binary.BigEndian.Uint16(m[at+8:]))
 		if len(m) < end {
-			return nil, false
+			return nil
 		}
 		if typ == typeTSIG {
 			if i != records-1 || additional == 0 || binary.BigEndian.Uint16(m[at+2:]) != classANY || binary.BigEndian.Uint32(m[at+4:]) != 0 {
-				return nil, false
+				return nil
 			}
 			if s = read(m[data:end]); s == nil {
-				return nil, false
+				return nil
 			}
 			if s.Name = plainName(m[begin:at]); s.Name == nil {
-				return nil, false
+				return nil
 			}
 			s.At = begin
 		}
 		at = end
 	}
-	return s, at == len(m)
+	if at != len(m) {
+		return nil
+	}
+	return s
+}
+
+// ID tells the signature, with the message that it is of, from all others: its MAC, and whose it is.
+func (s *Signature) ID() [sha256.Size]byte {
+	return sha256.Sum256(append(bytes.Clone(s.Name), s.mac...))
 }
 
 // read reads the data of a TSIG record (RFC 8945 §4.2).
 func read(data []byte) *Signature {
-	end := skipName(data, 0)
+	end := SkipName(data, 0, true)
 	if end < 0 {
 		return nil
 	}
@@ -155,17 +162,15 @@ func plainName(wire []byte) []byte {
 	return bytes.ToLower(wire)
 }
 
-// skipName returns where the name that begins at the offset ends, or −1.
-func skipName(m []byte, at int) int {
+// SkipName returns where the name ends that begins in a message at an offset, or −1 if there is none. A pointer is not followed; where
+// there may be none, it is no name.
+func SkipName(m []byte, at int, pointers bool) int {
 	for length := 1; at < len(m); {
 		n := int(m[at])
 		switch {
 		case n == 0:
 			return at + 1
-		case n&0xc0 == 0xc0:
-			if at+2 > len(m) {
-				return -1
-			}
+		case n&0xc0 == 0xc0 && pointers && at+2 <= len(m):
 			return at + 2
 		case n&0xc0 != 0:
 			return -1

@@ -116,15 +116,25 @@ type compiler struct {
 
 // compile makes a zone; of the one before, if there is one from which it differs in few records.
 func compile(s *spec.Spec, blocks map[string]*policy.Blocks, hosted *spec.HostedZone, before *Zone) (*Zone, []error) {
+	if hosted.Secondary() {
+		z, err := secondary(hosted, before)
+		if err != nil {
+			return nil, []error{err}
+		}
+		return z, nil
+	}
+	if before != nil && before.hosted.Secondary() {
+		before = nil // those records are another's
+	}
 	c := compiler{spec: s, blocks: blocks, hosted: hosted}
-	var differ map[string]bool
+	var differ owners
 	if before != nil && before.hosted != hosted {
 		differ = differing(before.hosted, hosted)
 	}
 	if differ != nil {
 		c.edit = before.Edit()
 		c.edit.thin = true
-		for owner := range differ {
+		for _, owner := range differ {
 			if c.edit.name.Parse(owner) == nil && c.edit.next.Has(&c.edit.name) {
 				d, _ := c.edit.named()
 				d.sets = nil
@@ -132,18 +142,18 @@ func compile(s *spec.Spec, blocks map[string]*policy.Blocks, hosted *spec.Hosted
 		}
 	} else {
 		var err error
-		if c.edit, err = newEdit(hosted.Name, len(hosted.Records)); err != nil {
+		if c.edit, err = newEdit(hosted.Name, hosted.Records.Len()); err != nil {
 			return nil, []error{err}
 		}
 	}
 	c.zone = c.edit.next
 	c.zone.hosted = hosted
-	for i := range hosted.Records {
-		r := &hosted.Records[i]
-		if differ != nil && !differ[hosted.Owner(r.Name)] {
-			continue
-		}
-		if err := c.add(r); err != nil {
+	var wanted func(name string) bool
+	if differ != nil {
+		wanted = func(name string) bool { return differ.has(hosted, name) }
+	}
+	for _, r := range hosted.Records.Where(wanted) {
+		if err := c.add(&r); err != nil {
 			c.faults = append(c.faults, fmt.Errorf("%s %s: %w", hosted.Owner(r.Name), r.Type, err))
 		}
 	}
@@ -157,30 +167,38 @@ func compile(s *spec.Spec, blocks map[string]*policy.Blocks, hosted *spec.Hosted
 
 // differing are the names at which the records of two versions of a zone differ; nil: at so many that the zone is made anew. What is
 // alike at the beginning and at the end of both is taken to stay as it was.
-func differing(old, new *spec.HostedZone) map[string]bool {
-	was, is := old.Records, new.Records
-	for len(was) > 0 && len(is) > 0 && was[0].Equal(&is[0]) {
-		was, is = was[1:], is[1:]
-	}
-	for len(was) > 0 && len(is) > 0 && was[len(was)-1].Equal(&is[len(is)-1]) {
-		was, is = was[:len(was)-1], is[:len(is)-1]
-	}
-	if len(was)+len(is) > len(new.Records)/8+8 {
+func differing(old, new *spec.HostedZone) owners {
+	head, tail := old.Records.Alike(new.Records)
+	if old.Records.Len()+new.Records.Len()-2*(head+tail) > new.Records.Len()/8+8 {
 		return nil
 	}
-	names := map[string]bool{}
-	for _, list := range [][]spec.Record{was, is} {
-		for i := range list {
-			names[new.Owner(list[i].Name)] = true
+	names := owners{}
+	for _, of := range []spec.Records{old.Records, new.Records} {
+		for i := head; i < of.Len()-tail; i++ {
+			names = append(names, new.Owner(of.At(i).Name))
 		}
 	}
-	return names
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// owners are names, absolute and in small letters, in order.
+type owners []string
+
+// has says whether a record's name in a zone is one of them.
+func (o owners) has(z *spec.HostedZone, name string) bool {
+	const few = 4 // comparing with these takes less than making one
+	if len(o) <= few {
+		return slices.ContainsFunc(o, func(owner string) bool { return z.Owns(name, owner) })
+	}
+	_, has := slices.BinarySearch(o, z.Owner(name))
+	return has
 }
 
 // add puts one record set of the spec into the zone.
 func (c *compiler) add(r *spec.Record) error {
 	t, known := dns.StringToType[r.Type]
-	if !known || c.edit.name.Parse(c.hosted.Owner(r.Name)) != nil || !c.zone.Has(&c.edit.name) {
+	if !known || !c.edit.name.below(r.Name, c.zone.wire) && c.edit.name.Parse(c.hosted.Owner(r.Name)) != nil || !c.zone.Has(&c.edit.name) {
 		return errors.New("no such type, or outside the zone")
 	}
 	if t == dns.TypeNS && policyOf(r) != policy.Simple {
@@ -245,8 +263,7 @@ func (c *compiler) alias(a *spec.Alias) (*Alias, error) {
 
 // follow finds aliases of records that lead nowhere.
 func (c *compiler) follow() {
-	for i := range c.hosted.Records {
-		r := &c.hosted.Records[i]
+	for _, r := range c.hosted.Records.Special() {
 		if r.Alias == nil || r.Alias.Record == "" {
 			continue
 		}
@@ -291,12 +308,25 @@ func (c *compiler) candidate(r *spec.Record) policy.Candidate {
 		candidate.Block = r.CidrRoutingConfig.LocationName
 	}
 	if near := r.GeoProximityLocation; near != nil {
-		candidate.Region, candidate.Bias, candidate.Location = near.Region, near.Bias, near.Coordinates
+		candidate.Region, candidate.Bias = near.Region, near.Bias
+		if near.Coordinates != nil {
+			candidate.Location = near.Coordinates.Site()
+		}
 	}
 	if place, ok := c.spec.Place(candidate.Region, ""); ok {
-		candidate.Location = &place
+		candidate.Location = place.Site()
 	}
 	return candidate
+}
+
+// appendAddress appends the data of an A or AAAA record, with its length.
+func appendAddress(data []byte, addr netip.Addr) []byte {
+	if addr.Is4() {
+		a := addr.As4()
+		return append(append(data, 0, byte(len(a))), a[:]...)
+	}
+	a := addr.As16()
+	return append(append(data, 0, byte(len(a))), a[:]...)
 }
 
 // setOf makes the set of a record set of its values, which are in zone-file form.
@@ -311,7 +341,7 @@ func setOf(t uint16, r *spec.Record) (Set, error) {
 			if err != nil || addr.Is4() != (t == dns.TypeA) || addr.Zone() != "" {
 				return Set{}, fmt.Errorf("value %q: no address of the type", value)
 			}
-			set = set.With(addr.AsSlice())
+			set.data, set.N = appendAddress(set.data, addr), set.N+1
 			continue
 		}
 		rr, err := dns.NewRR(". IN " + dns.TypeToString[t] + " " + value)

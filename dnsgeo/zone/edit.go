@@ -78,27 +78,28 @@ func (e *Edit) Add(rr dns.RR) error {
 	if err != nil {
 		return fmt.Errorf("zone %s: %s: %w", e.next.Name, rr.Header().Name, err)
 	}
-	return e.add(d, rr.Header().Rrtype, rr.Header().Ttl, data)
+	_, err = e.add(d, rr.Header().Rrtype, rr.Header().Ttl, data)
+	return err
 }
 
-func (e *Edit) add(d *draft, typ uint16, ttl uint32, data []byte) error {
+func (e *Edit) add(d *draft, typ uint16, ttl uint32, data []byte) (added bool, err error) {
 	s := d.set(typ)
 	if s.choice != nil {
-		return fmt.Errorf("zone %s: %s: more than records stands there", e.next.Name, &e.name)
+		return false, fmt.Errorf("zone %s: %s: more than records stands there", e.next.Name, &e.name)
 	}
 	if len(s.set.data)+len(data) > dns.MaxMsgSize {
-		return fmt.Errorf("zone %s: %s %s: no message has room for all records of the set", e.next.Name, &e.name, dns.Type(typ))
+		return false, fmt.Errorf("zone %s: %s %s: no message has room for all records of the set", e.next.Name, &e.name, dns.Type(typ))
 	}
 	for other := range s.set.All() {
 		if same(s.typ, other, data) {
-			return nil
+			return false, nil
 		}
 	}
 	if s.set.N == 0 {
 		s.set = Set{Type: s.typ, TTL: ttl}
 	}
 	s.set = s.set.With(data)
-	return nil
+	return true, nil
 }
 
 // Delete takes a record away; it says whether it was there.
@@ -112,9 +113,14 @@ func (e *Edit) Delete(rr dns.RR) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("zone %s: %s: %w", e.next.Name, rr.Header().Name, err)
 	}
-	i := slices.IndexFunc(d.sets, func(s draftSet) bool { return s.typ == rr.Header().Rrtype && s.choice == nil })
+	return d.remove(rr.Header().Rrtype, gone), nil
+}
+
+// remove takes a record away; it says whether it was there.
+func (d *draft) remove(typ uint16, gone []byte) bool {
+	i := slices.IndexFunc(d.sets, func(s draftSet) bool { return s.typ == typ && s.choice == nil })
 	if i < 0 {
-		return false, nil
+		return false
 	}
 	kept := Set{Type: d.sets[i].typ, TTL: d.sets[i].set.TTL}
 	for data := range d.sets[i].set.All() {
@@ -126,7 +132,7 @@ func (e *Edit) Delete(rr dns.RR) (bool, error) {
 	if d.sets[i].set = kept; kept.N == 0 {
 		d.sets = slices.Delete(d.sets, i, i+1)
 	}
-	return found, nil
+	return found
 }
 
 // at is the draft of a name, which must be in the zone.
@@ -241,9 +247,9 @@ func (e *Edit) Zone() (*Zone, error) {
 	}
 	z := e.next
 	apex := e.draft(nil)
-	if soa := apex.find(dns.TypeSOA); soa != nil && z.hosted == nil {
+	if soa := apex.find(dns.TypeSOA); soa != nil && !z.made() {
 		z.soa = soa.set
-	} else if z.hosted == nil {
+	} else if !z.made() {
 		e.faults = append(e.faults, fmt.Errorf("zone %s: no SOA", z.Name))
 	}
 	count := len(e.from.shards)

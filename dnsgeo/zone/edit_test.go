@@ -134,13 +134,13 @@ func TestManyNamesAreFoundInOneZoneAndInManyZones(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := e.AddRow(soaRow()); err != nil {
+	if _, err := e.AddRow(soaRow()); err != nil {
 		t.Fatal(err)
 	}
 	var name Name
 	for i := range n {
 		_ = name.Parse(fmt.Sprintf("h%d.example.com.", i))
-		if err := e.AddRow(Row{name.Wire(), dns.TypeA, 60, []byte{byte(i), byte(i >> 8), 0, 0}}); err != nil {
+		if _, err := e.AddRow(Row{name.Wire(), dns.TypeA, 60, []byte{byte(i), byte(i >> 8), 0, 0}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -154,7 +154,7 @@ func TestManyNamesAreFoundInOneZoneAndInManyZones(t *testing.T) {
 	s := &spec.Spec{HostedZones: map[string]*spec.HostedZone{}}
 	for i := range n / 10 {
 		zone := fmt.Sprintf("z%d.example", i)
-		s.HostedZones[zone] = &spec.HostedZone{Name: zone, Records: []spec.Record{{Name: "www", Type: "A", Values: []string{fmt.Sprintf("192.0.%d.%d", i>>8&255, i&255)}}}}
+		s.HostedZones[zone] = &spec.HostedZone{Name: zone, Records: spec.RecordsOf(spec.Record{Name: "www", Type: "A", Values: []string{fmt.Sprintf("192.0.%d.%d", i>>8&255, i&255)}})}
 	}
 	table, err := Compile(s, nil)
 	if err != nil {
@@ -243,7 +243,7 @@ func BenchmarkMillion(b *testing.B) {
 		owner := slices.Clone(name.Wire())
 		for i := 0; b.Loop(); i++ {
 			e := z.Edit()
-			if err := e.AddRow(Row{owner, dns.TypeA, 60, []byte{192, 0, 2, byte(i)}}); err != nil {
+			if _, err := e.AddRow(Row{owner, dns.TypeA, 60, []byte{192, 0, 2, byte(i)}}); err != nil {
 				b.Fatal(err)
 			}
 			if _, err := e.Zone(); err != nil {

@@ -11,6 +11,8 @@ import (
 const (
 	// maxName is how many octets a name has at most, its last, empty label included (RFC 1035 §2.3.4).
 	maxName = 255
+	// maxLabel is how many octets a label has at most (RFC 1035 §2.3.4).
+	maxLabel = 63
 	// maxLabels is how many labels such a name can have: at least two octets each, and one for the root.
 	maxLabels = 127
 )
@@ -69,6 +71,40 @@ func (n *Name) Parse(text string) error {
 	}
 	n.Set(wire[:end])
 	return nil
+}
+
+// below makes it the name that is written as text below another, which is in wire form and small letters. It is false, and the name is none any
+// more, of what is not written as hosts are.
+func (n *Name) below(text string, wire []byte) bool {
+	if len(text) == 0 || len(text)+1+len(wire) > maxName {
+		return false
+	}
+	n.labels = 0
+	begin := 0 // of a label, where its length stands
+	for i := range len(text) + 1 {
+		switch {
+		case i == len(text) || text[i] == '.':
+			if i == begin || i-begin > maxLabel {
+				return false
+			}
+			n.wire[begin], n.starts[n.labels] = byte(i-begin), uint8(begin)
+			n.labels++
+			begin = i + 1
+		case text[i] >= 'a' && text[i] <= 'z', text[i] >= '0' && text[i] <= '9', text[i] == '-', text[i] == '_', text[i] >= 'A' && text[i] <= 'Z':
+			n.wire[i+1] = text[i]
+		default:
+			return false
+		}
+	}
+	n.size = begin + copy(n.wire[begin:], wire)
+	at := begin
+	for ; n.wire[at] != 0; at += 1 + int(n.wire[at]) {
+		n.starts[n.labels] = uint8(at)
+		n.labels++
+	}
+	n.starts[n.labels] = uint8(at)
+	n.fold()
+	return true
 }
 
 // Hash is that of the whole name.

@@ -53,7 +53,7 @@ type walk struct {
 // made yields the names of name servers that the zone has without being told, and does not have otherwise.
 func (w *walk) made() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
-		if w.zone.hosted == nil || len(w.zone.hosted.NameServers) > 0 {
+		if !w.zone.made() || len(w.zone.hosted.NameServers) > 0 {
 			return
 		}
 		for label := range w.table.servers.at {
@@ -68,7 +68,7 @@ func (w *walk) made() iter.Seq[[]byte] {
 // name yields what stands at a name, the types by number.
 func (w *walk) name(labels []byte, node Node) bool {
 	z, t := w.zone, w.table
-	if z.hosted != nil && len(labels) > 0 && len(labels) == 1+int(labels[0]) {
+	if z.made() && len(labels) > 0 && len(labels) == 1+int(labels[0]) {
 		node = t.servers.node(z, labels[1:], node)
 	}
 	owner := append(slices.Clone(labels), z.wire...)
@@ -76,7 +76,7 @@ func (w *walk) name(labels []byte, node Node) bool {
 	for set, choice := range node.All() {
 		w.entries = append(w.entries, Entry{owner, set, choice})
 	}
-	if len(labels) == 0 && z.hosted != nil {
+	if len(labels) == 0 && z.made() {
 		apex := t.Apex(z, w.among)
 		w.entries = append(w.entries, Entry{owner, apex.SOA, nil}, Entry{owner, apex.NS, nil})
 	}
@@ -161,15 +161,29 @@ func appendOrder(to, labels []byte) []byte {
 	return append(to, 0)
 }
 
-// AddRow adds a record as Add does, by its bytes.
-func (e *Edit) AddRow(r Row) error {
+// AddRow adds a record as Add does, by its bytes, and says whether it is new.
+func (e *Edit) AddRow(r Row) (added bool, err error) {
 	e.name.Set(r.Owner)
 	d, err := e.named()
 	if err != nil {
-		return err
+		return false, err
 	}
 	return e.add(d, r.Type, r.TTL, r.Data)
 }
+
+// DeleteRow takes a record away as Delete does, by its bytes.
+func (e *Edit) DeleteRow(r Row) (found bool, err error) {
+	e.thin = true
+	e.name.Set(r.Owner)
+	d, err := e.named()
+	if err != nil {
+		return false, err
+	}
+	return d.remove(r.Type, r.Data), nil
+}
+
+// NewEdit begins a zone of plain records, of which there are about so many to come.
+func NewEdit(name string, about int) (*Edit, error) { return newEdit(name, about) }
 
 // NewOf makes a zone of plain records as New does, by their bytes, of which there are about so many.
 func NewOf(name string, about int, records iter.Seq[Row]) (*Zone, error) {
@@ -178,7 +192,7 @@ func NewOf(name string, about int, records iter.Seq[Row]) (*Zone, error) {
 		return nil, err
 	}
 	for r := range records {
-		if err := e.AddRow(r); err != nil {
+		if _, err := e.AddRow(r); err != nil {
 			return nil, err
 		}
 	}

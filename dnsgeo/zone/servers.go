@@ -34,11 +34,14 @@ const maxServers = 4
 
 const serverPrefix = "ns-"
 
+// ServerLabel is that of the name of the name servers at a POP, right below each zone that names none.
+func ServerLabel(pop string) string { return serverPrefix + strings.ToLower(pop) }
+
 func serversOf(s *spec.Spec) *Servers {
 	all := &Servers{at: map[string]Node{}}
 	for _, region := range slices.Sorted(maps.Keys(s.Regions)) {
 		for _, pop := range s.Regions[region].POPs {
-			label := serverPrefix + strings.ToLower(pop.Name)
+			label := ServerLabel(pop.Name)
 			all.pops = append(all.pops, server{label, region, pop.Name})
 			records := []Record{{Alias: &Alias{To: ToNameServer, Name: pop.Name, Region: region}}}
 			d := &draft{sets: []draftSet{
@@ -118,7 +121,8 @@ func (s *Servers) node(z *Zone, label []byte, n Node) Node {
 	return at
 }
 
-// Apex is what every hosted zone has at its apex without being told, as long as its name servers and the revision stay.
+// Apex is what every zone has at its apex: without being told, as long as its name servers and the revision stay, unless it is of
+// plain records.
 type Apex struct {
 	SOA, NS Set // of NS none where there is no name server
 
@@ -136,6 +140,9 @@ const (
 	nsTTL      = 172800
 )
 
+// SOA is the set of a hosted zone's SOA, of its data.
+func SOA(data []byte) Set { return Set{Type: dns.TypeSOA, TTL: soaTTL}.With(data) }
+
 // Apex returns that of a zone, with its name servers drawn among some; nil: among all.
 func (t *Table) Apex(z *Zone, among *Servers) *Apex {
 	if among == nil {
@@ -147,7 +154,7 @@ func (t *Table) Apex(z *Zone, among *Servers) *Apex {
 		return told
 	}
 	a := &Apex{servers: among, serial: serial}
-	if z.hosted == nil {
+	if !z.made() {
 		a.SOA = z.soa
 		if ns, _, ok := z.apex.Find(dns.TypeNS); ok {
 			a.NS = ns
@@ -179,7 +186,7 @@ func (t *Table) Apex(z *Zone, among *Servers) *Apex {
 	for _, n := range []uint32{serial, soaRefresh, soaRetry, soaExpire, soaMinimum} {
 		data = binary.BigEndian.AppendUint32(data, n)
 	}
-	a.SOA = Set{Type: dns.TypeSOA, TTL: soaTTL}.With(data)
+	a.SOA = SOA(data)
 	z.told.Store(a)
 	return a
 }

@@ -241,7 +241,7 @@ func (m *making) put(hash uint64, labels []byte, d *draft) {
 		data = append(data, s.set.data...)
 	}
 	binary.BigEndian.PutUint32(data[begin:], uint32(len(data)-begin-4))
-	if len(d.sets) > math.MaxUint8 || len(data) > math.MaxUint32 {
+	if len(d.sets) > math.MaxUint8 || uint64(len(data)) > math.MaxUint32 {
 		m.err = fmt.Errorf("a name has records of at most %d types", math.MaxUint8)
 	}
 	m.shard.data = data

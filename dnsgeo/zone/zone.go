@@ -51,8 +51,9 @@ type Zone struct {
 	cuts   int // names below the apex with a delegation, and all with a DNAME
 	apex   Node
 
-	soa    Set                  // of a zone of plain records
-	hosted *spec.HostedZone     // of others
+	soa    Set              // of a zone of plain records
+	hosted *spec.HostedZone // of a zone of a spec, that may have plain records: a secondary zone
+	silent Silence
 	told   atomic.Pointer[Apex] // what was told last
 	seat   atomic.Uint32        // whoever answers for it counts by it; 0: not yet
 	places bool                 // records are chosen among by where regions are
@@ -62,7 +63,7 @@ type Zone struct {
 // Wire is the zone's name in wire form.
 func (z *Zone) Wire() []byte { return z.wire }
 
-// Hosted is what the zone was made of; nil if it was made of records.
+// Hosted is what a spec says of the zone; nil if it is of none.
 func (z *Zone) Hosted() *spec.HostedZone { return z.hosted }
 
 // Labels is how many labels the zone's name has.
@@ -148,7 +149,7 @@ func (t *Table) node(z *Zone, n *Name, label, apex int) Node {
 		return z.apex
 	}
 	node := z.find(n.hashes[label], n.wire[n.starts[label]:n.starts[apex]])
-	if label == apex-1 && z.hosted != nil {
+	if label == apex-1 && z.made() {
 		return t.servers.node(z, n.wire[n.starts[label]+1:n.starts[apex]], node)
 	}
 	return node

@@ -273,7 +273,7 @@ func specOf(records ...spec.Record) *spec.Spec {
 		Distributions: map[string]*spec.Distribution{"site": {Name: "site"}},
 		LoadBalancers: map[string]*spec.LoadBalancer{"lb": {Name: "lb", Region: "us-east-1"}},
 		Accelerators:  map[string]*spec.Accelerator{"ga": {Name: "ga", IPAddresses: []netip.Addr{netip.MustParseAddr("203.0.113.1")}}},
-		HostedZones:   map[string]*spec.HostedZone{"example.com": {Name: "example.com", Records: records}},
+		HostedZones:   map[string]*spec.HostedZone{"example.com": {Name: "example.com", Records: spec.RecordsOf(records...)}},
 	}
 }
 
@@ -541,6 +541,26 @@ func TestWhatCannotBeMadeIsRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A name below another is that which is made of both as one text.
+func TestANameBelowIsTheWholeName(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.StringOfN(rapid.SampledFrom([]rune("aB0-_..*@\\é")), 0, 12, -1).Draw(t, "text")
+		text += strings.Repeat(rapid.SampledFrom([]string{"", "x", "x."}).Draw(t, "more"), rapid.IntRange(0, 250).Draw(t, "times"))
+		var zone, got, want Name
+		if err := zone.Parse("example.com."); err != nil {
+			t.Fatal(err)
+		}
+		got.Parse("what.was.before.example.")
+		if !got.below(text, zone.Wire()) {
+			return
+		}
+		if err := want.Parse(text + ".example.com."); err != nil || string(got.Wire()) != string(want.Wire()) || got.labels != want.labels ||
+			!slices.Equal(got.hashes[:got.labels+1], want.hashes[:want.labels+1]) || !slices.Equal(got.starts[:got.labels+1], want.starts[:want.labels+1]) {
+			t.Fatalf("%q is %v, not %v (%v)", text, &got, &want, err)
+		}
+	})
 }
 
 func TestAliasesMayMeet(t *testing.T) {

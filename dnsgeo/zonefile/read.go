@@ -85,14 +85,16 @@ type place struct {
 
 // reader makes one zone. Its names are absolute, as spec.ParseDomain writes them.
 type reader struct {
-	o     Options
-	zone  *spec.HostedZone
-	apex  string
-	sets  map[set]int // the zone's records
-	at    [][]place   // of each record, where its values stand
-	total int
-	bytes int
-	depth int
+	o    Options
+	zone *spec.HostedZone
+	// records are those that it is to have.
+	records []spec.Record
+	apex    string
+	sets    map[set]int // the zone's records
+	at      [][]place   // of each record, where its values stand
+	total   int
+	bytes   int
+	depth   int
 
 	place         // of the entry that is being read
 	origin string // what names are relative to
@@ -350,12 +352,12 @@ func (r *reader) put(typ string, ttl uint32, words []string) {
 	lasts := spec.Duration(time.Duration(ttl) * time.Second)
 	i, again := r.sets[set{r.owner, typ}]
 	if !again {
-		i = len(r.zone.Records)
+		i = len(r.records)
 		r.sets[set{r.owner, typ}] = i
-		r.zone.Records = append(r.zone.Records, spec.Record{Name: r.zone.Relative(r.owner), Type: typ, TTL: &lasts})
+		r.records = append(r.records, spec.Record{Name: r.zone.Relative(r.owner), Type: typ, TTL: &lasts})
 		r.at = append(r.at, nil)
 	}
-	record := &r.zone.Records[i]
+	record := &r.records[i]
 	if slices.Contains(record.Values, value) {
 		r.note(r.label(typ), "stands there twice")
 		return
@@ -405,11 +407,12 @@ func (r *reader) readSOA(ttl uint32, words []string) {
 
 // judge has the zone looked at as a resource, and tells what is wrong where the records stand.
 func (r *reader) judge() {
+	r.zone.Records = spec.RecordsOf(r.records...)
 	if r.total > maxRecords {
 		return
 	}
 	resource := spec.Resource{Ref: spec.Ref{Kind: "HostedZone", Name: r.zone.Name}, Value: r.zone}
-	_, err := check(resource)
+	_, err := resource.Check()
 	faults, _ := err.(spec.Faults)
 	for _, f := range faults {
 		at, field := place{r.o.File, 0}, f.Field
@@ -419,7 +422,7 @@ func (r *reader) judge() {
 			if n == 2 && j < len(r.at[i]) {
 				at = r.at[i][j]
 			}
-			record := &r.zone.Records[i]
+			record := &r.records[i]
 			field = r.zone.Owner(record.Name) + " " + record.Type
 		}
 		if f.Kind == "" {
@@ -427,19 +430,6 @@ func (r *reader) judge() {
 		}
 		r.faultAt(at, field, f.Message)
 	}
-}
-
-// check reads a resource as it would be applied.
-func check(resource spec.Resource) (*spec.Spec, error) {
-	data, err := resource.YAML()
-	if err != nil {
-		return nil, err
-	}
-	documents, err := spec.Split("", data)
-	if err != nil {
-		return nil, err
-	}
-	return spec.Build(0, documents, spec.Options{Partial: true})
 }
 
 // parseTTL reads a number of seconds, or numbers with BIND's units: 1h30m, 2W.

@@ -46,9 +46,8 @@ func Write(w io.Writer, z *spec.HostedZone, o WriteOptions) (warnings []string, 
 		comment(b, "labels", z.Labels)
 		warn("the labels are comments in the file")
 	}
-	for i := range z.Records {
-		r := &z.Records[i]
-		if what := unsayable(r); what != "" {
+	for _, r := range z.Records.All() {
+		if what := unsayable(&r); what != "" {
 			comment(b, what, r)
 			warn("%s %s is a comment in the file: a zone file has no %s", z.Owner(r.Name), r.Type, what)
 			continue

@@ -24,7 +24,7 @@ func read(text string) (*spec.HostedZone, []spec.Fault, error) {
 // lines are the records, one value a line.
 func lines(z *spec.HostedZone) string {
 	var b strings.Builder
-	for _, r := range z.Records {
+	for _, r := range z.Records.All() {
 		for _, v := range r.Values {
 			fmt.Fprintf(&b, "%s %d %s %s\n", r.Name, int(r.TTL.Std().Seconds()), r.Type, v)
 		}
@@ -192,8 +192,8 @@ func TestRecordsAreBounded(t *testing.T) {
 		r := newReader(Options{Zone: "example.com", Include: func(string) ([]byte, error) { return []byte("a 1 A 192.0.2.1\n\nb 1 A 192.0.2.1"), nil }})
 		r.total = maxRecords - 1
 		r.file("zone.db", []byte(text), r.apex)
-		if len(r.faults) == 0 || r.faults[0].Message != "more than 100000 records" || len(r.zone.Records) != 1 {
-			t.Errorf("%q: %v, %d records", text, r.faults, len(r.zone.Records))
+		if len(r.faults) == 0 || r.faults[0].Message != "more than 100000 records" || len(r.records) != 1 {
+			t.Errorf("%q: %v, %d records", text, r.faults, len(r.records))
 		}
 	}
 	big := Options{Zone: "example.com", Include: func(string) ([]byte, error) { return make([]byte, MaxBytes+1), nil }}
@@ -216,10 +216,11 @@ func zones() *rapid.Generator[*spec.HostedZone] {
 	many := []string{"A", "AAAA", "TXT", "SPF", "MX", "SRV", "PTR", "CAA", "NAPTR", "SSHFP", "TLSA", "SVCB", "HTTPS"}
 	return rapid.Custom(func(t *rapid.T) *spec.HostedZone {
 		z := &spec.HostedZone{Name: "example.com", NameServers: []string{"ns1.example.net."}}
+		var records []spec.Record
 		add := func(name, typ string) {
 			n := rapid.IntRange(1, len(values[typ])).Draw(t, "values")
 			ttl := spec.Duration(rapid.Int64Range(0, 1<<31-1).Draw(t, "ttl")) * 1e9
-			z.Records = append(z.Records, spec.Record{Name: name, Type: typ, TTL: &ttl, Values: values[typ][:n]})
+			records = append(records, spec.Record{Name: name, Type: typ, TTL: &ttl, Values: values[typ][:n]})
 		}
 		names := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"@", "*", "www", "a.b", "*.c", "_x._tcp", "0/25", `d\046e`, `\001\255`, "example.com.example.com.", "q"}), 0, 6,
 			rapid.ID[string]).Draw(t, "names")
@@ -234,13 +235,14 @@ func zones() *rapid.Generator[*spec.HostedZone] {
 			add("cut", "NS")
 			add("cut", "DS")
 		}
+		z.Records = spec.RecordsOf(records...)
 		return z
 	})
 }
 
 // built is the zone as a spec has it, which can be served.
 func built(t interface{ Fatal(...any) }, z *spec.HostedZone) *spec.HostedZone {
-	s, err := check(spec.Resource{Ref: spec.Ref{Kind: "HostedZone", Name: z.Name}, Value: z})
+	s, err := spec.Resource{Ref: spec.Ref{Kind: "HostedZone", Name: z.Name}, Value: z}.Check()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,11 +271,11 @@ func TestWhatIsWrittenIsReadBackTheSame(t *testing.T) {
 
 func TestPoliciesAliasesAndLabelsAreCommentsAndWarnings(t *testing.T) {
 	weight, ttl := 1, spec.Duration(60e9)
-	z := &spec.HostedZone{Name: "example.com", Labels: map[string]string{"app": "shop"}, Records: []spec.Record{
-		{Name: "a", Type: "A", Alias: &spec.Alias{Distribution: "site"}},
-		{Name: "b", Type: "A", TTL: &ttl, SetIdentifier: "x", Weight: &weight, Values: []string{"192.0.2.1"}},
-		{Name: "c", Type: "A", TTL: &ttl, Values: []string{"192.0.2.1"}},
-	}}
+	z := &spec.HostedZone{Name: "example.com", Labels: map[string]string{"app": "shop"}, Records: spec.RecordsOf(
+		spec.Record{Name: "a", Type: "A", Alias: &spec.Alias{Distribution: "site"}},
+		spec.Record{Name: "b", Type: "A", TTL: &ttl, SetIdentifier: "x", Weight: &weight, Values: []string{"192.0.2.1"}},
+		spec.Record{Name: "c", Type: "A", TTL: &ttl, Values: []string{"192.0.2.1"}},
+	)}
 	var b bytes.Buffer
 	warnings, err := Write(&b, z, WriteOptions{Serial: 7})
 	if err != nil {
@@ -300,7 +302,7 @@ c 60 IN A 192.0.2.1
 
 // Other programs' checkers, where they are installed.
 func TestOthersTakeWhatIsWritten(t *testing.T) {
-	z := built(t, zones().Filter(func(z *spec.HostedZone) bool { return len(z.Records) > 20 }).Example(3))
+	z := built(t, zones().Filter(func(z *spec.HostedZone) bool { return z.Records.Len() > 20 }).Example(3))
 	file := filepath.Join(t.TempDir(), "zone.db")
 	var b bytes.Buffer
 	if _, err := Write(&b, z, WriteOptions{}); err != nil {
@@ -337,7 +339,7 @@ func FuzzRead(f *testing.F) {
 			return
 		}
 		z, _, err := Read([]byte(text), Options{File: "f", Zone: "example.com", NameServers: true})
-		if err != nil || len(z.Records) > 1000 {
+		if err != nil || z.Records.Len() > 1000 {
 			return
 		}
 		z = built(t, z)

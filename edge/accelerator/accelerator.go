@@ -1,4 +1,4 @@
-// Package accelerator takes the TCP flows that reach the static addresses of accelerators, and carries each over the
+// Package accelerator takes the flows of TCP and UDP that reach the static addresses of accelerators, and carries each over the
 // backbone to the nearest region with a healthy endpoint (Global Accelerator). The flow ends here, close to the
 // client, and a second one begins at the endpoint's region.
 //
@@ -7,8 +7,10 @@
 //
 // When things break: a node or endpoint that cannot be dialled gives way to the next at once, in the same region
 // and then in others, whatever health says of them; with nothing healthy in the three closest regions the closest is
-// tried all the same. A flow that nobody takes is reset. An established flow is never moved, neither by health nor
-// by configuration, and ends with its endpoint; one that breaks is reset at the client, never ended as if whole.
+// tried all the same. A flow that nobody takes is reset. An established flow keeps its endpoint: it ends with that, or is reset where the
+// spec says so (Review). Where its way over the backbone is lost it goes on by another, if both ends meet in time; one that breaks is reset at the client,
+// never ended as if whole. A flow of UDP has no end that its client could be
+// told: where its way is gone, or the spec says so, the next datagram takes another.
 package accelerator
 
 import (
@@ -30,25 +32,34 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/accelerator/flowlog"
+	"github.com/perigee-net/perigee/origin"
 	"github.com/perigee-net/perigee/origin/relay"
 )
 
 const (
-	// idleTimeout ends a flow without traffic (Global Accelerator, TCP).
-	idleTimeout = 340 * time.Second
 	// attemptTimeout bounds one attempt, which is a round trip to the region and the dial of the target there.
 	attemptTimeout = time.Second
 	// connectTimeout bounds all attempts for one flow; a flow without an endpoint by then is reset.
 	connectTimeout = 5 * time.Second
-	// maxFlows bounds the flows of all accelerators on this node; more are reset.
+	// maxFlows bounds the flows of all accelerators on this node, and those it carries on for others; more are reset, or refused.
 	maxFlows = 65536
-	// maxPorts bounds the ports of one accelerator, each of which is a socket for each address; a spec with
+	// maxPorts bounds the ports of one accelerator that are opened, each of which is a socket for each address; a spec with
 	// more is refused.
-	maxPorts = 1024
+	maxPorts = spec.MaxAcceleratorPorts
 )
 
 // flowService is what origin answers flows under, on the backbone.
 const flowService = "flow"
+
+// detourService is what nodes carry flows on under: the resource is the node, a slash, and what flowService is asked there.
+const detourService = "detour"
+
+// carriedIdle is when a flow ends that is carried on here: who took it from the client ends it before.
+const carriedIdle = spec.MaxAcceleratorIdle + 10*time.Second
+
+// carriedGrace is how much longer a flow of datagrams may be idle that is carried on here than where it was taken.
+const carriedGrace = 10 * time.Second
 
 // Config is what a Plane is given.
 type Config struct {
@@ -56,28 +67,54 @@ type Config struct {
 	View func() *view.View
 	// Dial opens a stream to a node over the backbone.
 	Dial func(ctx context.Context, node string, h backbone.Header) (net.Conn, error)
-	Log  *slog.Logger
+	// DialLasting opens a stream by a way, for a flow that is to go on by others when that is lost (backbone.DialLasting); nil: flows end with their way.
+	DialLasting func(ctx context.Context, way backbone.Way, ways func() []backbone.Way) (net.Conn, error)
+	// Take opens a flow to an endpoint by this node itself, named as by the header that Dial would send; nil: Dial is asked. It returns as a
+	// Taken what is to be carried here alone.
+	Take func(ctx context.Context, resource string, client netip.AddrPort) (net.Conn, error)
+	// Open opens a flow of datagrams to a node over the backbone (backbone.OpenDatagrams).
+	Open func(node string, h backbone.Header, large bool, to backbone.Receiver) (Datagrams, error)
+	// Blocked says whose datagrams are not taken; nil: nobody's. (Connections are refused at the door.)
+	Blocked func(netip.Addr) bool
+	// FlowLog is where flows of accelerators are written down that want it; nil: nowhere.
+	FlowLog *flowlog.Log
+	// Leg is what is known of the way to a client; nil: relay.LegOf.
+	Leg func(net.Conn) (relay.Leg, bool)
+	Log *slog.Logger
 }
 
 // Plane serves the accelerators. All its methods may be called at once.
 type Plane struct {
-	config Config
-	table  atomic.Pointer[table]
-	apply  sync.Mutex // held by Apply
-	count  counters
+	config  Config
+	table   atomic.Pointer[table]
+	apply   sync.Mutex // held by Apply
+	count   counters
+	tallies tallies[way]
+	more    moreTallies
+	live    flows
+	udp     datagrams
+
+	carriedFlows carriedFlows // of datagrams, of others
 }
 
 // table is one spec, compiled: the listener of each address and port. It is immutable, and shares what did not change
 // with the table of the spec before.
 type table struct {
 	spec *spec.Spec
-	at   *kept.Map[netip.Addr, []span] // sorted, and apart
-	open []Listener                    // of at, sorted
+	at   *kept.Map[place, []span] // sorted, and apart
+	open []Listener               // of at, sorted
 }
 
-// span is ports of one address, both ends included, and who listens there.
+// place is an address, as one protocol has its ports.
+type place struct {
+	address  netip.Addr
+	protocol string
+}
+
+// span is ports of one place, both ends included, and who listens there.
 type span struct {
 	from, to uint16
+	open     []uint16 // of custom routing, those of them that are opened
 	entry
 }
 
@@ -87,8 +124,8 @@ type entry struct {
 }
 
 // entry finds who listens on an address and port.
-func (t *table) entry(at netip.AddrPort) (entry, bool) {
-	spans := t.at.Get(at.Addr())
+func (t *table) entry(protocol string, at netip.AddrPort) (entry, bool) {
+	spans := t.at.Get(place{at.Addr(), protocol})
 	i, _ := slices.BinarySearchFunc(spans, at.Port(), func(s span, port uint16) int { return cmp.Compare(s.to, port) })
 	if i < len(spans) && spans[i].from <= at.Port() {
 		return spans[i].entry, true
@@ -99,6 +136,7 @@ func (t *table) entry(at netip.AddrPort) (entry, bool) {
 // Listener is an address and port to open for an accelerator, on every node with the edge role.
 type Listener struct {
 	Accelerator string
+	Protocol    string // spec.TCP: serve ConnHandler; spec.UDP: serve ServePackets
 	Address     netip.AddrPort
 }
 
@@ -107,15 +145,19 @@ func New(c Config) *Plane {
 	if c.View == nil {
 		c.View = func() *view.View { return nil }
 	}
+	if c.Leg == nil {
+		c.Leg = relay.LegOf
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Plane{config: c}
 	p.table.Store(&table{spec: &spec.Spec{}})
+	p.udp.table = newFlowTable(maxDatagramFlows, maxClientFlows)
 	return p
 }
 
-// Apply takes over a spec, or returns why it cannot and keeps the one before. Established flows stay as they are.
+// Apply takes over a spec, or returns why it cannot and keeps the one before. What becomes of established flows is for Review to say.
 func (p *Plane) Apply(s *spec.Spec) error {
 	p.apply.Lock()
 	defer p.apply.Unlock()
@@ -135,16 +177,19 @@ func compile(s *spec.Spec, old *table) (*table, error) {
 		return &table{spec: s, at: old.at, open: old.open}, nil
 	}
 	type edits struct{ gone, come []span }
-	touched := map[netip.Addr]edits{}
+	touched := map[place]edits{}
 	var closed, open []Listener
 	var faults []error
 	for _, c := range changed {
 		if c.Old != nil && *c.Old.Enabled {
 			spans, _ := spansOf(c.Old)
 			for _, ip := range c.Old.IPAddresses {
-				e := touched[ip]
-				e.gone = append(e.gone, spans...)
-				touched[ip] = e
+				for _, s := range spans {
+					at := place{ip, s.listener.Protocol}
+					e := touched[at]
+					e.gone = append(e.gone, s)
+					touched[at] = e
+				}
 				closed = listeners(closed, ip, spans)
 			}
 		}
@@ -152,31 +197,34 @@ func compile(s *spec.Spec, old *table) (*table, error) {
 			spans, err := spansOf(c.New)
 			faults = append(faults, err)
 			for _, ip := range c.New.IPAddresses {
-				e := touched[ip]
-				e.come = append(e.come, spans...)
-				touched[ip] = e
+				for _, s := range spans {
+					at := place{ip, s.listener.Protocol}
+					e := touched[at]
+					e.come = append(e.come, s)
+					touched[at] = e
+				}
 				open = listeners(open, ip, spans)
 			}
 		}
 	}
 	edit := old.at.Edit()
-	for ip, e := range touched {
-		spans, _ := edit.Lookup(ip)
+	for at, e := range touched {
+		spans, _ := edit.Lookup(at)
 		spans = kept.List(spans, e.gone, e.come, func(a, b span) int {
 			return cmp.Or(cmp.Compare(a.from, b.from), strings.Compare(a.accelerator.Name, b.accelerator.Name))
 		})
 		if len(spans) == 0 {
-			edit.Delete(ip)
+			edit.Delete(at)
 			continue
 		}
-		faults = append(faults, apart(ip, spans))
-		edit.Set(ip, spans)
+		faults = append(faults, apart(at.address, spans))
+		edit.Set(at, spans)
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
 	open = kept.List(old.open, closed, open, func(a, b Listener) int {
-		return cmp.Or(a.Address.Compare(b.Address), strings.Compare(a.Accelerator, b.Accelerator))
+		return cmp.Or(a.Address.Compare(b.Address), strings.Compare(a.Protocol, b.Protocol), strings.Compare(a.Accelerator, b.Accelerator))
 	})
 	return &table{spec: s, at: edit.Map(), open: open}, nil
 }
@@ -187,15 +235,31 @@ func spansOf(a *spec.Accelerator) ([]span, error) {
 	ports := 0
 	for i := range a.Listeners {
 		l := &a.Listeners[i]
-		if l.Protocol != spec.TCP {
+		if l.Protocol != spec.TCP && l.Protocol != spec.UDP {
 			return nil, fmt.Errorf("accelerator %s: protocol %s is not served", a.Name, l.Protocol)
+		}
+		var open []uint16
+		if isCustom(a) {
+			open = l.OpenPorts()
+			ports += len(open)
 		}
 		for _, r := range l.PortRanges {
 			to := max(r.FromPort, r.ToPort)
-			if ports += int(to-r.FromPort) + 1; ports > maxPorts {
+			s := span{from: r.FromPort, to: to, entry: entry{a, l}}
+			if isCustom(a) {
+				from, _ := slices.BinarySearch(open, r.FromPort)
+				behind, found := slices.BinarySearch(open, to)
+				if found {
+					behind++
+				}
+				s.open = open[from:behind]
+			} else {
+				ports += int(to-r.FromPort) + 1
+			}
+			if ports > maxPorts {
 				return nil, fmt.Errorf("accelerator %s: more than %d ports", a.Name, maxPorts)
 			}
-			spans = append(spans, span{r.FromPort, to, entry{a, l}})
+			spans = append(spans, s)
 		}
 	}
 	return spans, nil
@@ -204,8 +268,17 @@ func spansOf(a *spec.Accelerator) ([]span, error) {
 // listeners appends what to open for an address.
 func listeners(to []Listener, ip netip.Addr, spans []span) []Listener {
 	for _, s := range spans {
+		one := Listener{Accelerator: s.accelerator.Name, Protocol: s.listener.Protocol}
+		if isCustom(s.accelerator) {
+			for _, port := range s.open {
+				one.Address = netip.AddrPortFrom(ip, port)
+				to = append(to, one)
+			}
+			continue
+		}
 		for port := int(s.from); port <= int(s.to); port++ {
-			to = append(to, Listener{Accelerator: s.accelerator.Name, Address: netip.AddrPortFrom(ip, uint16(port))})
+			one.Address = netip.AddrPortFrom(ip, uint16(port))
+			to = append(to, one)
 		}
 	}
 	return to
@@ -232,31 +305,104 @@ func (p *Plane) ConnHandler(l Listener) func(net.Conn) {
 // Serve carries one conn that was accepted for an accelerator's address and port, and returns when its flow has ended.
 // It closes the conn; closing it from outside ends the flow.
 func (p *Plane) Serve(client net.Conn, at netip.AddrPort) {
-	t := p.table.Load()
-	e, ok := t.entry(at)
-	if !ok || !p.enter() {
+	t, v := p.table.Load(), p.config.View()
+	e, ok := t.entry(spec.TCP, at)
+	f := Flow{Client: relay.AddrPort(client.RemoteAddr()), Local: at}
+	if !ok {
 		p.count.refused.Add(1)
+		relay.Abort(client)
+		return
+	}
+	if !p.enter() {
+		p.count.refused.Add(1)
+		p.rejected(e.accelerator, spec.TCP, f, tooMany)
 		relay.Abort(client)
 		return
 	}
 	defer p.count.live.Add(-1)
 	p.count.flows.Add(1)
 
-	f := Flow{Client: addrPort(client.RemoteAddr()), Local: at}
-	far := p.connect(Choose(t.spec, p.config.View(), e.accelerator, e.listener, f, nil), f.Client)
+	drawn := p.sampled(e.accelerator)
+	far, by, target := p.connect(Choose(t.spec, v, e.accelerator, e.listener, f, nil), f.Client, drawn.written)
 	if far == nil {
 		p.count.dropped.Add(1)
+		p.rejected(e.accelerator, spec.TCP, f, e.refuses(at.Port()))
 		relay.Abort(client)
 		return
 	}
-	r := relay.Pipe(client, far, idleTimeout)
-	p.count.bytesIn.Add(uint64(r.AToB))
-	p.count.bytesOut.Add(uint64(r.BToA))
+	ended := func(relay.Result) {}
+	if taken, is := far.(Taken); is {
+		far, ended = taken.Hold(client)
+	}
+	carried := relay.New(client, far, e.listener.IdleTimeout.Std())
+	one := &live{
+		lane: lane{e.accelerator.Name, spec.TCP, at, by.Region, by.Resource}, client: f.Client, by: by, began: time.Now(),
+		drawn: drawn, target: func() netip.AddrPort { return target }, moved: carried.Moved, leg: func() (relay.Leg, bool) { return p.config.Leg(client) }, reset: carried.Break,
+	}
+	one.over, _ = far.(moving)
+	carried.Last = one.last
+	p.carry(e.accelerator, see(t.spec, v), one, func() error {
+		r := carried.Run()
+		ended(r)
+		return r.Err
+	})
+}
+
+// Taken is a flow to an endpoint that this node has dialled itself. Hold returns the connection that is to be carried, which is the endpoint's, and
+// what is to be called when it has ended.
+type Taken interface {
+	Hold(client net.Conn) (endpoint net.Conn, ended func(relay.Result))
+}
+
+// carry has a flow of TCP run that was chosen by a spec and a view, and counts it. run returns why it was broken off; f.last is to be called just before
+// the flow's ends are closed.
+func (p *Plane) carry(a *spec.Accelerator, chosen seen, f *live, run func() error) {
+	end := p.begin(a, chosen, f, p.tallies.of(way{f.accelerator, f.region, f.protocol}, otherWays()))
+	err := run()
+	in, out := f.moved()
+	p.count.bytesIn.Add(uint64(in))
+	p.count.bytesOut.Add(uint64(out))
 	switch {
-	case errors.Is(r.Err, relay.ErrIdle):
+	case err == nil:
+		end(closed)
+	case errors.Is(err, relay.ErrIdle):
 		p.count.idle.Add(1)
-	case r.Err != nil:
+		end(idle)
+	case errors.Is(err, errTerminated):
+		p.count.terminated.Add(1)
+		end(terminated)
+	default:
 		p.count.broken.Add(1)
+		end(broken)
+	}
+}
+
+// How flows end, as flow logs say it.
+const (
+	closed     = "closed"
+	idle       = "idle"
+	terminated = "terminated"
+	broken     = "reset"
+)
+
+// begin holds a flow that was chosen by a spec and a view, counts it by endpoint, path and more, and has it written down, until end is called.
+func (p *Plane) begin(a *spec.Accelerator, chosen seen, f *live, more ...*tally) (end func(how string)) {
+	tallies := append(p.more.of(a, f), more...)
+	for _, t := range tallies {
+		t.flows.Add(1)
+		t.live.Add(1)
+	}
+	f.written = p.write(a, f)
+	leave := p.live.enter(p, chosen, f)
+	return func(how string) {
+		leave()
+		in, out := f.moved()
+		for _, t := range tallies {
+			t.live.Add(-1)
+			t.in.Add(uint64(in))
+			t.out.Add(uint64(out))
+		}
+		f.written.end(how)
 	}
 }
 
@@ -268,52 +414,144 @@ func (p *Plane) enter() bool {
 	return true
 }
 
-// connect opens a stream to the first candidate that accepts; nil: none does in time.
-func (p *Plane) connect(candidates []Candidate, client netip.AddrPort) net.Conn {
-	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
-	defer cancel()
+// connect opens a stream to the first candidate that accepts; nil: none does in time. Where it is wanted it asks for the address of the target.
+func (p *Plane) connect(candidates []Candidate, client netip.AddrPort, wanted bool) (far net.Conn, by Candidate, target netip.AddrPort) {
+	ends := time.Now().Add(connectTimeout)
 	for i, c := range candidates {
-		far, err := p.attempt(ctx, c, client)
+		far, target, err := p.attempt(ends, c, client, wanted)
 		if err == nil {
 			if i > 0 {
 				p.count.failovers.Add(1)
 			}
-			return far
+			return far, c, target
 		}
 		p.count.attemptsFailed.Add(1)
 		p.config.Log.Debug("flow gives way", "candidate", c.String(), "error", err)
 	}
-	return nil
+	return nil, Candidate{}, netip.AddrPort{}
 }
 
-func (p *Plane) attempt(ctx context.Context, c Candidate, client netip.AddrPort) (net.Conn, error) {
+// tells says whether a candidate's node would say at which target the flow ends, and that is not known already.
+func (p *Plane) tells(c Candidate) bool {
+	v := p.config.View()
+	if v == nil || flowlog.EndpointAddr(origin.Unpreserved(c.Resource)).IsValid() {
+		return false
+	}
+	m, is := v.Member(c.Node)
+	return is && m.Tells
+}
+
+// attempt opens a stream for a candidate, by a detour if there is one. If that fails the direct way is left. ends is when all attempts have failed.
+func (p *Plane) attempt(ends time.Time, c Candidate, client netip.AddrPort, wanted bool) (far net.Conn, target netip.AddrPort, err error) {
+	ask := wanted && p.tells(c)
+	if c.By != "" {
+		ctx, cancel := attempting(ends)
+		defer cancel()
+		far, target, err := p.openTold(ctx, c, c.By, client, ask)
+		if err == nil {
+			p.count.detours.Add(1)
+			return far, target, nil
+		}
+		p.count.detoursFailed.Add(1)
+		if c.Detour {
+			return nil, target, err
+		}
+	}
+	ctx, cancel := attempting(ends)
+	defer cancel()
+	if v := p.config.View(); p.config.Take != nil && v != nil && v.Self == c.Node {
+		if far, err = p.config.Take(ctx, c.Resource, client); err == nil && wanted {
+			target = relay.AddrPort(far.RemoteAddr())
+		}
+		return far, target, err
+	}
+	return p.openTold(ctx, c, "", client, ask)
+}
+
+// openTold opens a flow to a candidate by a way, and hears at which target it ends if that is to be asked.
+func (p *Plane) openTold(ctx context.Context, c Candidate, by string, client netip.AddrPort, ask bool) (far net.Conn, target netip.AddrPort, err error) {
+	if ask {
+		c.Resource = origin.Told(c.Resource)
+	}
+	if far, err = p.open(ctx, c, by, client); err != nil || !ask {
+		return far, target, err
+	}
+	ends, _ := ctx.Deadline()
+	far.SetReadDeadline(ends) // it comes with the answer
+	if target, err = origin.ReadTarget(far); err != nil {
+		relay.Abort(far)
+		return nil, target, fmt.Errorf("%s: %w", c.Node, err)
+	}
+	far.SetReadDeadline(time.Time{})
+	return far, target, nil
+}
+
+// attempting is the context of one attempt.
+func attempting(ends time.Time) (context.Context, context.CancelFunc) {
+	if next := time.Now().Add(attemptTimeout); next.Before(ends) {
+		ends = next
+	}
+	return context.WithDeadline(context.Background(), ends)
+}
+
+func (p *Plane) dial(ctx context.Context, node string, h backbone.Header) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	return p.config.Dial(ctx, c.Node, backbone.Header{Service: flowService, Resource: c.Resource, Client: client})
+	return p.config.Dial(ctx, node, h)
 }
 
-// addrPort is a client's address, in the family it has on the wire.
-func addrPort(a net.Addr) netip.AddrPort {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
+// ServeDetour carries on a flow of another node, to the node that the resource begins with, and returns when the flow has ended. It accepts
+// once that node has. Nothing is carried on twice.
+func (p *Plane) ServeDetour(in *backbone.Incoming) {
+	p.serveDetour(in.Context(), in.Header, in.Accept, in.RefuseFor)
+}
+
+func (p *Plane) serveDetour(ctx context.Context, h backbone.Header, accept func() net.Conn, refuse func(error)) {
+	node, resource, ok := strings.Cut(h.Resource, "/")
+	if !ok || node == "" || resource == "" {
+		p.count.detoursRefused.Add(1)
+		refuse(errors.New("a detour names a node and what is asked of it"))
+		return
 	}
-	ap := tcp.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	if !p.enter() {
+		p.count.detoursRefused.Add(1)
+		refuse(errors.New("too many flows"))
+		return
+	}
+	defer p.count.live.Add(-1)
+	far, err := p.dial(ctx, node, backbone.Header{Service: flowService, Resource: resource, Client: h.Client, Passage: h.Passage})
+	if err != nil {
+		p.count.detoursRefused.Add(1)
+		refuse(err)
+		return
+	}
+	p.count.carried.Add(1)
+	near := accept()
+	if h.Passage != (backbone.Passage{}) {
+		near, far = backbone.Join(near, far) // its ends go on without this node, if need be
+	}
+	relay.Pipe(near, far, carriedIdle)
 }
 
-// Explain says where this node would send a flow from a client to an accelerator's address and port: what Serve does, with
+// Explain says where this node would send a flow of a protocol from a client to an accelerator's address and port: what Serve and ServePackets do, with
 // a trace. With client affinity NONE the client's port counts too; here it is 0.
-func (p *Plane) Explain(address netip.AddrPort, client netip.Addr, tr *trace.Trace) (string, error) {
+func (p *Plane) Explain(protocol string, address netip.AddrPort, client netip.Addr, tr *trace.Trace) (string, error) {
 	t := p.table.Load()
-	e, ok := t.entry(address)
+	e, ok := t.entry(protocol, address)
 	if !ok {
-		return "", fmt.Errorf("no accelerator that is enabled listens on %v", address)
+		return "", fmt.Errorf("no accelerator that is enabled listens on %v by %s", address, protocol)
 	}
 	f := Flow{Client: netip.AddrPortFrom(client, 0), Local: address}
 	candidates := Choose(t.spec, p.config.View(), e.accelerator, e.listener, f, tr)
 	if len(candidates) == 0 {
-		return "reset: no endpoint can be reached", nil
+		refusal := "reset"
+		if protocol == spec.UDP {
+			refusal = "dropped"
+		}
+		if m, mapped := e.listener.PortMapping(address.Port()); isCustom(e.accelerator) && (!mapped || !m.Allowed) {
+			return refusal + ": traffic to it is not allowed", nil
+		}
+		return refusal + ": no endpoint can be reached", nil
 	}
 	return candidates[0].String(), nil
 }
@@ -321,9 +559,21 @@ func (p *Plane) Explain(address netip.AddrPort, client netip.Addr, tr *trace.Tra
 type counters struct {
 	flows, refused, dropped   atomic.Uint64
 	failovers, attemptsFailed atomic.Uint64
-	idle, broken              atomic.Uint64
+	detours, detoursFailed    atomic.Uint64 // by others
+	carried, detoursRefused   atomic.Uint64 // of others
+	idle, broken, terminated  atomic.Uint64
 	bytesIn, bytesOut         atomic.Uint64
 	live                      atomic.Int64
+
+	// Of datagrams:
+	udpFlows, udpEvicted, udpMoved   atomic.Uint64
+	udpRefused, udpBlocked, udpHasty atomic.Uint64
+	udpFull, udpCrowded              atomic.Uint64
+	udpYielded, udpUntold            atomic.Uint64
+	udpIdle, udpBroken               atomic.Uint64
+	udpDropped, udpUnsent, udpResent atomic.Uint64
+	carriedDatagrams, carriedDropped atomic.Uint64
+	datagramsIn, datagramsOut        atomic.Uint64
 }
 
 // Counters are the plane's counts since it was made, and how many flows it has now. Bytes are counted when their flow ends.
@@ -334,10 +584,36 @@ func (p *Plane) Counters() map[string]uint64 {
 		"accelerator_flows_dropped_no_endpoint_found_total": p.count.dropped.Load(),
 		"accelerator_flows_idle_total":                      p.count.idle.Load(),
 		"accelerator_flows_broken_total":                    p.count.broken.Load(),
+		"accelerator_flows_terminated_total":                p.count.terminated.Load(),
 		"accelerator_failovers_total":                       p.count.failovers.Load(),
 		"accelerator_attempts_failed_total":                 p.count.attemptsFailed.Load(),
+		"accelerator_detours_total":                         p.count.detours.Load(),
+		"accelerator_detours_failed_total":                  p.count.detoursFailed.Load(),
+		"accelerator_detours_carried_total":                 p.count.carried.Load(),
+		"accelerator_detours_refused_total":                 p.count.detoursRefused.Load(),
 		"accelerator_processed_bytes_in_total":              p.count.bytesIn.Load(),
 		"accelerator_processed_bytes_out_total":             p.count.bytesOut.Load(),
 		"accelerator_flows":                                 uint64(p.count.live.Load()),
+		"accelerator_datagram_flows":                        p.liveDatagramFlows(),
+		"accelerator_datagram_flows_total":                  p.count.udpFlows.Load(),
+		"accelerator_datagram_flows_evicted_total":          p.count.udpEvicted.Load(),
+		"accelerator_datagram_flows_moved_total":            p.count.udpMoved.Load(),
+		"accelerator_datagram_flows_refused_total":          p.count.udpRefused.Load(),
+		"accelerator_datagram_flows_blocked_total":          p.count.udpBlocked.Load(),
+		"accelerator_datagram_flows_hasty_total":            p.count.udpHasty.Load(),
+		"accelerator_datagram_flows_full_total":             p.count.udpFull.Load(),
+		"accelerator_datagram_flows_crowded_total":          p.count.udpCrowded.Load(),
+		"accelerator_datagram_flows_yielded_total":          p.count.udpYielded.Load(),
+		"accelerator_datagram_refusals_unwritten_total":     p.count.udpUntold.Load(),
+		"accelerator_datagram_flows_idle_total":             p.count.udpIdle.Load(),
+		"accelerator_datagram_flows_broken_total":           p.count.udpBroken.Load(),
+		"accelerator_datagrams_in_total":                    p.count.datagramsIn.Load(),
+		"accelerator_datagrams_out_total":                   p.count.datagramsOut.Load(),
+		"accelerator_datagrams_dropped_total":               p.count.udpDropped.Load(),
+		"accelerator_datagrams_resent_total":                p.count.udpResent.Load(),
+		"accelerator_detour_datagram_flows":                 p.carriedFlows.count(),
+		"accelerator_detour_datagrams_total":                p.count.carriedDatagrams.Load(),
+		"accelerator_detour_datagrams_dropped_total":        p.count.carriedDropped.Load(),
+		"accelerator_datagrams_unsent_total":                p.count.udpUnsent.Load(),
 	}
 }

@@ -78,7 +78,7 @@ func newBench(t *testing.T, n network) *bench {
 		t.Fatal(err)
 	}
 	open := b.plane.Listeners()
-	if want := []Listener{{"game", local}}; !slices.Equal(open, want) {
+	if want := []Listener{{"game", spec.TCP, local}}; !slices.Equal(open, want) {
 		t.Fatalf("listeners %v, want %v", open, want)
 	}
 	b.listen(b.edge, local.String(), b.plane.ConnHandler(open[0]))
@@ -174,7 +174,7 @@ func TestWhatIsExplainedIsWhatIsServed(t *testing.T) {
 		b.dial().Close()
 		time.Sleep(time.Second)
 		tr := new(trace.Trace)
-		answer, err := b.plane.Explain(local, netip.MustParseAddr("203.0.113.9"), tr)
+		answer, err := b.plane.Explain(spec.TCP, local, netip.MustParseAddr("203.0.113.9"), tr)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -182,7 +182,7 @@ func TestWhatIsExplainedIsWhatIsServed(t *testing.T) {
 		if want := dialled[2] + " in icn by " + dialled[0]; answer != want || !strings.Contains(tr.String(), "1. "+want) {
 			b.Errorf("explained %q, served %q:\n%s", answer, want, tr)
 		}
-		if _, err := b.plane.Explain(netip.MustParseAddrPort("198.51.100.1:1"), netip.MustParseAddr("203.0.113.9"), nil); err == nil {
+		if _, err := b.plane.Explain(spec.TCP, netip.MustParseAddrPort("198.51.100.1:1"), netip.MustParseAddr("203.0.113.9"), nil); err == nil {
 			b.Error("a port without a listener was explained")
 		}
 	})
@@ -290,20 +290,24 @@ func TestAFlowThatNobodyTakesIsReset(t *testing.T) {
 	}
 }
 
-func TestASilentFlowIsResetAfter340Seconds(t *testing.T) {
-	onBench(t, only(testEndpoint{"a", 128, false}), nil, func(b *bench) {
-		c := b.dial()
-		defer c.Close()
-		begun := time.Now()
-		if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
-			b.Errorf("the client read %v", err)
-		}
-		if took := time.Since(begun); took < 340*time.Second || took > 400*time.Second {
-			b.Errorf("it took %v", took)
-		}
-		synctest.Wait()
-		b.count(map[string]uint64{"accelerator_flows_total": 1, "accelerator_flows_idle_total": 1})
-	})
+func TestASilentFlowIsResetAfterTheIdleTimeout(t *testing.T) {
+	for _, idle := range []time.Duration{10 * time.Second, 340 * time.Second, spec.MaxAcceleratorIdle} {
+		n := only(testEndpoint{"a", 128, false})
+		n.idle = idle
+		onBench(t, n, nil, func(b *bench) {
+			c := b.dial()
+			defer c.Close()
+			begun := time.Now()
+			if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+				b.Errorf("the client read %v", err)
+			}
+			if took := time.Since(begun); took < idle || took > idle+idle/4 {
+				b.Errorf("it took %v, not %v", took, idle)
+			}
+			synctest.Wait()
+			b.count(map[string]uint64{"accelerator_flows_total": 1, "accelerator_flows_idle_total": 1})
+		})
+	}
 }
 
 func TestDisablingClosesTheDoorAndLeavesFlowsAlone(t *testing.T) {
@@ -377,7 +381,7 @@ func TestASpecThatCannotBeServedLeavesTheOneBefore(t *testing.T) {
 		"all ports": func(_ *spec.Spec, a *spec.Accelerator) {
 			a.Listeners[0].PortRanges = []spec.PortRange{{FromPort: 1, ToPort: 65535}}
 		},
-		"a protocol that is not served": func(_ *spec.Spec, a *spec.Accelerator) { a.Listeners[0].Protocol = "UDP" },
+		"a protocol that is not served": func(_ *spec.Spec, a *spec.Accelerator) { a.Listeners[0].Protocol = "SCTP" },
 		"an address that is another's": func(s *spec.Spec, a *spec.Accelerator) {
 			other := *a
 			other.Name = "other"
@@ -395,7 +399,7 @@ func TestASpecThatCannotBeServedLeavesTheOneBefore(t *testing.T) {
 			if err := p.Apply(bad); err == nil || !strings.Contains(err.Error(), "accelerator ") {
 				t.Errorf("got %v", err)
 			}
-			if open := p.Listeners(); !slices.Equal(open, []Listener{{"game", local}}) {
+			if open := p.Listeners(); !slices.Equal(open, []Listener{{"game", spec.TCP, local}}) {
 				t.Errorf("listeners %v", open)
 			}
 		})

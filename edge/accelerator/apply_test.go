@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -20,7 +21,7 @@ func anAddress(n int) netip.Addr {
 func anAccelerator(name string, ports []spec.PortRange, addresses ...netip.Addr) *spec.Accelerator {
 	enabled, dial, weight := true, 100.0, 128
 	return &spec.Accelerator{Name: name, Enabled: &enabled, IPAddresses: addresses, Listeners: []spec.AcceleratorListener{{
-		Protocol: spec.TCP, PortRanges: ports, ClientAffinity: spec.AffinityNone,
+		Protocol: spec.TCP, PortRanges: ports, ClientAffinity: spec.AffinityNone, IdleTimeout: new(spec.Duration(340 * time.Second)), FailoverScope: spec.FailoverClosest,
 		EndpointGroups: []spec.EndpointGroup{{Region: "r", TrafficDial: &dial, Endpoints: []spec.Endpoint{{TargetGroup: "g", Weight: &weight}}}},
 	}}}
 }
@@ -51,8 +52,11 @@ func edited(t *rapid.T, s *spec.Spec) *spec.Spec {
 		}
 		a := anAccelerator(name, ports, addresses...)
 		*a.Enabled = rapid.IntRange(0, 4).Draw(t, "enabled") > 0
-		if rapid.IntRange(0, 20).Draw(t, "udp") == 0 {
-			a.Listeners[0].Protocol = "UDP"
+		switch rapid.IntRange(0, 20).Draw(t, "protocol") {
+		case 0:
+			a.Listeners[0].Protocol = "SCTP"
+		case 1, 2, 3, 4, 5:
+			a.Listeners[0].Protocol = spec.UDP
 		}
 		next.Accelerators[name] = a
 	}
@@ -81,20 +85,24 @@ func TestAPlaneThatWasChangedIsAsOneThatWasMadeAnew(t *testing.T) {
 			if !slices.Equal(p.Listeners(), fresh.Listeners()) {
 				t.Fatalf("got %v, want %v", p.Listeners(), fresh.Listeners())
 			}
-			open := map[netip.AddrPort]string{}
-			for _, l := range p.Listeners() {
-				open[l.Address] = l.Accelerator
-			}
-			for n := range 3 {
-				for port := range uint16(40) {
-					at := netip.AddrPortFrom(anAddress(n), port)
-					got, ok := p.table.Load().entry(at)
-					want, wanted := fresh.table.Load().entry(at)
-					if got != want || ok != wanted {
-						t.Fatalf("%v: got %v, want %v", at, got, want)
+			for _, protocol := range []string{spec.TCP, spec.UDP} {
+				open := map[netip.AddrPort]string{}
+				for _, l := range p.Listeners() {
+					if l.Protocol == protocol {
+						open[l.Address] = l.Accelerator
 					}
-					if name, is := open[at]; is != ok || is && got.accelerator != good.Accelerators[name] {
-						t.Fatalf("%v: listens %v, is answered %v", at, is, ok)
+				}
+				for n := range 3 {
+					for port := range uint16(40) {
+						at := netip.AddrPortFrom(anAddress(n), port)
+						got, ok := p.table.Load().entry(protocol, at)
+						want, wanted := fresh.table.Load().entry(protocol, at)
+						if got != want || ok != wanted {
+							t.Fatalf("%v: got %v, want %v", at, got, want)
+						}
+						if name, is := open[at]; is != ok || is && got.accelerator != good.Accelerators[name] {
+							t.Fatalf("%s %v: listens %v, is answered %v", protocol, at, is, ok)
+						}
 					}
 				}
 			}

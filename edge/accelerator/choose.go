@@ -11,10 +11,11 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/origin"
 )
 
 const (
-	// closest is how many of the nearest endpoint groups failover looks into before it fails open (AWS).
+	// closest is how many of the nearest endpoint groups failover looks into before it fails open (AWS), unless it is told to look into all.
 	closest = 3
 	// attemptsPerGroup bounds how often one group is tried for one flow, each time by another endpoint and node where
 	// there are others; then it is the next group's turn.
@@ -23,7 +24,7 @@ const (
 	maxCandidates = 8
 )
 
-// Flow is one TCP connection of a client.
+// Flow is one TCP connection of a client, or the datagrams between it and an address.
 type Flow struct {
 	Client netip.AddrPort // where it comes from
 	Local  netip.AddrPort // the accelerator's address and port that it reached
@@ -33,9 +34,13 @@ type Flow struct {
 type Candidate struct {
 	Region string
 	// Resource is the endpoint as origin knows it: targetGroup/<name>, loadBalancer/<name>/<port>, or
-	// endpoint/<accelerator>/<address>:<port> for one that is given by address.
+	// endpoint/<accelerator>/<address>:<port> for one that is given by address; it says too whether its target sees the client (origin.Preserved).
 	Resource string
 	Node     string
+	// By is a node that carries the flow on to Node, tried before the direct way if there is one; "": none does.
+	By string
+	// Detour says that there is no direct way.
+	Detour bool
 }
 
 // Choose orders the ways for a flow, the best first; the others are for when it cannot be dialled. None: no member in
@@ -45,9 +50,11 @@ type Candidate struct {
 // the next, and what no dial takes goes to the last group whose dial is not 0. Where the group has no healthy endpoint
 // with weight, or no node of its region can be reached, the flow fails over to the next groups among the three closest,
 // whatever their dials; where none of them has one either, it fails open to the closest. In its group an endpoint
-// takes flows in proportion to its weight. All of it is drawn by a hash of the flow (of its addresses only, with
-// client affinity SOURCE_IP), so a flow is sent to the same endpoint from every node that sees the same, and a
-// change of weights or health moves as few flows as it can.
+// takes flows in proportion to its weight. With the failover scope ALL every group is among the closest. All of it is
+// drawn by a hash of the flow (of its addresses only, with client affinity SOURCE_IP), so a flow is sent to the same
+// endpoint from every node that sees the same, and a change of weights or health moves as few flows as it can.
+//
+// Flows of a custom routing accelerator end where their port is mapped to, or nowhere.
 //
 // Nodes that leave are no way, nor are those that are drained, unless no group has others.
 func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.AcceleratorListener, f Flow, tr *trace.Trace) []Candidate {
@@ -60,24 +67,23 @@ func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.Accelerator
 	}
 	key := keyOf(f, l.ClientAffinity)
 	at := site{s, v, a, f, key}
-	groups := at.weigh(l, v.In, tr)
-	if len(groups) == 0 {
-		groups = at.weigh(l, staying(v), nil)
-		if len(groups) == 0 {
-			tr.Add("no region of its endpoint groups has a node with the origin role")
-			return nil
-		}
-		tr.Add("all nodes of its endpoint groups are drained: taken all the same")
+	if isCustom(a) {
+		return at.route(l, tr)
 	}
-	taken := dial(groups, key, tr)
-	groups = failover(groups, taken, tr)
+	groups := at.order(at.open(l, tr), l, tr)
 
 	candidates := make([]Candidate, 0, attemptsPerGroup*len(groups))
 	for _, g := range groups {
 		for i := range min(attemptsPerGroup, max(len(g.resources), len(g.nodes))) {
-			candidates = append(candidates, Candidate{
-				Region: g.spec.Region, Resource: g.resources[i%len(g.resources)], Node: g.nodes[i%len(g.nodes)],
-			})
+			c := Candidate{Region: g.spec.Region, Resource: g.resources[i%len(g.resources)], Node: g.nodes[i%len(g.nodes)]}
+			at.detour(&c, tr)
+			if !slices.ContainsFunc(candidates, func(one Candidate) bool { return one.first() == c.first() }) {
+				at.path(c, tr)
+				if l.Protocol == spec.TCP {
+					at.lasting(c, tr)
+				}
+			}
+			candidates = append(candidates, c)
 		}
 	}
 	candidates = candidates[:min(len(candidates), maxCandidates)]
@@ -90,8 +96,109 @@ func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.Accelerator
 	return candidates
 }
 
+// open are the groups that may take flows: those with nodes, or, if no group has any else, with nodes that are drained.
+func (at site) open(l *spec.AcceleratorListener, tr *trace.Trace) []*group {
+	groups := at.weigh(l, at.view.In, tr)
+	if len(groups) > 0 {
+		return groups
+	}
+	if groups = at.weigh(l, staying(at.view), nil); len(groups) == 0 {
+		tr.Add("no region of its endpoint groups has a node with the origin role")
+		return nil
+	}
+	tr.Add("all nodes of its endpoint groups are drained: taken all the same")
+	return groups
+}
+
+// order is that in which a flow is offered to groups: where its dial directs it, and what it fails over to.
+func (at site) order(groups []*group, l *spec.AcceleratorListener, tr *trace.Trace) []*group {
+	if len(groups) == 0 {
+		return nil
+	}
+	scope := closest
+	if l.FailoverScope == spec.FailoverAll {
+		scope = len(groups)
+	}
+	return failover(groups, dial(groups, at.key, tr), scope, tr)
+}
+
+// wellServed makes a function that says of a client whether a new flow of it to an address and port would be sent to a healthy endpoint: that it does
+// not fail open. It is as Choose has it, and takes the client's part alone of each.
+func wellServed(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.AcceleratorListener, local netip.AddrPort) func(client netip.AddrPort) bool {
+	at := site{spec: s, view: v, accelerator: a, flow: Flow{Local: local}}
+	groups := at.open(l, nil)
+	return func(client netip.AddrPort) bool {
+		at.key = keyOf(Flow{client, local}, l.ClientAffinity)
+		order := at.order(groups, l, nil)
+		return len(order) > 0 && order[0].ready
+	}
+}
+
+// detour has a candidate go by way of another node where that is worth it. It makes no node that cannot be reached one that can: whether it
+// lives is not known then, so its region is tried after others.
+func (at site) detour(c *Candidate, tr *trace.Trace) {
+	if at.view.Detour == nil {
+		return
+	}
+	d, ok := at.view.Detour(c.Node)
+	if !ok {
+		return
+	}
+	c.By, c.Detour = d.By, d.Direct == 0
+	if !tr.On() {
+		return
+	}
+	direct := "directly not at all"
+	if d.Direct > 0 {
+		direct = "directly " + d.Direct.Round(100*time.Microsecond).String()
+	}
+	tr.Add("node %s by way of %s: round trip %v, %s", c.Node, d.By, d.RTT.Round(100*time.Microsecond), direct)
+}
+
+// lasting tells which node on the way to a candidate does not know how a flow goes on when its way is lost.
+func (at site) lasting(c Candidate, tr *trace.Trace) {
+	if !tr.On() || c.Node == at.view.Self {
+		return
+	}
+	for _, name := range []string{c.By, c.Node} {
+		if m, ok := at.view.Member(name); name != "" && ok && !m.Lasting {
+			tr.Add("node %s is of a release with which flows end when their path does", name)
+		}
+	}
+}
+
+// path tells how the way to a candidate's node fares, as far as a packet is lost on it.
+func (at site) path(c Candidate, tr *trace.Trace) {
+	p, measured := at.view.Paths[c.first()]
+	if !tr.On() || !measured || p.Loss == 0 && !p.Parity && p.TCP == "" {
+		return
+	}
+	repaired := "not made good"
+	if p.Parity {
+		repaired = "made good by parity"
+	}
+	tcp := ""
+	switch p.TCP {
+	case "":
+	case "BBR":
+		tcp = "; TCP with BBR for flows of many bytes"
+	default:
+		tcp = "; TCP " + p.TCP
+	}
+	tr.Add("way to node %s: round trip %v, %.2g %% of packets lost, %s%s", c.first(), at.view.RTT[c.first()].Round(100*time.Microsecond), 100*p.Loss, repaired, tcp)
+}
+
+// first is the node to which the flow's stream goes.
+func (c Candidate) first() string { return cmp.Or(c.By, c.Node) }
+
 // String is the candidate in words.
-func (c Candidate) String() string { return c.Resource + " in " + c.Region + " by " + c.Node }
+func (c Candidate) String() string {
+	text := c.Resource + " in " + c.Region + " by " + c.Node
+	if c.By != "" {
+		text += ", by way of " + c.By
+	}
+	return text
+}
 
 // group is an endpoint group as a flow meets it.
 type group struct {
@@ -241,7 +348,7 @@ func (g *group) rankEndpoints(at site, tr *trace.Trace) bool {
 		case !fit:
 			class = sick
 		}
-		endpoints[i] = ranked{resource, class, -weight / math.Log(at.key.draw("endpoint", resource))}
+		endpoints[i] = ranked{resource, class, -weight / math.Log(at.key.draw("endpoint", origin.Unpreserved(resource)))}
 		if tr.On() {
 			condition := "healthy"
 			if !fit {
@@ -262,13 +369,14 @@ func (g *group) rankEndpoints(at site, tr *trace.Trace) bool {
 
 // judge names an endpoint and says whether it can take the flow.
 func (g *group) judge(at site, e spec.Endpoint) (resource string, healthy bool) {
-	port := at.flow.Local.Port()
+	port := g.spec.EndpointPort(at.flow.Local.Port())
 	switch {
+	case e.Subnet.IsValid(): // nobody checks it
+		return e.Subnet.String(), true
 	case e.Address.IsValid():
-		resource = "endpoint/" + at.accelerator.Name + "/" + netip.AddrPortFrom(e.Address, port).String()
-		return resource, at.view.EndpointHealthy(at.accelerator.Name, g.spec.Region, g.spec.CheckAddr(e))
+		return origin.Preserved(endpointResource(at.accelerator.Name, netip.AddrPortFrom(e.Address, port)), e.ClientIPPreservation), at.view.EndpointHealthy(at.accelerator.Name, g.spec.Region, g.spec.CheckAddr(e))
 	case e.LoadBalancer == "":
-		return "targetGroup/" + e.TargetGroup, at.view.TargetGroupHealthy(at.spec, e.TargetGroup)
+		return origin.Preserved("targetGroup/"+e.TargetGroup, e.ClientIPPreservation), at.view.TargetGroupHealthy(at.spec, e.TargetGroup)
 	}
 	resource = "loadBalancer/" + e.LoadBalancer + "/" + strconv.Itoa(int(port))
 	lb := at.spec.LoadBalancers[e.LoadBalancer]
@@ -302,15 +410,16 @@ func dial(groups []*group, key flowKey, tr *trace.Trace) int {
 	return last
 }
 
-// failover returns the groups in the order in which they are tried, when a flow was directed to one of them.
-func failover(groups []*group, directed int, tr *trace.Trace) []*group {
+// failover returns the groups in the order in which they are tried, when a flow was directed to one of them. scope is how many of the
+// nearest may take it before it fails open.
+func failover(groups []*group, directed, scope int, tr *trace.Trace) []*group {
 	order := make([]*group, 0, len(groups))
 	add := func(g *group) {
 		if !slices.Contains(order, g) {
 			order = append(order, g)
 		}
 	}
-	near, next := groups[:min(closest, len(groups))], directed+1
+	near, next := groups[:min(scope, len(groups))], directed+1
 	if directed >= len(near) {
 		next = 0
 	}

@@ -1,6 +1,7 @@
 package accelerator
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -22,15 +23,20 @@ import (
 // network is what a test says: endpoint groups as seen from the node "self", which carries flows but no targets.
 type network struct {
 	groups   []testGroup
-	affinity string
+	affinity string        // "": NONE
+	scope    string        // of failover; "": CLOSEST
+	idle     time.Duration // 0: 340 s
+	protocol string        // "": TCP
+	tells    bool          // its nodes say at which target a flow ends
 }
 
 type testGroup struct {
-	region    string
-	rtt       time.Duration // negative: unknown
-	dial      float64
-	nodes     []string // as "name", "name!" for one that cannot be reached from here, "name-" drained, "name." leaving
-	endpoints []testEndpoint
+	region     string
+	rtt        time.Duration // negative: unknown
+	dial       float64
+	terminates bool     // its flows, when their endpoint turns unhealthy
+	nodes      []string // as "name", "name!" for one that cannot be reached from here, "name-" drained, "name." leaving
+	endpoints  []testEndpoint
 }
 
 type testEndpoint struct {
@@ -53,16 +59,34 @@ func down(region string, rtt int, dial float64) testGroup {
 	return g
 }
 
+// Whether its target sees the client changes what an endpoint is asked for, and not which flows it gets.
+func TestAnEndpointWhoseTargetSeesTheClientIsAskedSo(t *testing.T) {
+	n := only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}, testEndpoint{"10.1.0.1", 128, false})
+	s, v, a := n.build()
+	l := &a.Listeners[0]
+	for i := range 50 {
+		f := Flow{Client: client(i), Local: local}
+		for j := range l.EndpointGroups[0].Endpoints {
+			l.EndpointGroups[0].Endpoints[j].ClientIPPreservation = false
+		}
+		before := Choose(s, v, a, l, f, nil)[0].Resource
+		for j := range l.EndpointGroups[0].Endpoints {
+			l.EndpointGroups[0].Endpoints[j].ClientIPPreservation = true
+		}
+		if got := Choose(s, v, a, l, f, nil)[0].Resource; got != before+"/clientIP" {
+			t.Errorf("%s, before %s", got, before)
+		}
+	}
+}
+
 var local = netip.MustParseAddrPort("198.51.100.1:443")
 
 // build makes what Choose takes.
 func (n network) build() (*spec.Spec, *view.View, *spec.Accelerator) {
 	enabled := true
 	l := spec.AcceleratorListener{
-		Protocol: spec.TCP, PortRanges: []spec.PortRange{{FromPort: local.Port()}}, ClientAffinity: n.affinity,
-	}
-	if l.ClientAffinity == "" {
-		l.ClientAffinity = spec.AffinityNone
+		Protocol: cmp.Or(n.protocol, spec.TCP), PortRanges: []spec.PortRange{{FromPort: local.Port()}}, ClientAffinity: cmp.Or(n.affinity, spec.AffinityNone),
+		IdleTimeout: new(spec.Duration(cmp.Or(n.idle, 340*time.Second))), FailoverScope: cmp.Or(n.scope, spec.FailoverClosest),
 	}
 	s := &spec.Spec{
 		Revision:      1,
@@ -84,7 +108,7 @@ func (n network) build() (*spec.Spec, *view.View, *spec.Accelerator) {
 			if node == "self" {
 				v.Members = v.Members[1:]
 			}
-			m := view.Member{Name: node, Region: g.region, Roles: []view.Role{view.Origin}, Leaving: leaving}
+			m := view.Member{Name: node, Region: g.region, Roles: []view.Role{view.Origin}, Leaving: leaving, Tells: n.tells}
 			if drained {
 				m.Drained = "node " + node
 			}
@@ -97,7 +121,7 @@ func (n network) build() (*spec.Spec, *view.View, *spec.Accelerator) {
 			}
 		}
 		dial := g.dial
-		group := spec.EndpointGroup{Region: g.region, TrafficDial: &dial, HealthCheckPort: 80}
+		group := spec.EndpointGroup{Region: g.region, TrafficDial: &dial, HealthCheckPort: 80, UnhealthyConnectionTermination: g.terminates}
 		for _, e := range g.endpoints {
 			weight := e.weight
 			endpoint := spec.Endpoint{Weight: &weight}
@@ -109,7 +133,7 @@ func (n network) build() (*spec.Spec, *view.View, *spec.Accelerator) {
 			}
 			name, isBalancer := strings.CutPrefix(e.name, "lb:")
 			target := spec.Target{Address: netip.AddrFrom4([4]byte{10, 0, 0, 1}), Port: 80}
-			s.TargetGroups[name] = &spec.TargetGroup{Name: name, Region: g.region, Protocol: spec.TCP, Targets: []spec.Target{target}}
+			s.TargetGroups[name] = &spec.TargetGroup{Name: name, Region: g.region, Protocol: l.Protocol, Targets: []spec.Target{target}}
 			if isBalancer {
 				endpoint.LoadBalancer = name
 				s.LoadBalancers[name] = &spec.LoadBalancer{
@@ -252,6 +276,23 @@ func TestFailoverIgnoresTheDials(t *testing.T) {
 	}
 }
 
+func TestFailoverLooksIntoEveryGroupWhereItIsToldTo(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		groups []testGroup
+		want   map[string]float64
+	}{
+		{"a fourth group", []testGroup{down("icn", 5, 100), down("nrt", 30, 100), down("sin", 60, 100), up("iad", 90, 0), up("fra", 99, 100)}, map[string]float64{"iad": 100}},
+		{"the nearest that can, whatever is farther", []testGroup{down("icn", 5, 100), up("nrt", 30, 0), up("sin", 60, 100), up("iad", 90, 100)}, map[string]float64{"nrt": 100}},
+		{"on from the group that the dial led to", []testGroup{up("icn", 5, 0), up("nrt", 30, 0), up("sin", 60, 0), down("iad", 90, 100), up("fra", 99, 0)}, map[string]float64{"fra": 100}},
+		{"nothing healthy anywhere: fail open", []testGroup{down("icn", 5, 0), down("nrt", 30, 0), down("sin", 60, 0), down("iad", 90, 100)}, map[string]float64{"icn": 100}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			near(t, network{groups: c.groups, scope: spec.FailoverAll}.shares(500, region), c.want, 9)
+		})
+	}
+}
+
 // only is one endpoint group with these endpoints.
 func only(endpoints ...testEndpoint) network {
 	g := up("icn", 5, 100)
@@ -286,6 +327,26 @@ func TestALoadBalancerWithoutAListenerOnThePortTakesNothing(t *testing.T) {
 	for i := range 100 {
 		if c := Choose(s, v, a, &a.Listeners[0], Flow{Client: client(i), Local: local}, nil); c[0].Resource != "targetGroup/b" {
 			t.Fatalf("got %v", c)
+		}
+	}
+}
+
+// Endpoints by address and load balancers are at the port that the group has for the flow's; a target group is at its targets' own.
+func TestPortOverridesLeadToOtherPorts(t *testing.T) {
+	for name, want := range map[string]string{
+		"10.1.0.1": "endpoint/game/10.1.0.1:8443", "lb:a": "loadBalancer/a/8443", "b": "targetGroup/b",
+	} {
+		s, v, a := only(testEndpoint{name, 128, false}).build()
+		a.Listeners[0].EndpointGroups[0].PortOverrides = []spec.PortOverride{{ListenerPort: 80, EndpointPort: 8080}, {ListenerPort: 443, EndpointPort: 8443}}
+		if lb := s.LoadBalancers["a"]; lb != nil {
+			lb.Listeners[0].Port = 8443
+		}
+		tr := new(trace.Trace)
+		if c := Choose(s, v, a, &a.Listeners[0], Flow{Client: client(1), Local: local}, tr); c[0].Resource != want {
+			t.Errorf("got %v, want %s", c, want)
+		}
+		if text := fmt.Sprint(tr.Lines()); !strings.Contains(text, want+", weight 128, healthy") {
+			t.Errorf("%s: explained as %s", name, text)
 		}
 	}
 }

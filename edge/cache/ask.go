@@ -42,8 +42,9 @@ type Result struct {
 type Ask struct {
 	fill   *fill
 	ctx    context.Context
-	stop   func() bool
+	stop   func() bool // that the context wakes it; nil: it has not waited yet
 	joined bool
+	here   bool // it is to begin the fill itself
 	header http.Header
 	pos    int64 // how much was read; guarded by fill.mu
 	taken  int   // how much of what Next returned last is being written
@@ -77,8 +78,15 @@ func (c *Cache) Ask(ctx context.Context, w Want, found Found) (*Ask, error) {
 		c.askers.Add(-1)
 		return nil, err
 	}
-	a.stop = context.AfterFunc(ctx, a.fill.wake)
 	return a, nil
+}
+
+// wait waits until the fill has moved, or the asker's context ends. f.mu is held.
+func (a *Ask) wait() {
+	if a.stop == nil {
+		a.stop = context.AfterFunc(a.ctx, a.fill.wake)
+	}
+	a.fill.moved.Wait()
 }
 
 func (c *Cache) attach(a *Ask, w Want, found Found) error {
@@ -92,8 +100,12 @@ func (c *Cache) attach(a *Ask, w Want, found Found) error {
 		c.counts.collapsed.Add(1)
 		return nil
 	}
-	if c.start(w, found, a) == nil {
+	f := c.start(w, found, a)
+	if f == nil {
 		return ErrBusy
+	}
+	if a.here = w.Soon != nil; !a.here {
+		c.hire(f)
 	}
 	return nil
 }
@@ -102,13 +114,17 @@ func (c *Cache) attach(a *Ask, w Want, found Found) error {
 // the asker's context's.
 func (a *Ask) Wait() (Result, error) {
 	f := a.fill
+	if a.here {
+		a.here = false
+		f.runHere()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for f.result.How == 0 && f.err == nil {
 		if err := a.ctx.Err(); err != nil {
 			return Result{}, err
 		}
-		f.moved.Wait()
+		a.wait()
 	}
 	r := f.result
 	if r.How == 0 {
@@ -118,7 +134,7 @@ func (a *Ask) Wait() (Result, error) {
 	if r.Collapsed = a.joined; a.joined {
 		r.Own = nil
 		p := f.want.Policy
-		if p.secondary(r.Object.vary, a.header) != p.secondary(r.Object.vary, f.want.Header) {
+		if p.secondary(r.Object.more().vary, a.header) != p.secondary(r.Object.more().vary, f.want.Header) {
 			return Result{}, ErrOther
 		}
 		if !f.shared {
@@ -163,7 +179,7 @@ func (a *Ask) Next() ([]byte, error) {
 		case a.ctx.Err() != nil:
 			return nil, a.ctx.Err()
 		}
-		f.moved.Wait()
+		a.wait()
 	}
 }
 
@@ -191,8 +207,14 @@ func (a *Ask) nextAlone() ([]byte, error) {
 
 // Close ends the asker's part. The fill goes on, unless the response is this asker's alone.
 func (a *Ask) Close() {
-	a.stop()
 	f := a.fill
+	if a.here { // it has never waited
+		a.here = false
+		f.cache.hire(f)
+	}
+	if a.stop != nil {
+		a.stop()
+	}
 	if a.piece != nil {
 		f.cache.pieces.pool.Put(a.piece)
 		a.piece = nil

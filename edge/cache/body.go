@@ -24,8 +24,8 @@ type place struct {
 // Size is that of the body, in bytes, kept whole or in slices; 0 while it is being filled.
 func (o *Object) Size() int64 {
 	switch {
-	case o.sliced != nil:
-		return o.sliced.size
+	case o.more().sliced != nil:
+		return o.more().sliced.size
 	case o.large != nil:
 		return o.large.size
 	case o.at != nil:

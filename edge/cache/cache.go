@@ -14,6 +14,7 @@ import (
 	"maps"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/maypok86/otter/v2"
 
@@ -56,17 +57,22 @@ type Cache struct {
 	fills      map[string]*fill // by slot: those that may be joined
 	active     map[*fill]struct{}
 	generation uint64
-	era        uint64 // how many fences there were
+	era        uint32 // how many fences there were
 
-	sweeping bool // what was purged is being looked for
+	sweeping  bool // what was purged is being looked for
+	unmapping bool // somebody gives pages back
 
-	fence atomic.Uint64 // the era of the one that stands; 0: none
+	unneeded chan *pages
+
+	fence atomic.Uint32 // the era of the one that stands; 0: none
 
 	shelf *shelf // nil: there is no disk
 
 	newest atomic.Uint64 // purge, which each entry must have seen
 	log    sync.RWMutex  // guards, and is taken after mu:
 	purges Purges
+	softs  Purges    // those that were soft, for what peers hand on: see Lends
+	opened time.Time // before it, nothing is known of purges that were made
 
 	askers  atomic.Int64
 	running sync.WaitGroup // the fills
@@ -85,7 +91,7 @@ type Cache struct {
 
 // New makes an empty cache.
 func New(cfg Config) *Cache {
-	c := &Cache{limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}, next: make(chan *fill), maxPages: pagesLimit()}
+	c := &Cache{opened: time.Now(), limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}, next: make(chan *fill), unneeded: make(chan *pages, maxUnmapping), maxPages: pagesLimit()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.stored = otter.Must(&otter.Options[string, *entry]{
 		// The last eighth is for fills. The library evicts behind its writes, by its own count, so the bytes are
@@ -98,7 +104,7 @@ func New(cfg Config) *Cache {
 				c.counts.evicted.Add(1)
 				c.shelf.evicted(d.Key, d.Value)
 			}
-			d.Value.letGo()
+			c.dropped(d.Value)
 		},
 		Executor: func(f func()) { f() }, // who writes evicts: no goroutine without an owner
 	})

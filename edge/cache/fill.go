@@ -19,6 +19,10 @@ var (
 	// ErrOther: the response turned out to be another variant, or was kept in the meantime. Look again.
 	ErrOther = errors.New("the response is another one")
 
+	// ErrLater is for Want.Soon: there is no answer yet.
+	ErrLater = errors.New("the origin has not answered yet")
+
+	errPanic     = errors.New("the request that asked for it broke off")
 	errAbandoned = errors.New("nobody reads the response any more")
 	errLength    = errors.New("the body is not as long as its Content-Length")
 )
@@ -34,6 +38,10 @@ type Want struct {
 	Policy *Policy
 	Header http.Header // the viewer's; the fill, which outlives the request, has it too: it is not to be changed any more
 	Fetch  Fetch
+	// Soon is Fetch for who asks first, on the goroutine that waits for the outcome: it takes no longer than a second, and has an answer,
+	// or ErrLater; then Fetch has it, which is called next with the same conditions. The body of its answer is under no context. Nil: the
+	// fill is another goroutine's from the first.
+	Soon func(conditions http.Header) (*http.Response, error)
 	// Keep says whether what was brought is kept, besides being shared by those who asked meanwhile; nil: yes. It is asked when
 	// it begins to come and when all is here, and must be quick.
 	Keep func() bool
@@ -60,7 +68,7 @@ type fill struct {
 	others []offer // where that is nil: what else the origin may select
 
 	fenced bool   // stale may not be used as it is
-	era    uint64 // how many fences there were at the start
+	era    uint32 // how many fences there were at the start
 
 	slot     string // guarded by cache.mu, like
 	outdated bool   // it was purged or invalidated: not to be kept
@@ -74,6 +82,7 @@ type fill struct {
 	alone  io.ReadCloser // the body, if it is the first asker's alone
 	first  *Ask          // who asked first; nil when there was none or it left
 	asks   map[*Ask]struct{}
+	joined bool   // somebody has asked besides the first, and may wake who waits even when he has left
 	body   []byte // what has come since base
 	base   int64  // what has come and is dropped
 	full   bool   // there was no room for the body: it is not kept, and is dropped once it is read
@@ -81,6 +90,11 @@ type fill struct {
 	err    error
 
 	reserved int64 // bytes of the cache's, for body
+
+	// Of who runs it:
+	requested time.Time             // when the origin was asked
+	asked     bool                  // once, and now without conditions
+	rest      func(context.Context) // what is left to be done, if anything is
 }
 
 // firstPiece is the room a body whose size is not known begins with. It doubles from there.
@@ -92,19 +106,29 @@ func (c *Cache) Refresh(w Want, found Found) {
 	defer c.mu.Unlock()
 	still := c.find(w.Key, w.Policy, w.Header, time.Now(), nil, false) == found // or else it was purged, say
 	if still && c.fills[found.slot] == nil {
-		c.start(w, found, nil)
+		if f := c.start(w, found, nil); f != nil {
+			c.hire(f)
+		}
 	}
 }
 
-// start starts a fill; nil if there are too many, or the cache is closed. c.mu is held.
+// start starts a fill, which is to be run by runHere or hire; nil if there are too many, or the cache is closed. c.mu is held.
 func (c *Cache) start(w Want, found Found, first *Ask) *fill {
+	if f := new(fill); c.launch(f, w, found, first) {
+		return f
+	}
+	return nil
+}
+
+// launch is start of a fill that nobody knows of yet.
+func (c *Cache) launch(f *fill, w Want, found Found, first *Ask) bool {
 	if len(c.active) >= maxFills || c.ctx.Err() != nil {
 		c.counts.busy.Add(1)
-		return nil
+		return false
 	}
-	f := &fill{
-		cache: c, want: w, stale: found.Object, fenced: found.Fenced, era: c.era, slot: found.slot,
-		first: first, asks: map[*Ask]struct{}{},
+	f.cache, f.want, f.stale, f.fenced, f.era, f.slot, f.first = c, w, found.Object, found.Fenced, c.era, found.slot, first
+	if f.asks == nil {
+		f.asks = map[*Ask]struct{}{}
 	}
 	f.moved.L = &f.mu
 	if found.Others {
@@ -123,12 +147,17 @@ func (c *Cache) start(w Want, found Found, first *Ask) *fill {
 	if found.Fenced {
 		c.counts.fenced.Add(1)
 	}
+	c.running.Add(1)
+	return true
+}
+
+// hire has another goroutine run what is left of a fill.
+func (c *Cache) hire(f *fill) {
 	select {
 	case c.next <- f:
 	default:
-		c.running.Go(func() { c.work(f) })
+		c.running.Go(func() { c.work(f) }) // the fill is among those that run: there is no end while it is given away
 	}
-	return f
 }
 
 // maxSpare is how many goroutines wait for the next fill when they have ended one; more end. They have the stack still that a
@@ -159,41 +188,89 @@ func (f *fill) join(a *Ask) bool {
 	if f.err != nil || f.full || f.result.Object != nil && f.result.Object.FreshFor(time.Now()) <= 0 {
 		return false
 	}
-	a.fill = f
+	a.fill, f.joined = f, true
 	f.asks[a] = struct{}{}
 	return true
 }
 
-// run asks the origin and sees to what it answers.
+// run asks the origin and sees to what it answers, as far as that was not done by runHere.
 func (f *fill) run() {
-	ctx, cancel := context.WithCancel(f.cache.ctx)
 	defer f.over()
-	if response, requested := f.fetch(ctx); response != nil {
-		f.take(ctx, response, requested, cancel)
-		return
+	ctx, cancel := context.WithCancel(f.cache.ctx)
+	defer func() {
+		if f.alone == nil { // or else it ends with that
+			cancel()
+		}
+	}()
+	if f.rest == nil {
+		if f.requested.IsZero() {
+			f.requested = time.Now()
+		}
+		response, err := f.want.Fetch(ctx, f.conditions())
+		f.heard(response, err, cancel)
 	}
-	cancel()
+	if f.rest != nil {
+		f.rest(ctx)
+	}
 }
 
-// fetch asks the origin. It returns the response that is to be a new object; nil if what is kept is good for longer, or the
-// origin failed.
-func (f *fill) fetch(ctx context.Context) (response *http.Response, requested time.Time) {
-	var check http.Header
-	switch {
-	case f.stale != nil:
-		check = conditions(f.stale)
-	case len(f.others) > 0:
-		check = offering(f.others)
-	}
-	requested = time.Now()
-	response, err := f.want.Fetch(ctx, check)
-	if err == nil && response.StatusCode == http.StatusNotModified && check != nil {
-		response.Body.Close()
-		if f.notModified(response, requested) {
-			return nil, requested
+// runHere is run for who asked first, for a moment; what takes longer another goroutine goes on with. So who waits for an origin that
+// answers at once hands nothing over, and who reads slowly holds up no fill.
+func (f *fill) runHere() {
+	well := false
+	defer func() {
+		if !well { // a panic, which may be the end of this request, but not of those who wait for it
+			f.leave(nil)
+			f.fail(errPanic)
+			f.over()
 		}
-		requested = time.Now()
-		response, err = f.want.Fetch(ctx, nil)
+	}()
+	if f.requested.IsZero() {
+		f.requested = time.Now()
+	}
+	response, err := f.want.Soon(f.conditions())
+	if err != ErrLater {
+		f.heard(response, err, nil)
+	}
+	if well = true; err == ErrLater || f.rest != nil {
+		f.cache.hire(f)
+		return
+	}
+	f.over()
+}
+
+// conditions are those that the origin is asked by; nil: by none.
+func (f *fill) conditions() http.Header {
+	switch {
+	case f.asked:
+		return nil
+	case f.stale != nil:
+		return conditions(f.stale)
+	case len(f.others) > 0:
+		return offering(f.others)
+	}
+	return nil
+}
+
+// heard sees to what the origin answered, but for what may take longer, which is in f.rest then. End, if it is set, ends what the
+// answer's body needs.
+func (f *fill) heard(response *http.Response, err error, end context.CancelFunc) {
+	f.rest = nil
+	if err == nil && response.StatusCode == http.StatusNotModified && f.conditions() != nil {
+		response.Body.Close()
+		if f.notModified(response, f.requested) {
+			return
+		}
+		f.asked = true // once more, without conditions
+		f.rest = func(ctx context.Context) {
+			f.requested = time.Now()
+			response, err := f.want.Fetch(ctx, nil)
+			f.heard(response, err, end)
+			if f.rest != nil {
+				f.rest(ctx)
+			}
+		}
+		return
 	}
 	if now := time.Now(); f.stale != nil && !f.fenced && failed(response, err) && f.stale.coversErrors(now) {
 		status := 0
@@ -202,14 +279,14 @@ func (f *fill) fetch(ctx context.Context) (response *http.Response, requested ti
 			response.Body.Close()
 		}
 		f.covered(f.stale.holding(now.Add(f.want.Policy.ErrorTTL)), status)
-		return nil, requested
+		return
 	}
 	if err != nil {
 		f.leave(nil)
 		f.fail(err)
-		return nil, requested
+		return
 	}
-	return response, requested
+	f.take(response, end)
 }
 
 // failed says whether an origin's answer is a failure that a stale response may cover (RFC 5861 §4).
@@ -256,7 +333,7 @@ func (f *fill) notModified(response *http.Response, requested time.Time) bool {
 	case f.slot != slot && o.OnDisk(): // where its body is nobody looks any more
 		kept, why = nil, "vary"
 	default:
-		kept = &entry{object: &mine, renewal: true}
+		kept = (&entry{object: &mine}).mark(renewal)
 	}
 	f.leave(kept)
 	f.answer(validated(&mine, own, why), o.shared())
@@ -274,13 +351,13 @@ func (f *fill) covered(o *Object, status int) {
 }
 
 // take makes the response a new object, or hands it to the first asker alone.
-func (f *fill) take(ctx context.Context, response *http.Response, requested time.Time, cancel context.CancelFunc) {
+func (f *fill) take(response *http.Response, end context.CancelFunc) {
 	p, received := f.want.Policy, time.Now()
 	cc := ParseControl(response.Header)
 	ok, why := p.Storable(response.StatusCode, cc, response.Header, f.authorized(), received)
 	validator, cuts := f.cache.cuts(response.StatusCode, response.Header, response.ContentLength, received)
 	own := cc.separate(response.Header)
-	o := p.head(response.StatusCode, cc, response.Header, requested, received)
+	o := p.head(response.StatusCode, cc, response.Header, f.requested, received)
 	o.era = f.era
 	alone := o.on(response.Body)
 	size := response.ContentLength
@@ -292,36 +369,49 @@ func (f *fill) take(ctx context.Context, response *http.Response, requested time
 		ok, why = false, "ttl"
 	case cuts:
 	case size > f.cache.objectLimit():
-		ok, why = false, "size"
+		ok, why = false, tooLong
 	case !f.room(size):
 		ok, why = false, noRoom
 	}
 	result := Result{How: Filled, Object: o, Size: size, Status: o.Status, Stored: ok, WhyNot: why, Own: own}
 	if !ok {
-		kept := apartSince(received)
-		if why == noRoom { // there may be some when it is asked for again
-			kept = nil
-		}
-		f.leave(kept)
-		f.hand(result, &lasting{response.Body, cancel})
+		f.hand(result, response.Body, end)
 		return
 	}
-	defer cancel()
 	if _, refused := p.tagged(response.Header); refused > 0 {
 		f.cache.counts.badTags.Add(uint64(refused))
 	}
 	if cuts {
-		f.cut(ctx, o, response, validator, own)
+		f.rest = func(ctx context.Context) { f.cut(ctx, o, response, validator, own) }
 		return
 	}
-	defer response.Body.Close()
-	defer context.AfterFunc(ctx, f.wake)()
 	f.settle(o)
 	if !f.keeps() {
 		result.Stored, result.WhyNot = false, "peer"
 	}
 	f.answer(result, o.shared())
-	if err := f.read(ctx, response.Body, size); err != nil {
+	if isHere(response.Body) {
+		f.bring(f.cache.ctx, o, response)
+		return
+	}
+	f.rest = func(ctx context.Context) {
+		if end == nil {
+			defer context.AfterFunc(ctx, func() { response.Body.Close() })()
+		}
+		f.bring(ctx, o, response)
+	}
+}
+
+// isHere says whether a body has come with its head, so that to read it waits for nothing.
+func isHere(body io.ReadCloser) bool {
+	here, says := body.(interface{ Here() bool })
+	return body == http.NoBody || says && here.Here()
+}
+
+// bring reads the body, and keeps what it is the body of.
+func (f *fill) bring(ctx context.Context, o *Object, response *http.Response) {
+	defer response.Body.Close()
+	if err := f.read(ctx, response.Body, response.ContentLength); err != nil {
 		f.leave(nil)
 		f.fail(err)
 		return
@@ -389,8 +479,11 @@ func (f *fill) truncated(err error) error {
 	return err
 }
 
-// noRoom is why a body is not kept for which there is no room as long as others are being filled.
-const noRoom = "room"
+// Why a body is not kept: there is no room for it as long as others are being filled, or it is too long.
+const (
+	noRoom  = "room"
+	tooLong = "size"
+)
 
 // room makes room for a body of that size, or for the beginning of one whose size is not known.
 func (f *fill) room(size int64) bool {
@@ -452,7 +545,11 @@ func (f *fill) readTo(end int64) bool {
 }
 
 // apartSince keeps a key apart from then on.
-func apartSince(t time.Time) *entry { return &entry{apart: t.Add(apartFor).UnixNano()} }
+func apartSince(t time.Time) *entry {
+	e := &entry{}
+	e.given.Store(t.Add(apartFor).UnixNano())
+	return e
+}
 
 // exact is the body without much room behind it.
 func exact(body []byte) []byte {
@@ -474,7 +571,15 @@ func (f *fill) answer(r Result, shared bool) {
 }
 
 // hand gives a response that may not be shared to who asked first, or to nobody.
-func (f *fill) hand(r Result, body io.ReadCloser) {
+func (f *fill) hand(r Result, body io.ReadCloser, end context.CancelFunc) {
+	if from := body; end == nil && !isHere(from) { // it was begun under no context
+		stop := context.AfterFunc(f.cache.ctx, func() { from.Close() })
+		end = func() { stop() }
+	}
+	if end != nil {
+		body = &lasting{body, end}
+	}
+	f.leaveAlone(r.WhyNot)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.result, f.alone = r, body
@@ -523,8 +628,8 @@ func (f *fill) settle(o *Object) {
 	if f.outdated {
 		return
 	}
-	f.headed, f.tags = true, o.tags
-	slot := c.place(f.want.Key, f.want.Policy, f.want.Header, o.vary)
+	f.headed, f.tags = true, o.more().tags
+	slot := c.place(f.want.Key, f.want.Policy, f.want.Header, o.more().vary)
 	if slot == f.slot {
 		return
 	}
@@ -555,14 +660,44 @@ func (f *fill) leave(e *entry) {
 	}
 }
 
+// leaveAlone is leave for a response that is one request's, and why. The key is kept apart where that spares anybody anything: others have
+// waited for it, it is long, or something of it is kept that is not good any more. A key that is asked for now and then costs nothing.
+func (f *fill) leaveAlone(why string) {
+	apart := f.stale != nil || len(f.others) > 0 || why == tooLong || f.crowded()
+	if apart && why != noRoom { // there may be some when it is asked for again
+		f.leave(apartSince(time.Now()))
+		return
+	}
+	f.cache.mu.Lock()
+	defer f.cache.mu.Unlock()
+	f.cache.remove(f)
+}
+
+// crowded says whether others ask besides the first.
+func (f *fill) crowded() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for a := range f.asks {
+		if a != f.first {
+			return true
+		}
+	}
+	return false
+}
+
 func (c *Cache) remove(f *fill) {
 	if c.fills[f.slot] == f {
 		delete(c.fills, f.slot)
 	}
 }
 
+// over ends the fill. It may be called again.
 func (f *fill) over() {
-	f.cache.mu.Lock()
-	defer f.cache.mu.Unlock()
-	delete(f.cache.active, f)
+	c := f.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, active := c.active[f]; active {
+		delete(c.active, f)
+		c.running.Done()
+	}
 }

@@ -32,8 +32,19 @@ func (o *origin) fetch(ctx context.Context, conditions http.Header) (*http.Respo
 
 // response makes a response; a size of −1 leaves the size of the body open.
 func response(status int, size int64, body io.Reader, lines ...string) *http.Response {
-	return &http.Response{StatusCode: status, Header: header(lines...), ContentLength: size, Body: io.NopCloser(body)}
+	text, is := body.(*strings.Reader)
+	return &http.Response{
+		StatusCode: status, Header: header(lines...), ContentLength: size, Body: sent{io.NopCloser(body), is && int64(text.Len()) == size},
+	}
 }
+
+// sent is a body that has come with its head, or not.
+type sent struct {
+	io.ReadCloser
+	here bool
+}
+
+func (s sent) Here() bool { return s.here }
 
 // soon answers with a body after a second.
 func soon(body string, lines ...string) func(context.Context, http.Header) (*http.Response, error) {
@@ -49,24 +60,159 @@ type world struct {
 	*origin
 	policy *Policy
 	t      *testing.T
+	here   bool // who asks first asks the origin itself
 }
 
+// inWorld tests twice: where fills are other goroutines' from the first, and where who asks first begins them.
 func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
-	synctest.Test(t, func(t *testing.T) {
-		w := &world{Cache: New(Config{Bytes: 8 << 20}), origin: &origin{}, policy: policy(), t: t}
-		defer func() {
-			w.Close()
-			if len(w.fills)+len(w.active) > 0 || w.askers.Load() > 0 {
-				t.Errorf("left behind: %v, %v, %d askers", w.fills, w.active, w.askers.Load())
+	for _, here := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &world{Cache: New(Config{Bytes: 8 << 20}), origin: &origin{}, policy: policy(), t: t, here: here}
+			defer func() {
+				w.Close()
+				if len(w.fills)+len(w.active) > 0 || w.askers.Load() > 0 {
+					t.Errorf("left behind: %v, %v, %d askers", w.fills, w.active, w.askers.Load())
+				}
+			}()
+			if test(t, w); t.Failed() {
+				t.Logf("where who asks first begins the fill: %v", here)
 			}
-		}()
-		test(t, w)
-	})
+		})
+	}
 }
 
 func (w *world) want(path string, lines ...string) Want {
 	h := header(lines...)
-	return Want{Key: w.policy.Key(Target{Distribution: "shop", Path: path}, h), Policy: w.policy, Header: h, Fetch: w.fetch}
+	want := Want{Key: w.policy.Key(Target{Distribution: "shop", Path: path}, h), Policy: w.policy, Header: h, Fetch: w.fetch}
+	if w.here {
+		w.beginHere(&want)
+	}
+	return want
+}
+
+// answered is what an origin has answered.
+type answered struct {
+	response *http.Response
+	err      error
+}
+
+// beginHere gives a want a Soon, as who asks an origin has it: its Fetch goes on with what Soon has begun.
+func (w *world) beginHere(want *Want) {
+	var later chan answered
+	ctx, cancel := context.WithCancel(context.Background())
+	want.Soon = func(conditions http.Header) (*http.Response, error) {
+		come := make(chan answered, 1)
+		go func() {
+			response, err := w.fetch(ctx, conditions)
+			come <- answered{response, err}
+		}()
+		select {
+		case a := <-come:
+			if a.err == nil {
+				a.response.Body = &ending{a.response.Body, cancel}
+			}
+			return a.response, a.err
+		case <-time.After(500 * time.Millisecond):
+			later = come
+			return nil, ErrLater
+		}
+	}
+	want.Fetch = func(under context.Context, conditions http.Header) (*http.Response, error) {
+		if later == nil {
+			return w.fetch(under, conditions)
+		}
+		come := later
+		later = nil
+		context.AfterFunc(under, cancel)
+		a := <-come
+		return a.response, a.err
+	}
+}
+
+// ending is a body that ends what sends it when it is closed.
+type ending struct {
+	io.ReadCloser
+	end func()
+}
+
+func (e *ending) Close() error {
+	e.end()
+	return e.ReadCloser.Close()
+}
+
+func (e *ending) Here() bool { s, is := e.ReadCloser.(sent); return is && s.here }
+
+// Who breaks off while he asks the origin for others leaves them an error, and the next who asks a new fill.
+func TestAPanicOfWhoAsksIsAnErrorForOthers(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		if !w.here {
+			return // it ends the process
+		}
+		want := w.want("/")
+		want.Soon = func(http.Header) (*http.Response, error) {
+			time.Sleep(500 * time.Millisecond)
+			panic("broken")
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic is lost")
+				}
+			}()
+			w.get(t.Context(), want)
+		})
+		synctest.Wait()
+		if _, _, err := w.get(t.Context(), w.want("/")); err != errPanic {
+			t.Errorf("who waited gets %v", err)
+		}
+		wg.Wait()
+		w.answer = soon("well")
+		w.mustGet("/", "filled", "well")
+	})
+}
+
+// What one request alone reads ends with the cache, too, whoever began it.
+func TestABodyOfOneRequestEndsWithTheCache(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.answer = func(ctx context.Context, _ http.Header) (*http.Response, error) {
+			r, pipe := io.Pipe()
+			context.AfterFunc(ctx, func() { pipe.CloseWithError(ctx.Err()) })
+			return response(200, 10, r, "Cache-Control: private"), nil
+		}
+		got := make(chan error)
+		go func() {
+			_, _, err := w.get(t.Context(), w.want("/"))
+			got <- err
+		}()
+		synctest.Wait()
+		w.Close()
+		if err := <-got; err == nil || err == io.EOF {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// A body that has come with its head is kept before who asked has read any of it, and whether he does or not.
+func TestABodyThatIsHereIsKeptAtOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.answer = func(context.Context, http.Header) (*http.Response, error) {
+			return response(200, 4, strings.NewReader("here")), nil
+		}
+		ask, err := w.Ask(t.Context(), w.want("/"), w.find(w.want("/")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := ask.Wait(); err != nil || !r.Stored {
+			t.Errorf("%+v, %v", r, err)
+		}
+		if w.here {
+			w.mustGet("/", "hit", "here")
+		}
+		ask.Close()
+		synctest.Wait()
+		w.mustGet("/", "hit", "here")
+	})
 }
 
 func (w *world) find(want Want) Found {
@@ -109,6 +255,23 @@ func (w *world) get(ctx context.Context, want Want) (how, body string, err error
 	}
 	body, err = readAll(ask)
 	return how, body, err
+}
+
+// together asks twice at a time for what is not shared.
+func (w *world) together(path string, lines ...string) {
+	w.t.Helper()
+	var wg sync.WaitGroup
+	var alone atomic.Int32
+	for range 2 {
+		wg.Go(func() {
+			if _, _, err := w.get(w.t.Context(), w.want(path, lines...)); errors.Is(err, ErrAlone) {
+				alone.Add(1)
+			}
+		})
+	}
+	if wg.Wait(); alone.Load() != 1 {
+		w.t.Errorf("%s: %d are to ask on their own", path, alone.Load())
+	}
 }
 
 func readAll(ask *Ask) (string, error) {
@@ -353,7 +516,13 @@ func TestWhatMayNotBeSharedIsTheFirstAskersAlone(t *testing.T) {
 func TestAKeyThatCannotBeSharedIsApartForAWhile(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.answer = soon("mine", "Cache-Control: private")
-		w.mustGet("/", "filled", "mine")
+		for range 2 { // of who asks alone it is nothing to anybody else
+			w.mustGet("/", "filled", "mine")
+			if n := w.stored.EstimatedSize(); n != 0 {
+				t.Errorf("%d entries are kept", n)
+			}
+		}
+		w.together("/")
 		w.mustGet("/", "apart", "")
 		time.Sleep(apartFor)
 		w.answer = soon("ours")
@@ -865,7 +1034,7 @@ func TestAuthorizedResponsesAreSharedOnlyIfTheOriginSaysSo(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.policy = policy(keyed(only("Authorization"), none, none))
 		w.answer = soon("secret", "Cache-Control: max-age=60")
-		w.mustGet("/", "filled", "secret", "Authorization: Basic x")
+		w.together("/", "Authorization: Basic x")
 		w.mustGet("/", "apart", "", "Authorization: Basic x")
 		w.mustGet("/", "filled", "secret")
 		w.mustGet("/", "hit", "secret")

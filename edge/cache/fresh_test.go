@@ -113,7 +113,7 @@ func TestTTL(t *testing.T) {
 		{"403 for its max-age", byDefault, 403, header(date, "Cache-Control: max-age=60"), 60 * s},
 		{"403 for ErrorTTL at least", byDefault, 403, header(date, "Cache-Control: max-age=1"), 10 * s},
 	} {
-		if got := c.policy.TTL(c.status, ParseControl(c.header), c.header, noon, noon); got != c.want {
+		if got := c.policy.TTL(c.status, ParseControl(c.header), c.header, noon, initialAge(c.header, noon, noon)); got != c.want {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
 		}
 	}
@@ -196,6 +196,27 @@ func FuzzDate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		if at, ok := httpDate(s, noon); ok && (at.Year() < 0 || at.Year() > 9999 || at.Location() != time.UTC) {
 			t.Fatalf("%q is %v", s, at)
+		}
+	})
+}
+
+// FuzzFixdate: what is read fast is what time.Parse reads, and all that it reads in that form is read fast.
+func FuzzFixdate(f *testing.F) {
+	for _, s := range []string{
+		"Mon, 02 Nov 2026 00:00:00 GMT", "Sun, 29 Feb 2026 23:59:59 GMT", "Thu, 29 Feb 2024 23:59:59 GMT", "Mon, 31 Apr 2026 00:00:00 GMT", "Mon, 02 nov 2026 00:00:00 GMT",
+		"n M, 02 Nov 2026 00:00:00 GMT", "Mon, 02 anF 2026 00:00:00 GMT", "Mon, 00 Nov 2026 00:00:00 GMT", "Mon, 02 Nov 0000 00:00:60 GMT", "Mon, 2 Nov 2026 00:00:00  GMT",
+		"Mon, 02 Nov 2026 24:00:00 GMT", "Mon, 02 Nov 2026 00:60:00 GMT", "Mon, 0: Nov 2026 00:00:00 GMT", "Mon, 02 Nov 2026 00:00:00 UTC", "",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		fast, ok := fixdate(s)
+		slow, err := time.Parse(http.TimeFormat, s)
+		if ok != (err == nil) && !(err == nil && (slow.Format(http.TimeFormat)[4:] != s[min(4, len(s)):] || len(s) != len(http.TimeFormat))) {
+			t.Errorf("%q: fast %v, slow %v", s, ok, err)
+		}
+		if ok && !fast.Equal(slow) {
+			t.Errorf("%q: %v, want %v", s, fast, slow)
 		}
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unsafe"
 
 	"github.com/perigee-net/perigee/edge/http1"
 )
@@ -20,7 +19,7 @@ func (c *Cache) Glance(t Target, p *Policy, fields []http1.Field, now time.Time,
 		return nil, false
 	}
 	b := p.appendURI(space[len(space):], t)
-	e, ok := c.get(text(b))
+	e, ok := c.get(http1.Text(b))
 	if !ok {
 		return nil, false
 	}
@@ -33,7 +32,7 @@ func (c *Cache) Glance(t Target, p *Policy, fields []http1.Field, now time.Time,
 		if b, ok = p.appendSecondary(b, x.vary, fields); !ok {
 			return nil, false
 		}
-		if e, ok = c.get(text(b)); !ok {
+		if e, ok = c.get(http1.Text(b)); !ok {
 			return nil, false
 		}
 	} else if len(p.headers) > 0 { // what has a variant is at a crossroads
@@ -48,9 +47,6 @@ func (c *Cache) Glance(t Target, p *Policy, fields []http1.Field, now time.Time,
 	}
 	return f.Object, true
 }
-
-// text is bytes as a string, which is good as long as they are not changed. Who is given it must not keep it.
-func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // changed are the fields that net/http takes off a request, or adds, that a Connection may, or whose weights may be written in
 // several ways: what they are by the bytes of a request is not what Key sees of it.
@@ -90,13 +86,7 @@ func (p *Policy) appendSecondary(b []byte, names []string, fields []http1.Field)
 				return b, false
 			}
 		case name == "Accept-Encoding":
-			var c codings
-			for i := range fields {
-				if is(fields[i].Name, name) {
-					c.read(text(fields[i].Value))
-				}
-			}
-			value = c.String()
+			value = AcceptEncodingOf(fields)
 		}
 		if value != "" { // else it is not sent to the origin, so it selects nothing
 			b = appendLine(b, name, value)
@@ -109,7 +99,7 @@ func (p *Policy) appendSecondary(b []byte, names []string, fields []http1.Field)
 func fieldOf(fields []http1.Field, name string) (value string, lines int) {
 	for i := range fields {
 		if is(fields[i].Name, name) {
-			value, lines = text(fields[i].Value), lines+1
+			value, lines = http1.Text(fields[i].Value), lines+1
 		}
 	}
 	return value, lines
@@ -132,5 +122,5 @@ func normalList(line string) bool {
 
 // is says whether a field has that name, in any case.
 func is(name []byte, want string) bool {
-	return len(name) == len(want) && strings.EqualFold(text(name), want)
+	return len(name) == len(want) && strings.EqualFold(http1.Text(name), want)
 }

@@ -23,10 +23,10 @@ func (c *Cache) Headed(w Want, found Found, h http.Header, requested time.Time) 
 		return // it is another by now
 	}
 	switch o, other := found.Object.headed(w.Policy, h, found.Object.Size(), requested, now); {
-	case other, o != nil && !slices.Equal(o.vary, found.Object.vary): // or is selected by other fields, and so not here
+	case other, o != nil && !slices.Equal(o.more().vary, found.Object.more().vary): // or is selected by other fields, and so not here
 		c.stored.Invalidate(found.slot)
 		c.shelf.forget(found.slot)
 	case o != nil:
-		c.put(found.slot, &entry{object: o, renewal: true}, 0)
+		c.put(found.slot, (&entry{object: o}).mark(renewal), 0)
 	}
 }

@@ -19,6 +19,9 @@ const (
 	// maxPages is how many bodies are in pages at most, each an open file and a mapping, of which Linux lets a process have 65,530. It is
 	// a quarter of the files that the process may open, if that is less. One more stays on the heap.
 	maxPages = 16 << 10
+	// maxUnmapping is how many wait to be given back by another goroutine; they are not counted any more, and are half of the cache's bytes
+	// at most. One more is given back by who has taken it away.
+	maxUnmapping = 4
 )
 
 // largeBody is a large body in memory, which all objects that have it share.
@@ -69,13 +72,71 @@ func (l *largeBody) hold() bool {
 
 // letGo ends a hold. The last gives the pages back.
 func (l *largeBody) letGo() {
+	if p := l.leave(); p != nil {
+		p.giveBack()
+	}
+}
+
+// leave ends a hold, and says which pages nobody needs any more; nil: none.
+func (l *largeBody) leave() *pages {
 	if l.holders.Add(-1) > 0 {
-		return
+		return nil
 	}
 	if p := l.pages.Load(); p != nil && l.holders.CompareAndSwap(0, gone) {
-		p.free()
-		p.cache.paged.Add(-1)
+		return p
 	}
+	return nil
+}
+
+func (p *pages) giveBack() {
+	p.free()
+	p.cache.paged.Add(-1)
+}
+
+// dropped is letGo for what an entry held that was taken away, which is told with locks held: to give pages back takes up to a millisecond
+// each, and is another goroutine's, as long as it is not behind with maxUnmapping.
+func (c *Cache) dropped(e *entry) {
+	if e.object == nil || e.object.large == nil {
+		return
+	}
+	p := e.object.large.leave()
+	if p == nil {
+		return
+	}
+	if c.ctx.Err() == nil {
+		select {
+		case c.unneeded <- p:
+			return
+		default:
+		}
+	}
+	p.giveBack()
+}
+
+// unmaps has a goroutine give pages back, unless there is one or the cache is closed.
+func (c *Cache) unmaps() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unmapping || c.ctx.Err() != nil {
+		return
+	}
+	c.unmapping = true
+	c.running.Go(func() {
+		for {
+			select {
+			case p := <-c.unneeded:
+				p.giveBack()
+				continue
+			default:
+			}
+			select {
+			case p := <-c.unneeded:
+				p.giveBack()
+			case <-c.ctx.Done():
+				return // what comes at this moment goes with the cache
+			}
+		}
+	})
 }
 
 // bytes is the body; who holds it may read it.
@@ -106,6 +167,7 @@ func (l *largeBody) move(c *Cache) {
 		return
 	}
 	p.cache, p.close = c, l.letGo
+	c.unmaps()
 	l.pages.Store(p)
 	l.heap.Store(nil)
 }

@@ -12,7 +12,7 @@ import (
 // number of the body (8 bytes, little endian; a crossroads has its generation there); then come numbers as varints, and texts
 // with their length before them. The head of an object in slices ends with their size, version and validator. One of another version is nobody's: it is a miss, and deleted.
 const (
-	metaVersion = 2
+	metaVersion = 3
 
 	metaObject     = 1
 	metaCrossroads = 2
@@ -37,18 +37,23 @@ func (e *entry) meta(seen uint64) []byte {
 	if o == nil {
 		return nil
 	}
-	b := make([]byte, 0, metaFixed+len(o.Header)+len(o.tags)+128)
+	b := make([]byte, 0, metaFixed+len(o.Header)+len(o.more().tags)+128)
 	b = binary.LittleEndian.AppendUint64(append(b, metaVersion, metaObject), o.body)
 	b = binary.AppendUvarint(b, seen)
 	b = binary.AppendUvarint(b, uint64(o.Status))
 	b = binary.AppendVarint(b, o.received.UnixNano())
-	for _, d := range []time.Duration{o.initialAge, o.ttl, o.staleWhileRevalidate, o.staleIfError} {
+	for _, d := range []time.Duration{o.initialAge, o.ttl, o.more().staleWhileRevalidate, o.more().staleIfError} {
 		b = binary.AppendVarint(b, int64(d))
 	}
-	b = wire.Append(b, o.tags)
-	b = appendNames(b, o.vary)
+	lag := uint64(o.lag) << 1
+	if o.more().soft {
+		lag |= softLag
+	}
+	b = binary.AppendUvarint(b, lag)
+	b = wire.Append(b, o.more().tags)
+	b = appendNames(b, o.more().vary)
 	b = wire.Append(b, string(o.Header))
-	if s := o.sliced; s != nil {
+	if s := o.more().sliced; s != nil {
 		b = binary.AppendUvarint(binary.AppendUvarint(b, uint64(s.size)), s.version)
 		b = wire.Append(b, s.validator)
 	}
@@ -77,10 +82,13 @@ func parseMeta(meta []byte) (e *entry, seen uint64, err error) {
 	case metaObject:
 		o := &Object{body: number, Status: int(min(r.Uvarint(), 1<<16))}
 		o.received = time.Unix(0, r.Varint())
-		for _, d := range []*time.Duration{&o.initialAge, &o.ttl, &o.staleWhileRevalidate, &o.staleIfError} {
+		var few rare
+		for _, d := range []*time.Duration{&o.initialAge, &o.ttl, &few.staleWhileRevalidate, &few.staleIfError} {
 			*d = time.Duration(r.Varint())
 		}
-		o.tags, o.vary, o.Header = r.Text(), names(&r), Header(r.Text())
+		lag := r.Uvarint()
+		o.lag, few.soft = uint32(min(lag>>1, maxLag)), lag&softLag != 0
+		few.tags, few.vary, o.Header = r.Text(), names(&r), Header(r.Text())
 		if o.Status < 200 || o.Status > 999 || o.body == 0 || !o.Header.wellFormed() {
 			return nil, 0, errMeta
 		}
@@ -89,8 +97,9 @@ func parseMeta(meta []byte) (e *entry, seen uint64, err error) {
 			if s.size <= 0 || s.size > maxSliced || s.validator == "" {
 				return nil, 0, errMeta
 			}
-			o.sliced = s
+			few.sliced = s
 		}
+		o.amend(func(r *rare) { *r = few })
 		e = &entry{object: o}
 	default:
 		return nil, 0, errMeta
@@ -131,6 +140,9 @@ var (
 )
 
 const softRule = 0x80
+
+// softLag is the bit beside an object's lag that says that it was purged softly.
+const softLag = 1
 
 func (n *noted) bytes() []byte {
 	b := []byte{stateVersion}

@@ -40,7 +40,7 @@ func (c *Cache) offers(k Key, slot string, o *Object) {
 	with := &entry{crossroads: &x} // on disk it is the same
 	with.seen.Store(e.seen.Load())
 	with.given.Store(e.given.Load())
-	with.found.Store(e.found.Load())
+	with.mark(e.marks.Load() & ofUse)
 	c.hold(k.URI, with, 0)
 }
 
@@ -127,7 +127,7 @@ func (f *fill) renew(slot string, was, fresh *Object) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	kept, ok := c.stored.GetEntryQuietly(slot)
-	if ok && kept.Value.object == was && !f.outdated && slices.Equal(fresh.vary, was.vary) && c.alive(slot, kept.Value) {
-		c.put(slot, &entry{object: fresh, renewal: true}, 0)
+	if ok && kept.Value.object == was && !f.outdated && slices.Equal(fresh.more().vary, was.more().vary) && c.alive(slot, kept.Value) {
+		c.put(slot, (&entry{object: fresh}).mark(renewal), 0)
 	}
 }

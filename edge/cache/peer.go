@@ -2,6 +2,7 @@ package cache
 
 import (
 	"io"
+	"net/http"
 	"time"
 )
 
@@ -20,6 +21,9 @@ type Terms struct {
 	Shared bool
 	// Fresh is for how long yet it is fresh; below zero, for how long it has been stale.
 	Fresh time.Duration
+	// Soft says that it was purged softly where it is kept, and Asked when the origin was asked for it, at the earliest.
+	Soft  bool
+	Asked time.Time
 	// From is what it was to the cache of the POP: a word of X-Cache, or empty, for a miss.
 	From string
 }
@@ -31,20 +35,44 @@ func (o *Object) on(body io.ReadCloser) (alone bool) {
 		return false
 	}
 	terms := l.Terms
-	o.lent = &terms
+	o.amend(func(r *rare) { r.lent, r.soft = &terms, l.Soft })
 	o.ttl = l.Fresh
+	o.lag = lag(o.received.Sub(l.Asked))
 	return !l.Kept
 }
 
+// Lends says whether a response that a peer hands on may be used on its terms, and has them say no more than the purges that were
+// made here. A peer counts what was purged softly as stale since it made that purge itself, which may have been later. What
+// is fresh there is newer than all purges. Of those that were made before this process began nothing is known here.
+func (c *Cache) Lends(k Key, h http.Header, t *Terms, now time.Time) bool {
+	switch {
+	case !t.Kept || !t.Soft:
+		return true
+	case t.Asked.Before(c.opened):
+		return false
+	}
+	c.log.RLock()
+	v := c.softs.softenedSince(k.URI, t.Asked)
+	c.log.RUnlock()
+	since := v.At.Sub(now)
+	if !v.Soft || since >= t.Fresh {
+		return true
+	}
+	whileRevalidate, ifError := stale(ParseControl(h))
+	failing := -t.Fresh >= whileRevalidate // the peer would not use it otherwise
+	t.Fresh = since
+	return -since < whileRevalidate || failing && -since < ifError
+}
+
 // shared says whether the response, as it comes, is for all who asked meanwhile.
-func (o *Object) shared() bool { return o.ttl > 0 || o.lent != nil && o.lent.Shared }
+func (o *Object) shared() bool { return o.ttl > 0 || o.more().lent != nil && o.more().lent.Shared }
 
 // From is what a response that was handed on was to the cache of the POP; empty: the origin sent it, or it was a miss.
 func (o *Object) From() string {
-	if o.lent == nil {
+	if o.more().lent == nil {
 		return ""
 	}
-	return o.lent.From
+	return o.more().lent.From
 }
 
 // keeps says whether what the fill brings is to be kept. What was kept before and is asked for again always is.

@@ -25,6 +25,7 @@ type Policy struct {
 
 	headers []string // canonical, sorted, each once
 	plain   bool     // no cookies are keyed, and no fields that are changed
+	simple  bool     // no fields are keyed that Fields does not see as net/http does
 	cookies part
 	queries part
 }
@@ -64,6 +65,9 @@ func NewPolicy(p *spec.CachePolicy, errorTTL time.Duration) *Policy {
 		q.headers = slices.Compact(q.headers)
 	}
 	q.plain = !q.KeysCookies() && !slices.ContainsFunc(q.headers, func(name string) bool { return slices.Contains(changed, name) })
+	q.simple = !slices.ContainsFunc(q.headers, func(name string) bool {
+		return name != "Accept-Charset" && name != "Accept-Language" && slices.Contains(changed, name)
+	})
 	return q
 }
 

@@ -151,10 +151,19 @@ type marks struct {
 	tags    map[string]*mark
 }
 
-// mark is when a thing was last purged.
+// mark is when a thing was last purged, by sequence numbers; 0: never. Of soft purges since the last hard one the oldest is known, too: what
+// was kept before it is stale since then, however often it was purged again. For what was kept between the two the newest counts.
 type mark struct {
-	hard, soft     uint64 // sequence numbers; 0: never
-	hardAt, softAt time.Time
+	hard, first, soft       uint64
+	hardAt, firstAt, softAt time.Time
+}
+
+// since is when what was looked at last at a sequence number became stale, if it did.
+func (m *mark) since(seen uint64) (at time.Time, stale bool) {
+	if m.first > seen {
+		return m.firstAt, true
+	}
+	return m.softAt, m.soft > seen
 }
 
 // Newest is the sequence number of the newest rule, 0 before the first.
@@ -218,10 +227,13 @@ func (p *Purges) put(r Rule) {
 		m = in.whole
 	}
 	switch {
-	case r.Soft && r.Seq > m.soft:
+	case r.Soft && r.Seq > max(m.soft, m.hard):
+		if m.soft == 0 {
+			m.first, m.firstAt = r.Seq, r.At
+		}
 		m.soft, m.softAt = r.Seq, r.At
 	case !r.Soft && r.Seq > m.hard:
-		m.hard, m.hardAt = r.Seq, r.At
+		*m = mark{hard: r.Seq, hardAt: r.At}
 	}
 }
 
@@ -269,7 +281,7 @@ func (p *Purges) fold(fit func(*Purges) bool) {
 	*p = everything
 }
 
-// Rules are all rules, the oldest first. A thing that was purged softly after it was purged has two.
+// Rules are all rules, the oldest first. A thing that was purged softly after it was purged has two, and three if it was so more than once.
 func (p *Purges) Rules() []Rule {
 	var all []Rule
 	for at, in := range p.scopes {
@@ -279,8 +291,13 @@ func (p *Purges) Rules() []Rule {
 				r.Seq, r.At = m.hard, m.hardAt
 				all = append(all, r)
 			}
-			if m.soft > m.hard {
-				r.Seq, r.At, r.Soft = m.soft, m.softAt, true
+			r.Soft = true
+			if m.first > 0 && m.first < m.soft {
+				r.Seq, r.At = m.first, m.firstAt
+				all = append(all, r)
+			}
+			if m.soft > 0 {
+				r.Seq, r.At = m.soft, m.softAt
 				all = append(all, r)
 			}
 		}
@@ -337,13 +354,48 @@ func (p *Purges) Judge(uri, tags string, seen uint64) (v Verdict) {
 	if seen >= p.newest {
 		return Verdict{}
 	}
+	if !p.about(uri, tags, func(m *mark) {
+		v.Hard = v.Hard || m.hard > seen
+		if at, stale := m.since(seen); stale {
+			v.soften(at)
+		}
+	}) {
+		return Verdict{Hard: true}
+	}
+	return v
+}
+
+// softenedSince is Judge of soft purges, of a response of which is known when it was asked for, by the clock: it may have been kept
+// elsewhere.
+func (p *Purges) softenedSince(uri string, asked time.Time) (v Verdict) {
+	p.about(uri, "", func(m *mark) {
+		switch {
+		case m.soft == 0 || m.softAt.Before(asked):
+		case m.firstAt.Before(asked):
+			v.soften(asked) // of those between the first and the newest it is not known which was the first after it
+		default:
+			v.soften(m.firstAt)
+		}
+	})
+	return v
+}
+
+// soften has the verdict be of one more that made it stale.
+func (v *Verdict) soften(at time.Time) {
+	if !v.Soft || at.Before(v.At) {
+		v.Soft, v.At = true, at
+	}
+}
+
+// about goes through the marks that a response is under, if the URI is one.
+func (p *Purges) about(uri, tags string, each func(*mark)) (ok bool) {
 	distribution, rest, _ := cutPart(uri)
 	path, rest, _ := cutPart(rest)
 	query, rest, _ := cutPart(rest)
 	_, rest, _ = cutPart(rest)
 	host, _, ok := cutPart(rest)
 	if !ok {
-		return Verdict{Hard: true}
+		return false
 	}
 	if path = plain(path); query != "" {
 		path += "?" + query
@@ -351,13 +403,9 @@ func (p *Purges) Judge(uri, tags string, seen uint64) (v Verdict) {
 	if host = plainHost(host); host == "" {
 		host = noHost
 	}
-	judge := func(m *mark) {
-		if m == nil {
-			return
-		}
-		v.Hard = v.Hard || m.hard > seen
-		if m.soft > seen && m.softAt.After(v.At) {
-			v.Soft, v.At = true, m.softAt
+	is := func(m *mark) {
+		if m != nil {
+			each(m)
 		}
 	}
 	for _, at := range [...]scope{{}, {distribution, ""}, {"", host}, {distribution, host}} {
@@ -365,11 +413,11 @@ func (p *Purges) Judge(uri, tags string, seen uint64) (v Verdict) {
 		if in == nil {
 			continue
 		}
-		judge(in.whole)
-		judge(in.paths[path])
+		is(in.whole)
+		is(in.paths[path])
 		for length, n := range in.lengths {
 			if n > 0 && length <= len(path) {
-				judge(in.prefix[path[:length]])
+				is(in.prefix[path[:length]])
 			}
 		}
 		if len(in.tags) == 0 {
@@ -378,10 +426,10 @@ func (p *Purges) Judge(uri, tags string, seen uint64) (v Verdict) {
 		for left := tags; left != ""; {
 			var tag string
 			tag, left, _ = strings.Cut(left, ",")
-			judge(in.tags[tag])
+			is(in.tags[tag])
 		}
 	}
-	return v
+	return true
 }
 
 // plain is a path without escapes.
@@ -475,12 +523,16 @@ func (c *Cache) purge(rules []Rule) (seq uint64) {
 	now := time.Now()
 	var one, unseen Purges // for what is on its way: where its tags are not known yet, they may be any
 	one.add(rules, now)
-	unseen.add(untagged(rules), now)
+	anyTag := untagged(rules)
+	unseen.add(anyTag, now)
 	c.counts.purges.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.log.Lock()
 	seq = c.purges.add(rules, now)
+	if rules[0].Soft {
+		c.softs.add(anyTag, now)
+	}
 	c.log.Unlock()
 	c.newest.Store(seq)
 	c.outdate(func(f *fill) bool {
@@ -510,7 +562,7 @@ func (c *Cache) alive(slot string, e *entry) bool {
 		}
 		tags := ""
 		if e.object != nil {
-			tags = e.object.tags
+			tags = e.object.more().tags
 		}
 		c.log.RLock()
 		v, newest := c.purges.Judge(slot, tags, seen), c.purges.Newest()

@@ -2,8 +2,6 @@ package cache
 
 import (
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -30,18 +28,14 @@ func (r *Rest) Ended() bool { return r.Size < 0 || r.Start == r.Size }
 
 // Conditions are those that ask for the rest, or for nothing that may be mistaken for it.
 func (r *Rest) Conditions() http.Header {
-	return http.Header{"Range": {"bytes=" + strconv.FormatInt(r.Start, 10) + "-"}, "If-Range": {r.validator}}
+	return rangeIf(r.validator, r.Start, "")
 }
 
 // Is says whether a response to the conditions is the rest. If so, the size is known from now on.
 func (r *Rest) Is(response *http.Response) bool {
-	h, name := response.Header, "Last-Modified"
-	if strings.HasPrefix(r.validator, `"`) {
-		name = "Etag"
-	}
-	part, size, ok := contentRange(h.Get("Content-Range"))
+	part, size, ok := partOf(response.Header)
 	switch {
-	case response.StatusCode != http.StatusPartialContent, h.Get(name) != r.validator, len(h["Content-Range"]) != 1, !ok:
+	case response.StatusCode != http.StatusPartialContent, validatedBy(response.Header, r.validator) != r.validator, !ok:
 		return false
 	case part.Start != r.Start, part.Start+part.Length != size, r.Size >= 0 && size != r.Size:
 		return false

@@ -233,7 +233,7 @@ func (s *shelf) put(slot string, e *entry) {
 	case e.object == nil && e.crossroads == nil: // what is kept apart is not kept
 		s.forget(slot)
 		return
-	case e.object != nil && e.object.held != 0:
+	case e.object != nil && e.object.more().held != 0:
 		return // only for a moment
 	case e.object != nil && e.object.body == 0:
 		e.object.body = s.bodies.Add(1)
@@ -310,7 +310,7 @@ func (s *shelf) bring(slot string, e *entry) {
 		s.disk.Delete(key)
 		return
 	}
-	if e.renewal {
+	if e.is(renewal) {
 		if there, ok := s.disk.Get(key); ok {
 			same := bodyOf(there.Meta) == e.object.body
 			there.Close()
@@ -336,7 +336,7 @@ func (s *shelf) bring(slot string, e *entry) {
 // evicted has the disk know that an entry was of use that memory has no room for any more, and writes it again if it is not there.
 // It may be called with any lock of the cache held, and does not wait.
 func (s *shelf) evicted(slot string, e *entry) {
-	if s == nil || !e.found.Load() || e.seen.Load() == dead || s.disk.Touch(bytesOf(slot)) {
+	if s == nil || !e.is(ofUse) || e.seen.Load() == dead || s.disk.Touch(bytesOf(slot)) {
 		return
 	}
 	size := int64(0)
@@ -469,7 +469,8 @@ func (s *shelf) entry(slot string, meta []byte, size int64, swept uint64) (*entr
 	if o := e.object; o != nil {
 		o.at = &place{cache: s.cache, slot: slot, size: size}
 		if o.received.After(time.Now().Add(time.Second)) { // the clock was set back: how old it is nobody knows
-			o.ttl, o.staleWhileRevalidate, o.staleIfError = 0, 0, 0
+			o.ttl = 0
+			o.amend(func(r *rare) { r.staleWhileRevalidate, r.staleIfError = 0, 0 })
 		}
 	}
 	return e, true
@@ -542,7 +543,7 @@ func (s *shelf) soften(slots []string) bool {
 		if !ok || e.object == nil || !c.alive(slot, e) {
 			continue
 		}
-		e.renewal = true
+		e.mark(renewal)
 		c.mu.Lock()
 		if s.writing[slot] == nil { // else it is by something newer
 			s.writing[slot] = &writing{entry: e}

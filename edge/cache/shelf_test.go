@@ -263,6 +263,54 @@ func TestASoftPurgeOutlivesARestart(t *testing.T) {
 	}
 }
 
+// A purge that is made again, as after a restart where it is not sure whether it was made, is none that begins anew: what was kept before the
+// first is stale since then. Nothing has been looked at between the two.
+func TestASoftPurgeThatIsMadeAgainIsStaleSinceTheFirst(t *testing.T) {
+	for name, again := range map[string]func(w *shelved, between time.Duration){
+		"killed": func(w *shelved, between time.Duration) {
+			to := w.dir + "+"
+			copyFolder(w.t, w.dir, to)
+			w.stop()
+			time.Sleep(between)
+			w.start(to)
+		},
+		"ended": func(w *shelved, between time.Duration) {
+			w.stop()
+			time.Sleep(between)
+			w.start(w.dir)
+		},
+		"in one process": func(w *shelved, between time.Duration) {
+			w.sweeping = true // no sweep
+			time.Sleep(between)
+			w.sweeping = false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inShelvedWorld(t, func(t *testing.T, w *shelved) {
+				w.answer = soon("old", `Etag: "1"`, "Cache-Control: max-age=3600, stale-if-error=60")
+				w.mustGet("/a", "filled", "old")
+				w.settle()
+				w.empty()
+				w.sweeping = name == "in one process"
+				soft := Purge{Items: []string{"/*"}, Soft: true}
+				if err := w.Purge(soft); err != nil {
+					t.Fatal(err)
+				}
+				again(w, 50*time.Second)
+				if err := w.Purge(soft); err != nil {
+					t.Fatal(err)
+				}
+				w.answer = func(context.Context, http.Header) (*http.Response, error) { return nil, io.ErrUnexpectedEOF }
+				w.mustGet("/a", "covered", "old")
+				time.Sleep(11 * time.Second) // 11 s after the second one, 61 s after the first
+				if how, _, err := w.get(t.Context(), w.want("/a")); err == nil {
+					t.Errorf("it is used still: %s", how)
+				}
+			})
+		})
+	}
+}
+
 func TestAFenceHoldsForWhatComesFromDisk(t *testing.T) {
 	inShelvedWorld(t, func(t *testing.T, w *shelved) {
 		w.answer = soon("old", `Etag: "1"`)
@@ -657,7 +705,7 @@ func TestNothingOlderThanAPurgeIsEverServed(t *testing.T) {
 
 // FuzzMeta: what is read is written again the same, and nothing is read that would not be sent as it is.
 func FuzzMeta(f *testing.F) {
-	o := &Object{Status: 200, Header: "Etag: x\r\n", body: 5, ttl: time.Hour, tags: "a,b", vary: []string{"A", "B"}, received: time.Unix(1, 2)}
+	o := &Object{Status: 200, Header: "Etag: x\r\n", body: 5, ttl: time.Hour, rare: &rare{tags: "a,b", vary: []string{"A", "B"}}, received: time.Unix(1, 2)}
 	f.Add((&entry{object: o}).meta(77))
 	f.Add((&entry{crossroads: &crossroads{generation: 9, vary: []string{"A"}}}).meta(1))
 	f.Add([]byte{metaVersion, metaObject})

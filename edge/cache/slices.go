@@ -66,12 +66,12 @@ type slicing struct {
 }
 
 // InSlices says that the object is the head of one that is kept in slices.
-func (o *Object) InSlices() bool { return o.sliced != nil }
+func (o *Object) InSlices() bool { return o.more().sliced != nil }
 
 // Slice is the place of slice n in the body.
 func (o *Object) Slice(n int64) Part {
 	start := n * SliceSize
-	return Part{start, min(SliceSize, o.sliced.size-start)}
+	return Part{start, min(SliceSize, o.more().sliced.size-start)}
 }
 
 // SliceKey is the key of slice n of an object whose head is kept under k.
@@ -79,7 +79,7 @@ func (o *Object) SliceKey(k Key, n int64) Key {
 	b := make([]byte, 0, len(k.URI)+48)
 	b = append(b, strings.TrimSuffix(k.URI, methodPart)...)
 	b = appendPart(b, "slice")
-	b = appendPart(b, strconv.FormatUint(o.sliced.version, 36))
+	b = appendPart(b, strconv.FormatUint(o.more().sliced.version, 36))
 	return Key{URI: string(appendPart(b, strconv.FormatInt(n, 36)))}
 }
 
@@ -120,7 +120,7 @@ func strongValidator(h http.Header, received time.Time) string {
 func (o *Object) headOf(size int64, validator string) *Object {
 	w := o.whole(nil)
 	w.Header = o.Header.without(ownFields) + Header("Content-Length: "+strconv.FormatInt(size, 10)+"\r\n")
-	w.sliced = &sliced{size: size, version: rand.Uint64(), validator: validator}
+	w.amend(func(r *rare) { r.sliced = &sliced{size: size, version: rand.Uint64(), validator: validator} })
 	return w
 }
 
@@ -133,7 +133,7 @@ func (f *fill) cut(ctx context.Context, o *Object, response *http.Response, vali
 	c.slicing.objects.Add(1)
 	streams := c.slicing.streams.Add(1) <= maxStreams
 	defer c.slicing.streams.Add(-1)
-	s := &o.sliced.stream
+	s := &o.more().sliced.stream
 	if streams {
 		s.open(response.Body, (size-1)/SliceSize)
 	}
@@ -157,14 +157,14 @@ func (f *fill) cut(ctx context.Context, o *Object, response *http.Response, vali
 // be called without a fill.
 func (c *Cache) SliceOf(w Want, o *Object, n int64) Want {
 	whole, next := w, false
-	w.Key = o.SliceKey(w.Key, n)
-	w.begin = func() { next = o.sliced.stream.reserve(n) }
+	w.Key, w.Soon = o.SliceKey(w.Key, n), nil
+	w.begin = func() { next = o.more().sliced.stream.reserve(n) }
 	w.Fetch = func(ctx context.Context, _ http.Header) (*http.Response, error) {
 		if next && !c.Spare() {
-			o.sliced.stream.end() // a slice that is not kept goes at its viewer's pace, and would hold up those behind it
+			o.more().sliced.stream.end() // a slice that is not kept goes at its viewer's pace, and would hold up those behind it
 		}
 		if next {
-			if body := o.sliced.stream.take(n, o.Slice(n).Length); body != nil {
+			if body := o.more().sliced.stream.take(n, o.Slice(n).Length); body != nil {
 				c.slicing.cut.Add(1)
 				return o.sliceResponse(w.Policy, body, o.Slice(n).Length, o.From()), nil
 			}
@@ -191,34 +191,49 @@ func (c *Cache) SliceOf(w Want, o *Object, n int64) Want {
 // sliceConditions ask for slice n of the object's version.
 func (o *Object) sliceConditions(n int64) http.Header {
 	p := o.Slice(n)
-	return http.Header{
-		"Range":    {"bytes=" + strconv.FormatInt(p.Start, 10) + "-" + strconv.FormatInt(p.Start+p.Length-1, 10)},
-		"If-Range": {o.sliced.validator},
+	return rangeIf(o.more().sliced.validator, p.Start, strconv.FormatInt(p.Start+p.Length-1, 10))
+}
+
+// rangeIf asks for a part of a body, if it is still of that version. The last byte is a number; empty: the end.
+func rangeIf(validator string, start int64, last string) http.Header {
+	return http.Header{"Range": {"bytes=" + strconv.FormatInt(start, 10) + "-" + last}, "If-Range": {validator}}
+}
+
+// validatedBy is what a response has in the place of a validator.
+func validatedBy(h http.Header, validator string) string {
+	if strings.HasPrefix(validator, `"`) {
+		return h.Get("Etag")
 	}
+	return h.Get("Last-Modified")
+}
+
+// partOf is the part that a response says it is, and the size of all; not ok: it does not say so once.
+func partOf(h http.Header) (p Part, size int64, ok bool) {
+	if len(h["Content-Range"]) != 1 {
+		return Part{}, 0, false
+	}
+	return contentRange(h.Get("Content-Range"))
 }
 
 // checkSlice says what is wrong with the answer to sliceConditions, if it is not that slice.
 func (o *Object) checkSlice(n int64, response *http.Response) error {
 	h := response.Header
-	name := "Last-Modified"
-	if strings.HasPrefix(o.sliced.validator, `"`) {
-		name = "Etag"
-	}
-	same := h.Get(name) == o.sliced.validator
+	is := validatedBy(h, o.more().sliced.validator)
+	same := is == o.more().sliced.validator
 	switch status := response.StatusCode; {
 	case status >= 500 || status == http.StatusTooManyRequests:
 		return errSlice
-	case status == http.StatusPartialContent && h.Get(name) == "": // it may be of any version
+	case status == http.StatusPartialContent && is == "": // it may be of any version
 		return ErrRanges
 	case status != http.StatusPartialContent && status != http.StatusOK || !same:
 		return ErrChanged
-	case status == http.StatusOK && response.ContentLength >= 0 && response.ContentLength != o.sliced.size:
+	case status == http.StatusOK && response.ContentLength >= 0 && response.ContentLength != o.more().sliced.size:
 		return ErrChanged
 	case status == http.StatusOK:
 		return ErrRanges
 	}
-	part, size, ok := contentRange(h.Get("Content-Range"))
-	if !ok || len(h["Content-Range"]) != 1 || size != o.sliced.size || part != o.Slice(n) || response.ContentLength != part.Length {
+	part, size, ok := partOf(h)
+	if !ok || size != o.more().sliced.size || part != o.Slice(n) || response.ContentLength != part.Length {
 		return ErrRanges
 	}
 	return nil
@@ -272,7 +287,7 @@ func (c *Cache) misfit(w Want, o *Object, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	found := c.find(w.Key, w.Policy, w.Header, time.Now(), nil, false)
-	if found.Object == nil || !found.Object.InSlices() || found.Object.sliced.version != o.sliced.version {
+	if found.Object == nil || !found.Object.InSlices() || found.Object.more().sliced.version != o.more().sliced.version {
 		return // it is another by now
 	}
 	c.stored.Invalidate(found.slot)

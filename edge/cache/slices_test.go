@@ -276,10 +276,10 @@ func TestStreamsAreBounded(t *testing.T) {
 		for i := range maxStreams + 10 {
 			ask, res := c.ask(t, bigFilm(fmt.Sprint("/", i)))
 			synctest.Wait()
-			if is, want := res.Object.sliced.stream.reserve(0), i < maxStreams; is != want {
+			if is, want := res.Object.more().sliced.stream.reserve(0), i < maxStreams; is != want {
 				t.Errorf("object %d: its response is cut into slices: %v", i, is)
 			} else if is {
-				go readSlice(&res.Object.sliced.stream, 0) // far more than two bytes are left of it
+				go readSlice(&res.Object.more().sliced.stream, 0) // far more than two bytes are left of it
 			}
 			ask.Close()
 		}

@@ -18,18 +18,29 @@ import (
 // the crossroads, and all that selects them. So taking away the one entry under the URI takes away all variants at once:
 // a new crossroads has a new generation, and what was kept under the old one is never found again and is evicted.
 
-// entry is what is kept in one slot: exactly one of the first three fields is set.
+// entry is what is kept in one slot: an object, a crossroads, or else the note that what the origin sends cannot be shared, so that each
+// request asks on its own. There are as many as objects: it is 48 bytes.
 type entry struct {
 	object     *Object
 	crossroads *crossroads
-	apart      int64 // until then, in ns since 1970, each request asks the origin on its own: what it sends cannot be shared
 
-	seen    atomic.Uint64          // the newest purge that the entry was compared with, or dead
-	soft    atomic.Pointer[Object] // the object since it was purged softly
-	given   atomic.Int64           // when it was given to the disk, or found there, in s since 1970
-	found   atomic.Bool            // it was of use
-	renewal bool                   // its body was kept before
-	weight  uint32
+	seen   atomic.Uint64          // the newest purge that the entry was compared with, or dead
+	soft   atomic.Pointer[Object] // the object since it was purged softly
+	given  atomic.Int64           // when it was given to the disk, or found there, in s since 1970; of a note: until when it holds, in ns
+	marks  atomic.Uint32
+	weight uint32
+}
+
+// The marks of an entry.
+const (
+	ofUse   = 1 << iota // it was found
+	renewal             // its body was kept before
+)
+
+func (e *entry) is(mark uint32) bool { return e.marks.Load()&mark != 0 }
+func (e *entry) mark(mark uint32) *entry {
+	e.marks.Or(mark)
+	return e
 }
 
 // dead is what an entry has seen that was purged.
@@ -44,7 +55,10 @@ type crossroads struct {
 
 // entryOverhead is what an entry takes besides its slot, header and body: itself, its object and that again once purged
 // softly, its node in the library and its share of the library's tables. TestWhatIsCountedIsWhatIsHeld measures it.
-const entryOverhead = 512
+const entryOverhead = 416
+
+// rareOverhead is what few objects have besides.
+const rareOverhead = 80
 
 // apartFor is how long a key stays apart after a response that could not be shared (RFC 9111 §4: requests are only
 // collapsed where the response may be reused). At its end one request waits for another again.
@@ -123,7 +137,7 @@ func (c *Cache) find(k Key, p *Policy, h http.Header, now time.Time, tr *trace.T
 			}
 		}
 	default:
-		left := time.Duration(e.apart - now.UnixNano())
+		left := time.Duration(e.given.Load() - now.UnixNano())
 		if f.Apart = left > 0; tr.On() && f.Apart {
 			tr.Add("responses for %s could not be shared: each request asks on its own for another %s", k, left)
 		}
@@ -152,8 +166,8 @@ func (c *Cache) found(f *Found, e *entry) {
 
 // use notes that an entry was of use.
 func (e *entry) use() {
-	if !e.found.Load() {
-		e.found.Store(true)
+	if !e.is(ofUse) {
+		e.mark(ofUse)
 	}
 }
 
@@ -214,7 +228,10 @@ func (c *Cache) hold(slot string, e *entry, reserved int64) bool {
 	size := allocated(len(slot)) + entryOverhead
 	switch {
 	case e.object != nil:
-		size += e.object.counted() + allocated(len(e.object.Header)) + allocated(len(e.object.tags)) + varySize(e.object.vary)
+		size += e.object.counted() + allocated(len(e.object.Header)) + allocated(len(e.object.more().tags)) + varySize(e.object.more().vary)
+		if e.object.rare != nil {
+			size += rareOverhead
+		}
 		if e.object.InSlices() {
 			size += slicedOverhead
 		}

@@ -79,7 +79,8 @@ func (o *Object) updated(p *Policy, h http.Header, requested, received time.Time
 	cc := ParseControl(kept)
 	own = cc.separate(kept)
 	w.live(p, cc, kept, requested, received)
-	w.vary = p.selecting(kept)
+	vary := p.selecting(kept)
+	w.amend(func(r *rare) { r.vary = vary })
 	w.Header = NewHeader(kept).without(ownFields)
 	return &w, own
 }

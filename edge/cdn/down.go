@@ -25,7 +25,14 @@ func (d *down) note(response *http.Response, err error, now time.Time) {
 	switch {
 	case err != nil, response.StatusCode >= 502 && response.StatusCode <= 504:
 		d.failed.Store(now.UnixNano())
-	case d.failed.Load() != 0:
+	default:
+		d.answered()
+	}
+}
+
+// answered notes that it has answered.
+func (d *down) answered() {
+	if d.failed.Load() != 0 {
 		d.failed.Store(0)
 	}
 }

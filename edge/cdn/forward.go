@@ -81,15 +81,7 @@ func (b *Behavior) Forward(v Viewer, id string, alone bool) http.Header {
 	}
 
 	set("X-Forwarded-For", joined(v.Header["X-Forwarded-For"], v.Address))
-	scheme, port := "http", "80"
-	if v.TLS {
-		scheme, port = "https", "443"
-	}
-	if b.sendsHost() {
-		if _, p, err := net.SplitHostPort(v.Host); err == nil {
-			port = p
-		}
-	}
+	scheme, port := b.forwarded(v.TLS, v.Host)
 	set("X-Forwarded-Proto", scheme)
 	set("X-Forwarded-Port", port)
 	set("Via", joined(v.Header["Via"], v.Protocol+" perigee"))

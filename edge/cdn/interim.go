@@ -9,6 +9,8 @@ import (
 	"net/textproto"
 	"slices"
 	"sync"
+
+	"github.com/perigee-net/perigee/origin/wire"
 )
 
 // maxInterim is how many interim responses an origin may send before its response. With one more it counts as having
@@ -63,6 +65,14 @@ func (i *interim) watch(ctx context.Context) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		Got1xxResponse: func(status int, h textproto.MIMEHeader) error { return i.Interim(status, http.Header(h)) },
 	})
+}
+
+// watcher is who is told of interim responses that package wire reads; nil: nobody.
+func (i *interim) watcher() wire.Watch {
+	if i == nil {
+		return nil
+	}
+	return i
 }
 
 // Sending and Answered are for wire.Watch.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/edge/http1"
 	"github.com/perigee-net/perigee/origin"
 	"github.com/perigee-net/perigee/origin/wire"
 )
@@ -46,6 +47,7 @@ type upstream struct {
 	key       upstreamKey
 	scheme    string
 	authority string // of the URL
+	address   string // of a http URL: where package wire asks; empty: it does not
 	users     int    // how many behaviours of the table have it; the plane's apply guards it
 	plane     *Plane
 	made      atomic.Pointer[wire.Client]
@@ -62,6 +64,9 @@ func (p *Plane) upstream(o *spec.Origin) (*upstream, error) {
 			return nil, fmt.Errorf("origin %s: %q is no http or https URL", o.Name, o.URL)
 		}
 		u.scheme, u.authority = at.Scheme, at.Host
+		if u.scheme == "http" && http1.IsHost(at.Host) {
+			u.address = wire.Address(at)
+		}
 	}
 	return u, nil
 }
@@ -153,18 +158,10 @@ var (
 // Its interim responses go to early; nil: to nobody.
 func (p *Plane) send(ctx context.Context, d Decision, q *http.Request, early *interim) (*http.Response, error) {
 	u := d.Behavior.upstream
-	q.URL.Scheme, q.URL.Host = u.scheme, u.authority
-	q.Host = d.Behavior.host(q.Host)
+	d.addressed(q)
 	if u.authority != "" && wire.Speaks(q) { // its bodies are attentive by themselves
-		var watch wire.Watch
-		if early != nil {
-			watch = early
-		}
-		response, err := u.transport().Send(ctx, q, watch)
-		if err != nil && ctx.Err() == nil {
-			p.counts.originErrors.Add(1)
-		}
-		return p.heard(ctx, d, q, response, err)
+		response, err := u.transport().Send(ctx, q, early.watcher())
+		return p.answeredBy(ctx, d, q, response, err)
 	}
 	ctx, cancel := context.WithCancelCause(early.watch(ctx))
 	response, err := p.try(ctx, d, q)
@@ -174,6 +171,32 @@ func (p *Plane) send(ctx context.Context, d Decision, q *http.Request, early *in
 	}
 	response.Body = &attentive{ReadCloser: response.Body, patience: u.key.response, ctx: ctx, cancel: cancel}
 	return response, nil
+}
+
+// goOn is send of a request that was begun.
+func (p *Plane) goOn(ctx context.Context, d Decision, q *http.Request, asking *wire.Asking, early *interim) (*http.Response, error) {
+	d.addressed(q)
+	call := asking.Call(q, early.watcher())
+	response, err := call.Soon()
+	if err == wire.ErrLater {
+		response, err = call.Wait(ctx)
+	}
+	return p.answeredBy(ctx, d, q, response, err)
+}
+
+// addressed fills in where a request goes.
+func (d Decision) addressed(q *http.Request) {
+	u := d.Behavior.upstream
+	q.URL.Scheme, q.URL.Host = u.scheme, u.authority
+	q.Host = d.Behavior.host(q.Host)
+}
+
+// answeredBy is heard for what an origin that is a URL has answered.
+func (p *Plane) answeredBy(ctx context.Context, d Decision, q *http.Request, response *http.Response, err error) (*http.Response, error) {
+	if err != nil && ctx.Err() == nil {
+		p.counts.originErrors.Add(1)
+	}
+	return p.heard(ctx, d, q, response, err)
 }
 
 // heard judges what an origin answered.

@@ -19,6 +19,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/edge/cache"
+	"github.com/perigee-net/perigee/origin/wire"
 )
 
 // The nodes of a POP share what they keep: each key has an owner (Owners), which the others ask instead of the origin, and
@@ -108,18 +109,20 @@ type errand struct {
 	at     tier          // as what this node is asked
 	hops   []hop         // who is asked before the origin
 	early  *interim      // to whom the origin's interim responses go; nil: to nobody
+	asking *wire.Asking  // the origin, already; nil: it is not asked yet
 	turn   *atomic.Int32 // whose turn it is of them: those before have failed
 }
 
 // errandOf is the errand of a request.
 func (p *Plane) errandOf(r *http.Request, d Decision, key cache.Key, header http.Header, at tier) errand {
 	u := &url.URL{Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: d.Behavior.Policy.Query(r.URL.RawQuery)}
-	return errand{d, key, r.Host, u, header, at, p.hops(d, key, at, nil), nil, new(atomic.Int32)}
+	return errand{d, key, r.Host, u, header, at, p.hops(d, key, at, nil), nil, nil, new(atomic.Int32)}
 }
 
 // wanted is what a fill is to bring for the errand. Viewer is the header that the key was made of.
 func (p *Plane) wanted(e *errand, viewer http.Header) cache.Want {
-	w := cache.Want{Key: e.key, Policy: e.Behavior.Policy, Header: viewer, Fetch: p.fetching(e), Rank: e.rank}
+	w := cache.Want{Key: e.key, Policy: e.Behavior.Policy, Header: viewer, Rank: e.rank}
+	p.fetchingHere(e, &w)
 	if e.at == byViewers {
 		w.Keep = p.keep(*e, e.key)
 	}
@@ -131,7 +134,7 @@ func (p *Plane) wanted(e *errand, viewer http.Header) cache.Want {
 func (e *errand) rank() int {
 	switch left := e.hops[e.turn.Load():]; {
 	case len(left) == 0:
-		return 2 // asks the origin
+		return ofOrigin()
 	case left[0].Tier == inShield:
 		return 1
 	}
@@ -223,6 +226,7 @@ func (p *Plane) askPeer(ctx context.Context, e errand, h hop, conditions http.He
 		q.Header[ifPrefix+name] = lines
 	}
 	p.peers.enter(h.Node)
+	asked := time.Now()
 	response, err := p.peers.transport.RoundTrip(q.WithContext(traced))
 	if !sign.Stop() && err == nil {
 		response.Body.Close()
@@ -230,7 +234,7 @@ func (p *Plane) askPeer(ctx context.Context, e errand, h hop, conditions http.He
 	}
 	var terms cache.Terms
 	if err == nil {
-		terms, err = p.termsOf(response, h)
+		terms, err = p.termsOf(response, e.key, h, asked)
 	}
 	if err != nil {
 		p.peers.leave(h.Node)
@@ -260,10 +264,14 @@ func (p *Plane) peerRequest(e errand, h hop, method string) *http.Request {
 	return &http.Request{Method: method, URL: &at, Host: e.host, Header: header}
 }
 
-// termsOf reads the terms of an answer, and takes off its header what is between peers. An error is a refusal or the peer's fault;
+// termsOf reads the terms of an answer to what was asked then, and takes off its header what is between peers. An error is a refusal or the peer's fault;
 // then the body is closed.
-func (p *Plane) termsOf(response *http.Response, h hop) (cache.Terms, error) {
-	terms, err := parseAnswering(response.Header.Get(answerField))
+func (p *Plane) termsOf(response *http.Response, key cache.Key, h hop, asked time.Time) (cache.Terms, error) {
+	answer, err := parseAnswering(response.Header.Get(answerField))
+	terms := answer.terms(asked)
+	if err == nil && !p.cache.Lends(key, response.Header, &terms, time.Now()) {
+		err = refusedStale
+	}
 	if err != nil {
 		io.CopyN(io.Discard, response.Body, 1) // a refusal has none: the stream is good for the next request
 		response.Body.Close()

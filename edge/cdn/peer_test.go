@@ -747,7 +747,7 @@ func TestAPurgeBetweenChoosingAPeerAndAskingItKeepsFromPeers(t *testing.T) {
 		f.must(owners[0], "/a", 200, "Miss", "1")
 		n := f.nodes[owners[1]]
 		r := httptest.NewRequest("GET", "http://www.test/a", nil).WithContext(t.Context())
-		want := n.want(r, f.decision(n, "/a"), f.key(n, "/a"), "id", nil)
+		want := n.want(r, f.decision(n, "/a"), f.key(n, "/a"), "id", nil, nil)
 		n.Purge(cache.Purge{Distribution: "site", Items: []string{"/a"}})
 		response, err := want.Fetch(t.Context(), nil)
 		if err != nil {
@@ -1071,16 +1071,18 @@ func TestWhatPeersSayIsReadAsItIsWritten(t *testing.T) {
 			t.Errorf("%+v came back as %+v, %v", a, got, err)
 		}
 	}
-	for _, c := range []struct{ given, want cache.Terms }{
-		{cache.Terms{}, cache.Terms{}},
-		{cache.Terms{Kept: true, Shared: true, Fresh: 1500 * time.Microsecond}, cache.Terms{Kept: true, Shared: true, Fresh: time.Millisecond}},
-		{cache.Terms{Kept: true, Fresh: -time.Microsecond}, cache.Terms{Kept: true, Fresh: -time.Millisecond}},
+	for _, c := range []struct{ given, want answering }{
+		{answering{}, answering{}},
+		{answering{Kept: true, Shared: true, Fresh: 1500 * time.Microsecond}, answering{Kept: true, Shared: true, Fresh: time.Millisecond}},
+		{answering{Kept: true, Fresh: -time.Microsecond}, answering{Kept: true, Fresh: -time.Millisecond}},
+		{answering{Kept: true, Before: time.Microsecond, Soft: true}, answering{Kept: true, Before: time.Millisecond, Soft: true}},
 	} {
-		if got, err := parseAnswering(answering(c.given)); err != nil || got != c.want {
+		if got, err := parseAnswering(c.given.String()); err != nil || got != c.want {
 			t.Errorf("%+v came back as %+v, %v", c.given, got, err)
 		}
 	}
-	for _, bad := range []string{"", "refused", "refused now", "alone 1", "kept", "kept 1s", "shared 99999999999999999999", "kept 3153600000001"} {
+	for _, bad := range []string{"", "refused", "refused now", "alone 1", "kept", "kept 1", "kept 1s 0", "kept 1 -1", "kept 1 0 hard", "kept 1 0  soft",
+		"shared 99999999999999999999 0", "kept 3153600000001 0", "kept 0 3153600000001"} {
 		if _, err := parseAnswering(bad); !errors.Is(err, errAnswering) {
 			t.Errorf("%q is taken: %v", bad, err)
 		}
@@ -1089,7 +1091,8 @@ func TestWhatPeersSayIsReadAsItIsWritten(t *testing.T) {
 
 func FuzzPeerFields(f *testing.F) {
 	f.Add(asking{7, true, 99, "x"}.String())
-	f.Add("shared 100")
+	f.Add("shared 100 0")
+	f.Add("kept -1 20 soft")
 	f.Add("refused epoch")
 	f.Fuzz(func(t *testing.T, text string) {
 		if a, err := parseAsking(text); err == nil {
@@ -1097,9 +1100,9 @@ func FuzzPeerFields(f *testing.F) {
 				t.Errorf("%q: %+v, then %+v, %v", text, a, again, err)
 			}
 		}
-		if terms, err := parseAnswering(text); err == nil {
-			if again, err := parseAnswering(answering(terms)); err != nil || again != terms {
-				t.Errorf("%q: %+v, then %+v, %v", text, terms, again, err)
+		if a, err := parseAnswering(text); err == nil {
+			if again, err := parseAnswering(a.String()); err != nil || again != a {
+				t.Errorf("%q: %+v, then %+v, %v", text, a, again, err)
 			}
 		}
 	})

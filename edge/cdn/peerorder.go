@@ -107,7 +107,11 @@ func hops(v *view.View, d Decision, uri string, at tier, load func(string) int, 
 	if at == byViewers && shield != self.Region {
 		out := tr.In("who in %s owns the key?", self.POP)
 		here := func(m *view.Member) bool { return m.POP == self.POP && m.Region == self.Region }
-		for _, node := range Owners(v, here, uri, load, tr) {
+		var owners []string
+		if tr.On() || !onlySelf(v, here) {
+			owners = Owners(v, here, uri, load, tr)
+		}
+		for _, node := range owners {
 			if node == self.Name || len(all) == maxHops {
 				break
 			}
@@ -132,6 +136,16 @@ func hops(v *view.View, d Decision, uri string, at tier, load func(string) int, 
 		all = append(all, hop{node, inShield, m.POP == self.POP && m.Region == self.Region, shield == self.Region})
 	}
 	return all
+}
+
+// onlySelf says whether this node is the only member of a set: then it owns every key, and nothing need be reckoned.
+func onlySelf(v *view.View, in func(*view.Member) bool) bool {
+	for i := range v.Members {
+		if m := &v.Members[i]; m.Name != v.Self && in(m) {
+			return false
+		}
+	}
+	return true
 }
 
 // selfIn is this node in its view; nil: it is not there.

@@ -135,3 +135,40 @@ func TestNoNodeAnswersAnythingOlderThanThePurgesThatItHasMade(t *testing.T) {
 		})
 	}
 }
+
+// What was purged softly is stale since the node that is asked made the purge, also where a peer that made it later has it.
+func TestWhatAPeerPurgedLaterIsStaleSinceItWasPurgedHere(t *testing.T) {
+	for _, c := range []struct {
+		late, asks time.Duration // after this node made the purge: when the peer makes it, when it is asked
+		cache      string
+		body       string
+	}{
+		{time.Second, 3 * time.Second, "Hit", "0"},
+		{3 * time.Second, 3500 * time.Millisecond, "Hit", "0"},
+		{3 * time.Second, 5 * time.Second, "Miss", "1"}, // there it could be used for another two seconds
+	} {
+		var version atomic.Int32
+		origin := func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Cache-Control", "max-age=3600, stale-while-revalidate=4")
+			fmt.Fprint(w, version.Load())
+		}
+		inFleet(t, site(""), three(), origin, func(t *testing.T, f *fleet) {
+			owners := f.owners("/a", inSeoul)
+			peer, here := f.nodes[owners[0]], f.nodes[owners[1]]
+			time.Sleep(time.Second)
+			f.must(here.name, "/a", 200, "Miss", "0")
+			time.Sleep(time.Second)
+			version.Store(1)
+			purge := func(n *peerNode) {
+				n.Purge(cache.Purge{Distribution: "site", Items: []string{"/a"}, Soft: true})
+				n.epoch.Store(1)
+				n.Settle()
+			}
+			purge(here)
+			time.Sleep(c.late)
+			purge(peer)
+			time.Sleep(c.asks - c.late)
+			f.must(here.name, "/a", 200, c.cache, c.body)
+		})
+	}
+}

@@ -18,7 +18,6 @@ type resuming struct {
 	errand        errand
 	rest          cache.Rest
 	failed        error // of who sent it
-	last          bool  // it is the origin that sends: nobody is left
 }
 
 // resuming has the body of a peer's response go on elsewhere where the peer fails.
@@ -56,7 +55,7 @@ func (r *resuming) Read(b []byte) (int, error) {
 
 // resume asks the next for the rest.
 func (r *resuming) resume() bool {
-	if r.last || r.ctx.Err() != nil {
+	if r.ctx.Err() != nil {
 		return false
 	}
 	for int(r.errand.turn.Load()) < len(r.errand.hops) {
@@ -68,17 +67,14 @@ func (r *resuming) resume() bool {
 		lent, is := response.Body.(*cache.Lent)
 		if !r.rest.Is(response) {
 			response.Body.Close()
-			if r.last = !is; r.last {
-				return false
-			}
 			continue
 		}
 		r.ReadCloser.Close()
 		r.p.peers.counts.resumed.Add(1)
-		if r.last, r.ReadCloser = !is, response.Body; is {
+		if r.ReadCloser = response.Body; is {
 			r.ReadCloser = lent.ReadCloser
 		}
 		return true
 	}
-	return false
+	return false // it was the origin that sent, and nobody is left
 }

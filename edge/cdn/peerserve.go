@@ -26,7 +26,7 @@ func (p *Plane) Peers(resource string) (h http.Handler, ok bool) {
 
 func (p *Plane) servePeer(w http.ResponseWriter, r *http.Request, at tier) {
 	p.peers.counts.served.Add(1)
-	l := &lending{ResponseWriter: w}
+	l := &lending{ResponseWriter: w, asked: time.Now()}
 	e, conditions, ask, err := p.errandOfPeer(r, at)
 	var no refusal
 	switch {
@@ -144,7 +144,7 @@ var reused = map[cache.Reuse]string{cache.StaleWhileRevalidate: "stale-while-rev
 func (p *Plane) lendKept(w *lending, r *http.Request, e errand, conditions http.Header, o *cache.Object, reuse cache.Reuse, now time.Time) error {
 	status := cache.Status{Hit: true, HasTTL: true, TTL: o.FreshFor(now), Detail: cmp.Or(reused[reuse], e.detail(true))}
 	if o.InSlices() {
-		w.terms = cache.Terms{Kept: true, Shared: true, Fresh: o.FreshFor(now)}
+		w.answer = handed(o, true, w.asked, now)
 		return p.lendSlices(w, r, e, conditions, o, nil, p.fields.hit, status, o.Age(now))
 	}
 	size := o.Size()
@@ -154,7 +154,7 @@ func (p *Plane) lendKept(w *lending, r *http.Request, e errand, conditions http.
 		return cache.ErrOther
 	}
 	defer body.Close()
-	w.terms = cache.Terms{Kept: true, Shared: true, Fresh: o.FreshFor(now)}
+	w.answer = handed(o, true, w.asked, now)
 	p.head(w, o, answer, size, p.fields.hit, status, o.Age(now), e.header.Get("X-Perigee-Id"))
 	p.lendPart(w, &body, answer)
 	return nil
@@ -195,7 +195,9 @@ func (p *Plane) lendFilled(w *lending, r *http.Request, e errand, conditions htt
 		Forward: forward, Code: res.Status, Stored: res.Stored, Collapsed: res.Collapsed, Detail: cmp.Or(res.WhyNot, e.detail(false)),
 		HasTTL: res.Stored, TTL: res.Object.FreshFor(now),
 	}
-	w.terms = cache.Terms{Kept: res.Stored || res.Shared, Shared: res.Shared, Fresh: res.Object.FreshFor(now)}
+	if res.Stored || res.Shared {
+		w.answer = handed(res.Object, res.Shared, w.asked, now)
+	}
 	from, age := p.fields.miss, notFromCache
 	switch res.How {
 	case cache.Validated:
@@ -265,12 +267,13 @@ func (p *Plane) refusePeer(w *lending, why refusal) {
 // lending writes an answer to a peer, with the terms.
 type lending struct {
 	http.ResponseWriter
-	terms cache.Terms
+	asked  time.Time
+	answer answering
 }
 
 // WriteHeader has the terms in the header, whatever the origin has under that name.
 func (l *lending) WriteHeader(status int) {
-	l.Header()[answerField] = []string{answering(l.terms)}
+	l.Header()[answerField] = []string{l.answer.String()}
 	l.ResponseWriter.WriteHeader(status)
 }
 

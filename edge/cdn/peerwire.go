@@ -72,6 +72,7 @@ const (
 	refusedApart     refusal = "apart"     // the responses are not to be shared: each node asks on its own
 	refusedBusy      refusal = "busy"      // it has too many fills, or askers
 	refusedUnreached refusal = "unreached" // it cannot reach the origin: the asker perhaps can
+	refusedStale     refusal = "stale"     // it was purged here longer ago than there: only whoever asks knows
 	refusedSilent    refusal = "silent"    // the origin was asked, and does not answer in time: that is the viewer's 504
 )
 
@@ -80,15 +81,37 @@ func (r refusal) Error() string { return "the peer refused: " + string(r) }
 // Timeout is as net.Error has it.
 func (r refusal) Timeout() bool { return r == refusedSilent }
 
-// answering writes answerField. Fresh is in ms, rounded down.
-func answering(t cache.Terms) string {
-	switch {
-	case !t.Kept:
+// answering is what answerField says.
+type answering struct {
+	Kept, Shared bool
+	Fresh        time.Duration // for how long yet; below zero: stale for so long
+	Before       time.Duration // how long before it was asked here the origin was asked
+	Soft         bool          // it was purged softly
+}
+
+// handed is the answer that hands on an object to who asked for it at a time.
+func handed(o *cache.Object, shared bool, asked, now time.Time) answering {
+	return answering{Kept: true, Shared: shared, Fresh: o.FreshFor(now), Before: min(max(asked.Sub(o.Asked()), 0), maxFresh), Soft: o.Soft()}
+}
+
+// terms are those of the answer, to what was asked then by the asker's clock: however long that took, the origin was not asked sooner.
+func (a answering) terms(asked time.Time) cache.Terms {
+	return cache.Terms{Kept: a.Kept, Shared: a.Shared, Fresh: a.Fresh, Soft: a.Soft, Asked: asked.Add(-a.Before)}
+}
+
+// String writes the durations in ms, and none better than it is.
+func (a answering) String() string {
+	if !a.Kept {
 		return "alone"
-	case t.Shared:
-		return "shared " + strconv.FormatInt(floorMillis(t.Fresh), 10)
 	}
-	return "kept " + strconv.FormatInt(floorMillis(t.Fresh), 10)
+	word, soft := "kept", ""
+	if a.Shared {
+		word = "shared"
+	}
+	if a.Soft {
+		soft = " soft"
+	}
+	return fmt.Sprintf("%s %d %d%s", word, floorMillis(a.Fresh), -floorMillis(-a.Before), soft)
 }
 
 func floorMillis(d time.Duration) int64 {
@@ -99,29 +122,40 @@ func floorMillis(d time.Duration) int64 {
 	return ms
 }
 
-// maxFresh bounds what a peer says of a lifetime: the longest that a policy allows, 100 years.
+// maxFresh bounds what a peer says of a lifetime and an age: the longest that a policy allows, 100 years.
 const maxFresh = 100 * 365 * 24 * time.Hour
 
 // parseAnswering reads answerField: terms, or a refusal as its error.
-func parseAnswering(text string) (t cache.Terms, err error) {
+func parseAnswering(text string) (a answering, err error) {
 	word, rest, _ := strings.Cut(text, " ")
 	switch word {
 	case "alone":
 		if rest == "" {
-			return cache.Terms{}, nil
+			return answering{}, nil
 		}
 	case "refused":
 		switch r := refusal(rest); r {
 		case refusedEpoch, refusedSpec, refusedApart, refusedBusy, refusedUnreached, refusedSilent:
-			return cache.Terms{}, r
+			return answering{}, r
 		}
 	case "kept", "shared":
-		ms, err := strconv.ParseInt(rest, 10, 64)
-		if limit := maxFresh.Milliseconds(); err == nil && ms <= limit && ms >= -limit {
-			return cache.Terms{Kept: true, Shared: word == "shared", Fresh: time.Duration(ms) * time.Millisecond}, nil
+		rest, soft := strings.CutSuffix(rest, " soft")
+		fresh, before, _ := strings.Cut(rest, " ")
+		freshFor, freshErr := millis(fresh)
+		askedBefore, beforeErr := millis(before)
+		if freshErr == nil && beforeErr == nil && askedBefore >= 0 {
+			return answering{true, word == "shared", freshFor, askedBefore, soft}, nil
 		}
 	}
-	return cache.Terms{}, errAnswering
+	return answering{}, errAnswering
+}
+
+func millis(text string) (time.Duration, error) {
+	ms, err := strconv.ParseInt(text, 10, 64)
+	if limit := maxFresh.Milliseconds(); err != nil || ms > limit || ms < -limit {
+		return 0, errAnswering
+	}
+	return time.Duration(ms) * time.Millisecond, nil
 }
 
 // conditional are the fields by which a fill asks whether what it has is still good, or for a slice of it.

@@ -5,7 +5,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unsafe"
 
 	"github.com/perigee-net/perigee/edge/cache"
 	"github.com/perigee-net/perigee/edge/http1"
@@ -19,10 +18,10 @@ import (
 // The texts that routing and the cache look at are views of the connection's buffer. They keep none of them: what they
 // return is of the table or of the cache.
 func (p *Plane) Quick(q *http1.Request, a *http1.Response) bool {
-	if !plainHost(q.Host) || !plainPath(q.Path) || !plainQuery(q.Query) || !plainFields(q.Fields) {
+	if !http1.PlainHost(q.Host) || !http1.PlainPath(q.Path) || !http1.PlainQuery(q.Query) || !plainFields(q.Fields) {
 		return false
 	}
-	r := Request{Method: http.MethodGet, Host: text(q.Host), Path: text(q.Path), Query: text(q.Query), TLS: q.TLS, Bytes: q.Bytes}
+	r := Request{Method: http.MethodGet, Host: http1.Text(q.Host), Path: http1.Text(q.Path), Query: http1.Text(q.Query), TLS: q.TLS, Bytes: q.Bytes}
 	if q.Head {
 		r.Method = http.MethodHead
 	}
@@ -30,17 +29,13 @@ func (p *Plane) Quick(q *http1.Request, a *http1.Response) bool {
 	if d.Status != 0 || !d.cacheable(r.Method) {
 		return false
 	}
-	now := time.Now()
+	now := q.Now
 	o, ok := p.cache.Glance(d.target(), d.Behavior.Policy, q.Fields, now, a.Head)
 	if !ok || !q.Head && !p.openTo(q, a, o) {
 		return false
 	}
 	a.Status = o.Status
-	b := append(a.Head, "HTTP/1.1 "...)
-	b = strconv.AppendInt(b, int64(o.Status), 10)
-	b = append(b, ' ')
-	b = append(b, http.StatusText(o.Status)...)
-	b = append(b, "\r\n"...)
+	b := http1.AppendStatus(a.Head, o.Status)
 	b = append(b, o.Header...)
 	b = append(b, "Age: "...)
 	b = strconv.AppendInt(b, int64(o.Age(now)/time.Second), 10)
@@ -109,69 +104,10 @@ func fromDisk(o *cache.Object, a *http1.Response) bool {
 	return false
 }
 
-// text is bytes as a string, which is good as long as they are not changed. Who is given it must not keep it.
-func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
-
-// What texts of a request may be made of for Quick, a set of bytes each.
-const (
-	lowerDigits = "abcdefghijklmnopqrstuvwxyz0123456789"
-	// of a host: what is the same in lower case
-	inHost = lowerDigits + ".-_:[]"
-	// of a path: what net/url does not escape (RFC 3986: pchar and the slash, without percent)
-	inPath = lowerDigits + "ABCDEFGHIJKLMNOPQRSTUVWXYZ-._~!$&'()*+,;=:@/"
-)
-
-// allowed is, for each byte, where it may be: hostByte, pathByte.
-var allowed = func() (t [256]byte) {
-	for _, c := range []byte(inHost) {
-		t[c] |= hostByte
-	}
-	for _, c := range []byte(inPath) {
-		t[c] |= pathByte
-	}
-	return t
-}()
-
-const (
-	hostByte = 1 << iota
-	pathByte
-)
-
-func plainHost(host []byte) bool {
-	for _, c := range host {
-		if allowed[c]&hostByte == 0 {
-			return false
-		}
-	}
-	return true
-}
-
-// plainPath says whether a path is written in normal form, and as net/url would write it.
-func plainPath(path []byte) bool {
-	before := byte(0)
-	for _, c := range path {
-		if allowed[c]&pathByte == 0 || before == '/' && (c == '/' || c == '.') {
-			return false
-		}
-		before = c
-	}
-	return len(path) > 0 && path[0] == '/'
-}
-
-// plainQuery says whether a query has visible ASCII only.
-func plainQuery(query []byte) bool {
-	for _, c := range query {
-		if c <= ' ' || c > '~' {
-			return false
-		}
-	}
-	return true
-}
-
 // plainFields says whether no field asks for anything but the whole response as it is kept.
 func plainFields(fields []http1.Field) bool {
 	for i := range fields {
-		name := text(fields[i].Name)
+		name := http1.Text(fields[i].Name)
 		switch len(name) {
 		case len("Range"):
 			if strings.EqualFold(name, "Range") {
@@ -190,7 +126,7 @@ func plainFields(fields []http1.Field) bool {
 				return false
 			}
 		case len("Connection"):
-			if value := text(fields[i].Value); strings.EqualFold(name, "Connection") && !strings.EqualFold(value, "keep-alive") && !strings.EqualFold(value, "close") {
+			if value := http1.Text(fields[i].Value); strings.EqualFold(name, "Connection") && !strings.EqualFold(value, "keep-alive") && !strings.EqualFold(value, "close") {
 				return false // it may name fields that do not count
 			}
 		case len("Cache-Control"): // and If-None-Match

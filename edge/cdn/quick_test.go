@@ -19,7 +19,7 @@ import (
 
 // parsed is a request of the plain form, of its text; nil if it is not plain.
 func parsed(text string) *http1.Request {
-	q := &http1.Request{}
+	q := &http1.Request{Now: time.Now()}
 	if q.Parse([]byte(text)) != http1.Plain {
 		return nil
 	}
@@ -102,6 +102,7 @@ queryStrings: {behavior: all}
 kind: CachePolicy
 name: cookies
 cookies: {behavior: all}
+headers: {behavior: whitelist, items: [User-Agent, Accept-Language]}
 ---
 kind: CachePolicy
 name: host

@@ -15,6 +15,7 @@ type fields struct {
 	pop                                     []string
 	hit, miss, refreshHit, failed, redirect []string // X-Cache
 	hitLines, failedLines                   string   // of Quick's answers, below 400 and else
+	missLines                               string   // of Relay's
 }
 
 func newFields(pop string) fields {
@@ -23,6 +24,7 @@ func newFields(pop string) fields {
 		hit: []string{"Hit from perigee"}, miss: []string{"Miss from perigee"}, refreshHit: []string{"RefreshHit from perigee"},
 		failed: []string{"Error from perigee"}, redirect: []string{"Redirect from perigee"},
 		hitLines:    "X-Perigee-Pop: " + pop + "\r\nX-Cache: Hit from perigee\r\n\r\n",
+		missLines:   "X-Perigee-Pop: " + pop + "\r\nX-Cache: Miss from perigee\r\n\r\n",
 		failedLines: "X-Perigee-Pop: " + pop + "\r\nX-Cache: Error from perigee\r\n\r\n",
 	}
 }

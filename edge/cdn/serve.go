@@ -15,6 +15,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/edge/cache"
 	"github.com/perigee-net/perigee/edge/http1"
+	"github.com/perigee-net/perigee/origin/wire"
 )
 
 // looks is how often a request looks into the cache: again where what it waited for turned out to be another's. After
@@ -48,12 +49,12 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 			switch reuse {
 			case cache.StaleWhileRevalidate:
 				if down := &d.Behavior.down; !down.is(now) || down.probe(now) {
-					p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
+					p.cache.Refresh(p.want(r, d, key, newID(), nil, nil), found)
 				}
 				how = "stale-while-revalidate"
 			case cache.StaleIfError:
 				if !o.Held(now) && d.Behavior.down.probe(now) {
-					p.cache.Refresh(p.want(r, d, key, newID(), nil), found)
+					p.cache.Refresh(p.want(r, d, key, newID(), nil, nil), found)
 				}
 				how = "stale-if-error"
 			case cache.StaleOnDemand:
@@ -88,8 +89,7 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 			early = interimTo(w, r)
 			defer early.over()
 		}
-		id := newID()
-		ask, err := p.cache.Ask(r.Context(), p.want(r, d, key, id, early), found)
+		id, ask, err := p.ask(r, d, key, found, early)
 		if err == nil {
 			err = p.filled(w, r, d, key, ask, early, demand, forward, id)
 		}
@@ -101,6 +101,20 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 		}
 	}
 	p.past(w, r, d, demand, cache.Status{Forward: forward, Detail: detail})
+}
+
+// ask asks for what was not found fresh, or goes on with what Relay has begun for it. Id is what the request is known by.
+func (p *Plane) ask(r *http.Request, d Decision, key cache.Key, found cache.Found, early *interim) (id string, ask *cache.Ask, err error) {
+	if begun := begunFor(r, d, key); begun != nil {
+		if want := p.want(r, d, key, begun.id, early, begun.asking); want.Soon != nil {
+			begun.over = true
+			return begun.id, begun.lead.Ask(r.Context(), want), nil
+		}
+		begun.Drop() // there is a peer to ask by now
+	}
+	id = newID()
+	ask, err = p.cache.Ask(r.Context(), p.want(r, d, key, id, early, nil), found)
+	return id, ask, err
 }
 
 // answered says whether a request is answered, or else to look again: err is how its answer came out, nil if well. Where there is none
@@ -140,10 +154,10 @@ func (p *Plane) past(w http.ResponseWriter, r *http.Request, d Decision, demand 
 }
 
 // want is what a fill for the request is to bring. The origin is asked for the whole with a GET, whatever the viewer
-// asked for. Its interim responses go to early; nil: to nobody.
-func (p *Plane) want(r *http.Request, d Decision, key cache.Key, id string, early *interim) cache.Want {
+// asked for. Its interim responses go to early; nil: to nobody. Asking is what was begun; nil: nothing.
+func (p *Plane) want(r *http.Request, d Decision, key cache.Key, id string, early *interim, asking *wire.Asking) cache.Want {
 	e := p.errandOf(r, d, key, d.Behavior.Forward(viewerOf(r), id, false), byViewers)
-	e.early = early
+	e.early, e.asking = early, asking
 	return p.wanted(&e, r.Header)
 }
 
@@ -155,12 +169,58 @@ func (p *Plane) fetching(e *errand) cache.Fetch {
 				return response, err
 			}
 		}
-		q := &http.Request{Method: http.MethodGet, URL: e.address(e.path), Host: e.host, Header: e.header}
-		if len(conditions) > 0 { // the origin may be asked once more, without
-			q.Header = e.header.Clone()
-			maps.Copy(q.Header, conditions)
+		return p.send(ctx, e.Decision, e.request(conditions), e.early)
+	}
+}
+
+// request is what the origin is asked.
+func (e *errand) request(conditions http.Header) *http.Request {
+	q := &http.Request{Method: http.MethodGet, URL: e.address(e.path), Host: e.host, Header: e.header}
+	if len(conditions) > 0 { // the origin may be asked once more, without
+		q.Header = e.header.Clone()
+		maps.Copy(q.Header, conditions)
+	}
+	return q
+}
+
+// fetchingHere is fetching for a want whose first asker may ask the origin itself, if there is no peer to ask and the origin is spoken to
+// by package wire: then the want has a Soon, too.
+func (p *Plane) fetchingHere(e *errand, w *cache.Want) {
+	fetch := p.fetching(e)
+	w.Fetch = fetch
+	if len(e.hops) > 0 || e.Behavior.upstream.authority == "" {
+		return
+	}
+	var q *http.Request
+	var call *wire.Call // that Soon has left to Fetch
+	w.Soon = func(conditions http.Header) (response *http.Response, err error) {
+		q = e.request(conditions)
+		e.addressed(q)
+		switch {
+		case e.asking != nil:
+			call = e.asking.Call(q, e.early.watcher())
+			e.asking = nil
+		case !wire.Speaks(q):
+			return nil, cache.ErrLater
+		default:
+			call, err = e.Behavior.upstream.transport().Call(q, e.early.watcher())
 		}
-		return p.send(ctx, e.Decision, q, e.early)
+		if err == nil {
+			response, err = call.Soon()
+		}
+		if err == wire.ErrLater {
+			return nil, cache.ErrLater
+		}
+		call = nil
+		return p.answeredBy(context.Background(), e.Decision, q, response, err)
+	}
+	w.Fetch = func(ctx context.Context, conditions http.Header) (*http.Response, error) {
+		if c := call; c != nil {
+			call = nil
+			response, err := c.Wait(ctx)
+			return p.answeredBy(ctx, e.Decision, q, response, err)
+		}
+		return fetch(ctx, conditions)
 	}
 }
 
@@ -368,7 +428,13 @@ func (p *Plane) passHead(w http.ResponseWriter, r *http.Request, d Decision, key
 
 func (p *Plane) passNoting(w http.ResponseWriter, r *http.Request, d Decision, status cache.Status, note func(*http.Response, time.Time)) {
 	p.counts.passes.Add(1)
-	id := newID()
+	begun := begunPast(r, d)
+	id := ""
+	if begun != nil {
+		id = begun.id
+	} else {
+		id = newID()
+	}
 	q := &http.Request{
 		Method: r.Method, URL: d.address(r.URL), Host: r.Host, Header: d.Behavior.Forward(viewerOf(r), id, true), ContentLength: r.ContentLength,
 		Close: http1.IsAlone(r.Context()),
@@ -380,7 +446,14 @@ func (p *Plane) passNoting(w http.ResponseWriter, r *http.Request, d Decision, s
 	early := interimTo(w, r)
 	defer early.over()
 	requested := time.Now()
-	response, err := p.send(r.Context(), d, q, early)
+	var response *http.Response
+	var err error
+	if begun != nil {
+		begun.over = true
+		response, err = p.goOn(r.Context(), d, q, begun.asking, early)
+	} else {
+		response, err = p.send(r.Context(), d, q, early)
+	}
 	early.over()
 	if err != nil {
 		if r.Context().Err() != nil {
@@ -480,12 +553,15 @@ func other(scheme string) string {
 
 // newID is a request id, for X-Perigee-Id.
 func newID() string {
-	var space [32]byte
+	var space [idBytes]byte
 	return string(appendID(space[:0]))
 }
 
 // idDigits are the digits of ids, five bits each: no i, l, o, u, which are taken for others.
 const idDigits = "0123456789abcdefghjkmnpqrstvwxyz"
+
+// idBytes is how long an id is.
+const idBytes = 24
 
 func appendID(b []byte) []byte {
 	for range 2 {

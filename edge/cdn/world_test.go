@@ -23,6 +23,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/testbed/doorway"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
@@ -131,12 +132,13 @@ func healthy(s *spec.Spec, groups ...string) *health.Table {
 // world is an edge node, a viewer, and what stands for origins, on an internet in memory.
 type world struct {
 	*Plane
-	t      *testing.T
-	in     *memnet.Internet
-	edge   *memnet.Host
-	viewer *memnet.Host
-	view   *view.View
-	client *http.Client
+	t       *testing.T
+	in      *memnet.Internet
+	edge    *memnet.Host
+	viewer  *memnet.Host
+	view    *view.View
+	client  *http.Client
+	doorway *doorway.Doorway
 
 	mu     sync.Mutex
 	asked  []*http.Request // of all origins
@@ -162,10 +164,11 @@ func inWorld(t *testing.T, text string, test func(t *testing.T, w *world)) {
 			t.Fatal(err)
 		}
 		in.Name("origin.test", netip.MustParseAddr("198.51.100.1"))
-		w.serve(w.edge, ":80", w.Plane)
+		w.doorway = &doorway.Doorway{T: t, Relay: w.Plane.Relay, Handler: w.Plane}
+		w.serve(w.edge, ":80", w.doorway)
 		w.serve(w.edge, ":443", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { // as if the front had ended TLS
 			r.TLS = &tls.ConnectionState{}
-			w.Plane.ServeHTTP(rw, r)
+			w.doorway.ServeHTTP(rw, r)
 		}))
 		transport := &http.Transport{DialContext: w.viewer.Dial, DisableCompression: true}
 		w.client = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}

@@ -260,6 +260,8 @@ type EventQuery struct {
 	After uint64        // the ID of an event; 0: the newest are asked for
 	Limit int           // 1 to MaxEvents
 	Wait  time.Duration // how long to wait for an event, where there is none yet
+	// Subject asks for those of one thing and of what is below it, such as accelerator/game; "": all.
+	Subject string
 }
 
 // Scopes of a drain.
@@ -369,6 +371,19 @@ type NodeOrder struct {
 	Order []byte `json:"order"`
 }
 
+// NodeUpdate is an update of a zone by a message of the DNS (RFC 2136), on its way to the leader.
+type NodeUpdate struct {
+	Message []byte `json:"message"` // as it came, signature and all
+	Client  string `json:"client"`  // where it came from
+}
+
+// UpdateResponse is what became of one.
+type UpdateResponse struct {
+	Rcode    int    `json:"rcode"`              // of the response (RFC 2136 section 2.2)
+	Why      string `json:"why,omitempty"`      // more about a refusal
+	Revision uint64 `json:"revision,omitempty"` // at which it is in effect
+}
+
 // Distance is an estimate of a round trip between two nodes.
 type Distance struct {
 	From string        `json:"from"`
@@ -382,6 +397,30 @@ type Distance struct {
 type DistanceList struct {
 	From      string     `json:"from"`
 	Distances []Distance `json:"distances"`
+}
+
+// ZoneList is the secondary zones as one node sees them.
+type ZoneList struct {
+	Node  string `json:"node"`
+	Zones []Zone `json:"zones"`
+}
+
+// Zone is a secondary zone, and what the live nodes that answer names have of it.
+type Zone struct {
+	Name      string           `json:"name"`
+	Primaries []netip.AddrPort `json:"primaries"`
+	Copies    []ZoneCopy       `json:"copies"`
+}
+
+// ZoneCopy is what one node has of a zone.
+type ZoneCopy struct {
+	Node      string    `json:"node"`
+	Serial    *uint32   `json:"serial,omitempty"`   // nothing: it has none, and answers SERVFAIL
+	Confirmed time.Time `json:"confirmed,omitzero"` // when a primary was last known to have nothing newer
+	Problem   string    `json:"problem,omitempty"`  // why none was when it was asked last
+	Asks      bool      `json:"asks,omitempty"`     // the node that was asked, of itself: it is chosen to ask the primaries
+	Expires   time.Time `json:"expires,omitzero"`   // the same: when it has none any more, unless it is confirmed
+	Next      time.Time `json:"next,omitzero"`      // the same: when it asks the primaries, unless it hears of others before
 }
 
 // AnycastList is which addresses a node has routers lead to it, why, and to which routers it says so.
@@ -409,9 +448,118 @@ type BGPSession struct {
 	LastError string     `json:"lastError,omitempty"`
 }
 
+// AcceleratorQuery says of what the state is asked for.
+type AcceleratorQuery struct {
+	Name string
+	Node string // whose flows; "": those of all nodes
+	Top  int    // flows, 0 to MaxTopFlows
+}
+
+// FlowCounts is how many flows there are now, and what they have carried so far.
+type FlowCounts struct {
+	Flows    int   `json:"flows"`
+	BytesIn  int64 `json:"bytesIn"` // from clients
+	BytesOut int64 `json:"bytesOut"`
+}
+
+// AcceleratorStatus is what goes on at an accelerator: on all nodes together, or on one.
+type AcceleratorStatus struct {
+	Node    string `json:"node"` // that was asked: health is as it sees it
+	Name    string `json:"name"`
+	Enabled bool   `json:"enabled"`
+	FlowCounts
+	Nodes     []AcceleratorNode     `json:"nodes"`
+	Endpoints []AcceleratorEndpoint `json:"endpoints"`
+	Paths     []AcceleratorPath     `json:"paths"`
+	Top       []AcceleratorFlow     `json:"top"` // the flows that have carried most
+}
+
+// AcceleratorNode is a node that takes flows.
+type AcceleratorNode struct {
+	Name  string `json:"name"`
+	POP   string `json:"pop"`
+	Error string `json:"error,omitempty"` // why nothing is known of its flows
+	FlowCounts
+}
+
+// AcceleratorEndpoint is an endpoint of a listener, with the flows of all nodes that were asked.
+type AcceleratorEndpoint struct {
+	Protocol string `json:"protocol"`
+	Ports    string `json:"ports,omitempty"` // of the listener: 80,8000-8080; "": it has gone
+	Region   string `json:"region"`
+	Endpoint string `json:"endpoint"` // targetGroup/web, loadBalancer/web, or an address
+	Weight   int    `json:"weight"`
+	Healthy  bool   `json:"healthy"`
+	Gone     bool   `json:"gone,omitempty"` // it is in the spec no more
+	FlowCounts
+}
+
+// AcceleratorPath is a way that flows take, from the node that took them to the one that dials their endpoints.
+type AcceleratorPath struct {
+	From   string        `json:"from"`
+	To     string        `json:"to"`
+	By     string        `json:"by,omitempty"`  // the node in between
+	Region string        `json:"region"`        // of To
+	RTT    time.Duration `json:"rtt,omitempty"` // over the backbone, in nanoseconds; 0: not known, or within one node
+	FlowCounts
+}
+
+// AcceleratorFlow is one flow.
+type AcceleratorFlow struct {
+	Node     string         `json:"node"` // that took it
+	Client   netip.AddrPort `json:"client,omitzero"`
+	Local    netip.AddrPort `json:"local"` // where it arrived
+	Protocol string         `json:"protocol"`
+	Region   string         `json:"region"` // where it ends
+	Endpoint string         `json:"endpoint"`
+	To       string         `json:"to"`
+	By       string         `json:"by,omitempty"`
+	Moves    int            `json:"moves,omitempty"` // ways that were lost under it
+	Began    time.Time      `json:"began"`
+	BytesIn  int64          `json:"bytesIn"`
+	BytesOut int64          `json:"bytesOut"`
+	// RTT is the client's round trip, in nanoseconds, and Retransmitted the segments that were sent to it again: of TCP, where the kernel tells.
+	RTT           time.Duration `json:"rtt,omitempty"`
+	Retransmitted *uint64       `json:"retransmitted,omitempty"`
+}
+
+// PortMappingList is where the ports of a custom routing accelerator lead, by listener and port (Global Accelerator,
+// ListCustomRoutingPortMappings).
+type PortMappingList struct {
+	Name        string        `json:"name"`
+	Revision    uint64        `json:"revision"` // of the spec that says so
+	IPAddresses []netip.Addr  `json:"ipAddresses"`
+	Mappings    []PortMapping `json:"portMappings"`
+}
+
+// PortMapping is where one port leads.
+type PortMapping struct {
+	AcceleratorPort          int            `json:"acceleratorPort"`
+	Protocol                 string         `json:"protocol"`
+	EndpointGroupRegion      string         `json:"endpointGroupRegion"`
+	Subnet                   netip.Prefix   `json:"subnet"`
+	DestinationSocketAddress netip.AddrPort `json:"destinationSocketAddress"`
+	DestinationTrafficState  string         `json:"destinationTrafficState"` // ALLOW or DENY
+}
+
+// States of traffic to a destination.
+const (
+	TrafficAllowed = "ALLOW"
+	TrafficDenied  = "DENY"
+)
+
+// PortMappingsQuery says which mappings are asked for.
+type PortMappingsQuery struct {
+	Name        string
+	Destination string // an address, or an address and port; "": all
+}
+
+// MaxTopFlows is how many flows an answer has at most.
+const MaxTopFlows = 1000
+
 // ExplainRequest asks why a client would be served as it would be.
 type ExplainRequest struct {
-	What   string `json:"what"`             // dns, http or tcp
+	What   string `json:"what"`             // dns, http, tcp or udp
 	Target string `json:"target"`           // a name, a URL, or an address and port
 	Type   string `json:"type,omitempty"`   // of a DNS question; default A
 	From   string `json:"from,omitempty"`   // the client's address

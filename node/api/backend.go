@@ -10,7 +10,7 @@ import (
 
 // Backend is what the API asks of a node. Errors that are *Error are sent as they are, ErrNotLeader leads to Forward,
 // ErrBusy to 429; others are 500. What is given as by is who asks and what the history is to call it; that it has the
-// route's role was seen to. All fields are needed but Order, Join and Renew, which only the control port's server asks for.
+// route's role was seen to. All fields are needed but NodeAccelerator, Order, Update, Join and Renew, which only the control port's server asks for.
 type Backend struct {
 	// Authenticate says whose an access token is; its error is told to whoever showed the token.
 	Authenticate func(bearer string) (Principal, error)
@@ -37,6 +37,12 @@ type Backend struct {
 	Distances func(from string) (DistanceList, error)
 	// Anycast is what this node announces.
 	Anycast func() AnycastList
+	// Zones is the secondary zones.
+	Zones func() ZoneList
+	// Accelerator is what goes on at an accelerator, on the nodes of the query; NodeAccelerator is that of this node alone, for other nodes.
+	Accelerator     func(context.Context, AcceleratorQuery) (AcceleratorStatus, error)
+	NodeAccelerator func(AcceleratorQuery) (AcceleratorStatus, error)
+	PortMappings    func(PortMappingsQuery) (PortMappingList, error)
 	// Events returns at least one, or else none when the context or the query's time ends.
 	Events  func(context.Context, EventQuery) (EventList, error)
 	Explain func(ExplainRequest) (ExplainResponse, error)
@@ -66,17 +72,18 @@ type Backend struct {
 	Unblock func(ctx context.Context, by Principal, req BlockRequest) (OrderResponse, error)
 	Drain   func(ctx context.Context, by Principal, req DrainRequest) (OrderResponse, error)
 	Undrain func(ctx context.Context, by Principal, req DrainRequest) (OrderResponse, error)
-	Orders  func() OrderList
+	Orders  func(after uint64) OrderList
 
 	// Snapshot writes all that is agreed. An error before the first byte is answered as such, one after it cuts the stream.
 	Snapshot func(ctx context.Context, w io.Writer) error
 	// Restore replaces all that is agreed. It returns ErrNotLeader before it reads.
 	Restore func(ctx context.Context, by Principal, r io.Reader) (RestoreResponse, error)
 
-	// Order, Join and Renew answer another node, which the control port has named.
-	Order func(ctx context.Context, peer string, req NodeOrder) (Recorded, error)
-	Join  func(ctx context.Context, peer string, req identity.JoinRequest) (identity.JoinAnswer, error)
-	Renew func(ctx context.Context, peer string, req RenewRequest) (identity.JoinAnswer, error)
+	// Order, Update, Join and Renew answer another node, which the control port has named.
+	Order  func(ctx context.Context, peer string, req NodeOrder) (Recorded, error)
+	Update func(ctx context.Context, peer string, req NodeUpdate) (UpdateResponse, error)
+	Join   func(ctx context.Context, peer string, req identity.JoinRequest) (identity.JoinAnswer, error)
+	Renew  func(ctx context.Context, peer string, req RenewRequest) (identity.JoinAnswer, error)
 
 	// Forward sends the request to the leader by ForwardRequest and copies its answer by CopyAnswer. Where that fails it returns
 	// why, and has answered nothing: ErrIsLeader or ErrNoLeader. Told to wait, it waits for a leader to be elected,

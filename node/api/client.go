@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -195,6 +196,38 @@ func (c *Client) Anycast(ctx context.Context) (res AnycastList, err error) {
 	return res, c.get(ctx, "/v1/anycast", nil, &res)
 }
 
+// Zones is the secondary zones, and what each node has of them.
+func (c *Client) Zones(ctx context.Context) (res ZoneList, err error) {
+	return res, c.get(ctx, "/v1/zones", nil, &res)
+}
+
+// Accelerator is what goes on at an accelerator.
+func (c *Client) Accelerator(ctx context.Context, q AcceleratorQuery) (res AcceleratorStatus, err error) {
+	return res, c.accelerator(ctx, q, "", &res)
+}
+
+// NodeAccelerator is what goes on at an accelerator on the node that is asked alone, for another node.
+func (c *Client) NodeAccelerator(ctx context.Context, q AcceleratorQuery) (res AcceleratorStatus, err error) {
+	return res, c.accelerator(ctx, q, "/here", &res)
+}
+
+func (c *Client) accelerator(ctx context.Context, q AcceleratorQuery, where string, res *AcceleratorStatus) error {
+	v := url.Values{"top": {strconv.Itoa(q.Top)}}
+	if q.Node != "" {
+		v.Set("node", q.Node)
+	}
+	return c.get(ctx, "/v1/accelerators/"+url.PathEscape(q.Name)+where, v, res)
+}
+
+// PortMappings is where the ports of a custom routing accelerator lead.
+func (c *Client) PortMappings(ctx context.Context, q PortMappingsQuery) (res PortMappingList, err error) {
+	v := url.Values{}
+	if q.Destination != "" {
+		v.Set("destination", q.Destination)
+	}
+	return res, c.get(ctx, "/v1/accelerators/"+url.PathEscape(q.Name)+"/port-mappings", v, &res)
+}
+
 // Events is what turned, as the node sees it.
 func (c *Client) Events(ctx context.Context, q EventQuery) (res EventList, err error) {
 	ctx, cancel := context.WithTimeout(ctx, q.Wait+answerTime)
@@ -208,6 +241,9 @@ func (c *Client) Events(ctx context.Context, q EventQuery) (res EventList, err e
 	}
 	if q.Wait > 0 {
 		v.Set("wait", q.Wait.String())
+	}
+	if q.Subject != "" {
+		v.Set("subject", q.Subject)
 	}
 	return res, c.get(ctx, "/v1/events", v, &res)
 }
@@ -238,8 +274,15 @@ func (c *Client) Undrain(ctx context.Context, req DrainRequest) (res OrderRespon
 }
 
 // Orders is what is drained, blocked and was purged.
-func (c *Client) Orders(ctx context.Context) (res OrderList, err error) {
-	return res, c.get(ctx, "/v1/orders", nil, &res)
+func (c *Client) Orders(ctx context.Context) (res OrderList, err error) { return c.OrdersAfter(ctx, 0) }
+
+// OrdersAfter is Orders with those purges only that are newer than an epoch, for who asks again and again.
+func (c *Client) OrdersAfter(ctx context.Context, epoch uint64) (res OrderList, err error) {
+	v := url.Values{}
+	if epoch > 0 {
+		v.Set("after", strconv.FormatUint(epoch, 10))
+	}
+	return res, c.get(ctx, "/v1/orders", v, &res)
 }
 
 // againOrders is how often WaitOrder asks.
@@ -249,7 +292,7 @@ const againOrders = 100 * time.Millisecond
 // when ctx ends, with the error of that.
 func (c *Client) WaitOrder(ctx context.Context, epoch uint64) (behind []NodeBehind, err error) {
 	for {
-		list, err := c.Orders(ctx)
+		list, err := c.OrdersAfter(ctx, math.MaxInt64) // what was purged is not looked at
 		switch {
 		case err == nil:
 			behind = slices.DeleteFunc(list.Behind, func(n NodeBehind) bool { return n.Epoch >= epoch })
@@ -270,6 +313,11 @@ func (c *Client) WaitOrder(ctx context.Context, epoch uint64) (behind []NodeBehi
 // Order has the leader agree on an order; it works at the control port only.
 func (c *Client) Order(ctx context.Context, req NodeOrder) (res Recorded, err error) {
 	return res, c.ask(ctx, http.MethodPost, "/v1/order", req, &res, "")
+}
+
+// Update has the leader agree on an update of a zone; it works at the control port only.
+func (c *Client) Update(ctx context.Context, req NodeUpdate) (res UpdateResponse, err error) {
+	return res, c.ask(ctx, http.MethodPost, "/v1/update", req, &res, "")
 }
 
 // Explain asks why.

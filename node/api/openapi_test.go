@@ -85,14 +85,20 @@ func walk(t *testing.T, c *Client) []error {
 	did(c.Health(ctx, HealthQuery{Name: "web"}))
 	did(c.Distances(ctx, "b"))
 	did(c.Anycast(ctx))
+	did(c.Zones(ctx))
+	did(c.Accelerator(ctx, AcceleratorQuery{Name: "game"}))
+	did(c.Accelerator(ctx, AcceleratorQuery{Name: "game", Node: "a", Top: 1000}))
+	did(c.PortMappings(ctx, PortMappingsQuery{Name: "game"}))
+	did(c.PortMappings(ctx, PortMappingsQuery{Name: "game", Destination: "10.0.0.1:80"}))
 	did(c.Events(ctx, EventQuery{}))
-	did(c.Events(ctx, EventQuery{After: 3, Limit: 7, Wait: time.Second}))
+	did(c.Events(ctx, EventQuery{After: 3, Limit: 7, Wait: time.Second, Subject: "accelerator/game"}))
 	did(c.Purge(ctx, PurgeRequest{ID: "1", Distribution: "shop", Paths: []string{"/*"}}))
 	did(c.Block(ctx, BlockRequest{CIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, For: Duration(time.Hour), Reason: "flood", Force: true}))
 	did(c.Unblock(ctx, BlockRequest{CIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}))
 	did(c.Drain(ctx, DrainRequest{Scope: ScopePOP, Name: "icn1", For: Duration(time.Minute), Reason: "repair"}))
 	did(c.Undrain(ctx, DrainRequest{Scope: ScopePOP, Name: "icn1"}))
 	did(c.Orders(ctx))
+	did(c.OrdersAfter(ctx, 3))
 	did(c.Explain(ctx, ExplainRequest{What: "dns", Target: "www.example.com"}))
 	did(c.Schema(ctx))
 	did(c.OpenAPI(ctx))
@@ -174,13 +180,19 @@ func TestWhatNodesAskIsInTheControlPortsDocument(t *testing.T) {
 	if _, err := c.Renew(t.Context(), RenewRequest{CSR: []byte{3}, Claim: claim}); err != nil {
 		t.Error(err)
 	}
+	if res, err := c.Update(t.Context(), NodeUpdate{Message: []byte{1}, Client: "192.0.2.1"}); err != nil || res.Revision != 3 {
+		t.Error(res, err)
+	}
+	if res, err := c.NodeAccelerator(t.Context(), AcceleratorQuery{Name: "game", Top: 7}); err != nil || res.Name != "game" || res.Top[0].BytesIn != 7 {
+		t.Errorf("got %+v, %v", res, err)
+	}
 	if _, err := c.Order(t.Context(), NodeOrder{Order: []byte{1}}); err != nil {
 		t.Error(err)
 	}
-	if want := []string{"POST /v1/join", "POST /v1/order", "POST /v1/renew"}; !slices.Equal(slices.Sorted(maps.Keys(v.seen)), want) {
+	if want := []string{"GET /v1/accelerators/{name}/here", "POST /v1/join", "POST /v1/order", "POST /v1/renew", "POST /v1/update"}; !slices.Equal(slices.Sorted(maps.Keys(v.seen)), want) {
 		t.Errorf("asked %v", v.seen)
 	}
-	for _, path := range []string{"/v1/join", "/v1/order", "/v1/renew"} {
+	for _, path := range []string{"/v1/join", "/v1/order", "/v1/renew", "/v1/update", "/v1/accelerators/game/here"} {
 		if w := asked(serverOf(backendOf()), "admin", http.MethodPost, path, "{}"); w.Code != http.StatusNotFound {
 			t.Errorf("at another door %s answers %d", path, w.Code)
 		}

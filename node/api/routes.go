@@ -84,6 +84,7 @@ var (
 func routes() []route {
 	revision := param{name: "rev", in: "path", about: "the revision", schema: number}
 	node := inPath("name", "the node")
+	top := inQuery("top", "so many flows, those that have carried most", schema{"type": "integer", "minimum": 0, "maximum": MaxTopFlows, "default": defaultTopFlows})
 	return []route{
 		{method: http.MethodPost, path: "/v1/apply", role: Operate, leader: true, match: true, most: MaxBody,
 			summary: "Change the spec: all that is asked for, or nothing", handler: takes(apply)},
@@ -120,10 +121,27 @@ func routes() []route {
 			})},
 		{method: http.MethodGet, path: "/v1/anycast", role: Read, summary: "Show which addresses this node announces by BGP, why, and to whom",
 			handler: gives(func(c *call) (AnycastList, error) { return c.server.backend.Anycast(), nil })},
+		{method: http.MethodGet, path: "/v1/zones", role: Read, summary: "Show the secondary zones, and what each node has of them",
+			handler: gives(func(c *call) (ZoneList, error) { return c.server.backend.Zones(), nil })},
+		{method: http.MethodGet, path: "/v1/accelerators/{name}", role: Read, params: []param{inPath("name", "the accelerator"),
+			inQuery("node", "only the flows that this node took; default those of all nodes", text), top},
+			summary: "Show what goes on at an accelerator: flows, endpoints, paths", handler: gives(func(c *call) (AcceleratorStatus, error) {
+				q, err := acceleratorQuery(c)
+				if err != nil {
+					return AcceleratorStatus{}, err
+				}
+				return c.server.backend.Accelerator(c.ctx, q)
+			})},
+		{method: http.MethodGet, path: "/v1/accelerators/{name}/port-mappings", role: Read, params: []param{inPath("name", "the accelerator"),
+			inQuery("destination", "only what leads to this address, or address and port", text)},
+			summary: "Show where the ports of a custom routing accelerator lead", handler: gives(func(c *call) (PortMappingList, error) {
+				return c.server.backend.PortMappings(PortMappingsQuery{Name: c.r.PathValue("name"), Destination: c.query.Get("destination")})
+			})},
 		{method: http.MethodGet, path: "/v1/events", role: Read, params: []param{
 			inQuery("after", "the ID of an event: only later ones, the earliest of them; without it the newest", number),
 			inQuery("limit", "at most so many", schema{"type": "integer", "minimum": 1, "maximum": MaxEvents, "default": defaultEvents}),
-			inQuery("wait", "how long to wait for an event where there is none, such as 30s; at most 1m", text)},
+			inQuery("wait", "how long to wait for an event where there is none, such as 30s; at most 1m", text),
+			inQuery("subject", "only of this, and of what is below it, such as accelerator/game", text)},
 			summary: "Show what turned, and by what, oldest first", handler: gives(events)},
 
 		{method: http.MethodPost, path: "/v1/purge", role: Purge, again: true, most: MaxBody,
@@ -136,8 +154,8 @@ func routes() []route {
 			summary: "Send nothing new to a node, a POP or a region", handler: takes(drain(func(b *Backend) drainOrder { return b.Drain }))},
 		{method: http.MethodPost, path: "/v1/undrain", role: Operate, again: true, most: maxSmall,
 			summary: "Take a drain back", handler: takes(drain(func(b *Backend) drainOrder { return b.Undrain }))},
-		{method: http.MethodGet, path: "/v1/orders", role: Read, summary: "Show what is drained, blocked and was purged",
-			handler: gives(func(c *call) (OrderList, error) { return c.server.backend.Orders(), nil })},
+		{method: http.MethodGet, path: "/v1/orders", role: Read, params: []param{inQuery("after", "an epoch: only later purges", number)},
+			summary: "Show what is drained, blocked and was purged", handler: gives(orders)},
 		{method: http.MethodPost, path: "/v1/explain", role: Read, most: maxSmall, summary: "Say why a client would be served as it would be",
 			handler: takes(func(c *call, req ExplainRequest) (ExplainResponse, error) { return c.server.backend.Explain(req) })},
 		{method: http.MethodGet, path: "/v1/schema", role: Read, summary: "Get the JSON Schema of the spec",
@@ -187,9 +205,21 @@ func routes() []route {
 				return c.server.backend.Restore(c.ctx, c.by, c.r.Body)
 			})},
 
+		{method: http.MethodGet, path: "/v1/accelerators/{name}/here", nodes: true, again: true, params: []param{inPath("name", "the accelerator"), top},
+			summary: "Show what goes on at an accelerator on this node alone", handler: gives(func(c *call) (AcceleratorStatus, error) {
+				q, err := acceleratorQuery(c)
+				if err != nil {
+					return AcceleratorStatus{}, err
+				}
+				return c.server.backend.NodeAccelerator(q)
+			})},
 		{method: http.MethodPost, path: "/v1/order", nodes: true, leader: true, again: true, most: MaxBody,
 			summary: "Agree on an order that another node tells all", handler: takes(func(c *call, req NodeOrder) (Recorded, error) {
 				return c.server.backend.Order(c.ctx, c.peer, req)
+			})},
+		{method: http.MethodPost, path: "/v1/update", nodes: true, leader: true, again: true, most: maxSmall,
+			summary: "Agree on an update of a zone that another node was sent", handler: takes(func(c *call, req NodeUpdate) (UpdateResponse, error) {
+				return c.server.backend.Update(c.ctx, c.peer, req)
 			})},
 		{method: http.MethodPost, path: "/v1/join", nodes: true, leader: true, most: maxSmall,
 			summary: "Judge a machine that asks to join", handler: takes(func(c *call, req identity.JoinRequest) (identity.JoinAnswer, error) {
@@ -375,8 +405,29 @@ func metrics(c *call) error {
 	return nil
 }
 
+func orders(c *call) (OrderList, error) {
+	after, err := uint64(0), error(nil)
+	if given := c.query.Get("after"); given != "" {
+		if after, err = strconv.ParseUint(given, 10, 63); err != nil {
+			return OrderList{}, refuse(http.StatusBadRequest, "after %.40q: want an epoch", given)
+		}
+	}
+	return c.server.backend.Orders(after), nil
+}
+
+func acceleratorQuery(c *call) (AcceleratorQuery, error) {
+	q := AcceleratorQuery{Name: c.r.PathValue("name"), Node: c.query.Get("node"), Top: defaultTopFlows}
+	if given := c.query.Get("top"); given != "" {
+		var err error
+		if q.Top, err = strconv.Atoi(given); err != nil || q.Top < 0 || q.Top > MaxTopFlows {
+			return q, refuse(http.StatusBadRequest, "top %.40q: want 0 to %d", given, MaxTopFlows)
+		}
+	}
+	return q, nil
+}
+
 func events(c *call) (EventList, error) {
-	q := EventQuery{Limit: defaultEvents}
+	q := EventQuery{Limit: defaultEvents, Subject: c.query.Get("subject")}
 	var err error
 	if given := c.query.Get("after"); given != "" {
 		if q.After, err = strconv.ParseUint(given, 10, 63); err != nil {

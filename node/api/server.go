@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,9 +30,11 @@ const (
 
 	MaxEvents     = 1000 // of one answer; beyond it 400
 	defaultEvents = 200
-	maxEventWait  = time.Minute     // for an event; beyond it 400
-	MaxWait       = 5 * time.Minute // for the nodes to run a revision; beyond it 400
-	defaultWait   = time.Minute
+	// defaultTopFlows is how many flows of an accelerator are listed, where no number is given.
+	defaultTopFlows = 10
+	maxEventWait    = time.Minute     // for an event; beyond it 400
+	MaxWait         = 5 * time.Minute // for the nodes to run a revision; beyond it 400
+	defaultWait     = time.Minute
 
 	maxRequests = 512      // served at once; beyond it 429
 	maxWaiting  = 256      // of them those that wait for nodes; beyond it 429
@@ -312,6 +315,10 @@ func decode(body []byte, into any, strictly bool) error {
 	if len(bytes.TrimSpace(body)) == 0 {
 		return refuse(http.StatusBadRequest, "the body is empty: want JSON")
 	}
+	var long *lifted
+	if _, files := into.(*ApplyRequest); files {
+		body, long = lift(body)
+	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	if strictly {
 		d.DisallowUnknownFields()
@@ -321,6 +328,9 @@ func decode(body []byte, into any, strictly bool) error {
 	}
 	if _, err := d.Token(); err != io.EOF {
 		return refuse(http.StatusBadRequest, "decode the body: something follows the JSON")
+	}
+	if long != nil {
+		long.putBack(reflect.ValueOf(into))
 	}
 	return nil
 }

@@ -108,6 +108,17 @@ func backendOf() Backend {
 			return AnycastList{Node: "a", Routes: []AnycastRoute{{Prefix: netip.MustParsePrefix("198.51.100.1/32"), GracefulShutdown: true}}, Lines: []string{"why"},
 				Sessions: []BGPSession{{Neighbor: netip.MustParseAddr("10.0.0.1"), AS: 64500, State: "established", Since: then, Sent: 1}}}
 		},
+		Zones: func() ZoneList {
+			serial := uint32(7)
+			return ZoneList{Node: "a", Zones: []Zone{{Name: "z", Primaries: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}, Copies: []ZoneCopy{
+				{Node: "a", Serial: &serial, Confirmed: then, Asks: true, Expires: then, Next: then}, {Node: "b", Problem: "why"}}}}}
+		},
+		Accelerator: func(_ context.Context, q AcceleratorQuery) (AcceleratorStatus, error) { return flowing(q), nil },
+		PortMappings: func(q PortMappingsQuery) (PortMappingList, error) {
+			return PortMappingList{Name: q.Name, Revision: 7, IPAddresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}, Mappings: []PortMapping{{AcceleratorPort: 1, Protocol: "TCP",
+				EndpointGroupRegion: "r", Subnet: netip.MustParsePrefix("10.0.0.0/28"), DestinationSocketAddress: netip.MustParseAddrPort("10.0.0.1:80"), DestinationTrafficState: TrafficDenied}}}, nil
+		},
+		NodeAccelerator: func(q AcceleratorQuery) (AcceleratorStatus, error) { return flowing(q), nil },
 		Events: func(_ context.Context, q EventQuery) (EventList, error) {
 			return EventList{Node: "a", Events: []Event{turned}, Lost: q.After}, nil
 		},
@@ -116,7 +127,7 @@ func backendOf() Backend {
 		Unblock: func(context.Context, Principal, BlockRequest) (OrderResponse, error) { return receipt, nil },
 		Drain:   func(context.Context, Principal, DrainRequest) (OrderResponse, error) { return receipt, nil },
 		Undrain: func(context.Context, Principal, DrainRequest) (OrderResponse, error) { return receipt, nil },
-		Orders: func() OrderList {
+		Orders: func(uint64) OrderList {
 			return OrderList{
 				Epoch: 3, Drains: []DrainInfo{{Scope: ScopePOP, Name: "icn1", Since: then}},
 				Blocks: []BlockInfo{{CIDR: netip.MustParsePrefix("192.0.2.0/24"), Since: then, Until: then}},
@@ -124,6 +135,9 @@ func backendOf() Backend {
 			}
 		},
 		Order: func(context.Context, string, NodeOrder) (Recorded, error) { return Recorded{Own: 3}, nil },
+		Update: func(_ context.Context, _ string, req NodeUpdate) (UpdateResponse, error) {
+			return UpdateResponse{Why: req.Client, Revision: 3}, nil
+		},
 		Explain: func(ExplainRequest) (ExplainResponse, error) {
 			return ExplainResponse{Node: "a", Lines: []trace.Line{{Depth: 1, Text: "so"}}, Answer: "10.0.0.1"}, nil
 		},
@@ -196,3 +210,14 @@ func revision(n uint64) *uint64 { return &n }
 
 // quiet is for servers whose clients fail on purpose.
 func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
+
+func flowing(q AcceleratorQuery) AcceleratorStatus {
+	counts, again := FlowCounts{Flows: 1, BytesIn: 2, BytesOut: 3}, uint64(4)
+	return AcceleratorStatus{
+		Node: "a", Name: q.Name, Enabled: true, FlowCounts: counts, Nodes: []AcceleratorNode{{Name: "a", POP: "p", FlowCounts: counts}, {Name: "b", POP: "p", Error: "it is away"}},
+		Endpoints: []AcceleratorEndpoint{{Protocol: "TCP", Ports: "443", Region: "r", Endpoint: "targetGroup/web", Weight: 128, Healthy: true, FlowCounts: counts}},
+		Paths:     []AcceleratorPath{{From: "a", To: "b", By: "c", Region: "r", RTT: time.Millisecond, FlowCounts: counts}},
+		Top: []AcceleratorFlow{{Node: "a", Client: netip.MustParseAddrPort("192.0.2.1:5"), Local: netip.MustParseAddrPort("198.51.100.1:443"), Protocol: "TCP", Region: "r",
+			Endpoint: "targetGroup/web", To: "b", By: "c", Began: time.Unix(1772352960, 0), BytesIn: int64(q.Top), RTT: time.Millisecond, Retransmitted: &again}},
+	}
+}

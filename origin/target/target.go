@@ -50,6 +50,18 @@ func (p *Pool) Candidates(turn uint64) iter.Seq[netip.AddrPort] {
 	}
 }
 
+// First is the first of the candidates; not ok: there is none.
+func (p *Pool) First(turn uint64) (addr netip.AddrPort, ok bool) {
+	addrs := p.Healthy
+	if len(addrs) == 0 {
+		addrs = p.Rest
+	}
+	if len(addrs) == 0 {
+		return addr, false
+	}
+	return addrs[turn%uint64(len(addrs))], true
+}
+
 // Order is the candidates of a group by a view: Split and Candidates in one.
 func Order(g *spec.TargetGroup, v *view.View, turn uint64, t *trace.Trace) []netip.AddrPort {
 	p := Split(g, v)

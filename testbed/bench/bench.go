@@ -95,6 +95,7 @@ type Measured struct {
 	Value          float64       // each second; or what else the row's unit says
 	Bytes          int64         // that came, heads and encryption included or not; 0: the tool does not say
 	Mean, P50, P99 time.Duration // of one; 0: the tool does not say
+	CPU            time.Duration // of the server, where it computed before the sample; 0: what it did within it
 	Idle           time.Duration // in which the load computed to find nothing to do; 0: it sleeps
 	Failed         string        // what went wrong: the sample is void; "": nothing
 }

@@ -13,6 +13,10 @@ import (
 // settleTime is how long a server may tidy up before its memory is looked at.
 const settleTime = 3 * time.Second
 
+// filledTime is that of one that was filled with a million objects: a collection of what it has in memory takes seconds, and more where
+// others have its core.
+const filledTime = 30 * time.Second
+
 // proofs is how many of the objects that a cache was filled with are asked for again.
 const proofs = 1000
 
@@ -29,12 +33,12 @@ func raiseFiles() error {
 	return nil
 }
 
-// settle waits for the server to tidy up.
-func settle(ctx context.Context) error {
+// settle waits so long for the server to tidy up.
+func settle(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-time.After(settleTime):
+	case <-time.After(d):
 		return nil
 	}
 }
@@ -49,7 +53,7 @@ func filled(ctx context.Context, s Stage, _ time.Duration) (m Measured, err erro
 	if m, err = d.run(ctx); err != nil || m.Failed != "" {
 		return m, err
 	}
-	if err := settle(ctx); err != nil {
+	if err := settle(ctx, filledTime); err != nil {
 		return m, err
 	}
 	after, err := s.proc.Memory()
@@ -80,7 +84,7 @@ func kept(ctx context.Context, s Stage, _ time.Duration) (m Measured, err error)
 	}
 	var after int64
 	d := drive{address: s.at(s.Port), connections: s.Idle, size: 1 << 10, count: int64(s.Idle), path: one(1 << 10), linger: func() (err error) {
-		if err = settle(ctx); err == nil {
+		if err = settle(ctx, settleTime); err == nil {
 			after, err = s.proc.Memory()
 		}
 		return err

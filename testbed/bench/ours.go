@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,6 +56,71 @@ func ours(spec func(s Stage) (string, error), args ...string) Peer {
 		}
 		return p, nil
 	}}
+}
+
+// oursTwice is two real nodes of two regions: one takes flows, and sends them over the backbone to the other, which has their target. byTCP is
+// when they go by a TCP connection each.
+func oursTwice(byTCP string) Peer {
+	spec := func(s Stage) (string, error) {
+		text, err := relaySpec("TCP")(s)
+		text = strings.Replace(text, "region: bench\nprotocol", "region: bench2\nprotocol", 1)
+		text = strings.Replace(text, "endpointGroups: [{region: bench,", "endpointGroups: [{region: bench2,", 1)
+		return strings.NewReplacer("name: bench\n", "name: bench2\n", "bench1", "bench2").Replace(region) + "---\n" + text, err
+	}
+	closed := []string{"--http", "", "--https", "", "--dns", "", "--flows-by-tcp", byTCP}
+	first := ours(spec, append([]string{"--roles", "edge,voter"}, closed...)...)
+	return Peer{Name: oursName, Start: func(ctx context.Context, s Stage) (*Process, error) {
+		p, err := first.Start(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		if err := second(ctx, s, p, closed); err != nil {
+			p.Stop()
+			return nil, err
+		}
+		return p, nil
+	}}
+}
+
+// second has another node join the one that a process is.
+func second(ctx context.Context, s Stage, p *Process, args []string) error {
+	client, err := api.NewClient(filepath.Join(s.Dir, "data", api.Socket), api.Options{})
+	if err != nil {
+		return err
+	}
+	made, err := client.CreateToken(ctx, api.TokenRequest{})
+	if err != nil {
+		return fmt.Errorf("make a token: %w", err)
+	}
+	status, err := client.Status(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(status.Members, func(m api.MemberStatus) bool { return m.Name == "bench1" })
+	if i < 0 {
+		return fmt.Errorf("the node does not know itself: %+v", status.Members)
+	}
+	var ports [2]int
+	for i := range ports {
+		if ports[i], err = freePort(s.Host); err != nil {
+			return err
+		}
+	}
+	argv := append([]string{s.Program, "node", "--data", filepath.Join(s.Dir, "data2"), "--join", status.Members[i].Control.String(), "--token", made.Token, "--name", "bench2", "--region", "bench2", "--pop", "bench2",
+		"--roles", "origin", "--bind", s.Host, "--gossip", s.at(ports[0]), "--control", s.at(ports[1]), "--api", "", "--drain", "0s"}, args...)
+	if s.run.Profile != "" {
+		dir := filepath.Join(s.run.Profile, s.row, "second")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make a folder for profiles: %w", err)
+		}
+		argv = append(argv, "--profile", dir)
+	}
+	other, err := s.Start(nil, argv...)
+	if err != nil {
+		return err
+	}
+	p.beside = append(p.beside, other)
+	return nil
 }
 
 // changeTime is how long one of the changes may take in which a node is given its spec: some are of 100,000 records.

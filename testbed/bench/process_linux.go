@@ -77,8 +77,11 @@ type Process struct {
 	gone chan struct{}
 	err  error // of its end; to be read when it is gone
 
+	beside []*Process // what else makes the server: they compute with it, and end with it
+
 	began time.Time
 	ready time.Duration // from its start until it gave the last of its answers, of rows about that
+	spent time.Duration // in which it computed until then
 	empty int64         // bytes of memory that it takes with nothing to serve, of rows about that
 }
 
@@ -123,6 +126,9 @@ func (p *Process) Stop() {
 	case <-p.gone:
 		return
 	default:
+	}
+	for _, other := range p.beside {
+		other.Stop()
 	}
 	tree := descendants(p.cmd.Process.Pid)
 	p.cmd.Process.Signal(syscall.SIGTERM)
@@ -176,6 +182,9 @@ func (p *Process) CPU() time.Duration {
 	}
 	if s, ok := stat(root); ok {
 		sum += s.cpu
+	}
+	for _, other := range p.beside {
+		sum += other.CPU()
 	}
 	return sum
 }
@@ -367,6 +376,13 @@ func (p *Process) Memory() (int64, error) {
 		pids = append(pids, pid)
 	}
 	var sum int64
+	for _, other := range p.beside {
+		n, err := other.Memory()
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
 	for _, pid := range pids {
 		data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
 		if err != nil {

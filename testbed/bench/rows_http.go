@@ -14,7 +14,7 @@ import (
 
 // Rows are all rows there are.
 func Rows() []Row {
-	return append(httpRows(), dnsRows()...)
+	return append(append(httpRows(), dnsRows()...), relayRows()...)
 }
 
 // Sizes of objects.
@@ -71,7 +71,7 @@ func httpRows() []Row {
 			Check: checkHTTP(size, false, false, true),
 			Ready: fill(int64(size), objects),
 			// A memory that holds next to nothing of this.
-			Ours:  ours(cdnSpec("{origin}"), append(httpArgs(memory), diskFlag, fmt.Sprint(2<<30))...),
+			Ours:  ours(cdnSpec("{origin}"), append(httpArgs(memory), diskFlag, fmt.Sprint(int64(2<<30)))...),
 			Peers: []Peer{nginxCache(), varnishFile(), trafficserverDisk()},
 			Goals: []Goal{{"nginx", 1.2}, {"varnish", 1.2}},
 		})
@@ -115,6 +115,12 @@ func httpRows() []Row {
 		Prepare: writeAnother, Check: checkHTTP(small, false, false, false),
 		Ours: ours(missSpec, httpArgs(memoryBytes)...), Peers: []Peer{nginxMiss(), haproxyProxy(), varnishMiss(), trafficserverMiss(), caddyProxy()},
 		Goals: []Goal{{"nginx", 1}},
+	}, Row{
+		Name: "miss-1k-kept", Unit: "requests/s", Size: small,
+		Work:    "1 KiB that a cache keeps, each time another, by HTTP/1.1, 64 connections that are kept; the origin, by net/http, shares the load's core",
+		Load:    Load{Tool: "wrk", Args: []string{"-t1", fmt.Sprintf("-c%d", clients), "-d{seconds}s", "--latency", "-s", "{row}/another.lua", "-H", "Host: {name}", "http://{host}:{port}/1024"}},
+		Prepare: writeAnother, Check: checkHTTP(small, false, false, true),
+		Ours: ours(cdnSpec("{origin}"), httpArgs(memoryBytes)...), Peers: []Peer{nginxCache(), haproxyCache(), varnish(memoryBytes), trafficserver(true)},
 	}, Row{
 		Name: "proxy-1k", Unit: "requests/s", Plain: true, Size: small,
 		Work: "1 KiB from an origin each time by HTTP/1.1 through a load balancer, connections that are kept on both sides, 64 clients; the origin shares the load's core",

@@ -92,15 +92,15 @@ func timed(p Peer) Peer {
 			proc.Stop()
 			return nil, fmt.Errorf("wait for the last name: %w", err)
 		}
-		proc.ready = at.Sub(proc.began)
+		proc.ready, proc.spent = at.Sub(proc.began), proc.CPU()
 		return proc, nil
 	}
 	return p
 }
 
-// loaded says how long that took.
+// loaded says how long that took, and how much of it each record took to compute.
 func loaded(_ context.Context, s Stage, _ time.Duration) (Measured, error) {
-	return Measured{Count: 1, Value: float64(s.proc.ready) / float64(time.Millisecond)}, nil
+	return Measured{Count: int64(many(s)), CPU: s.proc.spent, Value: float64(s.proc.ready) / float64(time.Millisecond)}, nil
 }
 
 // unladen is a server that is weighed before it has anything: as another process, with a configuration that is otherwise the same.
@@ -117,7 +117,7 @@ func unladen(p, none Peer) Peer {
 			return nil, err
 		}
 		defer proc.Stop()
-		if err := settle(ctx); err != nil {
+		if err := settle(ctx, settleTime); err != nil {
 			return nil, err
 		}
 		empty, err := proc.Memory()
@@ -136,7 +136,7 @@ func unladen(p, none Peer) Peer {
 
 // weighed says what a record takes.
 func weighed(ctx context.Context, s Stage, _ time.Duration) (m Measured, err error) {
-	if err := settle(ctx); err != nil {
+	if err := settle(ctx, settleTime); err != nil {
 		return m, err
 	}
 	all, err := s.proc.Memory()

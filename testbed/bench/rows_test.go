@@ -34,7 +34,7 @@ func TestRowsAreWhole(t *testing.T) {
 		}
 		peers := map[string]bool{oursName: true}
 		for _, p := range r.Peers {
-			if peers[p.Name] || p.Start == nil || p.Name != loopName && (len(p.Needs) == 0 || len(p.Version) == 0 && p.Module == "") {
+			if peers[p.Name] || p.Start == nil || !strings.HasPrefix(p.Name, "go-") && (len(p.Needs) == 0 || len(p.Version) == 0 && p.Module == "") {
 				t.Errorf("row %s: peer %+v", r.Name, p)
 			}
 			peers[p.Name] = true
@@ -44,8 +44,8 @@ func TestRowsAreWhole(t *testing.T) {
 				}
 			}
 		}
-		for _, g := range r.Goals {
-			if g.Want <= 0 || g.Peer != "" && !peers[g.Peer] || g.Peer == "" && !r.Less || g.Peer == oursName {
+		for _, g := range r.Goals { // without a peer a goal is a bound, or a share
+			if g.Want <= 0 || g.Peer != "" && !peers[g.Peer] || g.Peer == "" && !r.Less && !strings.HasPrefix(r.Unit, "%") || g.Peer == oursName {
 				t.Errorf("row %s: goal %+v", r.Name, g)
 			}
 		}
@@ -175,7 +175,7 @@ func TestAllHaveTheSameNames(t *testing.T) {
 	}
 	own := map[string]string{}
 	for _, z := range built.HostedZones {
-		for _, r := range z.Records {
+		for _, r := range z.Records.All() {
 			own[r.Name+"."+z.Name+"."] = r.Values[0]
 		}
 	}
@@ -246,7 +246,12 @@ func TestEachRowRuns(t *testing.T) {
 				t.Errorf("nobody is measured: %q", skipped)
 			}
 			for _, p := range got.Rows[0].Peers {
-				if p.Fault != "" || len(p.Samples) != 1 || p.Void > 0 && (row.Pace == 0 || !strings.Contains(p.firstVoid(), "does not keep up")) || p.Version == "" && !p.Ours && p.Name != loopName {
+				// Some are slow, and some leave a client waiting now and then: BIND over HTTPS, for one.
+				excused := row.Pace > 0 && strings.Contains(p.firstVoid(), "does not keep up") || !p.Ours && strings.Contains(p.firstVoid(), "after its time")
+				if p.Void > 0 && excused {
+					t.Logf("%s: %s", p.Name, p.firstVoid())
+				}
+				if p.Fault != "" || len(p.Samples) != 1 || p.Void > 0 && !excused || p.Version == "" && !p.Ours && !strings.HasPrefix(p.Name, "go-") {
 					t.Errorf("%s %s: %s %s", p.Name, p.Version, p.Fault, p.firstVoid())
 				}
 			}

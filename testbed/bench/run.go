@@ -496,6 +496,9 @@ func (r *run) sample(ctx context.Context, row Row, p *player, tool string, d tim
 	}
 	serversAfter, loadsAfter := timesOf(r.Servers), timesOf(r.Loads)
 	share := func(d time.Duration, cores []int) float64 {
+		if wall < 10*tick { // what is counted in ticks says nothing of it
+			return 0
+		}
 		return max(0, d.Seconds()/wall.Seconds()/float64(len(cores)))
 	}
 	s := Sample{Count: m.Count, Value: m.Value, Mean: micros(m.Mean), P50: micros(m.P50), P99: micros(m.P99), Busy: share(cpu, r.Servers),
@@ -503,6 +506,9 @@ func (r *run) sample(ctx context.Context, row Row, p *player, tool string, d tim
 		Others:      share(serversAfter.busy-servers.busy-cpu, r.Servers),
 		OthersLoads: share(loadsAfter.busy-loads.busy-used-own-origin, r.Loads),
 		Steal:       max(share(serversAfter.steal-servers.steal, r.Servers), share(loadsAfter.steal-loads.steal, r.Loads))}
+	if m.CPU > 0 {
+		cpu = m.CPU
+	}
 	if m.Count > 0 {
 		s.CPU = micros(cpu) / float64(m.Count)
 	}

@@ -74,9 +74,13 @@ func TestATargetGreetsEchoesAndEnds(t *testing.T) {
 		return l
 	}
 	web, tcp := listen(), listen()
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- target.Serve(ctx, web, tcp) }()
+	go func() { ended <- target.Serve(ctx, web, tcp, udp) }()
 	conn, err := net.Dial("tcp", tcp.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +90,16 @@ func TestATargetGreetsEchoesAndEnds(t *testing.T) {
 	all, err := io.ReadAll(bufio.NewReader(conn))
 	if err != nil || string(all) != "ap-northeast-2 icn-a\nhello\n" {
 		t.Errorf("got %q, %v", all, err)
+	}
+	asks, err := net.Dial("udp", udp.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer asks.Close()
+	io.WriteString(asks, "hello")
+	answer := make([]byte, 100)
+	if n, err := asks.Read(answer); string(answer[:n]) != "ap-northeast-2 icn-a\nhello" || err != nil {
+		t.Errorf("got %q, %v", answer[:n], err)
 	}
 	idle, err := net.Dial("tcp", tcp.Addr().String())
 	if err != nil {

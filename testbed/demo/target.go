@@ -25,8 +25,8 @@ func Site() fs.FS {
 	return sub
 }
 
-// Target is one server of the demo: an HTTP server with a site and a TCP service that says where
-// it runs and then echoes. It is the same code as a process (perigee target) and in a World.
+// Target is one server of the demo: an HTTP server with a site, a TCP service that says where it runs and then echoes, and a UDP service
+// that does so with each datagram. It is the same code as a process (perigee target) and in a World.
 type Target struct {
 	Name   string
 	Region string
@@ -84,8 +84,8 @@ func (t *Target) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // maxFlows bounds the TCP connections one target serves at once; those beyond are closed.
 const maxFlows = 4096
 
-// Serve runs the target on its two listeners until the context ends, and closes them.
-func (t *Target) Serve(ctx context.Context, web, tcp net.Listener) error {
+// Serve runs the target on its listeners and its socket until the context ends, and closes them.
+func (t *Target) Serve(ctx context.Context, web, tcp net.Listener, udp net.PacketConn) error {
 	server := &http.Server{Handler: t, ReadHeaderTimeout: 10 * time.Second}
 	var wg sync.WaitGroup
 	flows, stop := context.WithCancel(ctx)
@@ -108,9 +108,11 @@ func (t *Target) Serve(ctx context.Context, web, tcp net.Listener) error {
 			})
 		}
 	})
+	wg.Go(func() { t.answer(udp) })
 	wg.Go(func() {
 		<-flows.Done()
 		tcp.Close()
+		udp.Close()
 		server.Close()
 	})
 	err := server.Serve(web)
@@ -130,4 +132,16 @@ func (t *Target) echo(ctx context.Context, conn net.Conn) {
 		return
 	}
 	io.Copy(conn, conn)
+}
+
+// answer sends each datagram back after region and name, until the socket is closed.
+func (t *Target) answer(conn net.PacketConn) {
+	buf := make([]byte, 1<<16)
+	for {
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		conn.WriteTo(fmt.Appendf(nil, "%s %s\n%s", t.Region, t.Name, buf[:n]), from)
+	}
 }

@@ -212,13 +212,13 @@ func memoryFolder(c Config, control string) (string, error) {
 	}
 	const shm = "/dev/shm"
 	var room unix.Statfs_t
-	if err := unix.Statfs(shm, &room); err == nil && int64(room.Bavail)*room.Bsize>>20 >= int64(need) && room.Flags&unix.ST_NOEXEC == 0 {
+	if err := unix.Statfs(shm, &room); err == nil && int64(room.Bavail)*int64(room.Bsize)>>20 >= int64(need) && room.Flags&unix.ST_NOEXEC == 0 {
 		return shm, nil
 	}
 	if err := unix.Statfs(control, &room); err != nil {
 		return "", fmt.Errorf("look for room for the guest's memory: %w", err)
 	}
-	if have := int64(room.Bavail) * room.Bsize >> 20; have < int64(need) {
+	if have := int64(room.Bavail) * int64(room.Bsize) >> 20; have < int64(need) {
 		return "", fmt.Errorf("neither /dev/shm nor %s has %d MiB free for the guest's memory", control, need)
 	}
 	return control, nil

@@ -118,8 +118,8 @@ func Decode(file string, data []byte, read func(name string) ([]byte, error)) (*
 var worlds embed.FS
 
 // BuiltIns are the names of the worlds that are always there, small ones first: three regions with a node each, six, six
-// with 20 nodes, and all regions of AWS's matrix.
-func BuiltIns() []string { return []string{"three", "six", "twenty", "aws"} }
+// with 20 nodes, and all regions of AWS's matrix, of which eight have a node, or all.
+func BuiltIns() []string { return []string{"three", "six", "twenty", "eight", "aws"} }
 
 // BuiltIn is one of the worlds that are always there, made anew.
 func BuiltIn(name string) (*World, error) {

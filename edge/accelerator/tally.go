@@ -1,0 +1,138 @@
+package accelerator
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/perigee-net/perigee/cluster/spec"
+)
+
+// maxTallies bounds the ways, by accelerator, region and protocol, that are counted apart: the first that have flows. Others are counted together.
+const maxTallies = 500
+
+// Other is what is counted together.
+const Other = "other"
+
+// way is where flows go: by an accelerator to the endpoints of a region.
+type way struct{ accelerator, region, protocol string }
+
+func (w way) compare(o way) int {
+	return cmp.Or(cmp.Compare(w.accelerator, o.accelerator), cmp.Compare(w.region, o.region), cmp.Compare(w.protocol, o.protocol))
+}
+
+// otherWays is what is counted together.
+func otherWays() way { return way{Other, Other, Other} }
+
+// tally is what went one way.
+type tally struct {
+	flows, in, out atomic.Uint64
+	live           atomic.Int64
+}
+
+// tallies count flows by a key, such as a way. What was counted stays when the accelerator changes, or goes.
+type tallies[K comparable] struct {
+	mu  sync.Mutex
+	all map[K]*tally
+}
+
+// of is the tally of a key, or that of all others together where there are too many.
+func (t *tallies[K]) of(w, others K) *tally {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	one := t.all[w]
+	if one == nil && len(t.all) >= maxTallies {
+		w = others
+		one = t.all[w]
+	}
+	if one == nil {
+		if t.all == nil {
+			t.all = map[K]*tally{}
+		}
+		one = &tally{}
+		t.all[w] = one
+	}
+	return one
+}
+
+// Traffic is what went through an accelerator to the endpoints of a region.
+type Traffic struct {
+	Accelerator, Region string
+	Protocol            string // spec.TCP or spec.UDP
+	NewFlows            uint64 // since the plane was made
+	BytesIn, BytesOut   uint64 // from clients and to them; of TCP, of flows that have ended
+	Flows               int64  // now
+}
+
+// Traffic is by accelerator, region and protocol, in their order: of those that had flows, and Other for what is beyond 500.
+func (p *Plane) Traffic() []Traffic {
+	t := &p.tallies
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]Traffic, 0, len(t.all))
+	for _, w := range slices.SortedFunc(maps.Keys(t.all), way.compare) {
+		one := t.all[w]
+		all = append(all, Traffic{w.accelerator, w.region, w.protocol, one.flows.Load(), one.in.Load(), one.out.Load(), one.live.Load()})
+	}
+	return all
+}
+
+// Endpoints is how many endpoints with weight an accelerator has in a region, over all its listeners, and how many of them could take a flow
+// as this node sees it.
+type Endpoints struct {
+	Accelerator, Region string
+	All, Healthy        int
+}
+
+// Endpoints are by accelerator and region, in their order, of accelerators that are enabled. An endpoint of two listeners counts in each; that of
+// a load balancer is judged at the listener's first port.
+func (p *Plane) Endpoints() []Endpoints {
+	s, v := p.table.Load().spec, p.config.View()
+	count := map[way]*Endpoints{}
+	for _, a := range s.Accelerators {
+		if !*a.Enabled {
+			continue
+		}
+		for i := range a.Listeners {
+			l := &a.Listeners[i]
+			for j := range l.EndpointGroups {
+				g := &group{spec: &l.EndpointGroups[j]}
+				w := way{accelerator: a.Name, region: g.spec.Region}
+				n := count[w]
+				if n == nil {
+					n = &Endpoints{Accelerator: w.accelerator, Region: w.region}
+					count[w] = n
+				}
+				n.count(g, site{spec: s, view: v, accelerator: a, flow: firstFlow(l)})
+			}
+		}
+	}
+	all := make([]Endpoints, 0, len(count))
+	for _, w := range slices.SortedFunc(maps.Keys(count), way.compare) {
+		all = append(all, *count[w])
+	}
+	return all
+}
+
+func (n *Endpoints) count(g *group, at site) {
+	for _, e := range g.spec.Endpoints {
+		if *e.Weight == 0 {
+			continue
+		}
+		n.All++
+		if _, healthy := g.judge(at, e); healthy {
+			n.Healthy++
+		}
+	}
+}
+
+// firstFlow is one to the first port of a listener.
+func firstFlow(l *spec.AcceleratorListener) (f Flow) {
+	if len(l.PortRanges) > 0 {
+		f.Local = netip.AddrPortFrom(netip.Addr{}, l.PortRanges[0].FromPort)
+	}
+	return f
+}

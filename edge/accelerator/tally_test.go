@@ -1,0 +1,78 @@
+package accelerator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/view"
+)
+
+// A flow counts where it ended, not where it was directed to first.
+func TestFlowsAreCountedByAcceleratorAndRegion(t *testing.T) {
+	n := network{groups: []testGroup{up("icn", 5, 100), up("nrt", 30, 100)}}
+	down := func(_ context.Context, node string) error {
+		if node == "icn1" {
+			return errors.New("it is down")
+		}
+		return nil
+	}
+	onBench(t, n, down, func(b *bench) {
+		c := b.dial()
+		defer c.Close()
+		io.WriteString(c, "hello")
+		time.Sleep(time.Second)
+		if got, want := b.plane.Traffic(), []Traffic{{Accelerator: "game", Region: "nrt", Protocol: spec.TCP, NewFlows: 1, Flows: 1}}; !slices.Equal(got, want) {
+			b.Errorf("while it lasts: %+v", got)
+		}
+		c.CloseWrite()
+		if all, err := io.ReadAll(c); string(all) != "hello" || err != nil {
+			b.Fatalf("got %q, %v", all, err)
+		}
+		time.Sleep(time.Second)
+		if got, want := b.plane.Traffic(), []Traffic{{Accelerator: "game", Region: "nrt", Protocol: spec.TCP, NewFlows: 1, BytesIn: 5, BytesOut: 5}}; !slices.Equal(got, want) {
+			b.Errorf("afterwards: %+v", got)
+		}
+	})
+}
+
+func TestWhatIsCountedApartIsBounded(t *testing.T) {
+	var p Plane
+	for i := range maxTallies + 50 {
+		p.tallies.of(way{fmt.Sprintf("a%03d", i), "r", spec.TCP}, otherWays()).flows.Add(1)
+	}
+	p.tallies.of(way{"a000", "r", spec.TCP}, otherWays()).flows.Add(1)
+	all := p.Traffic()
+	if len(all) != maxTallies+1 || all[0] != (Traffic{Accelerator: "a000", Region: "r", Protocol: spec.TCP, NewFlows: 2}) {
+		t.Fatalf("%d, the first %+v", len(all), all[0])
+	}
+	if last := all[maxTallies]; last != (Traffic{Accelerator: Other, Region: Other, Protocol: Other, NewFlows: 50}) {
+		t.Errorf("the others: %+v", last)
+	}
+}
+
+func TestEndpointsAreCountedByRegion(t *testing.T) {
+	three := up("nrt", 30, 100)
+	three.endpoints = []testEndpoint{{name: "b", weight: 1}, {name: "10.1.0.1", weight: 1, sick: true}, {name: "lb:c", weight: 1}, {name: "d", weight: 0}}
+	s, v, a := network{groups: []testGroup{down("icn", 5, 100), three}}.build()
+	p := New(Config{View: func() *view.View { return v }})
+	if err := p.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := p.Endpoints(), []Endpoints{{"game", "icn", 1, 0}, {"game", "nrt", 3, 2}}; !slices.Equal(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	s, _, _ = network{groups: []testGroup{three}}.build()
+	*s.Accelerators[a.Name].Enabled = false
+	if err := p.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.Endpoints(); len(got) != 0 {
+		t.Errorf("of one that is disabled: %+v", got)
+	}
+}

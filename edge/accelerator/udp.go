@@ -1,0 +1,621 @@
+package accelerator
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/datagram"
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/origin"
+	"github.com/perigee-net/perigee/origin/relay"
+)
+
+const (
+	// maxNewFlows bounds the flows of datagrams that begin in a second: a flood of them must leave those that stand the processor. What is beyond is
+	// dropped, and may come again.
+	maxNewFlows = 10_000
+	// lookPause is how long a flow that found no endpoint waits before it looks again; what comes meanwhile is dropped.
+	lookPause = 100 * time.Millisecond
+	// maxRefusals bounds how many datagrams are written down in a second that began no flow because there were too many.
+	maxRefusals = 100
+	// keptPending is how many datagrams a flow keeps room for between two looks.
+	keptPending = 8
+)
+
+const (
+	// resendTime is how long after a flow has begun to go a way what it sent is kept, to be sent again by the next if that one refuses it: a refusal
+	// comes within a round trip.
+	resendTime = 2 * time.Second
+	// maxKept and maxKeptBytes bound that of one flow, maxKeptOfAll that of all in bytes; what is older goes first.
+	maxKept      = 8
+	maxKeptBytes = 12 << 10
+	maxKeptOfAll = 32 << 20
+
+	// declinedTime is how long a candidate that has refused a flow is passed over by it: a node that was started anew takes it again.
+	declinedTime = 10 * time.Second
+)
+
+// datagramService is what origin answers flows of datagrams under, on the backbone.
+const datagramService = "udp"
+
+// Datagrams is a flow of datagrams as it goes on to its endpoint.
+type Datagrams interface {
+	// Send sends datagrams, and has taken over none of them when it returns. An error says that none goes.
+	Send(all [][]byte) error
+	// Close ends the flow there.
+	Close()
+}
+
+// datagramFlow is one flow of datagrams.
+type datagramFlow struct {
+	key    tuple
+	door   *datagramDoor
+	source netip.Addr // of this machine, from which answers leave where the door is of all addresses
+	quic   bool       // it may be
+
+	// Of the plane's table:
+	of       *share // nil: it is not in it
+	standing standing
+	links    [2]links
+	ids      []connID // that its server has chosen
+
+	idler    relay.Idler
+	answered atomic.Bool // the endpoint has sent something
+	closed   atomic.Bool
+
+	pending [][]byte // of its door's goroutine
+
+	turn  sync.Mutex     // held by who sends what the client sent; guards:
+	after netip.AddrPort // the client of the flow before it, of one that goes on with that one's connection
+	pause time.Time      // until which it looks for no endpoint
+	told  bool           // it was written down that it found none
+
+	mu      sync.Mutex // guards what follows
+	entry   entry      // that it looked by last; its door's goroutine alone changes it
+	first   Candidate  // where the flow before it goes, until it is not to go there any more
+	far     Datagrams  // nil: it goes nowhere
+	by      Candidate
+	course  *course
+	refused []declined
+}
+
+// declined is a candidate that has refused a flow.
+type declined struct {
+	candidate string
+	since     time.Time
+}
+
+// declines says whether a candidate has refused the flow lately.
+func declines(all []declined, c Candidate) bool {
+	return slices.ContainsFunc(all, func(d declined) bool { return d.candidate == c.String() && time.Since(d.since) < declinedTime })
+}
+
+// course is what a flow carries as long as it goes one way.
+type course struct {
+	tally                      *tally
+	in, out, bytesIn, bytesOut atomic.Uint64
+	end                        func(how string) // guarded by the flow's mu; nil: not yet
+	kept                       keeping
+	drawn                      drawn
+	target                     atomic.Pointer[netip.AddrPort] // nil: it was not told
+}
+
+// sent counts datagrams from the client, answered those to it.
+func (c *course) sent(n int, size uint64) {
+	c.tally.in.Add(size)
+	c.in.Add(uint64(n))
+	c.bytesIn.Add(size)
+}
+
+func (c *course) answered(n int, size uint64) {
+	c.tally.out.Add(size)
+	c.out.Add(uint64(n))
+	c.bytesOut.Add(size)
+}
+
+// told hears at which target it ends.
+func (c *course) told(text string) {
+	if at, err := netip.ParseAddrPort(text); err == nil {
+		c.target.Store(&at)
+	}
+}
+
+// datagramDoor is a socket of a listener.
+type datagramDoor struct {
+	plane  *Plane
+	at     netip.AddrPort
+	socket *datagram.Socket
+
+	touched, gone []*datagramFlow // take's own
+	refused       []refusal
+}
+
+// refusal is a flow that did not begin because there were too many.
+type refusal struct {
+	accelerator *spec.Accelerator
+	key         tuple
+}
+
+// datagrams is what a plane has of flows of datagrams.
+type datagrams struct {
+	mu     sync.Mutex
+	table  *flowTable
+	second time.Time // in which flows are counted that begin, and those that are refused and written down
+	number uint32    // of it
+	began  int
+	told   int
+	idlers relay.Idlers
+	keeper keeper
+}
+
+// ServePackets carries the datagrams that come to a listener's socket, until that is closed or fails; it closes it. All flows of the socket end with it.
+func (p *Plane) ServePackets(l Listener, conn net.PacketConn) error {
+	socket, err := datagram.Listening(conn)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	d := &datagramDoor{plane: p, at: l.Address, socket: socket}
+	err = socket.Serve(d.take, nil)
+	for _, f := range p.datagramFlows(func(f *datagramFlow) bool { return f.door == d }) {
+		p.endFlow(f, closed)
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// EndFlows ends the flows of datagrams of clients that are not to be served any more, as Config.Blocked says.
+func (p *Plane) EndFlows() {
+	if p.config.Blocked == nil {
+		return
+	}
+	for _, f := range p.datagramFlows(func(f *datagramFlow) bool { return p.config.Blocked(f.key.client.Addr()) }) {
+		p.count.udpBlocked.Add(1)
+		p.endFlow(f, closed)
+	}
+}
+
+func (p *Plane) datagramFlows(wanted func(*datagramFlow) bool) (all []*datagramFlow) {
+	u := &p.udp
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, f := range u.table.flows {
+		if wanted(f) {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+func (p *Plane) liveDatagramFlows() uint64 {
+	p.udp.mu.Lock()
+	defer p.udp.mu.Unlock()
+	return uint64(len(p.udp.table.flows))
+}
+
+// take carries what came to the socket. Its datagrams are first put to their flows, so that those of one go together.
+func (d *datagramDoor) take(in []datagram.Datagram) {
+	p := d.plane
+	u := &p.udp
+	touched, gone := d.touched[:0], d.gone[:0]
+	u.mu.Lock()
+	var last *datagramFlow
+	for _, one := range in {
+		key := tuple{client: one.From, at: d.at}
+		if one.At.IsValid() {
+			key.at = netip.AddrPortFrom(one.At, d.at.Port())
+		}
+		f := last
+		if f == nil || f.key != key {
+			if f = u.table.heard(key); f == nil {
+				var goes *datagramFlow
+				if f, goes = d.admit(key, one); goes != nil {
+					gone = append(gone, goes)
+				}
+			}
+			last = f
+		}
+		if f == nil {
+			p.count.udpDropped.Add(1)
+			continue
+		}
+		if len(f.pending) == 0 {
+			touched = append(touched, f)
+		}
+		f.pending = append(f.pending, one.Data)
+	}
+	u.mu.Unlock()
+	for _, f := range gone {
+		p.endFlow(f, closed)
+	}
+	for _, r := range d.refused {
+		p.rejected(r.accelerator, spec.UDP, Flow{Client: r.key.client, Local: d.at}, tooMany)
+	}
+	clear(d.refused)
+	d.refused = d.refused[:0]
+	for _, f := range touched {
+		f.forward(f.pending)
+		clear(f.pending)
+		if f.pending = f.pending[:0]; cap(f.pending) > keptPending {
+			f.pending = nil
+		}
+	}
+	clear(touched)
+	clear(gone)
+	d.touched, d.gone = touched, gone
+}
+
+// admit begins a flow, if it may be; another may have to go for it. The table is locked.
+func (d *datagramDoor) admit(key tuple, one datagram.Datagram) (f, goes *datagramFlow) {
+	p, c := d.plane, &d.plane.count
+	u := &p.udp
+	t := p.table.Load()
+	e, ok := t.entry(spec.UDP, d.at)
+	if !ok {
+		c.udpRefused.Add(1)
+		return nil, nil
+	}
+	if p.config.Blocked != nil && p.config.Blocked(key.client.Addr()) {
+		c.udpBlocked.Add(1)
+		return nil, nil
+	}
+	if now := time.Now(); now.Sub(u.second) >= time.Second {
+		u.second, u.began, u.told = now, 0, 0
+		u.number++
+	}
+	if !u.table.begins(clientOf(key.client.Addr()), u.number, &u.began, maxNewFlows) {
+		c.udpHasty.Add(1)
+		d.refuse(e.accelerator, key)
+		return nil, nil
+	}
+	f = &datagramFlow{key: key, door: d, entry: e, source: one.At, quic: beginsQUIC(one.Data)}
+	before := u.table.before(key.at, one.Data)
+	goes, v := u.table.admit(f)
+	switch v {
+	case full:
+		c.udpFull.Add(1)
+		d.refuse(e.accelerator, key)
+		return nil, nil
+	case crowded:
+		c.udpCrowded.Add(1)
+		d.refuse(e.accelerator, key)
+		return nil, nil
+	}
+	switch {
+	case goes == nil:
+	case goes.standing == settled:
+		c.udpYielded.Add(1)
+	default:
+		c.udpEvicted.Add(1)
+	}
+	if before != nil && before != goes {
+		before.mu.Lock()
+		by, same := before.by, before.entry.listener == e.listener
+		before.mu.Unlock()
+		if same {
+			f.quic, f.after, f.first = true, before.key.client, by
+			u.table.inherit(f, before)
+			c.udpMoved.Add(1)
+		}
+	}
+	c.udpFlows.Add(1)
+	u.idlers.Add(&f.idler, e.listener.IdleTimeout.Std(), func() {
+		c.udpIdle.Add(1)
+		p.endFlow(f, idle)
+	})
+	return f, goes
+}
+
+// refuse has a flow be written down that does not begin because there are too many, if few were in this second. The table is locked.
+func (d *datagramDoor) refuse(a *spec.Accelerator, key tuple) {
+	u := &d.plane.udp
+	if u.told++; u.told <= maxRefusals {
+		d.refused = append(d.refused, refusal{a, key})
+		return
+	}
+	d.plane.count.udpUntold.Add(1)
+}
+
+// endFlow ends a flow here and at its endpoint. It may have ended already.
+func (p *Plane) endFlow(f *datagramFlow, how string) {
+	if f.closed.Swap(true) {
+		return
+	}
+	u := &p.udp
+	u.mu.Lock()
+	u.table.remove(f)
+	u.mu.Unlock()
+	u.idlers.Remove(&f.idler)
+	f.leave(how)
+}
+
+// leave ends the flow at its endpoint; the next datagram looks for another.
+func (f *datagramFlow) leave(how string) {
+	f.mu.Lock()
+	far, went := f.far, f.course
+	f.far, f.course = nil, nil
+	var end func(string)
+	if went != nil {
+		end = went.end
+	}
+	f.mu.Unlock()
+	if far == nil {
+		return
+	}
+	far.Close()
+	f.door.plane.udp.keeper.drop(&went.kept)
+	went.tally.live.Add(-1)
+	if end != nil {
+		end(how)
+	}
+}
+
+func (f *datagramFlow) goes() (Datagrams, *course) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.far, f.course
+}
+
+// went has the flow held and written down as long as it goes this way. A way that turns while it is found is left at once.
+func (f *datagramFlow) went(c Candidate, chosen seen, way *course) {
+	p := f.door.plane
+	end := p.begin(f.entry.accelerator, chosen, &live{
+		lane: lane{f.entry.accelerator.Name, spec.UDP, f.door.at, c.Region, c.Resource}, client: f.key.client, by: c, began: time.Now(), drawn: way.drawn,
+		target: func() (at netip.AddrPort) {
+			if told := way.target.Load(); told != nil {
+				at = *told
+			}
+			return at
+		},
+		moved: func() (in, out int64) { return int64(way.bytesIn.Load()), int64(way.bytesOut.Load()) },
+		leg: func() (relay.Leg, bool) {
+			return relay.Leg{PacketsIn: way.in.Load(), PacketsOut: way.out.Load()}, true
+		},
+		reset: func(error) {
+			p.count.terminated.Add(1)
+			f.mu.Lock()
+			f.first = Candidate{}
+			f.mu.Unlock()
+			f.leave(terminated)
+		},
+	})
+	f.mu.Lock()
+	left := f.course != way
+	way.end = end
+	f.mu.Unlock()
+	if left {
+		end(closed)
+	}
+}
+
+// forward sends what the client sent to the flow's endpoint, or to the next that takes the flow.
+func (f *datagramFlow) forward(all [][]byte) {
+	f.idler.Touch()
+	f.deliver(all, &f.door.plane.count.datagramsIn)
+}
+
+// again sends what was sent to who has refused the flow then to the next that takes it.
+func (f *datagramFlow) again(all [][]byte) { f.deliver(all, &f.door.plane.count.udpResent) }
+
+// deliver sends datagrams, one call after the other, and counts them as what they are if they go.
+func (f *datagramFlow) deliver(all [][]byte, as *atomic.Uint64) {
+	f.turn.Lock()
+	defer f.turn.Unlock()
+	if !f.send(all) {
+		as = &f.door.plane.count.udpDropped
+	}
+	as.Add(uint64(len(all)))
+}
+
+// send sends datagrams to the flow's endpoint, or to the next that takes the flow; false: none goes.
+func (f *datagramFlow) send(all [][]byte) bool {
+	p := f.door.plane
+	for range 1 + maxCandidates {
+		far, way := f.goes()
+		if far == nil {
+			if !f.connect() {
+				return false
+			}
+			continue
+		}
+		p.udp.keeper.keep(&way.kept, all) // before: it may be refused while it is sent
+		err := far.Send(all)
+		if err == nil {
+			way.sent(len(all), bytesOf(all))
+			return true
+		}
+		if errors.Is(err, backbone.ErrBusy) || f.closed.Load() {
+			return false
+		}
+		p.count.udpBroken.Add(1) // its node cannot be reached any more, or has ended it
+		f.leave(broken)
+	}
+	return false
+}
+
+func bytesOf(all [][]byte) (n uint64) {
+	for _, one := range all {
+		n += uint64(len(one))
+	}
+	return n
+}
+
+// connect finds an endpoint for the flow. That it is taken there shows later: a refusal has the next datagram try the next candidate.
+func (f *datagramFlow) connect() bool {
+	p := f.door.plane
+	if f.closed.Load() || !f.pause.IsZero() && time.Now().Before(f.pause) {
+		return false
+	}
+	t, v := p.table.Load(), p.config.View()
+	e, ok := t.entry(spec.UDP, f.door.at) // it may be another than at the flow's beginning
+	if !ok {
+		return false // its door is about to be closed
+	}
+	f.mu.Lock()
+	if e.listener != f.entry.listener {
+		f.first = Candidate{}
+	}
+	f.entry = e
+	refused, first := f.refused, f.first
+	f.mu.Unlock()
+	candidates := Choose(t.spec, v, e.accelerator, e.listener, Flow{Client: f.key.client, Local: f.door.at}, nil)
+	if first.Node != "" {
+		candidates = slices.DeleteFunc(candidates, func(c Candidate) bool { return c == first })
+		candidates = slices.Insert(candidates, 0, first)
+	}
+	for i, c := range candidates {
+		if f.goBy(t.spec, v, c, refused) {
+			if i > 0 {
+				p.count.failovers.Add(1)
+			}
+			return true
+		}
+		if f.closed.Load() {
+			return false
+		}
+	}
+	f.mu.Lock()
+	f.refused = nil
+	f.mu.Unlock()
+	f.pause = time.Now().Add(lookPause)
+	p.count.dropped.Add(1)
+	if !f.told { // one flow, one line
+		f.told = true
+		p.rejected(f.entry.accelerator, spec.UDP, Flow{Client: f.key.client, Local: f.door.at}, f.entry.refuses(f.door.at.Port()))
+	}
+	return false
+}
+
+// goBy has the flow go by a candidate, or, where that has a detour which fails, directly to its node. Those that have refused it are passed over.
+func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []declined) bool {
+	p := f.door.plane
+	ways := [2]Candidate{c, c}
+	n := 1
+	if c.By != "" && !c.Detour {
+		ways[1].By = ""
+		n = 2
+	}
+	var err error
+	for _, c := range ways[:n] {
+		if declines(refused, c) {
+			continue
+		}
+		went := &course{drawn: p.sampled(f.entry.accelerator)}
+		var far Datagrams
+		if far, err = f.open(c, went); err != nil {
+			if c.By != "" {
+				p.count.detoursFailed.Add(1)
+			}
+			continue
+		}
+		if c.By != "" {
+			p.count.detours.Add(1)
+		}
+		tally := p.tallies.of(way{f.entry.accelerator.Name, c.Region, spec.UDP}, otherWays())
+		tally.flows.Add(1)
+		tally.live.Add(1)
+		went.tally = tally
+		f.mu.Lock()
+		f.far, f.by, f.course = far, c, went
+		f.mu.Unlock()
+		f.went(c, see(s, v), went)
+		if f.closed.Load() {
+			f.leave(closed)
+			return false
+		}
+		return true
+	}
+	if err != nil {
+		p.count.attemptsFailed.Add(1)
+		p.config.Log.Debug("flow of datagrams gives way", "candidate", c.String(), "error", err)
+	}
+	return false
+}
+
+func (f *datagramFlow) open(c Candidate, went *course) (Datagrams, error) {
+	l, resource := f.entry.listener, c.Resource
+	if went.drawn.written && f.door.plane.tells(c) {
+		resource = origin.Told(resource)
+	}
+	h := backbone.Header{Service: datagramService, Resource: origin.DatagramResource(l.IdleTimeout.Std(), f.after, resource), Client: f.key.client}
+	if c.By != "" {
+		h.Service, h.Resource = detourService, c.Node+"/"+h.Resource
+	}
+	to := backbone.Receiver{Receive: f.answer, End: func(err error) { f.ended(c, err) }, Told: went.told}
+	return f.door.plane.config.Open(c.first(), h, l.LargeDatagrams != spec.LargeRefused, to)
+}
+
+// ended takes note that a candidate has ended the flow, or, with an error, does not take it.
+func (f *datagramFlow) ended(c Candidate, err error) {
+	p := f.door.plane
+	f.mu.Lock()
+	mine := f.by == c && f.far != nil
+	var kept [][]byte
+	if mine && err != nil {
+		f.refused = slices.DeleteFunc(slices.Clone(f.refused), func(d declined) bool { return time.Since(d.since) >= declinedTime })
+		f.refused = append(f.refused, declined{c.String(), time.Now()})
+		kept = p.udp.keeper.drop(&f.course.kept)
+	}
+	f.mu.Unlock()
+	if !mine {
+		return
+	}
+	if err != nil {
+		p.count.attemptsFailed.Add(1)
+		if c.By != "" {
+			p.count.detoursFailed.Add(1)
+		}
+	}
+	f.leave(broken)
+	if len(kept) > 0 {
+		go f.again(kept) // who calls must not wait; of a flow there is one at a time, as it must go another way for the next
+	}
+}
+
+// answer sends what the endpoint sent to the client.
+func (f *datagramFlow) answer(all [][]byte) {
+	p := f.door.plane
+	if f.closed.Load() {
+		p.count.udpUnsent.Add(uint64(len(all)))
+		return
+	}
+	f.idler.Touch()
+	if !f.answered.Swap(true) {
+		p.udp.mu.Lock()
+		p.udp.table.wasAnswered(f)
+		p.udp.mu.Unlock()
+	}
+	if f.quic {
+		f.learn(all)
+	}
+	sent, _ := f.door.socket.Send(datagram.Way{To: f.key.client, From: f.source}, all)
+	p.count.datagramsOut.Add(uint64(sent))
+	p.count.udpUnsent.Add(uint64(len(all) - sent))
+	if _, way := f.goes(); way != nil {
+		if way.out.Load() == 0 {
+			p.udp.keeper.drop(&way.kept)
+		}
+		way.answered(len(all), bytesOf(all))
+	}
+}
+
+// learn reads the IDs that the server has chosen off its answers.
+func (f *datagramFlow) learn(all [][]byte) {
+	u := &f.door.plane.udp
+	for _, p := range all {
+		if id := chosenID(p); id != nil {
+			u.mu.Lock()
+			u.table.learn(f, id)
+			u.mu.Unlock()
+		}
+	}
+}

@@ -1,0 +1,385 @@
+package origin
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+
+	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/testbed/memnet"
+)
+
+// wayBack is what comes back to whoever opened a flow of datagrams.
+type wayBack struct {
+	mu     sync.Mutex
+	came   []string
+	closed int
+	reason string // it was refused with
+	told   string
+}
+
+func (b *wayBack) Refuse(reason string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.reason = reason
+}
+
+func (b *wayBack) Tell(text string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.told = text
+}
+
+func (b *wayBack) Send(all [][]byte) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range all {
+		b.came = append(b.came, string(p))
+	}
+	return nil
+}
+
+func (b *wayBack) Close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed++
+}
+
+func (b *wayBack) take() ([]string, int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	came := b.came
+	b.came = nil
+	return came, b.closed
+}
+
+var datagramClient = netip.MustParseAddrPort("203.0.113.9:5000")
+
+// udpSpec is the world's group as one for UDP, and an accelerator with an endpoint by address.
+func (w *world) udpSpec() *spec.Spec {
+	s := w.spec()
+	s.LoadBalancers = nil
+	g := s.TargetGroups["web"]
+	g.Protocol, g.DeregistrationDelay = spec.UDP, new(spec.Duration(30*time.Second))
+	s.Accelerators = map[string]*spec.Accelerator{"a": {Name: "a", Listeners: []spec.AcceleratorListener{
+		{Protocol: spec.UDP, PortRanges: []spec.PortRange{{FromPort: 53}}, EndpointGroups: []spec.EndpointGroup{{
+			Region: "here", HealthCheckPort: 80, Endpoints: []spec.Endpoint{{Address: w.targets[0].Addr()}},
+			PortOverrides: []spec.PortOverride{{ListenerPort: 53, EndpointPort: 80}},
+		}}},
+		{Protocol: spec.TCP, PortRanges: []spec.PortRange{{FromPort: 99}}, EndpointGroups: []spec.EndpointGroup{{
+			Region: "here", HealthCheckPort: 80, Endpoints: []spec.Endpoint{{Address: w.targets[0].Addr()}},
+		}}},
+	}}}
+	return s
+}
+
+// echoes has a machine answer each datagram by its own name, the sender's port and what it was.
+func (w *world) echoes(h *memnet.Host) {
+	w.t.Helper()
+	conn, err := h.ListenPacket("udp", ":80")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			conn.WriteTo([]byte(h.Name()+" "+string(buf[:n])), from)
+		}
+	})
+	w.ends = append(w.ends, func() { conn.Close(); wg.Wait() })
+}
+
+// session opens a flow of datagrams.
+func (w *world) session(resource string) (*session, *wayBack) {
+	w.t.Helper()
+	b := new(wayBack)
+	s, err := w.plane.openSession(resource, datagramClient, b)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s, b
+}
+
+func settle() {
+	time.Sleep(time.Millisecond)
+	synctest.Wait()
+}
+
+func TestDatagramsGoToATargetAndBack(t *testing.T) {
+	inWorld(t, 2, func(t *testing.T, w *world) {
+		w.apply(w.udpSpec())
+		w.healthy(w.addrs()...)
+		w.echoes(w.targets[0])
+		w.echoes(w.targets[1])
+		s, b := w.session("30/targetGroup/web")
+		other, ob := w.session("30/targetGroup/web")
+		s.send([][]byte{[]byte("x"), nil, []byte("y")})
+		other.send([][]byte{[]byte("z")})
+		settle()
+		got, _ := b.take()
+		og, _ := ob.take()
+		if !slices.Equal(got, []string{"t1 x", "t1 ", "t1 y"}) || !slices.Equal(og, []string{"t2 z"}) {
+			t.Errorf("came %q, %q", got, og)
+		}
+		w.counted("origin_datagram_flows", 2)
+		s.close()
+		w.plane.CloseDatagrams()
+		w.counted("origin_datagram_flows", 0)
+		w.counted("origin_datagram_flows_total", 2)
+		w.counted("origin_datagrams_in_total", 4)
+		w.counted("origin_datagrams_out_total", 4)
+		w.counted("origin_datagrams_unsent_total", 0)
+		if _, closed := ob.take(); closed != 1 {
+			t.Errorf("closed %d times", closed)
+		}
+		if _, err := w.plane.openSession("30/targetGroup/web", datagramClient, b); err == nil {
+			t.Error("a node that ends takes flows")
+		}
+	})
+}
+
+// One that goes on with another's connection goes to the same target, as long as that is there.
+func TestAFlowAfterAnotherHasItsTarget(t *testing.T) {
+	inWorld(t, 3, func(t *testing.T, w *world) {
+		w.apply(w.udpSpec())
+		w.healthy(w.addrs()...)
+		defer w.plane.CloseDatagrams()
+		one, _ := w.session("30/targetGroup/web")
+		resource := DatagramResource(30*time.Second, datagramClient, "targetGroup/web")
+		for range 5 {
+			if again, _ := w.session(resource); again.target != one.target {
+				t.Errorf("%v, not %v", again.target, one.target)
+			}
+		}
+		without := w.without()
+		without.TargetGroups["web"].Protocol = spec.UDP
+		w.apply(without)
+		other, _ := w.session(DatagramResource(30*time.Second, netip.MustParseAddrPort("[2001:db8::1]:9"), "targetGroup/web"))
+		if !other.target.IsValid() {
+			t.Error("one whose flow before is not known goes nowhere")
+		}
+	})
+}
+
+func TestTargetsAreToldFromWhomADatagramIs(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		sp := w.udpSpec()
+		sp.TargetGroups["web"].ProxyProtocolV2 = true
+		w.apply(sp)
+		w.echoes(w.targets[0])
+		s, b := w.session("30/targetGroup/web")
+		defer w.plane.CloseDatagrams()
+		s.send([][]byte{[]byte("x"), []byte("yy")})
+		settle()
+		came, _ := b.take()
+		if len(came) != 2 {
+			t.Fatalf("came %q", came)
+		}
+		for i, want := range []string{"x", "yy"} {
+			head, payload := strings.TrimPrefix(came[i], "t1 "), ""
+			h, err := proxyproto.Read(bufio.NewReader(strings.NewReader(head)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if payload = head[28:]; payload != want || h.TransportProtocol != proxyproto.UDPv4 || h.SourceAddr.String() != datagramClient.String() {
+				t.Errorf("%q from %v by %v", payload, h.SourceAddr, h.TransportProtocol)
+			}
+		}
+	})
+}
+
+// Who asks is told at which target a flow ends: of UDP, and of TCP at the beginning of the stream.
+func TestWhoAsksIsToldTheTarget(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		s := w.udpSpec()
+		web := *s.TargetGroups["web"]
+		web.Name, web.Protocol = "tcp", spec.TCP
+		s.TargetGroups["tcp"] = &web
+		w.apply(s)
+		defer w.plane.CloseDatagrams()
+		if s, b := w.session("30/" + Told("targetGroup/web")); b.told != s.target.String() || !slices.Contains(w.addrs(), s.target) {
+			t.Errorf("told %q of %v", b.told, s.target)
+		}
+		if _, b := w.session("30/targetGroup/web"); b.told != "" {
+			t.Errorf("told %q unasked", b.told)
+		}
+		for _, target := range w.targets {
+			w.listen(target, ":80", func(c net.Conn) {
+				io.Copy(c, c)
+				c.Close()
+			})
+		}
+		near, far := net.Pipe()
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			w.plane.serveFlow(t.Context(), Told("targetGroup/tcp"), datagramClient, func() net.Conn { return far }, func(reason string) { t.Errorf("refused: %s", reason) })
+		})
+		if at, err := ReadTarget(near); err != nil || !slices.Contains(w.addrs(), at) {
+			t.Errorf("told %v, %v", at, err)
+		}
+		go io.WriteString(near, "x")
+		if _, err := io.ReadFull(near, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+		near.Close()
+		serving.Wait()
+	})
+}
+
+func FuzzReadTarget(f *testing.F) {
+	f.Add([]byte("\x0b10.0.0.1:80rest"))
+	f.Add([]byte("\x00"))
+	f.Add([]byte("\xffshort"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		at, err := ReadTarget(r)
+		if read := len(b) - r.Len(); err == nil && (!at.IsValid() || read != 1+int(b[0])) {
+			t.Fatalf("%q: %v after %d bytes", b, at, read)
+		}
+	})
+}
+
+func TestWhatTakesNoDatagramsRefuses(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		sp := w.udpSpec()
+		sp.TargetGroups["tcp"] = &spec.TargetGroup{Name: "tcp", Region: "here", Protocol: spec.TCP, Targets: sp.TargetGroups["web"].Targets}
+		sp.TargetGroups["there"] = &spec.TargetGroup{Name: "there", Region: "there", Protocol: spec.UDP, Targets: sp.TargetGroups["web"].Targets}
+		sp.TargetGroups["empty"] = &spec.TargetGroup{Name: "empty", Region: "here", Protocol: spec.UDP}
+		w.apply(sp)
+		for _, resource := range []string{
+			"", "targetGroup/web", "30/", "30/targetGroup/none", "30/targetGroup/tcp", "30/targetGroup/there", "30/targetGroup/empty", "30/loadBalancer/tcp/9000",
+			"0/targetGroup/web", "-1/targetGroup/web", "6001/targetGroup/web", "30/endpoint/a/10.0.0.1:99", "30/endpoint/a/10.0.0.2:80", "30/endpoint/b/10.0.0.1:80", "30/endpoint/a/x",
+		} {
+			if _, err := w.plane.openSession(resource, datagramClient, new(wayBack)); err == nil {
+				t.Errorf("%q is taken", resource)
+			}
+		}
+		for _, resource := range []string{"30/targetGroup/web", "6000/targetGroup/web", "30/endpoint/a/10.0.0.1:80"} {
+			w.session(resource)
+		}
+		w.plane.CloseDatagrams()
+	})
+}
+
+func TestASessionEndsWhenItIsIdleOrItsTargetHasLeft(t *testing.T) {
+	inWorld(t, 2, func(t *testing.T, w *world) {
+		w.apply(w.udpSpec())
+		w.healthy(w.addrs()[:1]...)
+		w.echoes(w.targets[0])
+		s, b := w.session("30/targetGroup/web")
+		_, idle := w.session("30/targetGroup/web")
+		for range 10 {
+			time.Sleep(20 * time.Second)
+			s.send([][]byte{[]byte("x")})
+		}
+		settle()
+		if _, closed := idle.take(); closed != 1 {
+			t.Error("an idle one goes on")
+		}
+		if came, closed := b.take(); len(came) != 10 || closed != 0 {
+			t.Errorf("%d came, closed %d", len(came), closed)
+		}
+		without := w.udpSpec()
+		without.Revision = 2
+		without.TargetGroups["web"].Targets = without.TargetGroups["web"].Targets[1:]
+		w.apply(without)
+		time.Sleep(29 * time.Second)
+		s.send([][]byte{[]byte("x")})
+		settle()
+		if came, closed := b.take(); len(came) != 1 || closed != 0 {
+			t.Errorf("before the delay is over: %d came, closed %d", len(came), closed)
+		}
+		time.Sleep(2 * time.Second)
+		if _, closed := b.take(); closed != 1 {
+			t.Errorf("closed %d times", closed)
+		}
+		w.counted("origin_datagram_flows", 0)
+	})
+}
+
+// Real sockets: nobody listens there, and the target's checks hear of it.
+func TestATargetThatDoesNotListenIsEvidence(t *testing.T) {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	conn.Close()
+	heard := make(chan string, 64)
+	p := New(Config{Region: "here", Evidence: func(_ health.Key, client netip.Addr, failed bool, reason string) {
+		if failed {
+			heard <- client.String() + " " + reason
+		}
+	}})
+	defer p.CloseDatagrams()
+	if err := p.Apply(&spec.Spec{Revision: 1, TargetGroups: map[string]*spec.TargetGroup{
+		"web": {Name: "web", Region: "here", Protocol: spec.UDP, Targets: []spec.Target{{Address: at.Addr(), Port: at.Port()}}},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.openSession("30/targetGroup/web", datagramClient, new(wayBack))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.send([][]byte{[]byte("x")})
+	select {
+	case got := <-heard:
+		if got != "203.0.113.9 traffic: datagrams: nobody listens there" {
+			t.Errorf("heard %q", got)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing was heard")
+	}
+}
+
+// A target's time may be up while a session with it is opened.
+func TestASessionWhoseTargetLeavesMeanwhileEnds(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		w.apply(w.udpSpec())
+		w.healthy(w.addrs()...)
+		dial, traffic := w.plane.config.Dial, w.plane.table.Load().groups.Get("web").traffic
+		w.plane.config.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			target := netip.MustParseAddrPort(addr)
+			traffic.expire("web", target, traffic.lease(target))
+			return dial(ctx, network, addr)
+		}
+		_, b := w.session("30/targetGroup/web")
+		settle()
+		if _, closed := b.take(); closed != 1 || w.plane.sessions.count() != 0 {
+			t.Errorf("closed %d times, %d are left", closed, w.plane.sessions.count())
+		}
+	})
+}
+
+func TestSessionsAreBounded(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		w.apply(w.udpSpec())
+		w.healthy(w.addrs()...)
+		w.plane.sessions.most = 2
+		s, _ := w.session("30/targetGroup/web")
+		w.session("30/targetGroup/web")
+		if _, err := w.plane.openSession("30/targetGroup/web", datagramClient, new(wayBack)); err == nil {
+			t.Error("a third is taken")
+		}
+		s.close()
+		settle()
+		w.session("30/targetGroup/web")
+	})
+}
