@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -25,8 +26,36 @@ import (
 )
 
 // nextRelease builds the binary as a later release may be: with a kind (Banner) and a field (comment of target groups) that
-// this one does not know. The sources are changed under the compiler's eyes only (go help build, -overlay).
+// this one does not know.
 func nextRelease(ctx context.Context, t *testing.T) (path string) {
+	t.Helper()
+	return otherRelease(ctx, t, map[string][][2]string{
+		"cluster/spec/spec.go": {
+			{"	// Unknown is what agreed documents say", "	Banners map[string]*Banner\n\n	// Unknown is what agreed documents say"},
+			{"	kindOf(\"Cluster\",", "	kindOf(\"Banner\", \"banners\", func(s *Spec) *map[string]*Banner { return &s.Banners }),\n	kindOf(\"Cluster\","},
+		},
+		"cluster/spec/resources.go": {
+			{"type TargetGroup struct {\n", "type Banner struct {\n	Name string `json:\"name\" rule:\"required\"`\n	Labels map[string]string `json:\"labels,omitempty\" rule:\"..32\"`\n	Text string `json:\"text\" rule:\"required\"`\n}\n\ntype TargetGroup struct {\n	Comment string `json:\"comment,omitempty\"`\n"},
+		},
+	})
+}
+
+// formerRelease builds the binary as it was when the log had whole objects only: it says of no format that it reads it, and stops at an
+// edit.
+func formerRelease(ctx context.Context, t *testing.T) (path string) {
+	t.Helper()
+	return otherRelease(ctx, t, map[string][][2]string{
+		"node/observed.go": {{"memberMeta{Reads: store.Format, ", "memberMeta{"}},
+		"cluster/store/codec.go": {
+			{"const Format = formatEdited", "const Format = formatDeflated"},
+			{"edits := len(data) > 0 && data[0] == formatEdited // of a change", "edits := false"},
+			{"edits := len(data) > 0 && data[0] == formatEdited // of a delta", "edits := false"},
+		},
+	})
+}
+
+// otherRelease builds the binary with edits to some sources. They are made under the compiler's eyes only (go help build, -overlay).
+func otherRelease(ctx context.Context, t *testing.T, sources map[string][][2]string) (path string) {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -34,27 +63,19 @@ func nextRelease(ctx context.Context, t *testing.T) (path string) {
 	}
 	dir := t.TempDir()
 	overlay := map[string]map[string]string{"Replace": {}}
-	for name, edits := range map[string][][2]string{
-		"spec.go": {
-			{"	// Unknown is what agreed documents say", "	Banners map[string]*Banner\n\n	// Unknown is what agreed documents say"},
-			{"	kindOf(\"Cluster\",", "	kindOf(\"Banner\", \"banners\", func(s *Spec) *map[string]*Banner { return &s.Banners }),\n	kindOf(\"Cluster\","},
-		},
-		"resources.go": {
-			{"type TargetGroup struct {\n", "type Banner struct {\n	Name string `json:\"name\" rule:\"required\"`\n	Labels map[string]string `json:\"labels,omitempty\" rule:\"..32\"`\n	Text string `json:\"text\" rule:\"required\"`\n}\n\ntype TargetGroup struct {\n	Comment string `json:\"comment,omitempty\"`\n"},
-		},
-	} {
-		source := filepath.Join(root, "cluster", "spec", name)
+	for name, edits := range sources {
+		source := filepath.Join(root, filepath.FromSlash(name))
 		data, err := os.ReadFile(source)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, e := range edits {
 			if bytes.Count(data, []byte(e[0])) != 1 {
-				t.Fatalf("%s has no single %q any more: this test makes the next release of it", source, e[0])
+				t.Fatalf("%s has no single %q any more: this test makes another release of it", source, e[0])
 			}
 			data = bytes.Replace(data, []byte(e[0]), []byte(e[1]), 1)
 		}
-		edited := filepath.Join(dir, name)
+		edited := filepath.Join(dir, strings.ReplaceAll(name, "/", "-"))
 		if err := os.WriteFile(edited, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -190,6 +211,73 @@ func TestAnOldAndANewReleaseLiveInOneCluster(t *testing.T) {
 		t.Errorf("all are upgraded: %v", err)
 	}
 	kept("all are upgraded")
+}
+
+// TestTheReleaseBeforeIsSentWhatItReads goes the way of the upgrade to the release from which on little that changes in a large document is
+// written as an edit.
+func TestTheReleaseBeforeIsSentWhatItReads(t *testing.T) {
+	t.Parallel()
+	c := open(t)
+	ctx := within(t, comeUp+4*time.Minute)
+	now := c.Binary
+	c.Binary = formerRelease(ctx, t)
+	if err := c.Found(ctx, 3, 3); err != nil {
+		t.Fatal(err)
+	}
+	serveSite(ctx, t, c)
+	values := make([]int, 500)
+	change := func(i int) (edited bool) {
+		t.Helper()
+		values[i]++
+		var zone strings.Builder
+		zone.WriteString("kind: HostedZone\nname: large.test\nrecords:\n")
+		for i, v := range values {
+			fmt.Fprintf(&zone, "  - {name: host-%d, type: A, ttl: 300, values: [192.0.2.%d]}\n", i, v)
+		}
+		if _, err := c.Nodes[0].Client().Apply(ctx, api.ApplyRequest{Files: []api.File{{Name: "zone.yaml", Data: zone.String()}}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Whole(ctx, 3); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range c.Nodes {
+			got, err := n.Client().Resources(ctx, api.ResourcesQuery{Fresh: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(got.Resources, func(r api.Resource) bool { return r.Kind == "HostedZone" && r.Name == "large.test" })
+			if i < 0 || strings.TrimSpace(got.Resources[i].YAML) != strings.TrimSpace(zone.String()) {
+				t.Errorf("%s has the zone otherwise", n.Name)
+			}
+			metrics, err := n.Client().Metrics(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			edited = edited || regexp.MustCompile(`(?m)^perigee_store_changes_edited_total [1-9]`).MatchString(metrics)
+			if !strings.Contains(metrics, "perigee_store_fault 0\n") {
+				t.Errorf("%s has stopped", n.Name)
+			}
+		}
+		return edited
+	}
+	change(0)
+	for i, n := range c.Nodes {
+		n.Binary = now
+		restart(ctx, t, c, n)
+		lead(ctx, t, c, n)
+		edited := change(1 + i)
+		if all := i == len(c.Nodes)-1; all != edited {
+			t.Errorf("%d of %d are upgraded: edits are written: %v", i+1, len(c.Nodes), edited)
+		}
+	}
+	c.Nodes[1].Kill() // what it has is on its disk
+	if err := c.Nodes[1].Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Whole(ctx, 3); err != nil {
+		t.Fatal(err)
+	}
+	change(4)
 }
 
 // restart ends a node in order and starts it again, of its binary of now.
