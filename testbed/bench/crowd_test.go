@@ -56,7 +56,7 @@ func TestACrowdIsMeasuredBesideOneFlow(t *testing.T) {
 			}()
 		}
 	}()
-	got, err := crowd{address: relay.Addr().String(), target: target, flows: 8, last: 200 * time.Millisecond}.run(context.Background())
+	got, err := crowd{address: relay.Addr().String(), target: target, flows: 8, last: time.Second}.run(context.Background())
 	if err != nil || got.bytes == 0 || got.total <= 0 || got.fair <= 0.125 || got.fair > 1 {
 		t.Errorf("got %+v, %v", got, err)
 	}

@@ -29,6 +29,7 @@ const (
 	shortBytes = 64
 	streamRoom = 256 << 10 // bytes that an end reads or writes at once
 	countedMiB = 1 << 20
+	maxFirst   = 10 * time.Second // until the first bytes of a flow come, even where it lasts shorter
 )
 
 // pattern is what the target sends, over and over.
@@ -82,7 +83,9 @@ func (l *streamed) run(ctx context.Context) (m Measured, err error) {
 	if err := failed.Load(); err != nil {
 		m.Failed = fmt.Sprintf("after %d: %v", m.Count, *err)
 	}
-	m.Value = float64(m.Count) / took.Seconds()
+	if m.Value = float64(m.Count) / took.Seconds(); !l.short {
+		m.Value = float64(m.Bytes) / countedMiB / took.Seconds()
+	}
 	return m, nil
 }
 
@@ -94,6 +97,10 @@ func (l *streamed) serve(ctx context.Context, c net.Conn) {
 		if _, err := io.ReadFull(c, room); err == nil {
 			c.Write(room)
 		}
+		return
+	}
+	// The first bytes go whatever the time is: a flow is never ended before something of it came.
+	if _, err := c.Write(pattern); err != nil {
 		return
 	}
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
@@ -123,15 +130,21 @@ func (l *streamed) ask(ctx context.Context) (n int64, err error) {
 		}
 		return int64(len(got)), err
 	}
-	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	c.SetReadDeadline(time.Now().Add(maxFirst))
+	ends := func() bool { return true }
+	defer func() { ends() }()
 	room := make([]byte, streamRoom)
 	for {
 		k, err := c.Read(room)
 		if at := int(n % int64(len(pattern))); k > 0 && room[0] != pattern[at] { // to look at all of it would cost more than to relay it
 			return n, errStreamed
 		}
+		if n == 0 && k > 0 { // from now on it ends with the load
+			c.SetReadDeadline(time.Time{})
+			ends = context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+		}
 		switch n += int64(k); {
-		case ctx.Err() != nil:
+		case n > 0 && ctx.Err() != nil:
 			return n, nil
 		case err != nil:
 			return n, err
