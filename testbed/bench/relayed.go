@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -50,24 +49,17 @@ type relaySocket struct {
 	cmsgs [2 * relayedBatch][8]uint64 // of in, then of out
 	size  int                         // of each datagram, where they go together; 0: they do not
 
-	slots []slot
-	free  []int
+	slots // none at the end behind the relay
 }
 
 func newRelaySocket() (*relaySocket, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := newDatagramSocket()
 	if err != nil {
-		return nil, fmt.Errorf("make a socket: %w", err)
+		return nil, err
 	}
 	s := &relaySocket{fd: fd}
-	for i := range relayedBatch {
-		out, in := &s.parts[i], &s.parts[relayedBatch+i]
-		out.Base, in.Base = &s.sent[i][0], &s.came[i][0]
-		in.SetLen(len(s.came[i]))
-		s.out[i].Iov, s.in[i].Iov = out, in
-		s.out[i].SetIovlen(1)
-		s.in[i].SetIovlen(1)
-	}
+	newMessages(s.out[:], s.parts[:relayedBatch], func(i int) []byte { return s.sent[i][:] })
+	newMessages(s.in[:], s.parts[relayedBatch:], func(i int) []byte { return s.came[i][:] })
 	return s, nil
 }
 
@@ -124,7 +116,8 @@ func (l *relayed) run(ctx context.Context) (m Measured, err error) {
 			return m, fmt.Errorf("take datagrams together: %w", err)
 		}
 	}
-	watched := []unix.PollFd{{Fd: int32(target.fd), Events: unix.POLLIN}}
+	course := pace{last: l.last}
+	course.watch(target.fd, nil)
 	clients := make([]*relaySocket, l.flows)
 	for i := range clients {
 		if clients[i], err = newRelaySocket(); err != nil {
@@ -139,22 +132,16 @@ func (l *relayed) run(ctx context.Context) (m Measured, err error) {
 				return m, fmt.Errorf("take datagrams together: %w", err)
 			}
 		}
-		clients[i].slots = make([]slot, l.window)
-		for n := range l.window {
-			clients[i].free = append(clients[i].free, n)
-		}
-		watched = append(watched, unix.PollFd{Fd: int32(clients[i].fd), Events: unix.POLLIN})
+		clients[i].slots = newSlots(l.window)
+		course.watch(clients[i].fd, &clients[i].slots)
 	}
-	var times latencies
-	var idle, ended, looked time.Duration
-	var sent, lost int64
-	began := time.Now()
+	course.began = time.Now()
 	for turn := 0; ; turn++ {
-		now := time.Since(began)
+		now := time.Since(course.began)
 		if turn%256 == 0 && ctx.Err() != nil {
 			return m, context.Cause(ctx)
 		}
-		open, came := 0, 0
+		came := 0
 		for _, c := range clients {
 			if now < l.last {
 				n, err := c.shoot(l.size, now)
@@ -162,7 +149,7 @@ func (l *relayed) run(ctx context.Context) (m Measured, err error) {
 					m.Failed = fmt.Sprintf("after %d: write a datagram: %v", m.Count, err)
 					return m, nil
 				}
-				sent += int64(n)
+				course.sent += int64(n)
 			}
 		}
 		if err := target.echo(); err != nil {
@@ -170,51 +157,35 @@ func (l *relayed) run(ctx context.Context) (m Measured, err error) {
 			return m, nil
 		}
 		for _, c := range clients {
-			n, err := c.take(l.size, func(at time.Duration) { times.add(time.Since(began) - at) })
+			n, err := c.take(l.size, course.came)
 			if m.Count += int64(n); err != nil {
 				m.Failed = fmt.Sprintf("after %d: %v", m.Count, err)
 				return m, nil
 			}
 			came += n
-			open += l.window - len(c.free)
 		}
-		after := time.Since(began)
-		if came > 0 {
-			ended = after
-		} else if idle += after - now; after-ended > sleepTime {
-			if _, err := unix.Poll(watched, 10); err != nil && !errors.Is(err, unix.EINTR) { // milliseconds
-				return m, fmt.Errorf("wait for datagrams: %w", err)
-			}
+		done, err := course.turned(now, came)
+		if err != nil {
+			return m, err
 		}
-		if after-looked > lostTime/8 {
-			looked = after
-			for _, c := range clients {
-				lost += c.giveUp(after - lostTime)
-			}
-		}
-		if now >= l.last && open == 0 {
+		if done {
 			break
 		}
 	}
-	if float64(lost) > maxLost*float64(sent) {
-		m.Failed = fmt.Sprintf("%d of %d datagrams lost", lost, sent)
-	}
-	m.Mean, m.P50, m.P99 = times.mean(), times.quantile(0.5), times.quantile(0.99)
-	m.Value = float64(m.Count) / max(ended, l.last).Seconds()
+	course.measured(&m, "datagrams")
 	m.Bytes = m.Count * int64(l.size)
-	m.Idle = idle
 	return m, nil
 }
 
 // shoot sends datagrams in all free slots. Each says which slot it is of, and how often that was taken.
 func (s *relaySocket) shoot(size int, now time.Duration) (int, error) {
 	n := min(len(s.free), relayedBatch)
-	if s.size > 0 && n < len(s.slots)/2 {
+	if s.size > 0 && n < len(s.all)/2 {
 		return 0, nil // a few would go alone
 	}
 	for i := range n {
 		number := s.free[len(s.free)-1-i]
-		sl := &s.slots[number]
+		sl := &s.all[number]
 		sl.at, sl.open, sl.times = now, true, sl.times+1
 		binary.BigEndian.PutUint16(s.sent[i][:], uint16(number))
 		binary.BigEndian.PutUint16(s.sent[i][2:], sl.times)
@@ -229,21 +200,6 @@ func (s *relaySocket) shoot(size int, now time.Duration) (int, error) {
 	return n, sendAll(s.fd, s.out[:1])
 }
 
-func sendAll(fd int, out []mmsg) error {
-	for len(out) > 0 {
-		r, _, e := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&out[0])), uintptr(len(out)), 0, 0, 0)
-		switch {
-		case e == unix.EAGAIN, e == unix.EINTR:
-			runtime.Gosched()
-		case e != 0:
-			return e
-		default:
-			out = out[r:]
-		}
-	}
-	return nil
-}
-
 func (s *relaySocket) receive() (int, error) {
 	if s.size > 0 {
 		for i := range s.in {
@@ -251,14 +207,7 @@ func (s *relaySocket) receive() (int, error) {
 			s.in[i].SetControllen(len(s.cmsgs[i]) * 8)
 		}
 	}
-	r, _, e := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.in[0])), relayedBatch, unix.MSG_DONTWAIT, 0, 0)
-	switch {
-	case e == unix.EAGAIN, e == unix.EINTR:
-		return 0, nil
-	case e != 0:
-		return 0, e
-	}
-	return int(r), nil
+	return receiveSome(s.fd, s.in[:])
 }
 
 // echo sends back what came.
@@ -301,24 +250,12 @@ func (s *relaySocket) take(size int, back func(time.Duration)) (right int, err e
 			return right, fmt.Errorf("what came back, of %d bytes, was not sent", len(p))
 		}
 		number := int(binary.BigEndian.Uint16(p))
-		if number >= len(s.slots) || !s.slots[number].open || s.slots[number].times != binary.BigEndian.Uint16(p[2:]) {
+		if number >= len(s.all) || !s.all[number].open || s.all[number].times != binary.BigEndian.Uint16(p[2:]) {
 			continue // given up before, or here already
 		}
-		back(s.slots[number].at)
-		s.slots[number].open = false
-		s.free = append(s.free, number)
+		back(s.all[number].at)
+		s.close(number)
 		right++
 	}
 	return right, err
-}
-
-func (s *relaySocket) giveUp(before time.Duration) (lost int64) {
-	for number := range s.slots {
-		if sl := &s.slots[number]; sl.open && sl.at < before {
-			sl.open = false
-			s.free = append(s.free, number)
-			lost++
-		}
-	}
-	return lost
 }

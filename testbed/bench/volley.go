@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"runtime"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,10 +21,8 @@ const (
 	// buffer, which is 208 KiB where nobody changed it: a server may let all of them lie, and none is lost for want of room.
 	volleySockets = 4
 	volleyWindow  = 32
-	maxQuery      = 512                    // bytes of a query
-	maxAnswer     = 1500                   // of an answer
-	lostTime      = 2 * time.Second        // after which an answer does not come any more
-	sleepTime     = 200 * time.Microsecond // without an answer, after which it sleeps until one comes
+	maxQuery      = 512  // bytes of a query
+	maxAnswer     = 1500 // of an answer
 )
 
 // questions are queries in wire format, each with the one address that answers it. The zero value has none.
@@ -61,8 +58,7 @@ func (q *questions) at(n int) []byte {
 
 // volley is load by DNS over UDP from one thread: queries that lie in memory, asked in turn, over and over, written and read by sendmmsg(2) and
 // recvmmsg(2), so that the load's core can do more than the server's. Each answer is looked at: it must be authoritative, be to that
-// question, and have the one address that is right, else the volley ends as failed. It sleeps only where nothing came for a while: a client that
-// must be woken would cost the server a wake-up for each answer.
+// question, and have the one address that is right, else the volley ends as failed.
 type volley struct {
 	address string // HOST:PORT
 	*questions
@@ -72,8 +68,7 @@ type volley struct {
 // shooter is one socket of a volley.
 type shooter struct {
 	fd    int
-	slots [volleyWindow]slot
-	free  []int // slots without a query
+	slots // the ID of a message is the number of its slot and, above it, how often the slot was taken
 	out   [volleyWindow]mmsg
 	in    [volleyWindow]mmsg
 	parts [2 * volleyWindow]unix.Iovec // of out, then of in
@@ -81,40 +76,18 @@ type shooter struct {
 	came  [volleyWindow][maxAnswer]byte
 }
 
-// slot is a query that is open. The ID of its message is the number of the slot and, above it, how often the slot was taken: an answer that comes
-// after it was given up is known by that.
-type slot struct {
-	query int
-	times uint16
-	open  bool
-	at    time.Duration // when it was sent, since the volley began
-}
-
-// mmsg is the kernel's struct mmsghdr.
-type mmsg struct {
-	unix.Msghdr
-	n uint32
-}
-
 func newShooter(address netip.AddrPort) (*shooter, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := newDatagramSocket()
 	if err != nil {
-		return nil, fmt.Errorf("make a socket: %w", err)
+		return nil, err
 	}
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(address.Port()), Addr: address.Addr().As4()}); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("connect to %v: %w", address, err)
 	}
-	s := &shooter{fd: fd}
-	for i := range volleyWindow {
-		s.free = append(s.free, volleyWindow-1-i)
-		out, in := &s.parts[i], &s.parts[volleyWindow+i]
-		out.Base, in.Base = &s.sent[i][0], &s.came[i][0]
-		in.SetLen(maxAnswer)
-		s.out[i].Iov, s.in[i].Iov = out, in
-		s.out[i].SetIovlen(1)
-		s.in[i].SetIovlen(1)
-	}
+	s := &shooter{fd: fd, slots: newSlots(volleyWindow)}
+	newMessages(s.out[:], s.parts[:volleyWindow], func(i int) []byte { return s.sent[i][:] })
+	newMessages(s.in[:], s.parts[volleyWindow:], func(i int) []byte { return s.came[i][:] })
 	return s, nil
 }
 
@@ -127,25 +100,22 @@ func (v *volley) run(ctx context.Context) (m Measured, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var shooters [volleySockets]*shooter
-	var watched [volleySockets]unix.PollFd
+	course := pace{last: v.last}
 	for i := range shooters {
 		if shooters[i], err = newShooter(address); err != nil {
 			return m, err
 		}
 		defer unix.Close(shooters[i].fd)
-		watched[i] = unix.PollFd{Fd: int32(shooters[i].fd), Events: unix.POLLIN}
+		course.watch(shooters[i].fd, &shooters[i].slots)
 	}
-	var times latencies
-	var idle time.Duration // of turns that found nothing, without sleep
-	var sent, lost int64
-	next, began := 0, time.Now()
-	ended, looked := time.Duration(0), time.Duration(0) // the last answer; the last look for what is lost
+	next := 0
+	course.began = time.Now()
 	for turn := 0; ; turn++ {
-		now := time.Since(began)
+		now := time.Since(course.began)
 		if turn%1024 == 0 && ctx.Err() != nil {
 			return m, context.Cause(ctx)
 		}
-		open, came := 0, 0
+		came := 0
 		for _, s := range shooters {
 			if now < v.last {
 				n, err := s.shoot(v.questions, next, now)
@@ -153,41 +123,24 @@ func (v *volley) run(ctx context.Context) (m Measured, err error) {
 					m.Failed = fmt.Sprintf("after %d answers: write a query: %v", m.Count, err)
 					return m, nil
 				}
-				next, sent = (next+n)%len(v.ends), sent+int64(n)
+				next, course.sent = (next+n)%len(v.ends), course.sent+int64(n)
 			}
-			n, err := s.take(v.questions, &m.Bytes, func(at time.Duration) { times.add(time.Since(began) - at) })
+			n, err := s.take(v.questions, &m.Bytes, course.came)
 			if m.Count += int64(n); err != nil {
 				m.Failed = fmt.Sprintf("after %d answers: %v", m.Count, err)
 				return m, nil
 			}
 			came += n
-			open += volleyWindow - len(s.free)
 		}
-		after := time.Since(began)
-		if came > 0 {
-			ended = after
-		} else if idle += after - now; after-ended > sleepTime {
-			if _, err := unix.Poll(watched[:], 10); err != nil && !errors.Is(err, unix.EINTR) { // milliseconds
-				return m, fmt.Errorf("wait for answers: %w", err)
-			}
+		done, err := course.turned(now, came)
+		if err != nil {
+			return m, err
 		}
-		if after-looked > lostTime/8 {
-			looked = after
-			for _, s := range shooters {
-				lost += s.giveUp(after - lostTime)
-			}
-		}
-		if now >= v.last && open == 0 {
+		if done {
 			break
 		}
 	}
-	if float64(lost) > maxLost*float64(sent) {
-		m.Failed = fmt.Sprintf("%d of %d queries lost", lost, sent)
-	}
-	took := max(ended, v.last) // an answer that is given up is waited for, but not by the rate
-	m.Mean, m.P50, m.P99 = times.mean(), times.quantile(0.5), times.quantile(0.99)
-	m.Value = float64(m.Count) / took.Seconds()
-	m.Idle = idle
+	course.measured(&m, "queries")
 	return m, nil
 }
 
@@ -200,23 +153,15 @@ func (s *shooter) shoot(q *questions, next int, now time.Duration) (int, error) 
 	n := len(s.free)
 	for i := range n {
 		number := s.free[n-1-i]
-		sl := &s.slots[number]
+		sl := &s.all[number]
 		sl.query, sl.at, sl.open, sl.times = (next+i)%len(q.ends), now, true, sl.times+1
 		m := q.at(sl.query)
 		copy(s.sent[i][:], m)
 		binary.BigEndian.PutUint16(s.sent[i][:], uint16(number)|sl.times*volleyWindow)
 		s.parts[i].SetLen(len(m))
 	}
-	for done := 0; done < n; {
-		r, _, e := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.out[done])), uintptr(n-done), 0, 0, 0)
-		switch {
-		case e == unix.EAGAIN, e == unix.EINTR: // loopback takes it as soon as the receiver's queue is judged; a full one drops, and does not wait
-			runtime.Gosched()
-		case e != 0:
-			return done, e
-		default:
-			done += int(r)
-		}
+	if err := sendAll(s.fd, s.out[:n]); err != nil {
+		return 0, err
 	}
 	s.free = s.free[:0]
 	return n, nil
@@ -224,15 +169,12 @@ func (s *shooter) shoot(q *questions, next int, now time.Duration) (int, error) 
 
 // take reads what has come, looks at it, and says how many were right; answered hears of each when its query was sent.
 func (s *shooter) take(q *questions, size *int64, answered func(time.Duration)) (int, error) {
-	r, _, e := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.in[0])), volleyWindow, unix.MSG_DONTWAIT, 0, 0)
-	switch {
-	case e == unix.EAGAIN, e == unix.EINTR:
-		return 0, nil
-	case e != 0:
-		return 0, e
+	came, err := receiveSome(s.fd, s.in[:])
+	if err != nil {
+		return 0, err
 	}
 	right := 0
-	for i := range int(r) {
+	for i := range came {
 		m := s.came[i][:s.in[i].n]
 		*size += int64(len(m))
 		if len(m) < 12 {
@@ -240,7 +182,7 @@ func (s *shooter) take(q *questions, size *int64, answered func(time.Duration)) 
 		}
 		id := binary.BigEndian.Uint16(m)
 		number := int(id % volleyWindow)
-		sl := &s.slots[number]
+		sl := &s.all[number]
 		if !sl.open || id != uint16(number)|sl.times*volleyWindow {
 			continue // given up before: counted as lost
 		}
@@ -248,23 +190,10 @@ func (s *shooter) take(q *questions, size *int64, answered func(time.Duration)) 
 			return right, err
 		}
 		answered(sl.at)
-		sl.open = false
-		s.free = append(s.free, number)
+		s.close(number)
 		right++
 	}
 	return right, nil
-}
-
-// giveUp frees the slots of queries that were sent before a time, and says how many.
-func (s *shooter) giveUp(before time.Duration) (lost int64) {
-	for number := range s.slots {
-		if sl := &s.slots[number]; sl.open && sl.at < before {
-			sl.open = false
-			s.free = append(s.free, number)
-			lost++
-		}
-	}
-	return lost
 }
 
 // judge says what is wrong with an answer (RFC 1035, 4.1) to a query, which is to be one address.
