@@ -10,7 +10,7 @@ import (
 // counters count what strangers send and what they get.
 type counters struct {
 	queries                                                     [QUIC + 1]atomic.Uint64
-	malformed, truncated, unsent                                atomic.Uint64
+	malformed, truncated, unsent, panics                        atomic.Uint64
 	success, nxdomain, refused, servfail, rejects               atomic.Uint64
 	scoped, conns, connsDisplaced                               atomic.Uint64
 	tlsConns, tlsFailed                                         atomic.Uint64
@@ -63,6 +63,7 @@ func (s *Server) Counters() map[string]uint64 {
 		"dns_queries_https_total":             c.queries[HTTPS].Load(),
 		"dns_queries_quic_total":              c.queries[QUIC].Load(),
 		"dns_malformed_total":                 c.malformed.Load(),            // of them, those that are no query: FORMERR or no response
+		"dns_panics_total":                    c.panics.Load(),               // messages that met a fault of this node: no response
 		"dns_answers_success_total":           c.success.Load(),              // NOERROR
 		"dns_answers_nxdomain_total":          c.nxdomain.Load(),             // no such name
 		"dns_answers_refused_total":           c.refused.Load(),              // no zone of ours, or a transfer

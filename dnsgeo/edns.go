@@ -29,6 +29,7 @@ type edns struct {
 	ecs    netip.Prefix
 
 	cookie    []byte // as it came, nil if none did (RFC 7873)
+	given     bool   // the response has one for it
 	keepalive bool   // it asks for how long a connection may be silent (RFC 7828)
 	padding   bool   // it may be answered with padding (RFC 7830)
 }

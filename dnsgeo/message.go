@@ -17,7 +17,7 @@ type request struct {
 	rd     bool
 
 	asked    bool // there is a question, which is to be repeated in the response
-	question int  // where it ends in the message; the name begins it
+	question int  // where it ends in the message; the name begins it. headerSize: there is none that is to be repeated
 	typ      uint16
 	class    uint16
 	signed   bool      // there is a TSIG record, if only one that is out of place
@@ -30,20 +30,26 @@ type request struct {
 // parse reads a query. The response to it begins with rcode; drop says that there must be none: nobody is to
 // answer a response, nor what has not even a header. What parse has understood of a bad query is in the request.
 func parse(m []byte) (r request, rcode int, drop bool) {
-	r.size = dns.MinMsgSize
+	if r, rcode, drop = read(m); drop || r.opcode == dns.OpcodeQuery || r.opcode == dns.OpcodeNotify || r.opcode == dns.OpcodeUpdate {
+		return r, rcode, drop
+	}
+	// What else there may be in it nobody knows; that it has an OPT record is answered by one (RFC 6891 §6.1.1).
+	unknown := request{id: r.id, opcode: r.opcode, rd: r.rd, question: headerSize, edns: r.edns}
+	return unknown, dns.RcodeNotImplemented, false
+}
+
+// read is parse of a message that has one of the opcodes that are implemented.
+func read(m []byte) (r request, rcode int, drop bool) {
+	r.size, r.question = dns.MinMsgSize, headerSize
 	if len(m) < headerSize || m[2]&0x80 != 0 {
 		return r, dns.RcodeFormatError, true
 	}
 	r.id = binary.BigEndian.Uint16(m)
 	r.opcode = int(m[2]>>3) & 0xf
 	r.rd = m[2]&1 != 0
-	if r.opcode != dns.OpcodeQuery && r.opcode != dns.OpcodeNotify && r.opcode != dns.OpcodeUpdate {
-		return r, dns.RcodeNotImplemented, false
-	}
 	at := headerSize
 	switch binary.BigEndian.Uint16(m[4:]) {
 	case 0: // it asks for a cookie, or nothing (RFC 7873 §5.4)
-		r.question = at
 	case 1:
 		if at = tsig.SkipName(m, at, false); at < 0 || len(m) < at+4 {
 			return r, dns.RcodeFormatError, false

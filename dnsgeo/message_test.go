@@ -87,6 +87,8 @@ func TestMessagesAreAnsweredRefusedOrDropped(t *testing.T) {
 
 		{"a later EDNS", "abcd 0000 0001 0000 0000 0001" + question + "00 0029 04d0 00010000 0000", "BADVERS"},
 		{"STATUS", "abcd 1000 0001 0000 0000 0000" + question, "NOTIMP"},
+		{"STATUS with EDNS", "abcd 1000 0001 0000 0000 0001" + question + plainOPT, "NOTIMP"},
+		{"STATUS of no form", "abcd 1000 0001 0000 0000 0001" + question + "ff", "NOTIMP"},
 		{"NOTIFY", "abcd 2000 0001 0000 0000 0000" + strings.Replace(question, "0001 0001", "0006 0001", 1), "NOTAUTH"},
 		{"NOTIFY of another type", "abcd 2000 0001 0000 0000 0000" + question, "FORMERR"},
 		{"NOTIFY of nothing", "abcd 2000 0000 0000 0000 0000", "FORMERR"},
@@ -309,8 +311,20 @@ func FuzzMessage(f *testing.F) {
 	} {
 		f.Add(bytesOf(f, seed), true)
 	}
+	limited := limitedTo(f, 1, "www A 192.0.2.1")
+	limited.SetCookieSecrets([]CookieSecret{{1}})
 	room := make([]byte, roomSize)
 	f.Fuzz(func(t *testing.T, m []byte, datagram bool) {
+		for range 4 { // of responses that are too many one is sent, one cut, one held
+			if response := limited.respond(room, m, netip.MustParseAddr("10.1.0.53"), UDP); response != nil {
+				if err := new(dns.Msg).Unpack(response); err != nil {
+					t.Fatalf("the limited response cannot be read: %v\n% x", err, response)
+				}
+			}
+		}
+		if n := limited.Counters()["dns_panics_total"] + s.Counters()["dns_panics_total"]; n != 0 {
+			t.Fatal("it met a fault")
+		}
 		asked := slices.Clone(m)
 		by := TCP
 		if datagram {

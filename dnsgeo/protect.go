@@ -26,6 +26,7 @@ func (s *Server) appendMore(opt []byte, r *request, y *reply, from netip.Addr, b
 	if secrets := s.cookies.Load(); r.cookie != nil && secrets != nil && len(*secrets) > 0 {
 		var valid bool
 		opt = append(opt, 0, dns.EDNS0COOKIE, 0, cookieSize)
+		r.given = true
 		if opt, valid = checkCookie(opt, r.cookie, from, *secrets, time.Now()); valid {
 			s.counts.cookies.Add(1)
 			proven = true
@@ -75,15 +76,15 @@ func (d *desk) limited(response []byte, r *request, opt []byte, from netip.Addr)
 	return response
 }
 
-// cut takes all but the question and the OPT record from a response. A client that knows cookies is told to come again with the one
-// that it is given (RFC 7873 §5.2.3); others, to come by TCP.
+// cut takes all but the question and the OPT record from a response. A client that is given a cookie is told to come again with it
+// (RFC 7873 §5.2.3); others, to come by TCP.
 func cut(response []byte, r *request, opt []byte) []byte {
 	response = append(response[:r.question], opt...)
 	clear(response[6:headerSize])
 	if len(opt) > 0 {
 		response[11] = 1
 	}
-	if r.cookie == nil {
+	if !r.given {
 		response[2] |= 2
 		return response
 	}

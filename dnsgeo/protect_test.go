@@ -1,7 +1,9 @@
 package dnsgeo
 
 import (
+	"bytes"
 	"encoding/hex"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -246,6 +248,74 @@ func TestWhoIsProvenIsNotLimited(t *testing.T) {
 				t.Fatalf("%v: got %v", by, got)
 			}
 		}
+	}
+}
+
+// What is too much is cut or held whatever it is: a message that was not understood has no question to be repeated. A client is told to
+// come with a cookie only where it is given one.
+func TestWhatIsNoQueryIsLimitedToo(t *testing.T) {
+	for _, secrets := range [][]CookieSecret{nil, {{1}}} {
+		for name, message := range map[string]string{
+			"STATUS":                         "abcd 1000 0000 0000 0000 0000",
+			"STATUS with EDNS":               "abcd 1000 0001 0000 0000 0001" + question + plainOPT,
+			"two questions":                  "abcd 0000 0002 0000 0000 0000" + question + question,
+			"half a question":                "abcd 0000 0001 0000 0000 0000 03 7777",
+			"a name of no form":              "abcd 0000 0001 0000 0000 0000 80 00 0001 0001",
+			"bytes behind it":                "abcd 0000 0001 0000 0000 0000" + question + "00",
+			"bytes behind it, with a cookie": "abcd 0000 0001 0000 0000 0001" + question + opt("000a 0008 0102030405060708") + "00",
+			"a cookie alone":                 "abcd 0000 0000 0000 0000 0001" + opt("000a 0008 0102030405060708"),
+			"a query with a cookie":          "abcd 0000 0001 0000 0000 0001" + question + opt("000a 0008 0102030405060708"),
+			"of EDNS version 1":              "abcd 0000 0001 0000 0000 0001" + question + "00 0029 04d0 00010000 0000",
+		} {
+			s := limitedTo(t, 1, "www A 192.0.2.1")
+			s.SetCookieSecrets(secrets)
+			room, m := make([]byte, roomSize), bytesOf(t, message)
+			var cut, held int
+			for range 10 {
+				response := s.respond(room, m, netip.MustParseAddr("203.0.113.1"), UDP)
+				if response == nil {
+					held++
+					continue
+				}
+				var got dns.Msg
+				if err := got.Unpack(response); err != nil {
+					t.Fatalf("%s: %v: % x", name, err, response)
+				}
+				given := option(&got, dns.EDNS0COOKIE) != nil
+				switch {
+				case got.Truncated && !given:
+					cut++
+				case got.Rcode == dns.RcodeBadCookie && given:
+					cut++
+				case got.Truncated || got.Rcode == dns.RcodeBadCookie:
+					t.Errorf("%s: got %v", name, &got)
+				}
+			}
+			if c := s.Counters(); cut < 4 || held < 4 || c["dns_panics_total"] != 0 || c["dns_responses_cut_total"] != uint64(cut) {
+				t.Errorf("%s: %d cut, %d held, %d faults", name, cut, held, c["dns_panics_total"])
+			}
+		}
+	}
+}
+
+// A fault of this code ends the message that found it, and nothing else.
+func TestAFaultEndsItsMessageOnly(t *testing.T) {
+	var log bytes.Buffer
+	s := serverOf(t, "www A 192.0.2.1")
+	s.config.Log = slog.New(slog.NewTextHandler(&log, nil))
+	looks := s.config.View
+	s.config.View = func() *view.View { panic("a fault") }
+	for range 10 {
+		if got := asking(t, s, UDP, "www.example.com. A", nil); got != nil {
+			t.Errorf("got %v", got)
+		}
+	}
+	s.config.View = looks
+	if got := asking(t, s, UDP, "www.example.com. A", nil); got == nil || len(got.Answer) != 1 {
+		t.Errorf("after it: %v", got)
+	}
+	if n := s.Counters()["dns_panics_total"]; n != 10 || strings.Count(log.String(), "fault=\"a fault\"") != 4 || !strings.Contains(log.String(), "respond.go") {
+		t.Errorf("%d faults, the log has\n%s", n, &log)
 	}
 }
 

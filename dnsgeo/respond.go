@@ -1,8 +1,10 @@
 package dnsgeo
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime/debug"
 	"time"
 
 	"github.com/miekg/dns"
@@ -46,8 +48,14 @@ func (s *Server) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	return response
 }
 
-func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
+func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) (response []byte) {
 	s := d.server
+	defer func() {
+		if fault := recover(); fault != nil {
+			d.mend(fault, m, from, by)
+			response = nil
+		}
+	}()
 	if d.scribe != nil {
 		d.began = time.Now()
 	}
@@ -67,6 +75,24 @@ func (d *desk) respond(room, m []byte, from netip.Addr, by Transport) []byte {
 	}
 	return d.make(room, m, &r, rcode, from, by)
 }
+
+// mend is for a fault that a message found in this code: it has no response, and the others go on. An update that was admitted before
+// stays with the desk, to be finished. The log has the first, second, fourth, eighth … fault: whoever can make one can make many.
+func (d *desk) mend(fault any, m []byte, from netip.Addr, by Transport) {
+	s := d.server
+	if n := s.counts.panics.Add(1); n&(n-1) == 0 {
+		s.config.Log.Error("a message met a fault of this node and has no response", "fault", fault, "faults", n, "from", from, "by", by,
+			"message", fmt.Sprintf("%x", m[:min(len(m), maxLogged)]), "stack", string(debug.Stack()))
+	}
+	remembers := d.asker.recents != nil
+	d.asker = *newAsker()
+	if remembers {
+		d.asker.recents = new(recents)
+	}
+}
+
+// maxLogged is how many bytes of a message that met a fault are in the log.
+const maxLogged = 512
 
 // make makes the response to a query that has been read.
 func (d *desk) make(room, m []byte, r *request, rcode int, from netip.Addr, by Transport) []byte {
