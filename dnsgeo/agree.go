@@ -198,6 +198,11 @@ func (t *Table) digest(v *view.View) uint64 {
 			healthy += lot(2, name)
 		}
 	}
+	for name := range t.spec.Accelerators {
+		if v.AcceleratorHealthy(t.spec, name) {
+			healthy += lot(4, name)
+		}
+	}
 	number(h, healthy)
 	return h.Sum64()
 }

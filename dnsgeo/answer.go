@@ -516,6 +516,8 @@ func (a *asker) lost(c *zone.Choice, i int) time.Time {
 	switch {
 	case r.Alias.To == zone.ToLoadBalancer && a.table.runsIn(a.scene, r.Alias.Name) != nil:
 		target = v.LoadBalancerLost(s, r.Alias.Name)
+	case r.Alias.To == zone.ToAccelerator:
+		target = v.AcceleratorLost(s, r.Alias.Name)
 	case r.Alias.To == zone.ToRecord:
 		if _, choice, _ := a.zone.Follow(r.Alias, c.Type); choice != nil {
 			for i := range choice.Records {
@@ -551,7 +553,7 @@ func (a *asker) able(t uint16, alias *zone.Alias) bool {
 			}
 			return false
 		}
-		return g != nil && (!alias.EvaluateTargetHealth || a.holds(a.table.loadBalancer(a.scene, alias)))
+		return g != nil && (!alias.EvaluateTargetHealth || a.holds(a.table.evaluate(a.scene, alias)))
 	case zone.ToRecord:
 		if !alias.EvaluateTargetHealth {
 			return true
@@ -567,7 +569,7 @@ func (a *asker) able(t uint16, alias *zone.Alias) bool {
 		}
 		return false
 	default:
-		return true // an accelerator decides for itself, flow by flow
+		return !alias.EvaluateTargetHealth || a.holds(a.table.evaluate(a.scene, alias)) // not evaluated, it decides for itself, flow by flow
 	}
 }
 

@@ -367,6 +367,10 @@ const site = `
 	trust A 192.0.2.99 ; id=sorry failover=SECONDARY
 	anycast A ; id=first failover=PRIMARY alias=accelerator:echo evaluate
 	anycast A 192.0.2.99 ; id=sorry failover=SECONDARY
+	play A    ; id=first failover=PRIMARY alias=accelerator:game evaluate
+	play A 192.0.2.99 ; id=sorry failover=SECONDARY
+	plays A   ; id=first failover=PRIMARY alias=accelerator:game
+	plays A 192.0.2.99 ; id=sorry failover=SECONDARY
 `
 
 func TestAliasesLeadToWhatIsAliveAndNear(t *testing.T) {
@@ -427,7 +431,10 @@ func TestAliasesLeadToWhatIsAliveAndNear(t *testing.T) {
 		{"a tree: one leaf of the branch", "tree.example.com. A", "10.3.0.1", []string{"web-iad"}, answer("tree.example.com.", "192.0.2.10", "192.0.2.11")},
 		{"a tree: no leaf of the branch", "tree.example.com. A", "10.3.0.1", []string{"web-iad", "web-icn"}, "NOERROR aa\ntree.example.com. 60 A 192.0.2.99\n"},
 		{"a branch that is not evaluated", "trust.example.com. A", "10.3.0.1", []string{"web-iad", "web-icn"}, answer("trust.example.com.", "192.0.2.30")},
-		{"an accelerator is healthy", "anycast.example.com. A", "", []string{"icn1", "web-icn", "web-iad"}, answer("anycast.example.com.", "203.0.113.1", "203.0.113.2")},
+		{"an accelerator with one healthy endpoint", "play.example.com. A", "", []string{"icn1", "web-icn"}, answer("play.example.com.", "203.0.113.3")},
+		{"an accelerator with none", "play.example.com. A", "", []string{"web-icn", "web-iad"}, "NOERROR aa\nplay.example.com. 60 A 192.0.2.99\n"},
+		{"an accelerator that is not evaluated", "plays.example.com. A", "", []string{"web-icn", "web-iad"}, answer("plays.example.com.", "203.0.113.3")},
+		{"an accelerator without listeners", "anycast.example.com. A", "", []string{"icn1", "web-icn", "web-iad"}, answer("anycast.example.com.", "203.0.113.1", "203.0.113.2")},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for got := range outcomes(t, table, worldView(test.down...), from(t, test.question, test.client), 10) {

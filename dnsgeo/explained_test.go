@@ -329,7 +329,7 @@ func (c *chance) records() (all []spec.Record) {
 					case k == 1:
 						alias.LoadBalancer = of(c, "web-icn", "web-iad")
 					default:
-						alias.Accelerator = "echo"
+						alias.Accelerator = of(c, "echo", "game")
 					}
 					sets[i].Alias, sets[i].Values, sets[i].TTL = alias, nil, nil
 				}

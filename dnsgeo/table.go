@@ -91,14 +91,14 @@ type scene struct {
 	here *spec.Site
 	self popKey
 
-	clients *clients.Map      // how far clients are
-	sites   []*spec.Site      // where its POPs are, by number; nil: nobody knows
-	edges   []*group          // of each POP, the members that take viewers
-	drained []*group          // POPs without such, all of whose members are drained
-	servers map[popKey]*group // of each POP, the members that answer names
-	origins map[popKey]*group // of each region, the members that run its load balancers; where all are drained, those
-	lbs     sync.Map          // *zone.Alias → verdict, of the load balancers that were asked for
-	checks  sync.Map          // *spec.HealthCheck → verdict, of those that were asked for
+	clients   *clients.Map      // how far clients are
+	sites     []*spec.Site      // where its POPs are, by number; nil: nobody knows
+	edges     []*group          // of each POP, the members that take viewers
+	drained   []*group          // POPs without such, all of whose members are drained
+	servers   map[popKey]*group // of each POP, the members that answer names
+	origins   map[popKey]*group // of each region, the members that run its load balancers; where all are drained, those
+	evaluated sync.Map          // *zone.Alias → verdict, of the load balancers and accelerators that were asked for
+	checks    sync.Map          // *spec.HealthCheck → verdict, of those that were asked for
 
 	nameServers *zone.Servers // of zones that name none: at POPs that are not known to have no node that answers names
 }
@@ -287,30 +287,27 @@ func (t *Table) check(s *scene, name string) verdict {
 	return of
 }
 
-// loadBalancer is the verdict on the one that an alias leads to. It takes as many steps as that has targets, so it is
-// found once a view.
-func (t *Table) loadBalancer(s *scene, alias *zone.Alias) verdict {
-	if found, ok := s.lbs.Load(alias); ok {
+// evaluate is the verdict on the load balancer or the accelerator that an alias leads to. It takes as many steps as that has targets, so
+// it is found once a view.
+func (t *Table) evaluate(s *scene, alias *zone.Alias) verdict {
+	if found, ok := s.evaluated.Load(alias); ok {
 		return found.(verdict)
 	}
-	found := t.judge(s.view, alias.Name)
-	s.lbs.Store(alias, found)
+	found := t.judge(s.view, alias)
+	s.evaluated.Store(alias, found)
 	return found
 }
 
-// judge says whether a load balancer is healthy or not, by what stands of each of its targets.
-func (t *Table) judge(v *view.View, name string) verdict {
-	lb := t.spec.LoadBalancers[name]
-	if lb == nil {
-		return verdict{false, forever}
+// judge says whether what an alias leads to is healthy or not, and how long that stands: by what stands of each of its targets.
+func (t *Table) judge(v *view.View, alias *zone.Alias) verdict {
+	of, checks := verdict{stands: forever}, view.LoadBalancerChecks(t.spec, alias.Name)
+	if alias.To == zone.ToAccelerator {
+		of.healthy, checks = v.AcceleratorHealthy(t.spec, alias.Name), view.AcceleratorChecks(t.spec, alias.Name)
+	} else {
+		of.healthy = v.LoadBalancerHealthy(t.spec, alias.Name)
 	}
-	of := verdict{v.LoadBalancerHealthy(t.spec, name), forever}
-	for _, g := range lb.TargetGroups() {
-		if group := t.spec.TargetGroups[g]; group != nil {
-			for _, target := range group.Targets {
-				of.stands = min(of.stands, stands(v, health.TargetKey(g, target.AddrPort())))
-			}
-		}
+	for key := range checks {
+		of.stands = min(of.stands, stands(v, key))
 	}
 	return of
 }

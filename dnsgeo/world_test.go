@@ -90,6 +90,10 @@ func worldSpec(t testing.TB, records string) *spec.Spec {
 		Distributions: map[string]*spec.Distribution{"site": {Name: "site"}},
 		Accelerators: map[string]*spec.Accelerator{
 			"echo": {Name: "echo", IPAddresses: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8:f::1")}},
+			"game": {Name: "game", IPAddresses: []netip.Addr{netip.MustParseAddr("203.0.113.3")}, Listeners: []spec.AcceleratorListener{{EndpointGroups: []spec.EndpointGroup{
+				{Region: "ap-northeast-2", Endpoints: []spec.Endpoint{{TargetGroup: "web-icn"}}},
+				{Region: "us-east-1", Endpoints: []spec.Endpoint{{LoadBalancer: "web-iad"}}},
+			}}}},
 		},
 		HealthChecks: map[string]*spec.HealthCheck{"c1": {Name: "c1"}, "c2": {Name: "c2"}, "c3": {Name: "c3"}},
 		HostedZones:  map[string]*spec.HostedZone{"example.com": {Name: "example.com", Records: recordsOf(t, records)}},

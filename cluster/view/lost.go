@@ -68,6 +68,37 @@ func (v *View) LoadBalancerLost(s *spec.Spec, name string) time.Time {
 	return first
 }
 
+// AcceleratorLost is when an accelerator that is enabled and not healthy (AcceleratorHealthy) was so last, by when the verdicts turned:
+// when the first of its listeners lost its last endpoint. Zero if nobody knows.
+func (v *View) AcceleratorLost(s *spec.Spec, name string) time.Time {
+	a := s.Accelerators[name]
+	if a == nil || v == nil || a.Enabled != nil && !*a.Enabled {
+		return time.Time{}
+	}
+	first, some := time.Time{}, false
+	for i := range a.Listeners {
+		l := &a.Listeners[i]
+		if v.listenerHealthy(s, a, l) {
+			continue
+		}
+		last := time.Time{}
+		for j := range l.EndpointGroups {
+			for _, e := range l.EndpointGroups[j].Endpoints {
+				checksOfEndpoint(s, name, &l.EndpointGroups[j], e, func(key health.Key) bool {
+					if at := v.turned(key); at.After(last) {
+						last = at
+					}
+					return true
+				})
+			}
+		}
+		if !some || last.Before(first) {
+			first, some = last, true
+		}
+	}
+	return first
+}
+
 func (v *View) turned(key health.Key) time.Time {
 	verdict, _ := v.Health.Lookup(key)
 	return verdict.Since

@@ -4,6 +4,7 @@
 package view
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -202,6 +203,102 @@ func (v *View) LoadBalancerHealthy(s *spec.Spec, name string) bool {
 		some = true
 	}
 	return some
+}
+
+// AcceleratorHealthy says whether an accelerator is enabled and each of its listeners has a healthy endpoint with weight, in a group whose
+// traffic dial is not 0. (Route 53 does not say what the health of an accelerator is; so it is that of a load balancer, listener by
+// listener.) The endpoints of custom routing are checked by nobody, and healthy.
+func (v *View) AcceleratorHealthy(s *spec.Spec, name string) bool {
+	a := s.Accelerators[name]
+	if a == nil || a.Enabled != nil && !*a.Enabled {
+		return false
+	}
+	for i := range a.Listeners {
+		if !v.listenerHealthy(s, a, &a.Listeners[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func (v *View) listenerHealthy(s *spec.Spec, a *spec.Accelerator, l *spec.AcceleratorListener) bool {
+	for i := range l.EndpointGroups {
+		g := &l.EndpointGroups[i]
+		if g.TrafficDial != nil && *g.TrafficDial == 0 {
+			continue
+		}
+		for _, e := range g.Endpoints {
+			if (e.Weight == nil || *e.Weight > 0) && v.endpointHealthy(s, a.Name, g, e) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (v *View) endpointHealthy(s *spec.Spec, accelerator string, g *spec.EndpointGroup, e spec.Endpoint) bool {
+	switch {
+	case e.Subnet.IsValid():
+		return true
+	case e.Address.IsValid():
+		return v.EndpointHealthy(accelerator, g.Region, g.CheckAddr(e))
+	case e.LoadBalancer != "":
+		return v.LoadBalancerHealthy(s, e.LoadBalancer)
+	}
+	return v.TargetGroupHealthy(s, e.TargetGroup)
+}
+
+// LoadBalancerChecks are the verdicts that the health of a load balancer goes by.
+func LoadBalancerChecks(s *spec.Spec, name string) iter.Seq[health.Key] {
+	return func(yield func(health.Key) bool) {
+		if lb := s.LoadBalancers[name]; lb != nil {
+			checksOf(s, lb.TargetGroups(), yield)
+		}
+	}
+}
+
+// AcceleratorChecks are the verdicts that the health of an accelerator goes by; one may come more than once.
+func AcceleratorChecks(s *spec.Spec, name string) iter.Seq[health.Key] {
+	return func(yield func(health.Key) bool) {
+		a := s.Accelerators[name]
+		if a == nil {
+			return
+		}
+		for i := range a.Listeners {
+			for j := range a.Listeners[i].EndpointGroups {
+				g := &a.Listeners[i].EndpointGroups[j]
+				for _, e := range g.Endpoints {
+					if !checksOfEndpoint(s, name, g, e, yield) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+func checksOfEndpoint(s *spec.Spec, accelerator string, g *spec.EndpointGroup, e spec.Endpoint, yield func(health.Key) bool) bool {
+	switch {
+	case e.Address.IsValid():
+		return yield(health.EndpointKey(accelerator, g.Region, g.CheckAddr(e)))
+	case e.LoadBalancer != "":
+		lb := s.LoadBalancers[e.LoadBalancer]
+		return lb == nil || checksOf(s, lb.TargetGroups(), yield)
+	}
+	return checksOf(s, []string{e.TargetGroup}, yield)
+}
+
+func checksOf(s *spec.Spec, groups []string, yield func(health.Key) bool) bool {
+	for _, name := range groups {
+		if g := s.TargetGroups[name]; g != nil {
+			for _, t := range g.Targets {
+				if !yield(health.TargetKey(name, t.AddrPort())) {
+					return false
+				}
+			}
+		}
+	}
+	return true
 }
 
 // CheckHealthy says whether a HealthCheck passes: one without data yet is healthy, inverted ones are not; disabled is

@@ -276,3 +276,61 @@ func TestANilViewKnowsNothing(t *testing.T) {
 		t.Error("a nil view knows a round trip")
 	}
 }
+
+func TestAnAcceleratorIsHealthyWhileEachListenerHasAHealthyEndpoint(t *testing.T) {
+	no, none, shut := false, 0, 0.0
+	groups := func(endpoints ...spec.Endpoint) spec.AcceleratorListener {
+		return spec.AcceleratorListener{EndpointGroups: []spec.EndpointGroup{{Region: "icn", HealthCheckPort: 80, Endpoints: endpoints}}}
+	}
+	dialled := groups(spec.Endpoint{TargetGroup: "fine"})
+	dialled.EndpointGroups[0].TrafficDial = &shut
+	s := &spec.Spec{
+		TargetGroups:  map[string]*spec.TargetGroup{"fine": group("fine", one), "sick": group("sick", two)},
+		LoadBalancers: map[string]*spec.LoadBalancer{"fine": balancer("fine"), "sick": balancer("sick")},
+		Accelerators:  map[string]*spec.Accelerator{},
+	}
+	v := &View{Health: health.NewTable(map[health.Key]health.Verdict{
+		health.TargetKey("fine", one):                 {Healthy: true, Since: time.Unix(5, 0)},
+		health.TargetKey("sick", two):                 {Since: time.Unix(10, 0)},
+		health.EndpointKey("up", "icn", one):          {Healthy: true, Since: time.Unix(5, 0)},
+		health.EndpointKey("address", "icn", one):     {Since: time.Unix(20, 0)},
+		health.EndpointKey("two sick", "icn", one):    {Since: time.Unix(20, 0)},
+		health.EndpointKey("weight", "icn", one):      {Healthy: true, Since: time.Unix(20, 0)},
+		health.EndpointKey("one is well", "icn", one): {Healthy: true, Since: time.Unix(20, 0)},
+	})}
+	for _, c := range []struct {
+		name      string
+		enabled   *bool
+		listeners []spec.AcceleratorListener
+		healthy   bool
+		lost      int64 // -1: nobody knows
+	}{
+		{"up", nil, []spec.AcceleratorListener{groups(spec.Endpoint{Address: one.Addr()})}, true, -1},
+		{"address", nil, []spec.AcceleratorListener{groups(spec.Endpoint{Address: one.Addr()})}, false, 20},
+		{"unknown", nil, []spec.AcceleratorListener{groups(spec.Endpoint{Address: one.Addr()})}, false, -1},
+		{"target group", nil, []spec.AcceleratorListener{groups(spec.Endpoint{TargetGroup: "fine"})}, true, -1},
+		{"load balancer", nil, []spec.AcceleratorListener{groups(spec.Endpoint{LoadBalancer: "fine"})}, true, -1},
+		{"sick one", nil, []spec.AcceleratorListener{groups(spec.Endpoint{LoadBalancer: "sick"})}, false, 10},
+		{"one is well", nil, []spec.AcceleratorListener{groups(spec.Endpoint{TargetGroup: "sick"}, spec.Endpoint{Address: one.Addr()})}, true, -1},
+		{"one listener is not", nil, []spec.AcceleratorListener{groups(spec.Endpoint{TargetGroup: "fine"}), groups(spec.Endpoint{TargetGroup: "sick"})}, false, 10},
+		{"two sick", nil, []spec.AcceleratorListener{groups(spec.Endpoint{TargetGroup: "sick"}), groups(spec.Endpoint{TargetGroup: "sick"}, spec.Endpoint{Address: one.Addr()})}, false, 10},
+		{"weight", nil, []spec.AcceleratorListener{groups(spec.Endpoint{TargetGroup: "sick"}, spec.Endpoint{Address: one.Addr(), Weight: &none})}, false, 20},
+		{"dial", nil, []spec.AcceleratorListener{dialled}, false, 5},
+		{"custom routing", nil, []spec.AcceleratorListener{groups(spec.Endpoint{Subnet: netip.MustParsePrefix("10.0.0.0/28")})}, true, -1},
+		{"disabled", &no, []spec.AcceleratorListener{groups(spec.Endpoint{TargetGroup: "fine"})}, false, -1},
+	} {
+		s.Accelerators[c.name] = &spec.Accelerator{Name: c.name, Enabled: c.enabled, Listeners: c.listeners}
+		if got := v.AcceleratorHealthy(s, c.name); got != c.healthy {
+			t.Errorf("%s: healthy %v", c.name, got)
+		}
+		if c.healthy {
+			continue
+		}
+		if got := v.AcceleratorLost(s, c.name); c.lost < 0 && !got.IsZero() || c.lost >= 0 && !got.Equal(time.Unix(c.lost, 0)) {
+			t.Errorf("%s: lost at %v, want %d", c.name, got, c.lost)
+		}
+	}
+	if v.AcceleratorHealthy(s, "no such") || !v.AcceleratorLost(s, "no such").IsZero() || !(*View)(nil).AcceleratorLost(s, "address").IsZero() {
+		t.Error("an accelerator that is not there is healthy")
+	}
+}
