@@ -43,7 +43,11 @@ type planner struct {
 
 // apply judges the documents of some files, and deletions.
 func (p planner) apply(over base, who roster.Principal, req api.ApplyRequest) (plan, error) {
-	put, err := p.documents(over, req.Files)
+	files, err := inFull(over, who, req.Files)
+	if err != nil {
+		return plan{}, err
+	}
+	put, err := p.documents(over, files)
 	if err != nil {
 		return plan{}, err
 	}
@@ -60,6 +64,25 @@ func (p planner) apply(over base, who roster.Principal, req api.ApplyRequest) (p
 		return there && bytes.Equal(now.Bytes, d.Bytes)
 	})
 	return p.judge(over, who, put, gone, p.options, store.Change{ID: req.ID, Note: req.Note})
+}
+
+// inFull puts files together that come in parts, from what stands and whoever asks may touch.
+func inFull(over base, who roster.Principal, files []api.File) ([]api.File, error) {
+	files = slices.Clone(files)
+	most := api.MaxBody // of all together, as if they had come whole
+	for i, f := range files {
+		if most -= max(f.Length, 0); most < 0 {
+			return nil, &api.Error{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the files have more than %d bytes", api.MaxBody)}
+		}
+		var err error
+		if files[i], err = f.Whole(func(p api.Part) ([]byte, bool) {
+			stands, there := over.state.Get(p.Kind, p.Name)
+			return stands.Bytes, there && stands.Revision == p.Revision && who.MayTouch(p.Kind, p.Name)
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
 }
 
 // rollback judges the way back to how all was at an earlier revision.

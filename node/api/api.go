@@ -46,6 +46,32 @@ func (d *Duration) UnmarshalText(text []byte) error {
 type File struct {
 	Name string `json:"name"`
 	Data string `json:"data"`
+
+	// Parts are the file in the place of Data, for apply only: one after the other, what stands already and what is new. Length is that of the whole file in bytes,
+	// Sum its CRC-32C.
+	Parts  []Part `json:"parts,omitempty"`
+	Length int    `json:"length,omitempty"`
+	Sum    uint32 `json:"sum,omitempty"`
+}
+
+// Part is a part of a file: Text; or, with Kind and Name, so many bytes from From on of that resource as it is written since Revision. Where
+// it has changed since, the file must be sent whole (409).
+type Part struct {
+	Text     string `json:"text,omitempty"`
+	Kind     string `json:"kind,omitempty"`
+	Name     string `json:"name,omitempty"`
+	Revision uint64 `json:"revision,omitempty"` // that at which the resource was written, as in ResourceList
+	From     int    `json:"from,omitempty"`
+	Length   int    `json:"length,omitempty"`
+}
+
+// Blocks is what a resource's document is made of, one block after the other: a block ends with a line whose CRC-32C is a multiple of 64, or after 16 KiB.
+type Blocks struct {
+	Kind     string `json:"kind"`
+	Name     string `json:"name"`
+	Revision uint64 `json:"revision"` // at which it was written
+	Lengths  []int  `json:"lengths"`  // in bytes
+	Sums     []byte `json:"sums"`     // of each the first 16 bytes of its SHA-256
 }
 
 // Ref names a resource.

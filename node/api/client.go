@@ -109,8 +109,13 @@ func NewNodeClient(dial func(context.Context) (net.Conn, error)) *Client {
 	}}}
 }
 
-// Apply makes one change, which must follow the revision req.Expect if that is given.
+// Apply makes one change, which must follow the revision req.Expect if that is given. Of large documents what stands already is not sent.
 func (c *Client) Apply(ctx context.Context, req ApplyRequest) (res ApplyResponse, err error) {
+	if short, ok := c.inParts(ctx, req); ok {
+		if err = c.ask(ctx, http.MethodPost, "/v1/apply", short, &res, ifMatch(req.Expect)); err == nil || !tooNew(err) {
+			return res, err
+		}
+	}
 	return res, c.ask(ctx, http.MethodPost, "/v1/apply", req, &res, ifMatch(req.Expect))
 }
 

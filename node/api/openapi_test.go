@@ -69,13 +69,14 @@ func walk(t *testing.T, c *Client) []error {
 	ctx := t.Context()
 	var errs []error
 	did := func(_ any, err error) { errs = append(errs, err) }
-	did(c.Apply(ctx, ApplyRequest{ID: "1", Files: []File{{"a.yaml", "kind: X"}}, Delete: []Ref{{"K", "n"}},
+	did(c.Apply(ctx, ApplyRequest{ID: "1", Files: []File{{Name: "a.yaml", Data: "kind: X"}}, Delete: []Ref{{"K", "n"}},
 		Prune: &Prune{Labels: map[string]string{"app": "x"}}, DryRun: true, Note: "why", Expect: revision(7)}))
 	did(c.Apply(ctx, ApplyRequest{}))
-	did(c.Diff(ctx, ApplyRequest{Files: []File{{"a.yaml", "kind: X"}}}))
+	did(c.Diff(ctx, ApplyRequest{Files: []File{{Name: "a.yaml", Data: "kind: X"}}}))
 	did(c.Rollback(ctx, RollbackRequest{ID: "2", Revision: 3, Note: "back", Expect: revision(7)}))
 	did(c.Resources(ctx, ResourcesQuery{}))
 	did(c.Resources(ctx, ResourcesQuery{Kind: "LoadBalancer", Name: "team-web", Fresh: true}))
+	did(c.Blocks(ctx, Ref{"LoadBalancer", "team-web"}))
 	did(c.History(ctx, HistoryQuery{Limit: 10, Own: true}))
 	did(c.Revision(ctx, 7))
 	did(c.ResourcesAt(ctx, 6))

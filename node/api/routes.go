@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,6 +97,8 @@ func routes() []route {
 			inQuery("kind", "of one kind, in any spelling that apply takes", text), inQuery("name", "of this name", text),
 			inQuery("fresh", "ask the leader, so that every change that was acknowledged before is in the answer", flag)},
 			summary: "List resources", handler: gives(resources)},
+		{method: http.MethodGet, path: "/v1/blocks", role: Read, params: []param{inQuery("kind", "of this kind", text), inQuery("name", "of this name", text)},
+			summary: "Say of which blocks the document of a resource is made, so that a change of it need not send all", handler: gives(blocks)},
 		{method: http.MethodGet, path: "/v1/history", role: Read, params: []param{
 			inQuery("limit", "at most so many changes", schema{"type": "integer", "minimum": 1, "maximum": MaxHistory, "default": defaultHistory}),
 			inQuery("own", "of the cluster's own records (nodes, tokens, keys), not of the spec", flag)},
@@ -238,6 +241,11 @@ func apply(c *call, req ApplyRequest) (ApplyResponse, error) {
 	if req.Prune != nil && len(req.Prune.Labels) == 0 {
 		return ApplyResponse{}, refuse(http.StatusBadRequest, "prune needs a label: without one it would delete all that is in no file")
 	}
+	for _, f := range req.Files {
+		if len(f.Parts) > 0 {
+			c.server.parts.Add(1)
+		}
+	}
 	res, err := c.server.backend.Apply(c.ctx, c.by, req)
 	return c.changed(res, req.DryRun), err
 }
@@ -258,6 +266,9 @@ func (c *call) changed(res ApplyResponse, dryRun bool) ApplyResponse {
 }
 
 func diff(c *call, req ApplyRequest) (ApplyResponse, error) {
+	if slices.ContainsFunc(req.Files, func(f File) bool { return len(f.Parts) > 0 }) {
+		return ApplyResponse{}, refuse(http.StatusBadRequest, "files in parts are for apply only")
+	}
 	if req.Prune != nil && len(req.Prune.Labels) == 0 {
 		return ApplyResponse{}, refuse(http.StatusBadRequest, "prune needs a label: without one it would delete all that is in no file")
 	}

@@ -65,9 +65,9 @@ type Server struct {
 	openAPI func() []byte // made when it is first asked for
 	whole   whole
 
-	held                                                       atomic.Int64
-	serving, waiting                                           atomic.Int64
-	requests, refused, nobody, forbidden, busy, forwarded, cut atomic.Uint64
+	held                                                              atomic.Int64
+	serving, waiting                                                  atomic.Int64
+	requests, refused, nobody, forbidden, busy, forwarded, cut, parts atomic.Uint64
 }
 
 // NewServer makes the server of a door for people and programs.
@@ -127,6 +127,7 @@ func (s *Server) Counters() map[string]uint64 {
 		"api_busy_total":              s.busy.Load(),
 		"api_forwarded_total":         s.forwarded.Load(),
 		"api_answers_cut_short_total": s.cut.Load(),
+		"api_files_in_parts_total":    s.parts.Load(),
 	}
 }
 

@@ -199,7 +199,7 @@ func TestASpecOf100MBIsRefusedBeforeItIsSent(t *testing.T) {
 		}
 	}
 	c := clientOf(t, b, "operator")
-	_, err := c.Apply(t.Context(), ApplyRequest{Files: []File{{"a.yaml", strings.Repeat("x", MaxBody)}}})
+	_, err := c.Apply(t.Context(), ApplyRequest{Files: []File{{Name: "a.yaml", Data: strings.Repeat("x", MaxBody)}}})
 	if err == nil || !strings.Contains(err.Error(), "at most") {
 		t.Errorf("the client sends it: %v", err)
 	}

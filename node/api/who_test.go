@@ -18,6 +18,8 @@ func (r route) line() (method, target, body string) {
 	switch {
 	case strings.HasSuffix(r.path, "/purge"):
 		body = `{"distribution": "team-shop"}`
+	case strings.HasSuffix(r.path, "/blocks"):
+		target += "?kind=LoadBalancer&name=team-web"
 	case strings.HasSuffix(r.path, "drain"):
 		body = `{"scope": "node", "name": "team-a"}`
 	}
