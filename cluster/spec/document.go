@@ -154,6 +154,7 @@ func parts(data []byte) iter.Seq[part] {
 	return func(yield func(part) bool) {
 		byteOrderMark := []byte("\uFEFF")
 		p, start, some := part{line: 1}, 0, false
+		separators := beginnings{text: data}
 		emit := func(end int) bool {
 			p.bytes = data[start:end:end]
 			return !some || yield(p)
@@ -162,6 +163,13 @@ func parts(data []byte) iter.Seq[part] {
 			if start == at && bytes.HasPrefix(data[at:], byteOrderMark) {
 				at += len(byteOrderMark)
 				start = at
+			}
+			if some && at > start { // the lines up to the next that may be a separator are the part's
+				next := separators.from(at)
+				line += bytes.Count(data[at:next], []byte("\n"))
+				if at = next; at == len(data) {
+					break
+				}
 			}
 			end := len(data)
 			if i := bytes.IndexByte(data[at:], '\n'); i >= 0 {
@@ -187,6 +195,27 @@ func parts(data []byte) iter.Seq[part] {
 		}
 		emit(len(data))
 	}
+}
+
+// beginnings finds the lines of a text that begin as separators do. Each byte is looked at once for each kind of them, however many there are of the other.
+type beginnings struct {
+	text []byte
+	next [2]int // of each kind, the first from where was asked last
+}
+
+// from is where the first line begins, from one that begins there, that begins so; len(text): nowhere.
+func (b *beginnings) from(at int) int {
+	first := len(b.text)
+	for i, mark := range []string{"\n---", "\n..."} {
+		if b.next[i] < at {
+			b.next[i] = len(b.text)
+			if n := bytes.Index(b.text[at-1:], []byte(mark)); n >= 0 {
+				b.next[i] = at + n
+			}
+		}
+		first = min(first, b.next[i])
+	}
+	return first
 }
 
 // separator says whether a line begins with --- or ..., and what follows.

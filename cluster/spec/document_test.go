@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -53,6 +56,57 @@ func TestSplitKeepsTheBytesAndTheLineOfEachDocument(t *testing.T) {
 				t.Errorf("-want +got\n%s", diff)
 			}
 		})
+	}
+}
+
+// lineByLine is parts as it is said: one line after the other.
+func lineByLine(data []byte) (all []part) {
+	p, start, some := part{line: 1}, 0, false
+	emit := func(end int) {
+		if p.bytes = data[start:end:end]; some {
+			all = append(all, p)
+		}
+	}
+	for at, line := 0, 1; at < len(data); line++ {
+		if start == at && bytes.HasPrefix(data[at:], []byte("\uFEFF")) {
+			at += len("\uFEFF")
+			start = at
+		}
+		end := len(data)
+		if i := bytes.IndexByte(data[at:], '\n'); i >= 0 {
+			end = at + i + 1
+		}
+		text := bytes.TrimSpace(data[at:end])
+		rest, separates := separator(data[at:end])
+		switch {
+		case separates:
+			emit(at)
+			p, start, some = part{line: line + 1}, end, false
+			if len(rest) > 0 && rest[0] != '#' {
+				p.stray, some = line, true
+			}
+		case len(text) == 0 && start == at:
+			start, p.line = end, line+1
+		case len(text) > 0 && text[0] != '#':
+			some = true
+		}
+		at = end
+	}
+	emit(len(data))
+	return all
+}
+
+func TestPartsAreFoundAsLineByLine(t *testing.T) {
+	dice := rand.New(rand.NewPCG(1, 2))
+	pieces := []string{"a: b", "---", "...", "--- # c", "--- x", "----", "-- -", "\n", "\n", "\n", "\r\n", " ", "#c", "\uFEFF", "---\r\n", "...x", "....", "-", "."}
+	for range 20_000 {
+		var text []byte
+		for range dice.IntN(20) {
+			text = append(text, pieces[dice.IntN(len(pieces))]...)
+		}
+		if got, want := slices.Collect(parts(text)), lineByLine(text); !reflect.DeepEqual(got, want) {
+			t.Fatalf("%q: got %+v, want %+v", text, got, want)
+		}
 	}
 }
 
