@@ -109,11 +109,14 @@ func NewNodeClient(dial func(context.Context) (net.Conn, error)) *Client {
 	}}}
 }
 
-// Apply makes one change, which must follow the revision req.Expect if that is given. Of large documents what stands already is not sent.
+// Apply makes one change, which must follow the revision req.Expect if that is given. Of large documents what stands already is not sent, but at
+// a unix socket: there it costs less to send it than to find out.
 func (c *Client) Apply(ctx context.Context, req ApplyRequest) (res ApplyResponse, err error) {
-	if short, ok := c.inParts(ctx, req); ok {
-		if err = c.ask(ctx, http.MethodPost, "/v1/apply", short, &res, ifMatch(req.Expect)); err == nil || !tooNew(err) {
-			return res, err
+	if !c.unix {
+		if short, ok := c.inParts(ctx, req); ok {
+			if err = c.ask(ctx, http.MethodPost, "/v1/apply", short, &res, ifMatch(req.Expect)); err == nil || !tooNew(err) {
+				return res, err
+			}
 		}
 	}
 	return res, c.ask(ctx, http.MethodPost, "/v1/apply", req, &res, ifMatch(req.Expect))
@@ -461,7 +464,7 @@ func (c *Client) ask(ctx context.Context, method, path string, body, into any, m
 	if body == nil {
 		return c.do(ctx, method, path, nil, -1, match, decodeInto(into))
 	}
-	data, err := json.Marshal(body)
+	data, err := marshal(body)
 	if err != nil {
 		return fmt.Errorf("encode the request: %w", err)
 	}

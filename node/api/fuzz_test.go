@@ -18,8 +18,8 @@ func FuzzRequests(f *testing.F) {
 	f.Add(0, "/v1/apply", `{"id":"x","files":[{"name":"a","data":"b"}],"prune":{"labels":{"a":"b"}},"delete":[{"kind":"K","name":"n"}]}`, `"7"`, "operator")
 	f.Add(0, "/v1/apply", `{"prune":{"labels":null}}`, `W/"7"`, "team")
 	f.Add(3, "/v1/resources?kind=%00&fresh=true", ``, ``, "reader")
-	f.Add(19, "/v1/tokens", `{"ttl":"1h","uses":-1}`, ``, "admin")
-	f.Add(7, "/v1/revisions/18446744073709551615/wait?timeout=1h", ``, ``, "nobody")
+	f.Add(20, "/v1/tokens", `{"ttl":"1h","uses":-1}`, ``, "admin")
+	f.Add(8, "/v1/revisions/18446744073709551615/wait?timeout=1h", ``, ``, "nobody")
 	table := routes()
 	open, node := serverOf(backendOf()), NewNodeServer(backendOf(), func(r *http.Request) string { return r.Header.Get("Peer") })
 	f.Fuzz(func(t *testing.T, i int, target, body, match, as string) {
@@ -54,6 +54,36 @@ func FuzzRequests(f *testing.F) {
 			if w.Code >= 400 && w.Header().Get("Content-Type") != asJSON {
 				t.Fatalf("%s %s: %d in %q", r.Method, target, w.Code, w.Header().Get("Content-Type"))
 			}
+		}
+	})
+}
+
+// FuzzWhole: parts make a file that is what its length and its sum say, or none.
+func FuzzWhole(f *testing.F) {
+	f.Add([]byte(`{"parts":[{"text":"a"},{"kind":"K","name":"n","revision":3,"from":1,"length":3}],"length":4,"sum":1}`))
+	f.Add([]byte(`{"parts":[{"kind":"K","name":"n","revision":3,"from":9223372036854775807,"length":9223372036854775807}],"length":2}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var file File
+		if json.Unmarshal(body, &file) != nil {
+			return
+		}
+		stands := []byte("what stands")
+		text := func(p Part) ([]byte, bool) { return stands, p.Revision == 3 }
+		whole, err := file.Whole(text)
+		if _, other := file.Whole(text); err != nil && strings.HasSuffix(err.Error(), "sum say") && other != nil {
+			made := ""
+			for _, p := range file.Parts { // with the sum that they have, they do
+				if made += p.Text; p.Kind+p.Name != "" {
+					made += string(stands[p.From : p.From+p.Length])
+				}
+			}
+			file.Length, file.Sum = len(made), SumOf(made)
+			if whole, err = file.Whole(text); err != nil || whole.Data != made {
+				t.Fatalf("%+v: %v", file, err)
+			}
+		}
+		if err == nil && len(file.Parts) > 0 && (len(whole.Data) != file.Length || SumOf(whole.Data) != file.Sum || len(whole.Parts) > 0) {
+			t.Fatalf("%+v makes %+v", file, whole)
 		}
 	})
 }

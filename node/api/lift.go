@@ -3,7 +3,10 @@ package api
 import (
 	"bytes"
 	"crypto/rand"
+	bits "encoding/binary"
+	"encoding/json"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -79,28 +82,90 @@ func textEnd(text []byte) int {
 	}
 }
 
+// plain is how many bytes a text begins with that stand for themselves between two quotes.
+func plain(text []byte) int {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(text); i += 8 {
+		w := bits.LittleEndian.Uint64(text[i:])
+		quotes, slashes := w^'"'*ones, w^'\\'*ones
+		// The top bit of a byte is set below where it is less than a space, or zero; of bytes that are none of these it may be only behind one that is.
+		if ((w-' '*ones)&^w|(quotes-ones)&^quotes|(slashes-ones)&^slashes)&tops != 0 {
+			break
+		}
+	}
+	for i < len(text) && text[i] >= ' ' && text[i] != '"' && text[i] != '\\' {
+		i++
+	}
+	return i
+}
+
+// marshal writes a body as JSON, the long texts of an ApplyRequest by quoting them here.
+func marshal(body any) ([]byte, error) {
+	req, ok := body.(ApplyRequest)
+	if !ok {
+		return json.Marshal(body)
+	}
+	l := newLifted()
+	req.Files = slices.Clone(req.Files)
+	size := 0
+	for i := range req.Files {
+		if f := &req.Files[i]; len(f.Data) >= longText && utf8.ValidString(f.Data) {
+			size += len(f.Data) + len(f.Data)/16
+			l.texts, f.Data = append(l.texts, f.Data), l.mark+strconv.Itoa(len(l.texts))
+		}
+	}
+	short, err := json.Marshal(req)
+	if err != nil || len(l.texts) == 0 {
+		return short, err
+	}
+	data := make([]byte, 0, len(short)+size)
+	for i, text := range l.texts { // in their order, and each once: nobody else knows the mark
+		before, after, found := bytes.Cut(short, []byte(`"`+l.mark+strconv.Itoa(i)+`"`))
+		if !found {
+			return json.Marshal(body)
+		}
+		data, short = appendQuoted(append(data, before...), []byte(text)), after
+	}
+	return append(data, short...), nil
+}
+
+// appendQuoted appends a text, which is UTF-8, as JSON has it.
+func appendQuoted(b, text []byte) []byte {
+	b = append(b, '"')
+	for {
+		n := plain(text)
+		b = append(b, text[:n]...)
+		if n == len(text) {
+			return append(b, '"')
+		}
+		switch c := text[n]; c {
+		case '\n':
+			b = append(b, `\n`...)
+		case '"', '\\':
+			b = append(b, '\\', c)
+		default:
+			b = append(b, `\u00`...)
+			b = append(b, "0123456789abcdef"[c>>4], "0123456789abcdef"[c&15])
+		}
+		text = text[n+1:]
+	}
+}
+
 // unquoted is the text that is written between two quotes. It is false of what is wrong, and of what is written in other ways than
 // most: that is left to encoding/json.
 func unquoted(raw []byte) (string, bool) {
 	var text strings.Builder
 	text.Grow(len(raw))
 	for {
-		i := bytes.IndexByte(raw, '\\')
-		run := raw
-		if i >= 0 {
-			run = raw[:i]
-		}
-		for _, c := range run {
-			if c < ' ' {
-				return "", false
-			}
-		}
-		if text.Write(run); i < 0 {
+		i := plain(raw)
+		if text.Write(raw[:i]); i == len(raw) {
 			break
 		}
-		if raw = raw[i+1:]; len(raw) == 0 {
+		if raw[i] != '\\' || i+1 == len(raw) {
 			return "", false
 		}
+		raw = raw[i+1:]
 		c := raw[0]
 		raw = raw[1:]
 		switch c {

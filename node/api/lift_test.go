@@ -37,6 +37,54 @@ func TestLongTextsAreDecodedAsOthers(t *testing.T) {
 	}
 }
 
+func TestLongTextsAreWrittenAsOthers(t *testing.T) {
+	for _, text := range []string{
+		strings.Repeat("a line\n", 2000), strings.Repeat(`"\`, 3000), strings.Repeat("\x00\x1f\x7f\t\r <&>é\u2028😀", 500), strings.Repeat("x", longText), strings.Repeat("x", longText-1) + "\xff",
+	} {
+		for n := range 9 {
+			req := ApplyRequest{ID: "1", Files: []File{{Name: text, Data: text[n:]}, {Name: "b", Data: "b"}, {Name: "c", Data: text}}, Note: text}
+			var got, want ApplyRequest
+			body, err := marshal(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			whole, _ := json.Marshal(req)
+			if err, wrong := json.Unmarshal(body, &got), json.Unmarshal(whole, &want); err != nil || wrong != nil || !reflect.DeepEqual(got, want) {
+				t.Errorf("%.20q: %v, %v", text, err, wrong)
+			}
+			if err := decode(body, &got, true); err != nil || !reflect.DeepEqual(got, want) {
+				t.Errorf("%.20q: %v", text, err)
+			}
+		}
+	}
+}
+
+// FuzzQuoted: a text that is written here is read as the same there, and here.
+func FuzzQuoted(f *testing.F) {
+	f.Add("a \"line\"\n\x00\\é")
+	f.Fuzz(func(t *testing.T, text string) {
+		text = strings.ToValidUTF8(text, "?")
+		quoted := appendQuoted(nil, []byte(text))
+		var got string
+		if err := json.Unmarshal(quoted, &got); err != nil || got != text {
+			t.Fatalf("%q is written %s: %q, %v", text, quoted, got, err)
+		}
+		if got, ok := unquoted(quoted[1 : len(quoted)-1]); !ok || got != text {
+			t.Fatalf("%q is written %s: %q", text, quoted, got)
+		}
+	})
+}
+
+func BenchmarkEncodeLargeZone(b *testing.B) {
+	req := ApplyRequest{Files: []File{{Name: "zone.yaml", Data: strings.Repeat("  - {name: h1234, type: A, ttl: 300, values: [192.0.2.1]}\n", 10_000)}}}
+	b.SetBytes(int64(len(req.Files[0].Data)))
+	for b.Loop() {
+		if _, err := marshal(req); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // FuzzLift: with texts of any length taken out, what is decoded is the same, and so is what is refused.
 func FuzzLift(f *testing.F) {
 	for _, body := range []string{`{"note":"x\n\u0041"}`, `{"files":[{"name":"a","data":"b\\"}]}`, `{"prune":{"labels":{"a":"b"}}}`, `{"note":"\ud800"}`} {
