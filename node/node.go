@@ -205,6 +205,7 @@ func (n *Node) open(ctx context.Context) error {
 		return err
 	}
 	n.journal = journal
+	n.journal.Edits = n.allReadEdits
 	n.counted = append(n.counted, journal)
 	n.learn(last)
 	if err := n.identify(ctx); err != nil {

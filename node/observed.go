@@ -346,6 +346,12 @@ func (n *Node) reads(name string) int {
 	return max(meta.Reads, 1) // releases before say nothing of it
 }
 
+// allReadEdits says whether edits may be on this node's disk: while somebody is of a release that does not read them, the node may be put back to that.
+func (n *Node) allReadEdits() bool {
+	return n.gossips.Load() && n.store.WritesEdits() &&
+		!slices.ContainsFunc(n.gossip.Members().Get(), func(m gossip.Member) bool { return n.reads(m.Name) < store.Format })
+}
+
 func decodeMember(m gossip.Member) (view.Member, error) {
 	var meta memberMeta
 	if err := json.Unmarshal(m.Meta, &meta); err != nil {

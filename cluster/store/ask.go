@@ -183,6 +183,9 @@ func (s *Store) common() int {
 	return newest
 }
 
+// WritesEdits says whether all members of Raft are known to read edits, so that they may be in the log.
+func (s *Store) WritesEdits() bool { return s.common() >= formatEdited }
+
 // reads is the newest format that a node is known to read, which is formatDeflated at least; 0: it is not heard of.
 func (s *Store) reads(node string) int {
 	switch {

@@ -135,13 +135,21 @@ func contains(refs []Ref, ref Ref) bool {
 
 // whole is the delta with its objects whole, which are edits of those of a table.
 func (d TableDelta) whole(t *Table) (TableDelta, error) {
+	return d.wholeOver(func(r Ref) Object {
+		o, _ := t.Get(r.Kind, r.Name)
+		return o
+	})
+}
+
+// wholeOver is whole of what stands before it: the zero Object is nothing.
+func (d TableDelta) wholeOver(stands func(Ref) Object) (TableDelta, error) {
 	if len(d.edited) == 0 {
 		return d, nil
 	}
 	d.Put = slices.Clone(d.Put)
 	for _, e := range d.edited {
 		o := &d.Put[e.At]
-		before, _ := t.Get(o.Kind, o.Name)
+		before := stands(o.Ref())
 		if before.Revision != e.Of {
 			return d, fmt.Errorf("%s %s: it is an edit of revision %d, and here it is of revision %d", o.Kind, o.Name, e.Of, before.Revision)
 		}

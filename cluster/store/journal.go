@@ -38,6 +38,10 @@ const (
 // A frame that is not whole with another behind it is damage, and refused. Damage within the very last frame cannot be
 // told from the first, and costs the last change.
 type Journal struct {
+	// Edits says whether large objects may be written as edits of what the file has of them: by releases that do not read such the file would
+	// not be read at all. nil: never. It is set before the first Save.
+	Edits func() bool
+
 	path   string
 	system file.System
 	limits limits
@@ -129,7 +133,7 @@ func (j *Journal) save(s *State) error {
 	case d.From == d.To:
 		return nil
 	}
-	if err := j.append(d); err != nil {
+	if err := j.append(j.edited(d)); err != nil {
 		return err
 	}
 	j.last = s
@@ -153,6 +157,40 @@ func (j *Journal) delta(s *State) (Delta, bool) {
 	return d, ok && j.last.Table.sumAfter(d.Spec) == s.Table.sum && j.last.Own.sumAfter(d.Own) == s.Own.sum
 }
 
+// edited is the delta with edits in the place of those large objects that differ little from what the file has of them, if such may be written.
+func (j *Journal) edited(d Delta) Delta {
+	if j.Edits == nil || bytesOf(d.Spec.Put) < editsFrom || !j.Edits() {
+		return d
+	}
+	for i, o := range d.Spec.Put {
+		before, found := j.last.Table.Get(o.Kind, o.Name)
+		if !found || len(o.Bytes) < editsFrom {
+			continue
+		}
+		pieces, ok := piecesOf(before.Bytes, o.Bytes, len(o.Bytes)/2)
+		if !ok || !lead(before.Bytes, pieces, o.Bytes) { // what would not would make the file one that is damaged
+			continue
+		}
+		if d.Spec.edited == nil {
+			d.Spec.Put = slices.Clone(d.Spec.Put)
+		}
+		d.Spec.Put[i].Bytes, d.Spec.Put[i].digest = pieces, 0
+		d.Spec.edited = append(d.Spec.edited, deltaEdit{i, before.Revision})
+	}
+	return d
+}
+
+// editShare is by how much of an edited object a delta counts beside its own length: as so much longer it takes to read.
+const editShare = 32
+
+// taken takes a frame of a delta, whose edited objects have so many bytes when they are whole, out of the room for deltas.
+func (j *Journal) taken(frame int64, edited int) {
+	j.size += frame
+	j.deltas++
+	j.room.bytes -= frame + int64(edited/editShare)
+	j.room.deltas--
+}
+
 // append writes a delta behind what there is.
 func (j *Journal) append(d Delta) error {
 	payload, err := EncodeDelta(d)
@@ -171,10 +209,12 @@ func (j *Journal) append(d Delta) error {
 		j.system.Truncate(j.file, j.size) // if that fails, the next frame is written over this one
 		return err
 	}
-	j.size += int64(len(frame))
-	j.deltas++
-	j.room.bytes -= int64(len(frame))
-	j.room.deltas--
+	edited := 0
+	for _, e := range d.Spec.edited {
+		size, _ := binary.Uvarint(d.Spec.Put[e.At].Bytes) // with which pieces begin
+		edited += int(size)
+	}
+	j.taken(int64(len(frame)), edited)
 	return nil
 }
 
@@ -366,14 +406,11 @@ func (j *Journal) read() error {
 		if err != nil {
 			return err
 		}
-		if err := all.add(d); err != nil {
+		edited, err := all.add(d)
+		if err != nil {
 			return err
 		}
-		length := headSize + payload.Size() + sha256.Size
-		j.size += length
-		j.deltas++
-		j.room.bytes -= length
-		j.room.deltas--
+		j.taken(headSize+payload.Size()+sha256.Size, edited)
 	}
 	j.last, err = j.last.WithDelta(all.delta())
 	return err
@@ -424,27 +461,51 @@ type fold struct {
 }
 
 type foldedTable struct {
+	before  Table
 	edits   map[Ref]edit
 	records []Record
 	sum     uint64
 }
 
 func newFold(s *State) *fold {
-	table := func(t Table) foldedTable { return foldedTable{edits: map[Ref]edit{}, sum: t.sum} }
+	table := func(t Table) foldedTable { return foldedTable{before: t, edits: map[Ref]edit{}, sum: t.sum} }
 	return &fold{from: s.Position(), to: s.Position(), spec: table(s.Table), own: table(s.Own)}
 }
 
-func (f *fold) add(d Delta) error {
+// add adds a delta, and returns how many bytes its edited objects have when they are whole.
+func (f *fold) add(d Delta) (edited int, err error) {
 	if d.From != f.to || !d.To.AtLeast(d.From) {
-		return fmt.Errorf("%w: the change after %v leads from %v to %v", errDamaged, f.to, d.From, d.To)
+		return 0, fmt.Errorf("%w: the change after %v leads from %v to %v", errDamaged, f.to, d.From, d.To)
 	}
 	f.to = d.To
-	f.spec.add(d.Spec)
-	f.own.add(d.Own)
-	return nil
+	spec, err := f.spec.add(d.Spec)
+	own, wrong := f.own.add(d.Own)
+	if err = errors.Join(err, wrong); err != nil {
+		return 0, fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return spec + own, nil
 }
 
-func (t *foldedTable) add(d TableDelta) {
+// stands is an object as the deltas so far have left it; the zero Object is none.
+func (t *foldedTable) stands(r Ref) Object {
+	if e, ok := t.edits[r]; ok {
+		if e.delete {
+			return Object{}
+		}
+		return e.Object
+	}
+	o, _ := t.before.Get(r.Kind, r.Name)
+	return o
+}
+
+func (t *foldedTable) add(d TableDelta) (edited int, err error) {
+	of := d.edited
+	if d, err = d.wholeOver(t.stands); err != nil {
+		return 0, err
+	}
+	for _, e := range of {
+		edited += len(d.Put[e.At].Bytes)
+	}
 	for _, o := range d.Put {
 		t.edits[o.Ref()] = edit{o, false}
 	}
@@ -456,6 +517,7 @@ func (t *foldedTable) add(d TableDelta) {
 		t.records = slices.Clone(t.records[len(t.records)-maxHistory:])
 	}
 	t.sum = d.Sum
+	return edited, nil
 }
 
 func (f *fold) delta() Delta {

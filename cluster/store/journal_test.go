@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,6 +41,7 @@ func open(t testing.TB, dir string, system file.System, least limits) (*Journal,
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { j.Close() })
+	j.Edits = func() bool { return true }
 	return j, s
 }
 
@@ -349,5 +351,117 @@ func BenchmarkOpenJournal100000(b *testing.B) {
 			b.Fatal(err)
 		}
 		again.Close()
+	}
+}
+
+// TestOfALargeDocumentTheJournalHasWhatDiffers: for changes made by chance, some of them saved, the file has what was saved, and of a line that changed little more than that line.
+func TestOfALargeDocumentTheJournalHasWhatDiffers(t *testing.T) {
+	dice := rand.New(rand.NewPCG(1, 2))
+	dir := t.TempDir()
+	least := limits{1 << 16, journalDeltas}
+	j, _ := open(t, dir, quick(), least)
+	s, lines := &State{}, zone(2000)
+	var saved *State
+	for i := range 300 {
+		c := Change{Time: then}
+		switch dice.IntN(8) {
+		case 0:
+			c.Delete = []Ref{{"HostedZone", "example.com"}}
+		case 1:
+			lines = zone(1500 + dice.IntN(1000))
+			c.Put = []Object{put("HostedZone", "example.com", strings.Join(lines, ""))}
+		case 2:
+			c.Space, c.Put = Own, []Object{put("k", "a", fmt.Sprint(i))}
+		default:
+			lines[dice.IntN(len(lines))] = fmt.Sprintf("  values: [203.0.113.%d]\n", dice.IntN(256))
+			c.Put = []Object{put("HostedZone", "example.com", strings.Join(lines, "")), put("HostedZone", fmt.Sprint(dice.IntN(3)), "small")}
+		}
+		s = must(t, s, c)
+		if dice.IntN(3) == 0 {
+			continue // it is saved with the next
+		}
+		if saved = s; j.Save(s) != nil {
+			t.Fatal(i)
+		}
+		if dice.IntN(10) == 0 {
+			was := j.room
+			j.Close()
+			var read *State
+			if j, read = open(t, dir, quick(), least); j.room != was {
+				t.Fatalf("after change %d there is room for %v, and before it was opened for %v", i, j.room, was)
+			}
+			if diff := gocmp.Diff(bare(saved), bare(read), same); diff != "" {
+				t.Fatalf("after change %d: %s", i, diff)
+			}
+		}
+	}
+
+	one, _ := open(t, t.TempDir(), quick(), limits{journalLeast, journalDeltas})
+	s = must(t, &State{}, Change{Time: then, Put: []Object{put("HostedZone", "example.com", strings.Join(lines, ""))}})
+	if one.Save(s) != nil {
+		t.Fatal("it is not saved")
+	}
+	before := one.Counters()
+	for i := range 10 {
+		lines[400*i%len(lines)] = fmt.Sprintf("  values: [203.0.113.%d]\n", i)
+		s = must(t, s, Change{Time: then, Put: []Object{put("HostedZone", "example.com", strings.Join(lines, ""))}})
+		if one.Save(s) != nil {
+			t.Fatal("it is not saved")
+		}
+	}
+	after := one.Counters()
+	if grown := after["journal_bytes"] - before["journal_bytes"]; grown > 10*600 || after["journal_rewrites_total"] != 1 {
+		t.Errorf("it has grown by %d bytes for ten lines, and was written anew %d times", grown, after["journal_rewrites_total"])
+	}
+	for i := range 2000 { // what has to be read before it is known has a bound, too
+		lines[3] = fmt.Sprintf("  values: [203.0.113.%d]\n", i%250)
+		s = must(t, s, Change{Time: then, Put: []Object{put("HostedZone", "example.com", strings.Join(lines, ""))}})
+		if one.Save(s) != nil {
+			t.Fatal("it is not saved")
+		}
+	}
+	if reads := int64(one.deltas * len(strings.Join(lines, "")) / editShare); reads > max(journalLeast, one.size) || one.Counters()["journal_rewrites_total"] < 3 {
+		t.Errorf("there are %d edits in %d bytes", one.deltas, one.size)
+	}
+}
+
+func TestTheJournalHasNoEditsWhereTheyMayNotBe(t *testing.T) {
+	lines := zone(2000)
+	text := func(i int) Object {
+		lines[3] = fmt.Sprintf("  values: [203.0.113.%d]\n", i)
+		return put("HostedZone", "example.com", strings.Join(lines, ""))
+	}
+	j, _ := open(t, t.TempDir(), quick(), limits{journalLeast, journalDeltas})
+	may := false
+	j.Edits = func() bool { return may }
+	s := must(t, &State{}, Change{Time: then, Put: []Object{text(0)}})
+	sizes := []uint64{}
+	for i := range 3 {
+		if j.Save(s) != nil {
+			t.Fatal("it is not saved")
+		}
+		sizes = append(sizes, j.Counters()["journal_bytes"])
+		s, may = must(t, s, Change{Time: then, Put: []Object{text(1 + i)}}), i == 1
+	}
+	if whole, edit := sizes[1]-sizes[0], sizes[2]-sizes[1]; whole < 2000 || edit > 600 {
+		t.Errorf("it has grown by %d bytes, and where edits may be by %d", whole, edit)
+	}
+}
+
+// BenchmarkSaveOneLine is what the journal takes of a change of one record in a zone of 10,000.
+func BenchmarkSaveOneLine(b *testing.B) {
+	lines := zone(10_000)
+	var states []*State
+	s := &State{}
+	for i := range 20 {
+		lines[4003] = fmt.Sprintf("  values: [203.0.113.%d]\n", i)
+		s = must(b, s, Change{Time: then, Put: []Object{put("HostedZone", "example.com", strings.Join(lines, ""))}})
+		states = append(states, s)
+	}
+	j, _ := open(b, b.TempDir(), quick(), limits{journalLeast, journalDeltas})
+	for i := 0; b.Loop(); i++ {
+		if err := j.Save(states[i%len(states)]); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -220,7 +220,8 @@ func TestTheReleaseBeforeIsSentWhatItReads(t *testing.T) {
 	c := open(t)
 	ctx := within(t, comeUp+4*time.Minute)
 	now := c.Binary
-	c.Binary = formerRelease(ctx, t)
+	former := formerRelease(ctx, t)
+	c.Binary = former
 	if err := c.Found(ctx, 3, 3); err != nil {
 		t.Fatal(err)
 	}
@@ -268,6 +269,13 @@ func TestTheReleaseBeforeIsSentWhatItReads(t *testing.T) {
 		edited := change(1 + i)
 		if all := i == len(c.Nodes)-1; all != edited {
 			t.Errorf("%d of %d are upgraded: edits are written: %v", i+1, len(c.Nodes), edited)
+		}
+		if i == 0 { // it is put back, reads what it has, and is upgraded again
+			for _, binary := range []string{former, now} {
+				n.Binary = binary
+				restart(ctx, t, c, n)
+				change(5)
+			}
 		}
 	}
 	c.Nodes[1].Kill() // what it has is on its disk
