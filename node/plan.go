@@ -63,6 +63,15 @@ func (p planner) apply(over base, who roster.Principal, req api.ApplyRequest) (p
 		now, there := over.state.Get(d.Kind, d.Name)
 		return there && bytes.Equal(now.Bytes, d.Bytes)
 	})
+	size := 0
+	for _, f := range files {
+		size += len(f.Data)
+	}
+	for i, d := range put {
+		if len(d.Bytes) < size-size/8 { // the leader keeps it: it must not be a part of a file that is much larger
+			put[i].Bytes = bytes.Clone(d.Bytes)
+		}
+	}
 	return p.judge(over, who, put, gone, p.options, store.Change{ID: req.ID, Note: req.Note})
 }
 
@@ -194,7 +203,7 @@ func has(labels, want map[string]string) bool {
 	return true
 }
 
-// judge judges a change whose documents all differ from what stands, or are new.
+// judge judges a change whose documents all differ from what stands, or are new. The leader keeps their bytes.
 func (p planner) judge(over base, who roster.Principal, put []spec.Document, gone []spec.Ref, o spec.Options, change store.Change) (plan, error) {
 	revision := over.state.Revision
 	change.Space, change.Expect, change.Author, change.Time = store.Spec, &revision, who.Name, p.now().UTC()
@@ -206,8 +215,7 @@ func (p planner) judge(over base, who roster.Principal, put []spec.Document, gon
 		if !who.MayTouch(d.Kind, d.Name) {
 			return plan{}, forbidden(who, d.Ref())
 		}
-		// The leader keeps these bytes: they must not be a part of a file that is larger.
-		change.Put = append(change.Put, store.Object{Kind: d.Kind, Name: d.Name, Bytes: bytes.Clone(d.Bytes)})
+		change.Put = append(change.Put, store.Object{Kind: d.Kind, Name: d.Name, Bytes: d.Bytes})
 		size += len(d.Bytes)
 	}
 	for _, r := range gone {

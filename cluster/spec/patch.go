@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"sort"
+	"weak"
 )
 
 // Of a large zone, most often, one record changes. Then its document differs from the one that stands in a few lines, and only those are
@@ -17,7 +18,9 @@ const leastLayout = 64
 
 // layout is where the records of a zone stand in the document of which it was made. It is never changed.
 type layout struct {
-	digest uint64   // of the document
+	digest uint64             // of the document
+	first  weak.Pointer[byte] // of it, and how long it is: what is at the same place is the same, for documents are never changed
+	size   int
 	marks  int      // of it, those that inspect counts
 	name   int      // the line of the zone's name, counted from the document's first
 	column int      // in which each record begins with its dash
@@ -35,13 +38,27 @@ func (l *layout) line(i int) int {
 	return int(l.starts[i]) - l.column
 }
 
+// of has it be that of a document.
+func (l *layout) of(doc []byte) {
+	l.digest, l.first, l.size = maphash.Bytes(layoutSeed, doc), weak.Make(&doc[0]), len(doc)
+}
+
+// isOf says whether it is that of a document.
+func (l *layout) isOf(doc []byte) bool {
+	if len(doc) != l.size {
+		return false
+	}
+	return weak.Make(&doc[0]) == l.first || maphash.Bytes(layoutSeed, doc) == l.digest
+}
+
 // lay has the zone remember its layout as it was found in its document, where the zone's name stands on a line.
 func (z *HostedZone) lay(l *layout, doc []byte, name int) {
 	if len(l.starts) < leastLayout || len(l.starts) != z.Records.Len() || bytes.IndexByte(doc, '\r') >= 0 || doc[len(doc)-1] != '\n' ||
 		name > bytes.Count(doc[:l.starts[0]], []byte("\n")) {
 		return // offsets are those of another text, or the line is not the same in one that differs
 	}
-	l.digest, l.name, l.starts = maphash.Bytes(layoutSeed, doc), name, slices.Clone(l.starts)
+	l.of(doc)
+	l.name, l.starts = name, slices.Clone(l.starts)
 	z.layout = l
 }
 
@@ -55,7 +72,7 @@ type difference struct {
 
 // differs says how a document differs from the one before, of which the zone was made; nil: it has to be read whole.
 func (z *HostedZone) differs(before, doc []byte) *difference {
-	if z == nil || z.layout == nil || len(doc) == 0 || doc[len(doc)-1] != '\n' || len(doc) > MaxDocumentBytes || maphash.Bytes(layoutSeed, before) != z.layout.digest {
+	if z == nil || z.layout == nil || len(doc) == 0 || doc[len(doc)-1] != '\n' || len(doc) > MaxDocumentBytes || !z.layout.isOf(before) {
 		return nil
 	}
 	l := z.layout
@@ -96,7 +113,7 @@ func (z *HostedZone) differs(before, doc []byte) *difference {
 	for _, at := range l.starts[d.last:] {
 		d.layout.starts = append(d.layout.starts, uint32(int(at)+moved))
 	}
-	d.layout.digest = maphash.Bytes(layoutSeed, doc)
+	d.layout.of(doc)
 	return d
 }
 
