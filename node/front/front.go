@@ -65,8 +65,8 @@ type Config struct {
 	// they come. This machine itself is no client: what is before this node here stands for many. 0: a quarter of Connections, and
 	// at least 256.
 	ConnectionsPerClient int
-	// HeaderBytes is how much is held of heads of HTTP/1 requests that are unfinished and longer than 4 KiB, together; a request
-	// that goes beyond is answered 503. 0: 64 MiB.
+	// HeaderBytes is how much is held of heads of requests that are unfinished and longer than 4 KiB, together, and an eighth of it, but at
+	// least 64 KiB, of those of one client: a request of HTTP/1 that goes beyond is answered 503, a connection of HTTP/2 ends. 0: 64 MiB.
 	HeaderBytes int64
 	// Desync is for the doors that do not say it; Unset: Defensive.
 	Desync http1.Mitigation
@@ -141,7 +141,7 @@ type Front struct {
 	ctx      context.Context // ends when connections are no longer waited for
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // all goroutines and connections
-	heads    atomic.Int64   // bytes, see Config.HeaderBytes
+	heads    heads
 	looks    looks
 	desks    desks
 	sheets   sheets
@@ -211,7 +211,7 @@ func New(c Config) *Front {
 	if c.ListenPacketAnycast == nil {
 		c.ListenPacketAnycast = ListenPacketAnycast
 	}
-	f := &Front{config: c, doors: map[doorKey]*door{}, packets: map[doorKey]*packetDoor{}, quic: map[doorKey]*quicDoor{}, quics: map[*quicDoor]struct{}{}, conns: map[net.Conn]*guest{}}
+	f := &Front{config: c, heads: newHeads(c.HeaderBytes), doors: map[doorKey]*door{}, packets: map[doorKey]*packetDoor{}, quic: map[doorKey]*quicDoor{}, quics: map[*quicDoor]struct{}{}, conns: map[net.Conn]*guest{}}
 	f.SetTicketKeys(nil)
 	f.leads.Store(true)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -466,7 +466,7 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_slow_requests_total":        c.slowRequests.Load(),
 		"front_slow_readers_total":         c.slowReaders.Load(),
 		"front_heads_refused_total":        c.headsRefused.Load(),
-		"front_heads_bytes":                uint64(f.heads.Load()),
+		"front_heads_bytes":                uint64(f.heads.bytes()),
 		"front_desync_refused_total":       c.desyncRefused.Load(),
 		"front_bad_chunks_total":           c.badChunks.Load(),
 		"front_round_trips_total":          c.seen.Load(),

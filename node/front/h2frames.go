@@ -343,17 +343,17 @@ func (c *h2) keep(p []byte) error {
 		f.counters.http2.floods.Add(1)
 		return breach{code: enhanceYourCalm}
 	}
-	c.held += int64(len(p))
-	if f.heads.Add(int64(len(p))) > f.config.HeaderBytes {
+	if !f.heads.take(c.counts(), int64(len(p))) { // what is not read of it is missed by all that follow: it is the connection's end (RFC 9113, 4.3)
 		f.counters.headsRefused.Add(1)
 		return breach{code: enhanceYourCalm}
 	}
+	c.held += int64(len(p))
 	c.block = append(c.block, p...)
 	return nil
 }
 
 func (c *h2) endBlock() {
-	c.door.front.heads.Add(-c.held)
+	c.door.front.heads.give(c.counts(), c.held)
 	c.block, c.held, c.blockOf = nil, 0, 0
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -246,4 +247,75 @@ func TestUnfinishedHeadsHaveABoundTogether(t *testing.T) {
 		}
 		w.counted("front_heads_bytes", 0)
 	})
+}
+
+func TestOneClientsUnfinishedHeadsDenyNobodyElses(t *testing.T) {
+	c := certified
+	c.HeaderBytes = headsShare * 64 << 10
+	inWorld(t, c, func(w *world) {
+		d := new(diary)
+		w.set(Door{Network: "tcp", Address: at(80), Handler: d, Quick: d.quick}, Door{Network: "tcp", Address: at(443), TLS: true, Handler: says("ok")})
+		var held []net.Conn
+		defer func() {
+			for _, c := range held {
+				c.Close()
+			}
+		}()
+		long := "GET /hit HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 20<<10)
+		refused := 0
+		for range 20 { // each needs 32 KiB
+			c := w.dial(80)
+			io.WriteString(c, long)
+			time.Sleep(100 * time.Millisecond)
+			c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			if got := answer(c); strings.HasPrefix(got, "503 ") {
+				refused++
+				c.Close()
+				continue
+			}
+			held = append(held, c)
+		}
+		if len(held) != 2 || refused != 18 {
+			t.Errorf("one client holds %d long heads, and %d were refused; want 2 and 18", len(held), refused)
+		}
+		w.counted("front_heads_bytes", 64<<10)
+		w.counted("front_heads_refused_total", 18)
+
+		piece := frame(headersFrame, endOfStream, 1, append(get, literal("x", strings.Repeat("x", 100))...))
+		two := raw2(w)
+		two.Write(piece)
+		if said, open := hear(two); open || !slices.Contains(said, "go ENHANCE_YOUR_CALM") {
+			t.Errorf("its HTTP/2: heard %q, open: %v", said, open)
+		}
+		two.Close()
+		w.counted("front_heads_refused_total", 19)
+
+		w.person = w.net.Host("another", spec.Location{}, netip.MustParseAddr("192.0.2.2"))
+		other := w.dial(80)
+		defer other.Close()
+		io.WriteString(other, long)
+		time.Sleep(time.Second)
+		io.WriteString(other, "\r\n\r\n")
+		if got := answer(other); got != "200 hit" {
+			t.Errorf("another client: %s", got)
+		}
+		two = raw2(w)
+		defer two.Close()
+		two.Write(piece)
+		time.Sleep(time.Second)
+		two.Write(frame(continuationFrame, endOfHeaders, 1, nil))
+		if said, _ := hear(two); !slices.Contains(said, "1:200") {
+			t.Errorf("another client's HTTP/2: heard %q", said)
+		}
+	})
+	f := New(Config{})
+	client := netip.MustParseAddr("192.0.2.1")
+	if f.heads.take(client, f.heads.each+1) || !f.heads.take(client, f.heads.each) || !f.heads.take(netip.Addr{}, f.heads.most-f.heads.each) || f.heads.take(netip.Addr{}, 1) {
+		t.Error("a client has more or less than its share, or what stands for many has not all")
+	}
+	f.heads.give(client, f.heads.each)
+	f.heads.give(netip.Addr{}, f.heads.most-f.heads.each)
+	if f.heads.bytes() != 0 || len(f.heads.held) != 0 {
+		t.Errorf("%d bytes are counted when nothing is held, of %d clients", f.heads.bytes(), len(f.heads.held))
+	}
 }

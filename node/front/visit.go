@@ -85,13 +85,18 @@ type desk struct {
 	answer      http1.Response
 	fields      [http1.MaxFields]http1.Field
 	first       [deskBytes]byte
-	accountable int64 // of buf, if it is more than first
+	accountable int64      // of buf, if it is more than first
+	accounted   netip.Addr // whose they are
 }
 
 func (d *desk) unread() []byte { return d.buf[d.r:d.w] }
 
-// room is where more may be read to; none if the head is too long.
-func (d *desk) room(f *Front) ([]byte, error) {
+// counts is whom the connection counts for; not valid: it does not count.
+func (v *visit) counts() netip.Addr { return clientKey(v.remote.Addr().Unmap().WithZone("")) }
+
+// more is where more may be read to; nowhere if the head is too long, or too much is held of such.
+func (v *visit) more() ([]byte, error) {
+	d := v.desk
 	if d.r > 0 {
 		d.w = copy(d.buf, d.buf[d.r:d.w])
 		d.r = 0
@@ -100,9 +105,11 @@ func (d *desk) room(f *Front) ([]byte, error) {
 		if d.w >= headerBytes {
 			return nil, errHeadTooLong
 		}
+		if d.accountable == 0 {
+			d.accounted = v.counts()
+		}
 		more := int64(2 * len(d.buf))
-		if f.heads.Add(more-d.accountable) > f.config.HeaderBytes {
-			f.heads.Add(d.accountable - more)
+		if !v.door.front.heads.take(d.accounted, more-d.accountable) {
 			return nil, errHeadsFull
 		}
 		d.accountable = more
@@ -133,7 +140,7 @@ func (p *desks) get() *desk {
 
 func (f *Front) putDesk(d *desk) {
 	if d.accountable > 0 {
-		f.heads.Add(-d.accountable)
+		f.heads.give(d.accounted, d.accountable)
 		d.accountable, d.buf = 0, d.first[:]
 	}
 	d.r, d.w = 0, 0
@@ -291,7 +298,7 @@ func (v *visit) fill() error {
 			return nil
 		}
 	}
-	room, err := v.desk.room(v.door.front)
+	room, err := v.more()
 	if err != nil {
 		return err
 	}
@@ -308,7 +315,7 @@ func (v *visit) readSome(fd uintptr) bool {
 	if v.desk == nil {
 		v.desk = v.door.front.desks.get()
 	}
-	room, err := v.desk.room(v.door.front)
+	room, err := v.more()
 	if err != nil {
 		v.readErr = err
 		return true
