@@ -27,8 +27,9 @@ const (
 	// maxObject is the largest body that is kept whole, and none is that is over an eighth of the cache. A larger one is kept in
 	// slices, or streams from the origin to whom asked for it.
 	maxObject = 32 << 20
-	// maxFills is how many fills run at a time: one more is refused (ErrBusy).
-	maxFills = 1024
+	// maxFills is how many fills run at a time: one more is refused (ErrBusy). Of one origin as many run as are left for others, so one that
+	// is silent takes half of them, and two a third each.
+	maxFills = 2048
 	// maxAskers is how many requests wait for, or read from, fills at a time: one more is refused (ErrBusy).
 	maxAskers = 16384
 )
@@ -84,6 +85,7 @@ type Cache struct {
 
 	counts struct {
 		fills, collapsed, stored, refused, busy, truncated, invalidated, evicted, unpaged atomic.Uint64
+		crowded, abandoned                                                                atomic.Uint64
 		purges, purged, softened, fenced, badTags                                         atomic.Uint64
 	}
 	slicing slicing
@@ -142,6 +144,8 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_stored_total":      c.counts.stored.Load(),
 		"cache_refused_total":     c.counts.refused.Load(),
 		"cache_busy_total":        c.counts.busy.Load(),
+		"cache_crowded_total":     c.counts.crowded.Load(),
+		"cache_abandoned_total":   c.counts.abandoned.Load(),
 		"cache_truncated_total":   c.counts.truncated.Load(),
 		"cache_invalidated_total": c.counts.invalidated.Load(),
 		"cache_evicted_total":     c.counts.evicted.Load(),

@@ -48,9 +48,14 @@ type Want struct {
 	// Rank is how near the origin those are that are asked; it never falls. A request joins only fills of its own rank and above: who
 	// waits for a fill must not be who that waits for. Nil: 0. It must be quick.
 	Rank func() int
+	// Origin is what Fetch asks, in the end: of its fills there are not so many that others find none left. Nil: it is not counted.
+	Origin *Origin
 
 	begin func() // is called when a fill starts, before its Fetch; nil: nothing
 }
+
+// Origin is how a cache knows which fills have the same origin. The zero value is one of which none runs.
+type Origin struct{ fills int } // that run, guarded by cache.mu
 
 func (w *Want) rank() int {
 	if w.Rank == nil {
@@ -70,9 +75,10 @@ type fill struct {
 	fenced bool   // stale may not be used as it is
 	era    uint32 // how many fences there were at the start
 
-	slot     string // guarded by cache.mu, like
-	outdated bool   // it was purged or invalidated: not to be kept
-	headed   bool   // the response's head has come, and so its
+	origin   *Origin // want's when it began
+	slot     string  // guarded by cache.mu, like
+	outdated bool    // it was purged or invalidated: not to be kept
+	headed   bool    // the response's head has come, and so its
 	tags     string
 
 	mu     sync.Mutex // guards what follows
@@ -90,6 +96,9 @@ type fill struct {
 	err    error
 
 	reserved int64 // bytes of the cache's, for body
+
+	lonely time.Time // since when nobody reads what comes; zero: somebody does
+	since  int64     // bytes that have come from then on
 
 	// Of who runs it:
 	requested time.Time             // when the origin was asked
@@ -122,15 +131,23 @@ func (c *Cache) start(w Want, found Found, first *Ask) *fill {
 
 // launch is start of a fill that nobody knows of yet.
 func (c *Cache) launch(f *fill, w Want, found Found, first *Ask) bool {
-	if len(c.active) >= maxFills || c.ctx.Err() != nil {
+	left := maxFills - len(c.active)
+	if left <= 0 || c.ctx.Err() != nil {
 		c.counts.busy.Add(1)
 		return false
+	}
+	if o := w.Origin; o != nil {
+		if o.fills >= left {
+			c.counts.crowded.Add(1)
+			return false
+		}
+		o.fills++
 	}
 	f.cache, f.want, f.stale, f.fenced, f.era, f.slot, f.first = c, w, found.Object, found.Fenced, c.era, found.slot, first
 	if f.asks == nil {
 		f.asks = map[*Ask]struct{}{}
 	}
-	f.moved.L = &f.mu
+	f.origin, f.moved.L = w.Origin, &f.mu
 	if found.Others {
 		f.others = c.offered(w)
 	}
@@ -451,6 +468,7 @@ func (f *fill) read(ctx context.Context, from io.Reader, size int64) error {
 		n, err := from.Read(f.body[len(f.body):cap(f.body)])
 		f.mu.Lock()
 		f.body = f.body[:len(f.body)+n]
+		dripping := f.drips(n)
 		f.moved.Broadcast()
 		f.mu.Unlock()
 		if err == io.EOF && (size < 0 || int64(len(f.body)) == size) {
@@ -459,7 +477,40 @@ func (f *fill) read(ctx context.Context, from io.Reader, size int64) error {
 		if err != nil {
 			return f.truncated(err)
 		}
+		if dripping {
+			f.cache.counts.abandoned.Add(1)
+			return errAbandoned
+		}
 	}
+}
+
+const (
+	// lonelyRate is the least that an origin has to send a second, in bytes, of what nobody waits for any more: else the fill ends. It
+	// is judged over lonelyTime; an origin that sends nothing at all is Fetch's to end.
+	lonelyRate = 4 << 10
+	lonelyTime = 10 * time.Second
+)
+
+// drips takes down that n bytes have come, and says whether that is too slow to be gone on with, for nobody. Then it is at its end: who
+// asks from now on has another fill. f.mu is held.
+func (f *fill) drips(n int) bool {
+	if len(f.asks) > 0 {
+		f.lonely = time.Time{}
+		return false
+	}
+	now := time.Now()
+	f.since += int64(n)
+	passed := now.Sub(f.lonely)
+	switch {
+	case f.lonely.IsZero():
+	case passed < lonelyTime:
+		return false
+	case f.since < int64(passed/time.Second)*lonelyRate:
+		f.err = errAbandoned
+		return true
+	}
+	f.lonely, f.since = now, 0
+	return false
 }
 
 // readEnd makes sure that nothing follows a body that is all there.
@@ -697,7 +748,15 @@ func (f *fill) over() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, active := c.active[f]; active {
-		delete(c.active, f)
+		c.ends(f)
 		c.running.Done()
+	}
+}
+
+// ends takes a fill from those that run. c.mu is held.
+func (c *Cache) ends(f *fill) {
+	delete(c.active, f)
+	if f.origin != nil {
+		f.origin.fills--
 	}
 }

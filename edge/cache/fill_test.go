@@ -1079,3 +1079,110 @@ func TestFewGoroutinesWaitForTheNextFill(t *testing.T) {
 		}
 	})
 }
+
+// One origin that is silent has half of the fills, two have a third each, and there are always some for others.
+func TestOneOriginDoesNotTakeAllFills(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.answer = func(ctx context.Context, _ http.Header) (*http.Response, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		asked := 0
+		var asks []*Ask
+		of := func(o *Origin) error { // many, until one is refused
+			for {
+				asked++
+				want := w.want(fmt.Sprint("/", asked))
+				want.Origin = o
+				ask, err := w.Ask(t.Context(), want, w.find(want))
+				if err != nil {
+					return err
+				}
+				asks = append(asks, ask)
+			}
+		}
+		first, second, third := new(Origin), new(Origin), new(Origin)
+		for _, c := range []struct {
+			of   *Origin
+			runs int
+		}{{first, maxFills / 2}, {second, maxFills / 4}, {third, maxFills / 8}, {first, maxFills / 2}} {
+			if err := of(c.of); !errors.Is(err, ErrBusy) || c.of.fills != c.runs {
+				t.Errorf("of one %d run, want %d: %v", c.of.fills, c.runs, err)
+			}
+		}
+		if n := w.counts.crowded.Load(); n != 4 || w.counts.busy.Load() != 0 {
+			t.Errorf("%d are counted as refused, want 4", n)
+		}
+		for _, ask := range asks {
+			ask.Close()
+		}
+		w.Close()
+		if left := first.fills + second.fills + third.fills; left != 0 {
+			t.Errorf("%d are counted when none runs", left)
+		}
+	})
+}
+
+func TestWhatNobodyWaitsForMustNotDrip(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		piece, pieces int // one a second
+		leaves        bool
+		kept          bool
+		ends          time.Duration
+	}{
+		{"drips", 100, 600, true, false, 20 * time.Second},
+		{"drips, and is read", 100, 60, false, true, time.Minute},
+		{"is slow", lonelyRate + 100, 60, true, true, time.Minute},
+	} {
+		inWorld(t, func(t *testing.T, w *world) {
+			size := int64(c.piece * c.pieces)
+			w.answer = func(ctx context.Context, _ http.Header) (*http.Response, error) {
+				r, pipe := io.Pipe()
+				context.AfterFunc(ctx, func() { pipe.CloseWithError(ctx.Err()) })
+				go func() {
+					for range c.pieces {
+						time.Sleep(time.Second)
+						if _, err := pipe.Write(make([]byte, c.piece)); err != nil {
+							return
+						}
+					}
+					pipe.Close()
+				}()
+				return response(200, size, r, "Cache-Control: max-age=600"), nil
+			}
+			start := time.Now()
+			want := w.want("/")
+			ask, err := w.Ask(t.Context(), want, w.find(want))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ask.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			if c.leaves {
+				ask.Close()
+			} else {
+				for err == nil {
+					_, err = ask.Next()
+				}
+				if err != io.EOF {
+					t.Errorf("%s: %v", c.name, err)
+				}
+				ask.Close()
+			}
+			for running := 1; running > 0 && time.Since(start) < time.Hour; time.Sleep(100 * time.Millisecond) {
+				w.mu.Lock()
+				running = len(w.active)
+				w.mu.Unlock()
+			}
+			if took := time.Since(start); took > c.ends+2*time.Second {
+				t.Errorf("%s: it ran for %v", c.name, took)
+			}
+			if kept := w.find(want).Object != nil; kept != c.kept || (w.counts.abandoned.Load() == 0) != c.kept {
+				t.Errorf("%s: kept: %v; %d are counted", c.name, kept, w.counts.abandoned.Load())
+			}
+			time.Sleep(2 * time.Second) // the origin sees that its body is closed
+		})
+	}
+}

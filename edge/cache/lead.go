@@ -27,8 +27,8 @@ var leads = sync.Pool{New: func() any { return new(Lead) }}
 
 // Lead begins the fill of what is not kept and that nobody fills, for a request of which Fields made the header. Nil: it is kept, of another
 // rank of policy, being filled, others of its URI have to be offered to the origin, or there are too many fills; then the request is served as any
-// other. Rank is as in Want, and requested is when the origin is asked. It may wait for the disk.
-func (c *Cache) Lead(key Key, p *Policy, header http.Header, rank func() int, requested time.Time) *Lead {
+// other. Rank and origin are as in Want, and requested is when the origin is asked. It may wait for the disk.
+func (c *Cache) Lead(key Key, p *Policy, header http.Header, rank func() int, requested time.Time, origin *Origin) *Lead {
 	if c.shelf != nil {
 		if c.Find(key, p, header, requested, nil).kept() {
 			return nil
@@ -41,7 +41,7 @@ func (c *Cache) Lead(key Key, p *Policy, header http.Header, rank func() int, re
 	l := leads.Get().(*Lead)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w := Want{Key: key, Policy: p, Header: header, Rank: rank}
+	w := Want{Key: key, Policy: p, Header: header, Rank: rank, Origin: origin}
 	if found := c.find(key, p, header, requested, nil, false); !found.kept() && c.fills[found.slot] == nil && (!found.Others || len(c.offered(w)) == 0) {
 		l.Key, l.Others = key, found.Others
 		if c.launch(&l.fill, w, found, &l.ask) {
@@ -87,7 +87,7 @@ func (l *Lead) Alone() (done bool) {
 	f.mu.Lock()
 	if done = len(f.asks) == 1; done {
 		c.remove(f)
-		delete(c.active, f)
+		c.ends(f)
 	}
 	f.mu.Unlock()
 	c.mu.Unlock()

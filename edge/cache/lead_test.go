@@ -39,7 +39,7 @@ func (l *leaver) end() {
 func TestALeadThatWasJoinedIsNotUsedAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		want := w.want("/a")
-		lead := w.Lead(want.Key, w.policy, nil, nil, time.Now())
+		lead := w.Lead(want.Key, w.policy, nil, nil, time.Now(), nil)
 		if lead == nil {
 			t.Fatal("there is none")
 		}
@@ -76,7 +76,7 @@ func TestALeadThatIsPurgedIsNotKept(t *testing.T) {
 		w.answer = soon("x", "Cache-Control: max-age=60")
 		want := w.want("/a")
 		w.beginHere(&want)
-		lead := w.Lead(want.Key, w.policy, nil, nil, time.Now())
+		lead := w.Lead(want.Key, w.policy, nil, nil, time.Now(), nil)
 		w.Purge(Purge{Distribution: "shop", Items: []string{"/a"}})
 		ask := lead.Ask(t.Context(), want)
 		go func() {

@@ -13,6 +13,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -794,5 +796,48 @@ func TestEachNodeIsDialledOnce(t *testing.T) {
 		if got, want := w.dialled(), "icn-1 http web-icn/8080, nrt-1 http web-nrt/80, nrt-2 http web-nrt/80, iad-1 http web-iad/80"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
+	})
+}
+
+func TestASilentOriginLeavesOthersToBeAsked(t *testing.T) {
+	const two = `
+---
+kind: Distribution
+name: dead
+aliases: [dead.test]
+origins: [{name: web, url: "http://dead.test"}]
+defaultCacheBehavior: {targetOrigin: web, cachePolicy: p}
+`
+	inWorld(t, site("")+two, func(t *testing.T, w *world) {
+		w.origin(says(0, "well", "Cache-Control: max-age=60"))
+		dead := w.in.Host("dead", spec.Location{}, netip.MustParseAddr("198.51.100.2"))
+		w.in.Name("dead.test", dead.Addr())
+		over := make(chan struct{})
+		w.serve(dead, ":80", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-over }))
+		ctx, leave := context.WithCancel(t.Context())
+		var viewers sync.WaitGroup
+		var busy atomic.Int32
+		for i := range 1100 {
+			viewers.Go(func() {
+				r := httptest.NewRequestWithContext(ctx, "GET", fmt.Sprintf("http://dead.test/%d", i), nil)
+				rw := httptest.NewRecorder()
+				defer func() { recover() }() // it left
+				w.Plane.ServeHTTP(rw, r)
+				if rw.Code == http.StatusServiceUnavailable && rw.Header().Get("Retry-After") == "1" {
+					busy.Add(1)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		if n := busy.Load(); n != 1100-1024 {
+			t.Errorf("%d of 1,100 were refused, want %d", n, 1100-1024)
+		}
+		w.must("/", 200, "Miss", "well")
+		if n := w.Counters()["cache_crowded_total"]; n != 1100-1024 {
+			t.Errorf("%d are counted", n)
+		}
+		leave()
+		close(over)
+		viewers.Wait()
 	})
 }

@@ -1,6 +1,7 @@
 package cdn
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/edge/cache"
 	"github.com/perigee-net/perigee/edge/http1"
 	"github.com/perigee-net/perigee/origin"
 	"github.com/perigee-net/perigee/origin/wire"
@@ -33,13 +35,13 @@ const (
 
 // upstreamKey is what an origin's connections depend on: an origin that changes in nothing of it keeps them.
 type upstreamKey struct {
-	url               string // empty for load balancers, which share what is else equal
+	url               string // or the load balancers
 	attempts          int
 	connect, response time.Duration
 }
 
 func keyOf(o *spec.Origin) upstreamKey {
-	return upstreamKey{o.URL, o.ConnectionAttempts, o.ConnectionTimeout.Std(), o.ResponseTimeout.Std()}
+	return upstreamKey{cmp.Or(o.URL, strings.Join(o.LoadBalancers, " ")), o.ConnectionAttempts, o.ConnectionTimeout.Std(), o.ResponseTimeout.Std()}
 }
 
 // upstream is how origins of one key are reached.
@@ -49,6 +51,7 @@ type upstream struct {
 	authority string // of the URL
 	address   string // of a http URL: where package wire asks; empty: it does not
 	users     int    // how many behaviours of the table have it; the plane's apply guards it
+	filling   cache.Origin
 	plane     *Plane
 	made      atomic.Pointer[wire.Client]
 }
@@ -78,7 +81,7 @@ func (u *upstream) transport() *wire.Client {
 		return made
 	}
 	dial, attempts := u.plane.dialNode, 1 // of a node: the next one is tried instead
-	if u.key.url != "" {
+	if u.authority != "" {
 		dial, attempts = u.plane.cfg.Dial, max(1, u.key.attempts)
 	}
 	connect := func(ctx context.Context, network, address string) (conn net.Conn, err error) {
