@@ -630,7 +630,7 @@ func (f *fill) hand(r Result, body io.ReadCloser, end context.CancelFunc) {
 	if end != nil {
 		body = &lasting{body, end}
 	}
-	f.leaveAlone(r.WhyNot)
+	f.leaveAlone(r.WhyNot, r.Status)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.result, f.alone = r, body
@@ -712,10 +712,11 @@ func (f *fill) leave(e *entry) {
 }
 
 // leaveAlone is leave for a response that is one request's, and why. The key is kept apart where that spares anybody anything: others have
-// waited for it, it is long, or something of it is kept that is not good any more. A key that is asked for now and then costs nothing.
-func (f *fill) leaveAlone(why string) {
+// waited for it, it is long, or something of it is kept that is not good any more. A key that is asked for now and then costs nothing; and that
+// who asked first asked too early is no word on the key: else anybody could have a key kept apart by saying that he asks early.
+func (f *fill) leaveAlone(why string, status int) {
 	apart := f.stale != nil || len(f.others) > 0 || why == tooLong || f.crowded()
-	if apart && why != noRoom { // there may be some when it is asked for again
+	if apart && why != noRoom && status != http.StatusTooEarly { // there may be some when it is asked for again
 		f.leave(apartSince(time.Now()))
 		return
 	}

@@ -16,14 +16,14 @@ const (
 )
 
 // kept says how responses of a status are kept. 206 would be kept in parts, 304 is an update, 416 is about a range that
-// the cache did not ask for, and 1xx are not the response yet.
+// the cache did not ask for, 425 about how one viewer asked (RFC 8470 §5.2), and 1xx are not the response yet.
 func kept(status int) keeping {
 	switch status {
 	case 200, 203, 204, 300, 301, 302, 303, 307, 308:
 		return byPolicy
 	case 404, 410, 414, 500, 501, 502, 503, 504:
 		return asError
-	case 206, 304, 416:
+	case 206, 304, 416, http.StatusTooEarly:
 		return never
 	}
 	if status < 200 || status > 599 {

@@ -30,6 +30,8 @@ func TestWhatMayBeKept(t *testing.T) {
 		{policy: plain, status: 206, control: "max-age=60", want: "status"},
 		{policy: plain, status: 304, want: "status"},
 		{policy: plain, status: 416, control: "max-age=60", want: "status"},
+		{policy: plain, status: 425, control: "max-age=60", want: "status"},
+		{policy: strict, status: 425, control: "max-age=60", want: "status"},
 		{policy: plain, status: 103, control: "max-age=60", want: "status"},
 		{policy: plain, status: 999, control: "max-age=60", want: "status"},
 		{policy: plain, status: 299, control: "max-age=60"},

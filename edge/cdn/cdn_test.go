@@ -841,3 +841,29 @@ defaultCacheBehavior: {targetOrigin: web, cachePolicy: p}
 		viewers.Wait()
 	})
 }
+
+// Who says that he asks early gets the 425 that the origin answers that with, and nobody else does, or is kept apart for it.
+func TestTooEarlyIsForWhoAsksEarly(t *testing.T) {
+	inWorld(t, site("minTTL: 60s\ndefaultTTL: 60s"), func(t *testing.T, w *world) {
+		w.origin(func(rw http.ResponseWriter, r *http.Request) {
+			early := r.Header.Values("Early-Data")
+			time.Sleep(time.Second)
+			rw.Header().Set("Cache-Control", "max-age=600")
+			if len(early) > 0 {
+				rw.WriteHeader(http.StatusTooEarly)
+			}
+			fmt.Fprintf(rw, "early: %q", early)
+		})
+		for range 2 { // of nothing, and of what is stale
+			var both sync.WaitGroup
+			both.Go(func() { w.must("/", 425, "Error", `early: ["1"]`, "Early-Data: 0", "Early-Data: x") })
+			time.Sleep(100 * time.Millisecond)
+			both.Go(func() { w.must("/", 200, "Miss", "early: []") })
+			both.Wait()
+			w.must("/", 200, "Miss", "early: []")
+			w.must("/", 200, "Hit", "early: []")
+			w.must("/", 200, "Hit", "early: []", "Early-Data: 1")
+			time.Sleep(time.Hour)
+		}
+	})
+}

@@ -16,8 +16,6 @@ const maxLoops = 3
 
 // The fields that are sent to origins besides those of the policy.
 var (
-	// what says that the request may be one that somebody sends again (RFC 8470): an origin may answer 425, which is not kept
-	early = []string{"Early-Data"}
 	// what asks for less than the whole: only of a request that asks the origin on its own
 	partial = []string{"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"}
 	// what belongs to a body, and says who sends it: only of methods that are not safe
@@ -64,7 +62,11 @@ func (b *Behavior) Forward(v Viewer, id string, alone bool) http.Header {
 	if codings := cache.AcceptEncoding(v.Header); codings != "" {
 		set("Accept-Encoding", codings)
 	}
-	send(early)
+	if len(v.Header["Early-Data"]) > 0 {
+		// It may be one that somebody sends again: who says so before us may know, and nobody may take that back. Whatever is said means
+		// 1 (RFC 8470 §5.1). If the origin answers 425, that is neither kept nor shared.
+		set("Early-Data", "1")
+	}
 	for _, name := range b.Policy.Headers() { // as they are in the key
 		if lines := v.Header[name]; len(lines) > 0 && !slices.Contains(hopByHop, name) {
 			set(name, b.Policy.Field(v.Header, name))

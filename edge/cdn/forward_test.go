@@ -29,7 +29,7 @@ func TestTheOriginIsSentWhatThePolicyKeysAndLittleElse(t *testing.T) {
 	everything := []string{
 		"Accept: text/html", "Accept-Encoding: gzip, deflate, br", "Accept-Language: ko", "Authorization: Basic x", "Cookie: a=1; b=2",
 		"Referer: https://else.test/", "User-Agent: curl/8", "X-Lang: ko", "X-Lang: en", "Origin: https://www.test", "Te: trailers", "Connection: keep-alive",
-		"Range: bytes=0-9", "If-None-Match: \"a\"", "If-Modified-Since: x", "Cache-Control: no-cache", "Pragma: no-cache", "Expect: 100-continue", "Early-Data: 1",
+		"Range: bytes=0-9", "If-None-Match: \"a\"", "If-Modified-Since: x", "Cache-Control: no-cache", "Pragma: no-cache", "Expect: 100-continue", "Early-Data: perhaps", "Early-Data: 0",
 		"X-Forwarded-For: 198.51.100.7", "X-Forwarded-Proto: gopher", "X-Real-Ip: 198.51.100.7", "Via: 1.0 squid", "Content-Type: text/plain", "Proxy-Authorization: x",
 	}
 	always := []string{
