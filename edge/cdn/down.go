@@ -20,7 +20,8 @@ type down struct {
 	probed atomic.Int64 // when it was last asked to find out
 }
 
-// note takes down how the origin answered.
+// note takes down how the origin answered. A 500 is about what was asked for, and not about the origin: one URL that fails must not have all
+// others of the behaviour answered with what is stale. For that one it is a failure all the same (RFC 5861 §4).
 func (d *down) note(response *http.Response, err error, now time.Time) {
 	switch {
 	case err != nil, response.StatusCode >= 502 && response.StatusCode <= 504:
