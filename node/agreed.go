@@ -226,7 +226,7 @@ func (n *Node) setDoors(s *spec.Spec) {
 			if l.Protocol == spec.UDP {
 				opens.Packets = func(c net.PacketConn) error { return n.accelerator.ServePackets(l, c) }
 			} else {
-				opens.Conn = n.accelerator.ConnHandler(l)
+				opens.Flow = n.accelerator.ConnHandler(l)
 			}
 			add("Accelerator "+l.Accelerator, opens)
 			if n.cfg.OwnDoors {

@@ -297,29 +297,34 @@ func apart(ip netip.Addr, spans []span) error {
 // Listeners are the addresses and ports to open, in their order. The slice is shared and must not be changed.
 func (p *Plane) Listeners() []Listener { return p.table.Load().open }
 
-// ConnHandler serves the conns that were accepted for a listener, wherever that was.
-func (p *Plane) ConnHandler(l Listener) func(net.Conn) {
-	return func(c net.Conn) { p.Serve(c, l.Address) }
+// ConnHandler starts the flows of conns that were accepted for a listener, wherever that was, as Start does.
+func (p *Plane) ConnHandler(l Listener) func(c net.Conn, ended func()) {
+	return func(c net.Conn, ended func()) { p.Start(c, l.Address, ended) }
 }
 
-// Serve carries one conn that was accepted for an accelerator's address and port, and returns when its flow has ended.
-// It closes the conn; closing it from outside ends the flow.
-func (p *Plane) Serve(client net.Conn, at netip.AddrPort) {
+// Start has one conn be carried that was accepted for an accelerator's address and port. It returns when an endpoint has taken the flow, or none has. It
+// closes the conn, and calls ended when all is done; closing it from outside ends the flow.
+func (p *Plane) Start(client net.Conn, at netip.AddrPort, ended func()) {
+	if !p.start(client, at, ended) {
+		relay.Abort(client)
+		ended()
+	}
+}
+
+// start says whether the flow goes on; if not the client is to be reset.
+func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 	t, v := p.table.Load(), p.config.View()
 	e, ok := t.entry(spec.TCP, at)
 	f := Flow{Client: relay.AddrPort(client.RemoteAddr()), Local: at}
 	if !ok {
 		p.count.refused.Add(1)
-		relay.Abort(client)
-		return
+		return false
 	}
 	if !p.enter() {
 		p.count.refused.Add(1)
 		p.rejected(e.accelerator, spec.TCP, f, tooMany)
-		relay.Abort(client)
-		return
+		return false
 	}
-	defer p.count.live.Add(-1)
 	p.count.flows.Add(1)
 
 	drawn := p.sampled(e.accelerator)
@@ -327,8 +332,8 @@ func (p *Plane) Serve(client net.Conn, at netip.AddrPort) {
 	if far == nil {
 		p.count.dropped.Add(1)
 		p.rejected(e.accelerator, spec.TCP, f, e.refuses(at.Port()))
-		relay.Abort(client)
-		return
+		p.count.live.Add(-1)
+		return false
 	}
 	ended := func(relay.Result) {}
 	if taken, is := far.(Taken); is {
@@ -341,11 +346,14 @@ func (p *Plane) Serve(client net.Conn, at netip.AddrPort) {
 	}
 	one.over, _ = far.(moving)
 	carried.Last = one.last
-	p.carry(e.accelerator, see(t.spec, v), one, func() error {
-		r := carried.Run()
+	end := p.carry(e.accelerator, see(t.spec, v), one)
+	carried.Start(func(r relay.Result) {
 		ended(r)
-		return r.Err
+		end(r.Err)
+		p.count.live.Add(-1)
+		over()
 	})
+	return true
 }
 
 // Taken is a flow to an endpoint that this node has dialled itself. Hold returns the connection that is to be carried, which is the endpoint's, and
@@ -354,26 +362,27 @@ type Taken interface {
 	Hold(client net.Conn) (endpoint net.Conn, ended func(relay.Result))
 }
 
-// carry has a flow of TCP run that was chosen by a spec and a view, and counts it. run returns why it was broken off; f.last is to be called just before
-// the flow's ends are closed.
-func (p *Plane) carry(a *spec.Accelerator, chosen seen, f *live, run func() error) {
+// carry counts a flow of TCP that was chosen by a spec and a view, until it is told that it has ended, and why it was broken off; f.last is to be called
+// just before the flow's ends are closed.
+func (p *Plane) carry(a *spec.Accelerator, chosen seen, f *live) (ended func(err error)) {
 	end := p.begin(a, chosen, f, p.tallies.of(way{f.accelerator, f.region, f.protocol}, otherWays()))
-	err := run()
-	in, out := f.moved()
-	p.count.bytesIn.Add(uint64(in))
-	p.count.bytesOut.Add(uint64(out))
-	switch {
-	case err == nil:
-		end(closed)
-	case errors.Is(err, relay.ErrIdle):
-		p.count.idle.Add(1)
-		end(idle)
-	case errors.Is(err, errTerminated):
-		p.count.terminated.Add(1)
-		end(terminated)
-	default:
-		p.count.broken.Add(1)
-		end(broken)
+	return func(err error) {
+		in, out := f.moved()
+		p.count.bytesIn.Add(uint64(in))
+		p.count.bytesOut.Add(uint64(out))
+		switch {
+		case err == nil:
+			end(closed)
+		case errors.Is(err, relay.ErrIdle):
+			p.count.idle.Add(1)
+			end(idle)
+		case errors.Is(err, errTerminated):
+			p.count.terminated.Add(1)
+			end(terminated)
+		default:
+			p.count.broken.Add(1)
+			end(broken)
+		}
 	}
 }
 

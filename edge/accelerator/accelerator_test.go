@@ -81,8 +81,17 @@ func newBench(t *testing.T, n network) *bench {
 	if want := []Listener{{"game", spec.TCP, local}}; !slices.Equal(open, want) {
 		t.Fatalf("listeners %v, want %v", open, want)
 	}
-	b.listen(b.edge, local.String(), b.plane.ConnHandler(open[0]))
+	b.listen(b.edge, local.String(), waiting(b.plane.ConnHandler(open[0])))
 	return b
+}
+
+// waiting is a handler that returns when its flow has ended.
+func waiting(start func(c net.Conn, ended func())) func(net.Conn) {
+	return func(c net.Conn) {
+		over := make(chan struct{})
+		start(c, func() { close(over) })
+		<-over
+	}
 }
 
 func (b *bench) listen(h *memnet.Host, address string, serve func(net.Conn)) {
@@ -545,6 +554,6 @@ func BenchmarkServe(b *testing.B) {
 	for b.Loop() {
 		c, end := net.Pipe()
 		end.Close()
-		p.Serve(c, local)
+		waiting(p.ConnHandler(Listener{Address: local}))(c)
 	}
 }

@@ -25,7 +25,7 @@ func BenchmarkCarry(b *testing.B) {
 				lane: lane{"game", spec.TCP, local, "icn", "targetGroup/icn"}, client: client, by: Candidate{Node: "icn1"},
 				moved: func() (int64, int64) { return 1, 1 }, leg: func() (relay.Leg, bool) { return relay.Leg{}, false }, reset: func(error) {},
 			}
-			p.carry(a, chosen, f, func() error { return nil })
+			p.carry(a, chosen, f)(nil)
 		}
 	})
 }

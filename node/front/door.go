@@ -162,19 +162,23 @@ func (d *door) leave(c net.Conn) {
 	d.front.wg.Done()
 }
 
-// serveConns is the life of a Conn door.
+// serveConns is the life of a Conn or a Flow door.
 func (d *door) serveConns() {
 	for {
 		c, err := d.accept()
 		if err != nil {
 			return
 		}
-		d.front.wg.Go(func() { d.serveConn(c) })
+		if behind := d.behind.Load(); behind.Flow != nil {
+			d.front.start(begun{d, c, behind.Flow})
+		} else {
+			d.front.wg.Go(func() { d.serveConn(c, behind.Conn) })
+		}
 	}
 }
 
 // serveConn passes the connection on as it is where it can, for the kernel moves bytes only between sockets.
-func (d *door) serveConn(c net.Conn) {
+func (d *door) serveConn(c net.Conn, serve func(net.Conn)) {
 	defer d.leave(c)
 	defer c.Close()
 	defer d.front.seeConn(c)
@@ -184,9 +188,9 @@ func (d *door) serveConn(c net.Conn) {
 		}
 	}()
 	if !d.front.believes(c) {
-		d.behind.Load().Conn(c)
+		serve(c)
 	} else if p := d.proxied(c); p.wait() {
-		d.behind.Load().Conn(p)
+		serve(p)
 	}
 }
 

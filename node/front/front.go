@@ -79,7 +79,7 @@ const (
 	defaultHeaderBytes = 64 << 20
 )
 
-// Door is one listening socket and who serves it: exactly one of Handler, Conn and Packets.
+// Door is one listening socket and who serves it: exactly one of Handler, Conn, Flow and Packets.
 type Door struct {
 	Network string // "tcp", or "udp" for Packets
 	// Address is where it listens; without an IP address on all of them.
@@ -106,6 +106,9 @@ type Door struct {
 	Desync http1.Mitigation
 	// Conn serves one connection, on a goroutine of its own, and returns when it has ended.
 	Conn func(net.Conn)
+	// Flow begins to serve one connection, and calls ended once it is closed: before it returns or long after. The goroutine is not the connection's own,
+	// and takes the next that comes.
+	Flow func(c net.Conn, ended func())
 	// Packets serves the socket, on a goroutine of its own, until it is closed. Who may come is its to judge: there is no connection that the front
 	// could refuse, or wait for.
 	Packets func(net.PacketConn) error
@@ -147,6 +150,7 @@ type Front struct {
 	sheets   sheets
 	headers  headers
 	pools2   pools2
+	starters starters
 
 	mu      sync.Mutex
 	doors   map[doorKey]*door
@@ -212,6 +216,7 @@ func New(c Config) *Front {
 		c.ListenPacketAnycast = ListenPacketAnycast
 	}
 	f := &Front{config: c, heads: newHeads(c.HeaderBytes), doors: map[doorKey]*door{}, packets: map[doorKey]*packetDoor{}, quic: map[doorKey]*quicDoor{}, quics: map[*quicDoor]struct{}{}, conns: map[net.Conn]*guest{}}
+	f.starters.next, f.starters.over = make(chan begun), make(chan struct{})
 	f.SetTicketKeys(nil)
 	f.leads.Store(true)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -286,14 +291,14 @@ func (f *Front) IsOpen(network string, address netip.AddrPort) bool {
 
 func (f *Front) check(d *Door) error {
 	switch {
-	case d.Packets != nil && (d.Network != "udp" || d.Handler != nil || d.Conn != nil || d.TLS):
+	case d.Packets != nil && (d.Network != "udp" || d.Handler != nil || d.Conn != nil || d.Flow != nil || d.TLS):
 		return errors.New("it has Packets, which is for udp, and alone")
 	case d.Packets != nil:
 		return nil
 	case d.Network != "tcp":
 		return fmt.Errorf("network %q is not tcp", d.Network)
-	case (d.Handler == nil) == (d.Conn == nil):
-		return errors.New("it needs one of Handler and Conn")
+	case !exactlyOne(d.Handler != nil, d.Conn != nil, d.Flow != nil):
+		return errors.New("it needs one of Handler, Conn and Flow")
 	case d.TLS && d.Handler == nil:
 		return errors.New("TLS needs a Handler")
 	case (d.Quick != nil || d.Relay != nil) && d.Handler == nil:
@@ -308,10 +313,23 @@ func (f *Front) check(d *Door) error {
 	return nil
 }
 
-// Close accepts nothing more and waits for what is in flight: requests, and connections of Conn doors. What is left when
+func exactlyOne(all ...bool) bool {
+	n := 0
+	for _, is := range all {
+		if is {
+			n++
+		}
+	}
+	return n == 1
+}
+
+// Close accepts nothing more and waits for what is in flight: requests, and connections of Conn and Flow doors. What is left when
 // ctx ends is cut off, and the error says so. It returns when nothing runs any more.
 func (f *Front) Close(ctx context.Context) error {
 	f.mu.Lock()
+	if !f.closed {
+		close(f.starters.over)
+	}
 	f.closed = true
 	for _, d := range f.doors {
 		d.close()
@@ -340,7 +358,7 @@ func (f *Front) Close(ctx context.Context) error {
 }
 
 // Retire has every HTTP connection end after the answer that it waits for, so that clients look anew for where to go. The doors
-// stay open for those who do not know better yet. Flows of Conn doors go on.
+// stay open for those who do not know better yet. What came by Conn and Flow doors goes on.
 func (f *Front) Retire() { f.retire(true) }
 
 // Resume undoes Retire: connections are kept open again. Those that were told to go stay told.

@@ -25,14 +25,15 @@ type peeker interface {
 // patient reads from a conn so that it has a buffer only for what has come: a flow that is silent holds none.
 type patient interface{ next() (chunk, error) }
 
-// patiently is a conn as it is read so. Nil: it cannot be.
-func patiently(src io.Reader) patient {
+// patiently is a conn as it is read so; room is for what that takes. Nil: it cannot be.
+func patiently(src io.Reader, room *kernelSource) patient {
 	if p, ok := src.(peeker); ok {
 		return peekedSource{p}
 	}
 	if c, ok := src.(net.Conn); ok {
 		if raw, ok := socket.Of(c); ok {
-			return &kernelSource{raw: raw}
+			room.raw, room.taking = raw, room.take
+			return room
 		}
 	}
 	return nil
@@ -54,13 +55,14 @@ func (p peekedSource) next() (chunk, error) {
 
 // kernelSource takes a buffer when the kernel may have bytes, and gives it back where it has none after all.
 type kernelSource struct {
-	raw  syscall.RawConn
-	came chunk
-	err  error
+	raw    syscall.RawConn
+	taking func(fd uintptr) bool // take
+	came   chunk
+	err    error
 }
 
 func (s *kernelSource) next() (c chunk, err error) {
-	err = s.raw.Read(s.take) // or it is closed, or beyond its deadline
+	err = s.raw.Read(s.taking) // or it is closed, or beyond its deadline
 	c, s.came = s.came, chunk{}
 	if err == nil {
 		err = s.err
@@ -81,16 +83,18 @@ func (s *kernelSource) take(fd uintptr) (done bool) {
 
 // kernelSink writes to a socket as net does, for less.
 type kernelSink struct {
-	raw  syscall.RawConn
-	left []byte
-	err  error
+	raw     syscall.RawConn
+	putting func(fd uintptr) bool // put
+	left    []byte
+	err     error
 }
 
-// atOnce is a conn as it is written to for less, where it can be.
-func atOnce(dst io.Writer) io.Writer {
+// atOnce is a conn as it is written to for less, where it can be; room is for what that takes.
+func atOnce(dst io.Writer, room *kernelSink) io.Writer {
 	if c, ok := dst.(net.Conn); ok {
 		if raw, ok := socket.Of(c); ok {
-			return &kernelSink{raw: raw}
+			room.raw, room.putting = raw, room.put
+			return room
 		}
 	}
 	return dst
@@ -98,7 +102,7 @@ func atOnce(dst io.Writer) io.Writer {
 
 func (s *kernelSink) Write(b []byte) (int, error) {
 	s.left = b
-	err := s.raw.Write(s.put)
+	err := s.raw.Write(s.putting)
 	n := len(b) - len(s.left)
 	s.left = nil
 	if err == nil {
@@ -118,7 +122,7 @@ var errMore = errors.New("more is to come")
 
 // copyPatiently copies to the end of what is read patiently, as copyAll does, or until it has copied enough bytes, and then the error is errMore.
 func copyPatiently(dst io.Writer, src patient, d *direction, enough int64) (writing bool, err error) {
-	dst = atOnce(dst)
+	dst = atOnce(dst, &d.sink)
 	for d.written.Load() < enough {
 		c, readErr := src.next()
 		if c.n > 0 {

@@ -72,33 +72,60 @@ func Pipe(a, b net.Conn, idle time.Duration) Result { return New(a, b, idle).Run
 
 // New makes a flow between a and b that Run is to carry. Silence of both directions for idle breaks it off; 0 lets it be silent for ever.
 func New(a, b net.Conn, idle time.Duration) *Flow {
-	f := &Flow{a: a, b: b, idle: idle}
-	f.progress = f.counted
-	if counted := kernelProgress(a, b); counted != nil {
-		f.progress, f.spliced = counted, true
-	}
-	return f
+	return &Flow{a: a, b: b, idle: idle, spliced: spliced(a, b)}
 }
 
 // Run carries bytes until both directions have ended, and closes both ends. The end of a direction travels by CloseWrite() error where the
-// conn has it; one without ends whole. It is to be called once.
+// conn has it; one without ends whole. Exactly one of Run and Start is to be called, once.
 func (f *Flow) Run() Result {
-	a, b := f.a, f.b
+	f.begin()
+	var back sync.WaitGroup
+	back.Go(f.carryBToA)
+	f.carryAToB()
+	back.Wait()
+	return f.close()
+}
+
+// Start is Run that does not wait: what became of the flow is told to ended, which is the last that is done. Its two goroutines are all that a silent flow
+// keeps, and have small stacks, whatever that of the caller has grown to.
+func (f *Flow) Start(ended func(Result)) {
+	f.begin()
+	f.ended = ended
+	go f.half(A)
+	go f.half(B)
+}
+
+// half is one of the two goroutines of a flow that was started: it reads from an end.
+func (f *Flow) half(from End) {
+	if from == A {
+		f.carryAToB()
+	} else {
+		f.carryBToA()
+	}
+	if f.done.Add(1) == 2 {
+		f.ended(f.close())
+	}
+}
+
+func (f *Flow) begin() {
 	if f.idle > 0 {
 		f.watch(max(f.idle/looks, 1))
 	} else {
-		keepAlive(b)
+		keepAlive(f.b)
 	}
-	var back sync.WaitGroup
-	back.Go(func() { f.carry(a, b, A, B, &f.bToA) })
-	f.carry(b, a, B, A, &f.aToB)
-	back.Wait()
+}
 
+func (f *Flow) close() Result {
 	broke, err := f.end()
-	a.Close()
-	b.Close()
+	f.shut.Store(true)
+	f.a.Close()
+	f.b.Close()
 	return Result{AToB: f.aToB.written.Load(), BToA: f.bToA.written.Load(), Err: err, Broke: broke}
 }
+
+func (f *Flow) carryAToB() { f.carry(f.b, f.a, B, A, &f.aToB) }
+
+func (f *Flow) carryBToA() { f.carry(f.a, f.b, A, B, &f.bToA) }
 
 // AddrPort is the address of one end of a TCP connection, in the family it has on the wire; of others the zero one.
 func AddrPort(a net.Addr) netip.AddrPort {
@@ -129,7 +156,7 @@ func (f *Flow) Break(err error) { f.fail(err, Unknown) }
 // has arrived.
 func (f *Flow) Moved() (aToB, bToA int64) {
 	aToB, bToA = f.aToB.written.Load(), f.bToA.written.Load()
-	if f.spliced {
+	if f.spliced && !f.shut.Load() {
 		received, acked := kernelCounts(f.a)
 		aToB, bToA = max(aToB, received), max(bToA, acked)
 	}
@@ -145,7 +172,10 @@ type Flow struct {
 	idle       time.Duration
 	aToB, bToA direction
 	spliced    bool
-	progress   func() uint64 // changes whenever bytes move
+	ended      func(Result) // of Start
+	done       atomic.Int32 // directions that came to their end, or were broken off
+	whole      atomic.Int32 // directions that came to their end
+	shut       atomic.Bool  // the ends are closed: the kernel knows nothing of them any more
 
 	mu    sync.Mutex
 	over  bool
@@ -154,7 +184,12 @@ type Flow struct {
 	timer *time.Timer
 }
 
-type direction struct{ read, written atomic.Int64 }
+type direction struct {
+	read, written atomic.Int64
+
+	source kernelSource // where it reads from a socket
+	sink   kernelSink   // where it writes to one
+}
 
 // carry is one direction, to one end from the other.
 func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) {
@@ -177,7 +212,7 @@ func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) {
 			broke = Unknown
 		}
 	}
-	if err == nil {
+	if err == nil && (f.whole.Add(1) < 2 || !f.spliced) { // of the last the kernel tells as both ends are closed, which is about to be
 		broke, err = to, closeWrite(dst)
 	}
 	if err != nil {
@@ -194,7 +229,7 @@ func closeWrite(c net.Conn) error {
 
 // copyAll copies to the end of src. Writing says that an error is that of dst.
 func copyAll(dst io.Writer, src io.Reader, d *direction) (writing bool, err error) {
-	if source := patiently(src); source != nil {
+	if source := patiently(src, &d.source); source != nil {
 		return copyPatiently(dst, source, d, math.MaxInt64)
 	}
 	small := make([]byte, smallBuffer)
@@ -234,7 +269,7 @@ func copyAll(dst io.Writer, src io.Reader, d *direction) (writing bool, err erro
 
 // copySome copies what comes between two sockets until it is seen that more is to come than is worth a copy; or to the end, as copyAll does.
 func copySome(dst io.Writer, src io.Reader, d *direction) (writing, more bool, err error) {
-	source := patiently(src)
+	source := patiently(src, &d.source)
 	if source == nil {
 		return false, true, nil
 	}
@@ -245,8 +280,13 @@ func copySome(dst io.Writer, src io.Reader, d *direction) (writing, more bool, e
 	return writing, false, err
 }
 
-// counted is the progress of bytes that come by here.
-func (f *Flow) counted() uint64 {
+// progress changes whenever bytes move. What is spliced is not counted here before its end, so the kernel is asked.
+func (f *Flow) progress() uint64 {
+	if f.spliced {
+		aReceived, aAcked := kernelCounts(f.a)
+		bReceived, bAcked := kernelCounts(f.b)
+		return uint64(aReceived + aAcked + bReceived + bAcked)
+	}
 	return uint64(f.aToB.read.Load() + f.aToB.written.Load() + f.bToA.read.Load() + f.bToA.written.Load())
 }
 

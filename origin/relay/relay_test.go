@@ -73,7 +73,7 @@ func relayedFlow(t *testing.T, test func(t *testing.T, client, server tcpConn, r
 		defer server.Close()
 		done := make(chan Result, 1)
 		f := New(a, b, testIdle)
-		go func() { done <- f.Run() }()
+		f.Start(func(r Result) { done <- r })
 		result := sync.OnceValue(func() Result { return <-done })
 		defer result()
 		test(t, client, server, result, f)
@@ -354,6 +354,38 @@ func (s script) play(c tcpConn, seed uint64) end {
 	})
 	wg.Wait()
 	return e
+}
+
+func TestAFlowIsToldOnceWhenBothEndsAreClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, breaks := range []bool{false, true} {
+			client, a := net.Pipe()
+			server, b := net.Pipe()
+			f := New(a, b, time.Minute)
+			told, last := 0, 0
+			f.Last = func() { last++ }
+			f.Start(func(Result) {
+				told++
+				if _, err := a.Write([]byte("x")); err != io.ErrClosedPipe {
+					t.Errorf("breaks %v: an end is open still: %v", breaks, err)
+				}
+			})
+			synctest.Wait()
+			if told != 0 {
+				t.Errorf("breaks %v: told before its end", breaks)
+			}
+			if breaks {
+				f.Break(ErrIdle)
+			}
+			client.Close()
+			server.Close()
+			synctest.Wait()
+			f.Break(ErrIdle)
+			if told != 1 || last != 1 {
+				t.Errorf("breaks %v: told %d times, looked at %d times", breaks, told, last)
+			}
+		}
+	})
 }
 
 // TestEveryByteArrivesOnceAndInOrderOrTheEndIsAnError is the promise of the package: who reads an end has all.

@@ -7,26 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelProgress reads the progress of two TCP sockets from the kernel's counts, as what is spliced is not counted here
-// before its end. It is nil for other conns. A direction that is spliced holds a pipe, so two descriptors more. A socket that is closed already counts nothing more.
-func kernelProgress(a, b net.Conn) func() uint64 {
-	ta, ok := a.(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	tb, ok := b.(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	return func() uint64 { return moved(ta) + moved(tb) }
+// spliced says whether the kernel can move bytes between two conns. A direction that is spliced holds a pipe, so two descriptors more.
+func spliced(a, b net.Conn) bool {
+	_, is := a.(*net.TCPConn)
+	_, too := b.(*net.TCPConn)
+	return is && too
 }
 
-// moved is how many bytes a socket has received and how many of those it sent have arrived.
-func moved(c net.Conn) uint64 {
-	received, acked := kernelCounts(c)
-	return uint64(received + acked)
-}
-
+// kernelCounts is how many bytes a socket has received and how many of those it sent have arrived. One that is closed already counts nothing more.
 func kernelCounts(c net.Conn) (received, acked int64) {
 	withInfo(c, func(info *unix.TCPInfo) { received, acked = int64(info.Bytes_received), int64(info.Bytes_acked) })
 	return received, acked

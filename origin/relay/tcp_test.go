@@ -48,7 +48,7 @@ func TestTheKernelCarriesBothHalves(t *testing.T) {
 func carriesBothHalves(t *testing.T, client *net.TCPConn, a, b net.Conn, server *net.TCPConn) {
 	t.Helper()
 	done := make(chan Result, 1)
-	go func() { done <- Pipe(a, b, time.Minute) }()
+	New(a, b, time.Minute).Start(func(r Result) { done <- r })
 	question, answer := strings.Repeat("question", 300_000), strings.Repeat("answer", 500_000)
 	go func() {
 		io.WriteString(client, question)
@@ -98,13 +98,13 @@ func TestASilentFlowInTheKernelIsBrokenOff(t *testing.T) {
 
 func TestTheKernelTellsWhatItMoves(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		if _, a, b, _ := overTCP(t); kernelProgress(a, b) != nil {
+		if _, a, b, _ := overTCP(t); spliced(a, b) {
 			t.Fatal("there is no splice here")
 		}
 		return
 	}
 	client, a, b, server := overTCP(t)
-	progress := kernelProgress(a, b)
+	progress := New(a, b, 0).progress
 	for range 3 {
 		before := progress()
 		write(t, client, "x")
@@ -123,7 +123,7 @@ func TestTheKernelTellsWhatItMoves(t *testing.T) {
 			t.Error("a received byte is no progress")
 		}
 	}
-	if wrapped := (struct{ net.Conn }{a}); kernelProgress(wrapped, b) != nil || kernelProgress(b, wrapped) != nil {
+	if wrapped := (struct{ net.Conn }{a}); spliced(wrapped, b) || spliced(b, wrapped) {
 		t.Error("a wrapped conn is not spliced")
 	}
 	a.Close()
