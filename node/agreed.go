@@ -214,7 +214,7 @@ func (n *Node) setDoors(s *spec.Spec) {
 				opens.Handler, opens.Relay = n.origin.Handler(l.LoadBalancer, l.Port), n.origin.Relay(l.LoadBalancer, l.Port)
 				opens.Desync = http1.MitigationOf(s.LoadBalancers[l.LoadBalancer].DesyncMitigationMode)
 			} else {
-				opens.Conn = func(c net.Conn) { n.origin.ServeConn(l.LoadBalancer, l.Port, c) }
+				opens.Flow = func(c net.Conn, ended func()) { n.origin.StartConn(l.LoadBalancer, l.Port, c, ended) }
 			}
 			add("LoadBalancer "+l.LoadBalancer, opens)
 		}

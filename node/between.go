@@ -303,16 +303,16 @@ func (n *Node) openFlowStreams() {
 			in.Refuse(leavingReason)
 			return
 		}
-		defer all.leave()
-		n.origin.ServeFlow(in)
+		over := in.Outlast()
+		n.origin.StartFlow(in, func() { all.leave(); over() })
 	})
 	n.backbone.HandleThrough(detourService, func(in *backbone.Incoming) {
 		if !all.enter() {
 			in.Refuse(leavingReason)
 			return
 		}
-		defer all.leave()
-		n.accelerator.ServeDetour(in)
+		over := in.Outlast()
+		n.accelerator.StartDetour(in, func() { all.leave(); over() })
 	})
 }
 

@@ -29,7 +29,7 @@ const maxSessions = 24_000
 // sessionGrace is how much longer a session may be idle than its flow: who took the flow from the client ends it before.
 const sessionGrace = 10 * time.Second
 
-// DatagramResource is what ServeDatagrams is asked for, of a resource as ServeFlow calls it and how long its flow may be idle. After is the client of a
+// DatagramResource is what ServeDatagrams is asked for, of a resource as StartFlow calls it and how long its flow may be idle. After is the client of a
 // flow of the resource whose target this one is to have too; invalid: it may have any.
 func DatagramResource(idle time.Duration, after netip.AddrPort, resource string) string {
 	text := strconv.Itoa(int(idle / time.Second))

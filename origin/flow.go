@@ -24,29 +24,31 @@ import (
 // flowTimeout bounds the search for a target that takes a flow; after it the flow is refused.
 const flowTimeout = 10 * time.Second
 
-// ServeConn carries one client's connection to a TCP listener of this node, and returns when it has ended. A flow that
-// no target takes is reset.
-func (p *Plane) ServeConn(loadBalancer string, port uint16, conn net.Conn) {
+// StartConn has one client's connection to a TCP listener of this node be carried, and calls ended when that has ended: it returns when a target has taken
+// the flow. One that no target takes is reset.
+func (p *Plane) StartConn(loadBalancer string, port uint16, conn net.Conn, ended func()) {
 	f, err := p.openFlow(context.Background(), listenerKey{loadBalancer, port}.flow(), ends{relay.AddrPort(conn.RemoteAddr()), relay.AddrPort(conn.LocalAddr())})
 	if err != nil {
 		relay.Abort(conn)
+		ended()
 		return
 	}
-	f.carry(conn)
+	f.carry(conn, ended)
 }
 
-// ServeFlow answers what edge nodes ask of the service "flow", and returns when the flow has ended. The resource is
+// StartFlow answers what edge nodes ask of the service "flow", and calls ended when the flow has ended: it returns when it has answered. The resource is
 // "targetGroup/<name>" or, as Preserved and Told have it, with more, "loadBalancer/<name>/<port>", or "endpoint/<accelerator>/<address>:<port>" for an endpoint that the
 // accelerator gives by address; other addresses are not dialled. It accepts once a target has.
-func (p *Plane) ServeFlow(in *backbone.Incoming) {
-	p.serveFlow(in.Context(), in.Resource, in.Client, in.Accept, in.Refuse)
+func (p *Plane) StartFlow(in *backbone.Incoming, ended func()) {
+	p.startFlow(in.Context(), in.Resource, in.Client, in.Accept, in.Refuse, ended)
 }
 
-func (p *Plane) serveFlow(ctx context.Context, resource string, client netip.AddrPort, accept func() net.Conn, refuse func(reason string)) {
+func (p *Plane) startFlow(ctx context.Context, resource string, client netip.AddrPort, accept func() net.Conn, refuse func(reason string), ended func()) {
 	resource, tell := cutMark(resource, toldMark)
 	f, err := p.openFlow(ctx, resource, ends{client: client})
 	if err != nil {
 		refuse(err.Error())
+		ended()
 		return
 	}
 	conn := accept()
@@ -54,10 +56,10 @@ func (p *Plane) serveFlow(ctx context.Context, resource string, client netip.Add
 		at := f.target.RemoteAddr().String()
 		conn.Write(append([]byte{byte(len(at))}, at...)) // that it cannot be is seen when the flow is carried
 	}
-	f.carry(conn)
+	f.carry(conn, ended)
 }
 
-// TakeFlow is ServeFlow for an edge node that is this one: it returns a flow that a target has taken, whose bytes the caller carries, so that they
+// TakeFlow is StartFlow for an edge node that is this one: it returns a flow that a target has taken, whose bytes the caller carries, so that they
 // go from socket to socket.
 func (p *Plane) TakeFlow(ctx context.Context, resource string, client netip.AddrPort) (*Taken, error) {
 	f, err := p.openFlow(ctx, resource, ends{client: client})
@@ -340,11 +342,14 @@ func (t *table) flow(resource string) (*group, time.Duration, error) {
 
 func (k listenerKey) flow() string { return fmt.Sprintf("loadBalancer/%s/%d", k.loadBalancer, k.port) }
 
-// carry moves bytes between a client and the flow's target until both have ended, nothing has moved for the idle
+// carry has bytes be moved between a client and the flow's target until both have ended, nothing has moved for the idle
 // timeout, or the target has left its group for longer than the deregistration delay.
-func (f *flow) carry(client net.Conn) {
-	ended := f.hold(client)
-	ended(relay.Pipe(client, f.target, f.idle))
+func (f *flow) carry(client net.Conn, ended func()) {
+	counted := f.hold(client)
+	relay.New(client, f.target, f.idle).Start(func(r relay.Result) {
+		counted(r)
+		ended()
+	})
 }
 
 // hold has a flow be among those that are carried until it is said how it has ended.

@@ -123,7 +123,7 @@ func (t *table) listener(k listenerKey) *listener {
 // Listener is a port that the nodes of a region open for a load balancer.
 type Listener struct {
 	LoadBalancer string
-	Protocol     string // spec.HTTP: serve Handler; spec.TCP: serve ServeConn
+	Protocol     string // spec.HTTP: serve Handler; spec.TCP: serve StartConn
 	Port         uint16
 }
 

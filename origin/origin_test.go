@@ -49,6 +49,18 @@ type world struct {
 	ends    []func()
 }
 
+// waits returns when what it begins has ended.
+func waits(begin func(ended func())) {
+	over := make(chan struct{})
+	begin(func() { close(over) })
+	<-over
+}
+
+// serveFlow is startFlow that waits for the end of the flow.
+func (p *Plane) serveFlow(ctx context.Context, resource string, client netip.AddrPort, accept func() net.Conn, refuse func(reason string)) {
+	waits(func(ended func()) { p.startFlow(ctx, resource, client, accept, refuse, ended) })
+}
+
 func inWorld(t *testing.T, targets int, f func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, net: memnet.New(1)}
@@ -67,7 +79,7 @@ func inWorld(t *testing.T, targets int, f func(t *testing.T, w *world)) {
 		w.client = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 		w.doorway = &doorway.Doorway{T: t, Relay: w.plane.Relay("web", 80), Handler: w.plane.Handler("web", 80)}
 		w.serve(w.node, ":80", w.doorway)
-		w.listen(w.node, ":9000", func(c net.Conn) { w.plane.ServeConn("tcp", 9000, c) })
+		w.listen(w.node, ":9000", func(c net.Conn) { waits(func(ended func()) { w.plane.StartConn("tcp", 9000, c, ended) }) })
 		f(t, w)
 		transport.CloseIdleConnections()
 		time.Sleep(time.Second) // net/http lingers when it closes with a body unread

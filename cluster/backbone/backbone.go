@@ -347,7 +347,7 @@ func await(ctx context.Context, c duplexConn) (net.Conn, error) {
 }
 
 // Handle sets who answers a service. The handler has a goroutine of its own, and must return soon after the
-// stream it was given is broken or has ended, for Close waits for it; the stream may outlive it. A stream that is
+// stream it was given is broken or has ended, for Close waits for it; the stream may outlive it (Outlast). A stream that is
 // neither accepted nor refused when it returns is refused.
 func (b *Backbone) Handle(service string, h func(*Incoming)) { b.handle(service, handler{serve: h}) }
 

@@ -71,6 +71,13 @@ func (in *Incoming) Accept() net.Conn {
 	return in.conn
 }
 
+// Outlast has Close wait for what goes on with the stream when its handler has returned, until what it returns is called. It is to be called
+// by the handler.
+func (in *Incoming) Outlast() (over func()) {
+	in.b.wg.Add(1)
+	return in.b.wg.Done
+}
+
 // Refuse says no, with a reason for people of at most 255 bytes.
 func (in *Incoming) Refuse(reason string) { in.refuse(refused, reason) }
 

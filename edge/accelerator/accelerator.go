@@ -509,29 +509,35 @@ func (p *Plane) dial(ctx context.Context, node string, h backbone.Header) (net.C
 	return p.config.Dial(ctx, node, h)
 }
 
-// ServeDetour carries on a flow of another node, to the node that the resource begins with, and returns when the flow has ended. It accepts
-// once that node has. Nothing is carried on twice.
-func (p *Plane) ServeDetour(in *backbone.Incoming) {
-	p.serveDetour(in.Context(), in.Header, in.Accept, in.RefuseFor)
+// StartDetour has a flow of another node be carried on, to the node that the resource begins with, and calls ended when the flow has ended: it returns when
+// it has answered. It accepts once that node has. Nothing is carried on twice.
+func (p *Plane) StartDetour(in *backbone.Incoming, ended func()) {
+	p.startDetour(in.Context(), in.Header, in.Accept, in.RefuseFor, ended)
 }
 
-func (p *Plane) serveDetour(ctx context.Context, h backbone.Header, accept func() net.Conn, refuse func(error)) {
+func (p *Plane) startDetour(ctx context.Context, h backbone.Header, accept func() net.Conn, refuse func(error), ended func()) {
 	node, resource, ok := strings.Cut(h.Resource, "/")
 	if !ok || node == "" || resource == "" {
 		p.count.detoursRefused.Add(1)
 		refuse(errors.New("a detour names a node and what is asked of it"))
+		ended()
 		return
 	}
 	if !p.enter() {
 		p.count.detoursRefused.Add(1)
 		refuse(errors.New("too many flows"))
+		ended()
 		return
 	}
-	defer p.count.live.Add(-1)
+	over := func() {
+		p.count.live.Add(-1)
+		ended()
+	}
 	far, err := p.dial(ctx, node, backbone.Header{Service: flowService, Resource: resource, Client: h.Client, Passage: h.Passage})
 	if err != nil {
 		p.count.detoursRefused.Add(1)
 		refuse(err)
+		over()
 		return
 	}
 	p.count.carried.Add(1)
@@ -539,7 +545,7 @@ func (p *Plane) serveDetour(ctx context.Context, h backbone.Header, accept func(
 	if h.Passage != (backbone.Passage{}) {
 		near, far = backbone.Join(near, far) // its ends go on without this node, if need be
 	}
-	relay.Pipe(near, far, carriedIdle)
+	relay.New(near, far, carriedIdle).Start(func(relay.Result) { over() })
 }
 
 // Explain says where this node would send a flow of a protocol from a client to an accelerator's address and port: what Serve and ServePackets do, with

@@ -127,7 +127,7 @@ func TestAFlowIsCarriedOnOnceItsEndHasTakenIt(t *testing.T) {
 				var serving sync.WaitGroup
 				serving.Go(func() {
 					h := backbone.Header{Service: detourService, Resource: c.resource, Client: netip.MustParseAddrPort("198.51.100.7:40000")}
-					b.plane.serveDetour(b.Context(), h, func() net.Conn { return far }, func(err error) { refused = err.Error(); near.Close() })
+					serveDetour(b.Context(), b.plane, h, func() net.Conn { return far }, func(err error) { refused = err.Error(); near.Close() })
 				})
 				io.WriteString(near, "x")
 				if got := make([]byte, 1); c.refused == "" {
@@ -152,7 +152,7 @@ func TestAFlowIsCarriedOnOnceItsEndHasTakenIt(t *testing.T) {
 	}
 	onBench(t, network{groups: []testGroup{up("iad", 90, 100)}}, nil, func(b *bench) {
 		b.plane.count.live.Store(maxFlows)
-		b.plane.serveDetour(b.Context(), backbone.Header{Resource: "iad1/targetGroup/iad"}, nil, func(reason error) {
+		serveDetour(b.Context(), b.plane, backbone.Header{Resource: "iad1/targetGroup/iad"}, nil, func(reason error) {
 			if reason.Error() != "too many flows" {
 				b.Errorf("refused by %q", reason)
 			}
@@ -277,4 +277,11 @@ func TestAFlowIsOpenedSoThatItGoesOnWhereAllKnowOfThat(t *testing.T) {
 			})
 		})
 	}
+}
+
+// serveDetour is startDetour that waits for the end of the flow.
+func serveDetour(ctx context.Context, p *Plane, h backbone.Header, accept func() net.Conn, refuse func(error)) {
+	over := make(chan struct{})
+	p.startDetour(ctx, h, accept, refuse, func() { close(over) })
+	<-over
 }
