@@ -41,17 +41,19 @@ func (o *Object) OnDisk() bool { return o.at != nil }
 // make room.
 type Body struct {
 	memory []byte
-	large  *largeBody // whose that is
+	at     *spot // where that is, if it is in pages
 	disk   *disk.Entry
 }
 
 // Open opens the body. The error is ErrLost: nothing is answered yet, so look again, and it is a miss. Who opens it must close it.
 func (o *Object) Open() (Body, error) {
 	switch {
-	case o.large != nil && !o.large.hold():
-		return Body{}, ErrLost
 	case o.large != nil:
-		return Body{memory: o.large.bytes(), large: o.large}, nil
+		b, ok := o.large.open()
+		if !ok {
+			return Body{}, ErrLost
+		}
+		return b, nil
 	case o.at == nil:
 		return Body{memory: o.Body}, nil
 	}
@@ -115,8 +117,8 @@ func (b *Body) Close() {
 	if b.disk != nil {
 		b.disk.Close()
 	}
-	if b.large != nil {
-		b.large.letGo()
+	if b.at != nil {
+		b.at.pages.letGo()
 	}
 }
 

@@ -49,10 +49,11 @@ type Config struct {
 type Cache struct {
 	limit  int64
 	stored *otter.Cache[string, *entry]
-	bytes  atomic.Int64 // what is stored and what is reserved for fills: never above limit
+	bytes  atomic.Int64 // what is stored, what is reserved for fills, and the waste of slabs: never above limit
 
-	paged    atomic.Int64 // how many bodies are in pages: never above
+	paged    atomic.Int64 // how many files there are in memory: never above
 	maxPages int64
+	slabs    slabs
 
 	mu         sync.Mutex       // orders writes of stored, and guards:
 	fills      map[string]*fill // by slot: those that may be joined
@@ -94,6 +95,7 @@ type Cache struct {
 // New makes an empty cache.
 func New(cfg Config) *Cache {
 	c := &Cache{opened: time.Now(), limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}, next: make(chan *fill), unneeded: make(chan *pages, maxUnmapping), maxPages: pagesLimit()}
+	c.useSlabs()
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.stored = otter.Must(&otter.Options[string, *entry]{
 		// The last eighth is for fills. The library evicts behind its writes, by its own count, so the bytes are
@@ -101,12 +103,11 @@ func New(cfg Config) *Cache {
 		MaximumWeight: uint64(c.limit - c.limit/8),
 		Weigher:       func(_ string, e *entry) uint32 { return e.weight },
 		OnAtomicDeletion: func(d otter.DeletionEvent[string, *entry]) {
-			c.bytes.Add(-int64(d.Value.weight))
 			if d.WasEvicted() {
 				c.counts.evicted.Add(1)
 				c.shelf.evicted(d.Key, d.Value)
 			}
-			c.dropped(d.Value)
+			c.bytes.Add(c.dropped(d.Value) - int64(d.Value.weight))
 		},
 		Executor: func(f func()) { f() }, // who writes evicts: no goroutine without an owner
 	})
@@ -138,6 +139,9 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_objects":           uint64(c.stored.EstimatedSize()),
 		"cache_paged":             uint64(c.paged.Load()),
 		"cache_unpaged_total":     c.counts.unpaged.Load(),
+		"cache_slabs":             c.slabs.count(),
+		"cache_slab_waste_bytes":  uint64(c.slabs.waste.Load()),
+		"cache_slab_moved_total":  c.slabs.moved.Load(),
 		"cache_fills":             uint64(active),
 		"cache_fills_total":       c.counts.fills.Load(),
 		"cache_collapsed_total":   c.counts.collapsed.Load(),

@@ -41,14 +41,14 @@ func TestALargeBodyIsAFileOnceItIsSent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, _, ok := before.Pages(); ok || !o.Large() {
+		if _, _, _, _, ok := before.Pages(); ok || !o.Large() {
 			t.Errorf("%d bytes are a file before anybody was sent one", size)
 		}
 		opened, err := c.OpenFile(o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, memory, done, ok := opened.Pages()
+		f, _, memory, done, ok := opened.Pages()
 		if !ok {
 			t.Fatalf("%d bytes are no file", size)
 		}
@@ -81,7 +81,7 @@ func TestPagesStayForWhoReadsThemAndNoLonger(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, memory, done, _ := opened.Pages()
+	f, _, memory, done, _ := opened.Pages()
 	c.mu.Lock()
 	c.stored.InvalidateAll()
 	c.mu.Unlock()
@@ -115,7 +115,7 @@ func TestNoMoreBodiesAreFilesThanMayBe(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, _, _, ok := opened.Pages(); ok != (i < 3) || !bytes.Equal(opened.Heap(), body) {
+			if _, _, _, _, ok := opened.Pages(); ok != (i < 3) || !bytes.Equal(opened.Heap(), body) {
 				t.Errorf("body %d: a file is %v", i, ok)
 			}
 			opened.Close()
@@ -161,7 +161,7 @@ func TestAReaderNeverSeesAnotherBody(t *testing.T) {
 					continue
 				}
 				seen := opened.memory
-				if f, memory, done, ok := opened.Pages(); ok {
+				if f, _, memory, done, ok := opened.Pages(); ok {
 					sent := make([]byte, len(memory))
 					if _, err := f.ReadAt(sent, 0); err != nil || !bytes.Equal(sent, bodies[i]) {
 						t.Errorf("body %d is sent as another: %v", i, err)

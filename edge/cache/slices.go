@@ -298,7 +298,7 @@ func (c *Cache) misfit(w Want, o *Object, err error) {
 }
 
 // Spare says whether there is room for another slice on its way, so that one may be asked for before it is needed.
-func (c *Cache) Spare() bool { return c.bytes.Load()+2*SliceSize <= c.limit }
+func (c *Cache) Spare() bool { return c.bytes.Load()+2*SliceSize <= c.limit-c.slabs.size }
 
 // stream is the body of a response that brought the whole of an object, from which slices are cut in their order. A fill reserves its
 // slice when it starts and takes it when it is its turn: so a viewer who reads all makes one request, and the origin is held to his

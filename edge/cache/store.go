@@ -242,19 +242,19 @@ func (c *Cache) hold(slot string, e *entry, reserved int64) bool {
 		}
 	}
 	e.weight = uint32(size)
-	if !e.hold() {
+	if !c.reserve(size - reserved) {
+		c.counts.refused.Add(1)
 		return false
 	}
-	if !c.reserve(size - reserved) {
-		e.letGo()
-		c.counts.refused.Add(1)
+	if e.object != nil && e.object.large != nil && !e.object.large.keep() {
+		c.bytes.Add(reserved - size)
 		return false
 	}
 	c.stored.Set(slot, e)
 	return true
 }
 
-// hold has a large body stay for the entry, until it lets go of it; not ok: it is gone.
+// hold has a large body stay for who needs the entry's, until letGo; not ok: it is gone.
 func (e *entry) hold() bool { return e.object == nil || e.object.large == nil || e.object.large.hold() }
 
 func (e *entry) letGo() {
@@ -276,14 +276,12 @@ func (o *Object) lasting() ([]byte, bool) {
 	if o.large == nil {
 		return o.Body, true
 	}
-	if heap := o.large.heap.Load(); heap != nil {
-		return *heap, true
+	b, ok := o.large.open()
+	if !ok || b.at == nil {
+		return b.memory, ok
 	}
-	if !o.large.hold() {
-		return nil, false
-	}
-	defer o.large.letGo()
-	return bytes.Clone(o.large.bytes()), true
+	defer b.Close()
+	return bytes.Clone(b.memory), true
 }
 
 // varySize is what the names of fields take.
@@ -311,10 +309,13 @@ func allocated(n int) int64 {
 }
 
 // reserve takes so many bytes of what the cache may hold, or refuses. What is below zero is given back.
-func (c *Cache) reserve(bytes int64) bool {
+func (c *Cache) reserve(bytes int64) bool { return c.reserveOf(bytes, c.limit-c.slabs.size) }
+
+// reserveOf is reserve within a limit: that of all but who moves bodies together is a slab less, so that there is one to move them to.
+func (c *Cache) reserveOf(bytes, limit int64) bool {
 	for {
 		now := c.bytes.Load()
-		if bytes > 0 && now+bytes > c.limit {
+		if bytes > 0 && now+bytes > limit {
 			return false
 		}
 		if c.bytes.CompareAndSwap(now, now+bytes) {

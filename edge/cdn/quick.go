@@ -78,7 +78,7 @@ func (p *Plane) openTo(q *http1.Request, a *http1.Response, o *cache.Object) boo
 		return false
 	}
 	var moved bool
-	if a.File, a.Memory, a.Done, moved = body.Pages(); moved {
+	if a.File, a.Offset, a.Memory, a.Done, moved = body.Pages(); moved {
 		a.Length = int64(len(a.Memory))
 		return true
 	}
