@@ -340,3 +340,81 @@ func read(t *testing.T, r *http.Response) string {
 	}
 	return string(b)
 }
+
+// What Relay brings is on disk as a whole, and found there after a restart; of what the origin cut short nothing is.
+func TestWhatARelayBringsIsOnDiskOnlyAsAWhole(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "cache")
+	inWorld(t, site(""), func(t *testing.T, world *world) {
+		w := &diskWorld{world: world, dir: dir, text: site("")}
+		w.origin(func(rw http.ResponseWriter, r *http.Request) {
+			rw.Header().Set("Cache-Control", "max-age=3600")
+			rw.Header().Set("Content-Type", "text/plain")
+			size, _ := strconv.Atoi(r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:])
+			if !strings.Contains(r.URL.Path, "unsaid") {
+				rw.Header().Set("Content-Length", fmt.Sprint(size))
+			}
+			if !strings.Contains(r.URL.Path, "cut") {
+				io.WriteString(rw, bodyOf(size))
+				return
+			}
+			io.WriteString(rw, bodyOf(size)[:size/2])
+			rw.(http.Flusher).Flush()
+			panic(http.ErrAbortHandler)
+		})
+		w.start()
+		defer func() { w.stop() }()
+		relays, whole := 0, []string{}
+		var cut []string
+		ask := func(path string) (body string, err error) {
+			text := "GET " + path + " HTTP/1.1\r\nHost: www.test\r\n\r\n"
+			defer func() {
+				if p := recover(); p != nil {
+					err = io.ErrUnexpectedEOF
+				}
+			}()
+			r, begun := relayed(t, w.plane, text)
+			switch {
+			case begun != nil:
+				r = goesOn(t, w.plane, text, begun)
+			case r == nil:
+				r = slowly(t, w.plane, text)
+			default:
+				relays++
+			}
+			b, err := io.ReadAll(r.Body)
+			return string(b), err
+		}
+		for _, size := range []int{100, 3000, 20_000, 50_000, 200_000} {
+			for _, kind := range []string{"/", "/again/", "/more/", "/unsaid/", "/cut/", "/cut/unsaid/"} {
+				path := kind + fmt.Sprint(size)
+				body, err := ask(path)
+				if strings.Contains(kind, "cut") {
+					if cut = append(cut, path); err == nil && len(body) >= size {
+						t.Errorf("%s is answered as a whole", path)
+					}
+				} else if whole = append(whole, path); err != nil || body != bodyOf(size) {
+					t.Errorf("%s is answered with %d bytes: %v", path, len(body), err)
+				}
+			}
+		}
+		if relays < 5 {
+			t.Errorf("%d were relayed", relays)
+		}
+		for range 2 {
+			for _, path := range whole {
+				before := len(w.requests())
+				size, _ := strconv.Atoi(path[strings.LastIndexByte(path, '/')+1:])
+				if body, err := ask(path); err != nil || body != bodyOf(size) || len(w.requests()) > before {
+					t.Errorf("%s is answered with %d bytes, by the origin %v: %v", path, len(body), len(w.requests()) > before, err)
+				}
+			}
+			w.restart()
+		}
+		for _, path := range cut {
+			before := len(w.requests())
+			if ask(path); len(w.requests()) == before {
+				t.Errorf("something is kept of %s", path)
+			}
+		}
+	})
+}
