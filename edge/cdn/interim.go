@@ -20,11 +20,14 @@ const maxInterim = 16
 var errInterim = errors.New("the origin sends interim responses without end")
 
 // interim passes an origin's interim responses (103 Early Hints above all) on to the viewer whose request they answer, as
-// RFC 9110 §15.2 asks. They are never kept, and who joins another's fill gets none. They come on the origin's goroutine, which many
+// RFC 9110 §15.2 asks, or to the peer that asks for it. They are never kept, and who joins another's fill gets none. They come on the origin's goroutine, which many
 // viewers may wait for, and are written on one of their own, which this viewer alone waits for: in over, which is to be called
 // before anything else is written, and before the viewer is left.
 type interim struct {
 	w http.ResponseWriter // nil: they are only counted
+	// peer says that it is not the viewer who is told, but a peer, beside whose signs of life they are written: with lock.
+	peer bool
+	lock *sync.Mutex
 
 	mu      sync.Mutex
 	sent    int
@@ -43,7 +46,12 @@ func interimTo(w http.ResponseWriter, r *http.Request) *interim {
 	if !r.ProtoAtLeast(1, 1) {
 		w = nil
 	}
-	return &interim{w: w}
+	return &interim{w: w, lock: new(sync.Mutex)}
+}
+
+// interim is for the peer that is lent to.
+func (l *lending) interim() *interim {
+	return &interim{w: l.ResponseWriter, peer: true, lock: &l.interims}
 }
 
 // over ends the passing on, when all that has come is written.
@@ -97,6 +105,10 @@ func (i *interim) Interim(status int, h http.Header) error {
 		h.Del(name)
 	}
 	h.Del("Set-Cookie")
+	h.Del(answerField)
+	if i.peer {
+		h.Set(answerField, interimAnswer)
+	}
 	i.waiting <- hint{status, h}
 	return nil
 }
@@ -104,11 +116,13 @@ func (i *interim) Interim(status int, h http.Header) error {
 func (i *interim) write() {
 	h := i.w.Header()
 	for one := range i.waiting {
+		i.lock.Lock()
 		was := maps.Clone(h)
 		clear(h)
 		maps.Copy(h, one.header)
 		i.w.WriteHeader(one.status)
 		clear(h)
 		maps.Copy(h, was)
+		i.lock.Unlock()
 	}
 }

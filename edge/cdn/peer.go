@@ -108,7 +108,7 @@ type errand struct {
 	header http.Header   // for the origin
 	at     tier          // as what this node is asked
 	hops   []hop         // who is asked before the origin
-	early  *interim      // to whom the origin's interim responses go; nil: to nobody
+	early  *interim      // to whom the origin's interim responses go, also by way of peers; nil: to nobody
 	asking *wire.Asking  // the origin, already; nil: it is not asked yet
 	turn   *atomic.Int32 // whose turn it is of them: those before have failed
 }
@@ -216,8 +216,11 @@ func (p *Plane) askPeer(ctx context.Context, e errand, h hop, conditions http.He
 	ctx, cancel := context.WithCancelCause(ctx)
 	sign := time.AfterFunc(peerPatience, func() { cancel(errNoSign) })
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		Got1xxResponse: func(int, textproto.MIMEHeader) error { // as often as the peer likes: Got1xxResponse lifts the bound on their bytes
+		Got1xxResponse: func(status int, header textproto.MIMEHeader) error { // as often as the peer likes: Got1xxResponse lifts the bound on their bytes
 			sign.Reset(peerPatience)
+			if e.early != nil && header.Get(answerField) == interimAnswer {
+				return e.early.Interim(status, http.Header(header))
+			}
 			return nil
 		},
 	})

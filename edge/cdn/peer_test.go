@@ -1107,3 +1107,69 @@ func FuzzPeerFields(f *testing.F) {
 		}
 	})
 }
+
+// hinted is a viewer who takes down the interim responses.
+type hinted struct {
+	*httptest.ResponseRecorder
+	hints []string
+}
+
+func (h *hinted) WriteHeader(status int) {
+	if status >= 200 {
+		h.ResponseRecorder.WriteHeader(status)
+		return
+	}
+	h.hints = append(h.hints, fmt.Sprint(status, " ", h.Header()))
+}
+
+func TestHintsOfTheOriginComeByWayOfPeers(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		members    []view.Member
+		calls      int
+	}{
+		{"the owner", site(""), three(), 1},
+		{"the owner and the shield", shielded, places(), 2},
+	} {
+		inFleet(t, c.text, c.members, func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(3 * time.Second) // the peers give signs meanwhile
+			w.Header().Set("Link", "</a.css>; rel=preload")
+			w.Header().Set(answerField, "kept 1 1")
+			w.WriteHeader(http.StatusEarlyHints)
+			w.Header().Del("Link")
+			time.Sleep(time.Second)
+			w.WriteHeader(http.StatusProcessing)
+			time.Sleep(3 * time.Second)
+			w.Header().Set("Cache-Control", "max-age=60")
+			fmt.Fprint(w, "hello")
+		}, func(t *testing.T, f *fleet) {
+			order := f.owners("/", inSeoul)
+			asker := order[len(order)-1]
+			ask := func() *hinted {
+				r := httptest.NewRequest("GET", "http://www.test/", nil).WithContext(t.Context())
+				w := &hinted{ResponseRecorder: httptest.NewRecorder()}
+				f.nodes[asker].ServeHTTP(w, r)
+				if w.Code != 200 || w.Body.String() != "hello" || w.Header().Get("Link") != "" {
+					t.Errorf("%s: got %d, %q, %v", c.name, w.Code, w.Body, w.Header())
+				}
+				return w
+			}
+			var joined *hinted
+			var others sync.WaitGroup
+			others.Go(func() {
+				time.Sleep(time.Second)
+				joined = ask()
+			})
+			if got, want := fmt.Sprint(ask().hints), "[103 map[Link:[</a.css>; rel=preload]] 102 map[]]"; got != want {
+				t.Errorf("%s: who asked first got %s, want %s", c.name, got, want)
+			}
+			others.Wait()
+			if len(joined.hints) > 0 {
+				t.Errorf("%s: who joined got %s", c.name, joined.hints)
+			}
+			if calls := f.called(); len(calls) != c.calls || f.requests() != 1 {
+				t.Errorf("%s: by way of %q, %d requests", c.name, calls, f.requests())
+			}
+		})
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/perigee-net/perigee/edge/cache"
@@ -80,7 +81,6 @@ func (p *Plane) lend(w *lending, r *http.Request, e errand, conditions http.Head
 			p.refusePeer(w, refusedApart)
 			return
 		}
-		want := p.wanted(&e, e.header)
 		if found.Others {
 			forward = cache.VaryMiss
 		}
@@ -88,7 +88,7 @@ func (p *Plane) lend(w *lending, r *http.Request, e errand, conditions http.Head
 			reuse, down := p.reuse(e.Decision, cache.Demand{}, found, now), &e.Behavior.down
 			switch { // as for viewers
 			case reuse == cache.StaleWhileRevalidate && (!down.is(now) || down.probe(now)), reuse == cache.StaleIfError && !o.Held(now) && down.probe(now):
-				p.cache.Refresh(want, found)
+				p.cache.Refresh(p.wanted(&e, e.header), found)
 			}
 			if reuse != cache.Stale {
 				if p.lent(w, p.lendKept(w, r, e, conditions, o, reuse, now)) {
@@ -98,9 +98,11 @@ func (p *Plane) lend(w *lending, r *http.Request, e errand, conditions http.Head
 			}
 			forward = cache.StaleObject
 		}
-		ask, err := p.cache.Ask(r.Context(), want, found)
+		waited := e // and not the errand of a Refresh, which tells nobody
+		waited.early = w.interim()
+		ask, err := p.cache.Ask(r.Context(), p.wanted(&waited, e.header), found)
 		if err == nil {
-			err = p.lendFilled(w, r, e, conditions, ask, forward)
+			err = p.lendFilled(w, r, waited, conditions, ask, forward)
 		}
 		if p.lent(w, err) {
 			return
@@ -179,9 +181,11 @@ func (p *Plane) lendPart(w *lending, body *cache.Body, a cache.Answer) {
 // lendFilled hands on what a fill brings. An error is the fill's, and nothing is answered yet.
 func (p *Plane) lendFilled(w *lending, r *http.Request, e errand, conditions http.Header, ask *cache.Ask, forward string) error {
 	defer ask.Close()
+	defer e.early.over() // a panic
 	var res cache.Result
 	var err error
 	w.wait(func() { res, err = ask.Wait() })
+	e.early.over()
 	switch {
 	case r.Context().Err() != nil: // the peer left
 		panic(http.ErrAbortHandler)
@@ -267,8 +271,9 @@ func (p *Plane) refusePeer(w *lending, why refusal) {
 // lending writes an answer to a peer, with the terms.
 type lending struct {
 	http.ResponseWriter
-	asked  time.Time
-	answer answering
+	asked    time.Time
+	answer   answering
+	interims sync.Mutex // orders what is written before the answer
 }
 
 // WriteHeader has the terms in the header, whatever the origin has under that name.
@@ -294,7 +299,9 @@ func (l *lending) wait(do func()) {
 		case <-done:
 			return
 		case <-signs.C:
+			l.interims.Lock()
 			l.ResponseWriter.WriteHeader(http.StatusProcessing)
+			l.interims.Unlock()
 		}
 	}
 }

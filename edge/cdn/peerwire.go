@@ -19,11 +19,13 @@ import (
 // fields of their own, since those of the request are the viewer's. POST forgets.
 //
 // A response is what the owner would answer a viewer, with the terms on which it hands it on in answerField; or that says
-// why there is none.
+// why there is none. Before it come 102, by which the owner says that it is at it, and interim responses of the origin, of which answerField says
+// that they are such: these are for the viewer.
 const (
-	askField    = "Perigee-Ask"
-	answerField = "Perigee-Answer"
-	ifPrefix    = "Perigee-" // before those that are conditional
+	askField      = "Perigee-Ask"
+	answerField   = "Perigee-Answer"
+	interimAnswer = "interim"
+	ifPrefix      = "Perigee-" // before those that are conditional
 )
 
 // asking is what askField says.

@@ -161,7 +161,7 @@ func (p *Plane) want(r *http.Request, d Decision, key cache.Key, id string, earl
 	return p.wanted(&e, r.Header)
 }
 
-// fetching asks the peers, or else the origin. Interim responses of the origin are for who asks it, and not for peers.
+// fetching asks the peers, or else the origin.
 func (p *Plane) fetching(e *errand) cache.Fetch {
 	return func(ctx context.Context, conditions http.Header) (*http.Response, error) {
 		if len(e.hops) > 0 {
