@@ -76,8 +76,9 @@ type Plane struct {
 	maxAhead int64
 
 	counts struct {
-		requests, hits, misses, refreshes, covered, passes, refused, bytes atomic.Uint64
-		originErrors, originFaults, failovers                              atomic.Uint64
+		requests, hits, misses, refreshes, covered, passes, bytes atomic.Uint64
+		originErrors, originFaults, failovers                     atomic.Uint64
+		own                                                       [owns]atomic.Uint64
 	}
 }
 
@@ -212,7 +213,21 @@ func (p *Plane) Counters() map[string]uint64 {
 	all["cdn_refresh_hits_total"] = p.counts.refreshes.Load()
 	all["cdn_stale_if_error_total"] = p.counts.covered.Load()
 	all["cdn_passes_total"] = p.counts.passes.Load()
-	all["cdn_refused_total"] = p.counts.refused.Load()
+	own := &p.counts.own
+	all["cdn_redirects_total"] = own[redirected].Load()
+	all["cdn_refused_forbidden_total"] = own[forbidden].Load()
+	all["cdn_refused_too_long_total"] = own[tooLong].Load()
+	all["cdn_refused_loop_total"] = own[looped].Load()
+	all["cdn_refused_unserved_total"] = own[unserved].Load()
+	all["cdn_refused_only_if_cached_total"] = own[onlyIfCached].Load()
+	all["cdn_refused_busy_total"] = own[busy].Load()
+	all["cdn_refused_unreached_total"] = own[unreached].Load()
+	all["cdn_refused_timeout_total"] = own[late].Load()
+	refused := uint64(0)
+	for i := forbidden; i < owns; i++ {
+		refused += own[i].Load()
+	}
+	all["cdn_refused_total"] = refused
 	all["cdn_bytes_total"] = p.counts.bytes.Load()
 	all["cdn_origin_errors_total"] = p.counts.originErrors.Load()
 	all["cdn_origin_malformed_total"] = p.counts.originFaults.Load()
@@ -228,7 +243,7 @@ func (p *Plane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r = endToEnd(r)
 	switch {
 	case d.Status != 0:
-		p.refuse(w, r, d.Status, d.Reason, d.Location)
+		p.refuse(w, r, d.Status, d.own(), "", d.Reason, d.Location)
 	case d.cacheable(r.Method):
 		p.serveCached(w, r, d)
 	case d.Behavior.Policy.Disabled():

@@ -823,7 +823,7 @@ defaultCacheBehavior: {targetOrigin: web, cachePolicy: p}
 				rw := httptest.NewRecorder()
 				defer func() { recover() }() // it left
 				w.Plane.ServeHTTP(rw, r)
-				if rw.Code == http.StatusServiceUnavailable && rw.Header().Get("Retry-After") == "1" {
+				if rw.Code == http.StatusServiceUnavailable && rw.Header().Get("Retry-After") == "1" && rw.Header().Get("Cache-Status") == "perigee; detail=busy" {
 					busy.Add(1)
 				}
 			})
@@ -865,5 +865,63 @@ func TestTooEarlyIsForWhoAsksEarly(t *testing.T) {
 			w.must("/", 200, "Hit", "early: []", "Early-Data: 1")
 			time.Sleep(time.Hour)
 		}
+	})
+}
+
+func TestWhatPerigeeAnswersItselfSaysWhyAndIsCountedByReason(t *testing.T) {
+	const more = `
+---
+kind: Distribution
+name: others
+aliases: [secure.test, moved.test]
+origins: [{name: web, url: "http://nowhere.test"}]
+defaultCacheBehavior: {targetOrigin: web, cachePolicy: p, viewerProtocolPolicy: https-only}
+cacheBehaviors: [{pathPattern: /moved, targetOrigin: web, cachePolicy: p, viewerProtocolPolicy: redirect-to-https}]
+`
+	inWorld(t, site("requestDirectives: true")+more, func(t *testing.T, w *world) {
+		w.in.Name("nowhere.test", netip.MustParseAddr("198.51.100.66"))
+		w.origin(func(http.ResponseWriter, *http.Request) { time.Sleep(time.Minute) })
+		reasons := []string{"refused_forbidden", "refused_too_long", "refused_loop", "refused_unserved", "refused_only_if_cached", "refused_busy", "refused_unreached",
+			"refused_timeout", "redirects"}
+		total := uint64(0)
+		for _, c := range []struct {
+			method, path string
+			lines        []string
+			status       int
+			said         string
+			counter      string
+		}{
+			{"GET", "http://www.test/", []string{"Host: else.test"}, 403, "perigee; detail=forbidden", "refused_forbidden"},
+			{"GET", "http://www.test/", []string{"Host: secure.test"}, 403, "perigee; detail=forbidden", "refused_forbidden"},
+			{"GET", "/" + strings.Repeat("x", maxURL), nil, 414, "perigee; detail=too-long", "refused_too_long"},
+			{"GET", "/", []string{"X: " + strings.Repeat("x", maxRequest)}, 413, "perigee; detail=too-long", "refused_too_long"},
+			{"GET", "/", []string{"Cdn-Loop: perigee, perigee, perigee"}, 508, "perigee; detail=loop", "refused_loop"},
+			{"GET", "/", []string{"Upgrade: websocket"}, 501, "perigee; detail=unserved", "refused_unserved"},
+			{"GET", "http://www.test/moved", []string{"Host: moved.test"}, 301, "perigee; detail=redirect", "redirects"},
+			{"POST", "http://www.test/moved", []string{"Host: moved.test"}, 307, "perigee; detail=redirect", "redirects"},
+			{"GET", "/", []string{"Cache-Control: only-if-cached"}, 504, "perigee; detail=only-if-cached", "refused_only_if_cached"},
+			{"GET", "/late", nil, 504, "perigee; fwd=uri-miss; detail=timeout", "refused_timeout"},
+			{"POST", "/late", nil, 504, "perigee; fwd=method; detail=timeout", "refused_timeout"},
+			{"GET", "https://secure.test/", nil, 502, "perigee; fwd=uri-miss; detail=unreached", "refused_unreached"},
+		} {
+			before := w.Counters()
+			a, err := w.ask(t.Context(), c.method, c.path, "", c.lines...)
+			if err != nil || a.StatusCode != c.status || fmt.Sprint(a.Header["Cache-Status"]) != "["+c.said+"]" {
+				t.Errorf("%s %.20s %.30q: got %d, %q, %v; want %d, %s", c.method, c.path, c.lines, a.StatusCode, a.Header["Cache-Status"], err, c.status, c.said)
+			}
+			if total++; c.counter == "redirects" {
+				total--
+			}
+			now := w.Counters()
+			for _, name := range reasons {
+				if got := now["cdn_"+name+"_total"] - before["cdn_"+name+"_total"]; got > 1 || (got == 1) != (name == c.counter) {
+					t.Errorf("%s %.20s %.30q: %s rose by %d", c.method, c.path, c.lines, name, got)
+				}
+			}
+			if now["cdn_refused_total"] != total {
+				t.Errorf("%s %.20s %.30q: %d refused, want %d", c.method, c.path, c.lines, now["cdn_refused_total"], total)
+			}
+		}
+		time.Sleep(time.Minute) // the origin has come to its end, too
 	})
 }

@@ -286,11 +286,11 @@ func timedOut(err error) bool {
 }
 
 // failure is what a viewer is answered when the origin gives no answer.
-func failure(err error) (status int, reason string) {
+func failure(err error) (status int, why own, reason string) {
 	if timedOut(err) {
-		return http.StatusGatewayTimeout, "the origin does not answer in time"
+		return http.StatusGatewayTimeout, late, "the origin does not answer in time"
 	}
-	return http.StatusBadGateway, "the origin cannot be reached"
+	return http.StatusBadGateway, unreached, "the origin cannot be reached"
 }
 
 // attentive is a body whose origin must not stop sending for longer than its response timeout (CloudFront: between

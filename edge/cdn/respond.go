@@ -120,11 +120,46 @@ func (p *Plane) say(h http.Header, status int, from []string, s cache.Status, ag
 	h["X-Cache"] = from
 }
 
-// refuse answers on Perigee's own behalf.
-func (p *Plane) refuse(w http.ResponseWriter, r *http.Request, status int, reason, location string) {
-	p.counts.refused.Add(1)
+// own is why Perigee answers a request itself.
+type own int
+
+const (
+	redirected   own = iota
+	forbidden        // by the distribution, or there is none
+	tooLong          // the URL, or the head
+	looped           // it has come round in a circle
+	unserved         // WebSocket
+	onlyIfCached     // the viewer wants nothing else, and nothing is kept
+	busy             // too many fills, or askers
+	unreached        // the origin gives no answer
+	late             // nor says so in time
+	owns
+)
+
+// details are as Cache-Status says it.
+var details = [owns]string{"redirect", "forbidden", "too-long", "loop", "unserved", "only-if-cached", "busy", "unreached", "timeout"}
+
+// own is why a request is answered that is not routed.
+func (d Decision) own() own {
+	switch d.Status {
+	case http.StatusMovedPermanently, http.StatusTemporaryRedirect:
+		return redirected
+	case http.StatusRequestURITooLong, http.StatusRequestEntityTooLarge:
+		return tooLong
+	case http.StatusLoopDetected:
+		return looped
+	case http.StatusNotImplemented:
+		return unserved
+	}
+	return forbidden
+}
+
+// refuse answers on Perigee's own behalf. Forward is why the origin was asked; empty: it was not.
+func (p *Plane) refuse(w http.ResponseWriter, r *http.Request, status int, why own, forward, reason, location string) {
+	p.counts.own[why].Add(1)
 	h := w.Header()
 	from := p.fields.failed
+	h["Cache-Status"] = []string{string(cache.Status{Forward: forward, Detail: details[why]}.Append(nil))}
 	if location != "" {
 		h.Set("Location", location)
 		from = p.fields.redirect

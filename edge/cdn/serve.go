@@ -63,7 +63,7 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 			switch {
 			case o.InSlices() && demand.OnlyIfCached: // nobody knows whether all of it is kept
 			case reuse != cache.Stale && o.InSlices():
-				if p.answered(w, r, p.hitSlices(w, r, d, key, o, now, how)) {
+				if p.answered(w, r, cache.Partial, p.hitSlices(w, r, d, key, o, now, how)) {
 					return
 				}
 				continue
@@ -96,7 +96,7 @@ func (p *Plane) serveCached(w http.ResponseWriter, r *http.Request, d Decision) 
 		if errors.Is(err, cache.ErrAlone) {
 			break
 		}
-		if p.answered(w, r, err) {
+		if p.answered(w, r, forward, err) {
 			return
 		}
 	}
@@ -118,18 +118,18 @@ func (p *Plane) ask(r *http.Request, d Decision, key cache.Key, found cache.Foun
 }
 
 // answered says whether a request is answered, or else to look again: err is how its answer came out, nil if well. Where there is none
-// it gets a refusal.
-func (p *Plane) answered(w http.ResponseWriter, r *http.Request, err error) bool {
+// it gets a refusal. Forward is why the origin was to be asked.
+func (p *Plane) answered(w http.ResponseWriter, r *http.Request, forward string, err error) bool {
 	switch {
 	case err == nil:
 	case errors.Is(err, cache.ErrOther), errors.Is(err, cache.ErrChanged), errors.Is(err, cache.ErrRanges):
 		return false
 	case errors.Is(err, cache.ErrBusy):
 		w.Header().Set("Retry-After", "1")
-		p.refuse(w, r, http.StatusServiceUnavailable, "too many requests wait for origins", "")
+		p.refuse(w, r, http.StatusServiceUnavailable, busy, "", "too many requests wait for origins", "")
 	default:
-		status, reason := failure(err)
-		p.refuse(w, r, status, reason, "")
+		status, why, reason := failure(err)
+		p.refuse(w, r, status, why, forward, reason, "")
 	}
 	return true
 }
@@ -147,7 +147,7 @@ func (p *Plane) reuse(d Decision, demand cache.Demand, found cache.Found, now ti
 // past asks the origin on the request's own behalf, unless the viewer wants it left alone.
 func (p *Plane) past(w http.ResponseWriter, r *http.Request, d Decision, demand cache.Demand, s cache.Status) {
 	if demand.OnlyIfCached {
-		p.refuse(w, r, http.StatusGatewayTimeout, "nothing is kept that would do, and only that was wanted", "")
+		p.refuse(w, r, http.StatusGatewayTimeout, onlyIfCached, "", "nothing is kept that would do, and only that was wanted", "")
 		return
 	}
 	p.pass(w, r, d, s)
@@ -459,8 +459,8 @@ func (p *Plane) passNoting(w http.ResponseWriter, r *http.Request, d Decision, s
 		if r.Context().Err() != nil {
 			panic(http.ErrAbortHandler)
 		}
-		code, reason := failure(err)
-		p.refuse(w, r, code, reason, "")
+		code, why, reason := failure(err)
+		p.refuse(w, r, code, why, status.Forward, reason, "")
 		return
 	}
 	defer response.Body.Close()
