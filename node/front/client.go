@@ -138,7 +138,8 @@ func (c *client) SetDeadline(t time.Time) error {
 type body struct {
 	io.ReadCloser
 	control *http.ResponseController
-	done    atomic.Bool // read to its end, or to an error
+	slow    *atomic.Uint64 // counts it if a piece is late; nil: that is counted elsewhere
+	done    atomic.Bool    // read to its end, or to an error
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -149,6 +150,9 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF {
 		b.control.SetReadDeadline(time.Time{}) // what is read now is whether the client is still there
+	}
+	if b.slow != nil && timedOut(err) {
+		b.slow.Add(1)
 	}
 	b.done.Store(err != nil)
 	return n, err

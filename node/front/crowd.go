@@ -5,11 +5,14 @@ import (
 	"sync"
 )
 
-// crowd counts a door's connections by who they are from. It holds no more clients than there are connections.
+// crowd counts a door's connections by who they are from, those of TCP and of QUIC together. It holds no more clients than there are
+// connections.
 type crowd struct {
 	mu   sync.Mutex
 	held map[netip.Addr]int
 }
+
+func newCrowd() *crowd { return &crowd{held: map[netip.Addr]int{}} }
 
 // clientBits is how much of an IPv6 address tells clients apart: whoever has one address has its whole /64.
 const clientBits = 64
@@ -34,6 +37,21 @@ func (c *crowd) enter(g *guest, limit int) bool {
 		return true
 	}
 	key := clientKey(*from)
+	if !c.add(key, limit) {
+		return false
+	}
+	g.key = key
+	return true
+}
+
+func (c *crowd) leave(g *guest) {
+	if g != nil {
+		c.remove(g.key)
+	}
+}
+
+// add counts a connection of a client, unless it has as many. One that is not valid counts for nobody.
+func (c *crowd) add(key netip.Addr, limit int) bool {
 	if !key.IsValid() {
 		return true
 	}
@@ -43,17 +61,16 @@ func (c *crowd) enter(g *guest, limit int) bool {
 		return false
 	}
 	c.held[key]++
-	g.key = key
 	return true
 }
 
-func (c *crowd) leave(g *guest) {
-	if g == nil || !g.key.IsValid() {
+func (c *crowd) remove(key netip.Addr) {
+	if !key.IsValid() {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held[g.key]--; c.held[g.key] == 0 {
-		delete(c.held, g.key)
+	if c.held[key]--; c.held[key] == 0 {
+		delete(c.held, key)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,7 +20,7 @@ type door struct {
 	listener net.Listener
 	behind   atomic.Pointer[Door] // who serves it now
 	holds    atomic.Int64         // connections
-	crowd    crowd
+	crowd    *crowd
 	altSvc   atomic.Pointer[[]string] // the field that tells of HTTP/3, of doors that have it
 	closing  chan struct{}
 
@@ -46,7 +45,7 @@ func (f *Front) open(wanted *Door) (*door, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &door{key: key, front: f, listener: listener, crowd: crowd{held: map[netip.Addr]int{}}, closing: make(chan struct{})}
+	d := &door{key: key, front: f, listener: listener, crowd: newCrowd(), closing: make(chan struct{})}
 	d.behind.Store(wanted)
 	if !key.http {
 		f.wg.Go(d.serveConns)
@@ -263,6 +262,9 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.ContentLength != 0 {
 		b := &body{ReadCloser: r.Body, control: http.NewResponseController(w)}
+		if r.ProtoMajor == 2 { // of HTTP/1 the loan sees it
+			b.slow = &d.front.counters.slowRequests
+		}
 		r.Body = b
 		defer b.leave()
 	}

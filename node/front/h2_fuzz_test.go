@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -21,7 +20,7 @@ import (
 
 // serve2 speaks HTTP/2 on a connection, without TLS, until it ends.
 func serve2(f *Front, socket net.Conn, behind *Door) {
-	d := &door{front: f, crowd: crowd{held: map[netip.Addr]int{}}, visits: map[*visit]struct{}{}}
+	d := &door{front: f, crowd: newCrowd(), visits: map[*visit]struct{}{}}
 	d.behind.Store(behind)
 	d.holds.Add(1)
 	f.enter(socket, behind)

@@ -30,7 +30,8 @@ const (
 	maxHandshakes = 2048
 	// handshakeTimeout is how long a client may be silent in a handshake; after twice that it is ended in any case.
 	handshakeTimeout = headerTimeout / 2
-	// connectionsPerClient is how many one IPv4 address, or IPv6 /64, has at once; more are refused.
+	// connectionsPerClient is how many one client (clientKey) has at once, and no more than it may have of TCP and QUIC together
+	// (Config.ConnectionsPerClient): more are refused.
 	connectionsPerClient = 1024
 	// controlStreams are one for control, two for QPACK, and some that must be put up with (RFC 9114, 6.2.3); more must wait.
 	controlStreams = 8
@@ -76,10 +77,10 @@ type quicDoor struct {
 	listener  *quic.EarlyListener
 	port      int
 	serving   sync.WaitGroup // connections
+	crowd     *crowd         // the TCP door's, too
 
 	mu         sync.Mutex
 	guests     map[*quicGuest]struct{} // whose handshake has begun
-	clients    map[netip.Prefix]int    // how many of them each has
 	handshakes int                     // how many of them have not shown who they are
 	closing    bool
 }
@@ -107,7 +108,7 @@ func (f *Front) setHTTP3(doors []*Door) (faults []error) {
 			open.behind.Store(d)
 		case d.HTTP3:
 			var err error
-			if open, err = f.openHTTP3(d); err != nil {
+			if open, err = f.openHTTP3(d, tcp.crowd); err != nil {
 				faults = append(faults, fmt.Errorf("open door udp %s: %w", d.key().at(), err))
 				break
 			}
@@ -121,7 +122,7 @@ func (f *Front) setHTTP3(doors []*Door) (faults []error) {
 	return faults
 }
 
-func (f *Front) openHTTP3(wanted *Door) (*quicDoor, error) {
+func (f *Front) openHTTP3(wanted *Door, crowd *crowd) (*quicDoor, error) {
 	listen := f.config.ListenPacket
 	if wanted.Anycast {
 		listen = f.config.ListenPacketAnycast
@@ -130,7 +131,7 @@ func (f *Front) openHTTP3(wanted *Door) (*quicDoor, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &quicDoor{front: f, packets: packets, guests: map[*quicGuest]struct{}{}, clients: map[netip.Prefix]int{}}
+	d := &quicDoor{front: f, packets: packets, guests: map[*quicGuest]struct{}{}, crowd: crowd}
 	d.behind.Store(wanted)
 	if _, port, err := net.SplitHostPort(packets.LocalAddr().String()); err == nil {
 		d.port, _ = strconv.Atoi(port)
@@ -231,18 +232,21 @@ func (d *quicDoor) arrives(ctx context.Context, info *quic.ClientInfo) (context.
 	g := &quicGuest{door: d, anyone: behind.Anyone, came: addressOf(info.RemoteAddr)}
 	c := &d.front.counters
 	d.mu.Lock()
-	client := clientRange(g.came)
+	key := clientKey(g.came)
 	switch {
 	case d.closing:
 		d.mu.Unlock()
 		return nil, errTurnedAway
-	case len(d.guests) >= d.front.config.Connections, d.handshakes >= maxHandshakes, d.clients[client] >= connectionsPerClient:
+	case len(d.guests) >= d.front.config.Connections, d.handshakes >= maxHandshakes:
 		d.mu.Unlock()
 		c.refused.Add(1)
 		return nil, errTurnedAway
+	case !d.crowd.add(key, min(connectionsPerClient, d.front.config.ConnectionsPerClient)):
+		d.mu.Unlock()
+		c.crowded.Add(1)
+		return nil, errTurnedAway
 	}
 	d.guests[g] = struct{}{} // before it is judged, so that either that or a Recheck sees a block that is made meanwhile
-	d.clients[client]++
 	d.handshakes++
 	d.mu.Unlock()
 	c.http3.open.Add(1)
@@ -276,10 +280,7 @@ func (d *quicDoor) leaves(g *quicGuest) bool {
 	defer d.mu.Unlock()
 	delete(d.guests, g)
 	d.front.counters.http3.open.Add(-1)
-	client := clientRange(g.came)
-	if d.clients[client]--; d.clients[client] == 0 {
-		delete(d.clients, client)
-	}
+	d.crowd.remove(clientKey(g.came))
 	if g.settled {
 		return false
 	}
@@ -295,16 +296,6 @@ func addressOf(a net.Addr) netip.Addr {
 		return netip.Addr{}
 	}
 	return at.AddrPort().Addr().Unmap().WithZone("")
-}
-
-// clientRange is what is taken to be one client: an IPv4 address, or what one customer of an IPv6 network has at least.
-func clientRange(a netip.Addr) netip.Prefix {
-	bits := a.BitLen()
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.Prefix(bits)
-	return p
 }
 
 // closeHTTP3 closes the UDP sides of all doors (f.mu is held), retireHTTP3 has their connections end, recheckHTTP3 ends those

@@ -100,8 +100,8 @@ func (w *world) balanced() {
 	}
 	for _, d := range w.front.quicDoors() {
 		d.mu.Lock()
-		if len(d.guests) != 0 || len(d.clients) != 0 || d.handshakes != 0 {
-			w.Errorf("%d guests, %d clients, %d handshakes are left", len(d.guests), len(d.clients), d.handshakes)
+		if len(d.guests) != 0 || len(d.crowd.held) != 0 || d.handshakes != 0 {
+			w.Errorf("%d guests, %d clients, %d handshakes are left", len(d.guests), len(d.crowd.held), d.handshakes)
 		}
 		d.mu.Unlock()
 	}
@@ -643,6 +643,7 @@ func TestClientsOfHTTP3ThatCarryNothingAreEnded(t *testing.T) {
 		if took := time.Since(start); !near(took, idleTimeout) {
 			t.Errorf("one that asks nothing more is ended after %v", took)
 		}
+		w.counted("front_silent_total", 2)
 	})
 }
 
@@ -776,7 +777,7 @@ func TestAFloodOfHandshakesKeepsNobodyOut(t *testing.T) {
 }
 
 func TestOneClientHasNoMoreConnectionsThanItsShare(t *testing.T) {
-	d := &quicDoor{front: New(Config{}), guests: map[*quicGuest]struct{}{}, clients: map[netip.Prefix]int{}}
+	d := &quicDoor{front: New(Config{}), guests: map[*quicGuest]struct{}{}, crowd: newCrowd()}
 	d.behind.Store(&Door{})
 	from := func(a string) *quic.ClientInfo {
 		return &quic.ClientInfo{RemoteAddr: net.UDPAddrFromAddrPort(netip.MustParseAddrPort(a))}
@@ -795,7 +796,7 @@ func TestOneClientHasNoMoreConnectionsThanItsShare(t *testing.T) {
 			t.Errorf("%s: %v", other, err)
 		}
 	}
-	if n := d.front.Counters()["front_connections_refused_total"]; n != 1 {
+	if n := d.front.Counters()["front_crowded_total"]; n != 1 {
 		t.Errorf("%d are counted", n)
 	}
 	for range maxHandshakes - connectionsPerClient - 3 {
@@ -893,6 +894,8 @@ func TestSlowReadersAndWritersOfHTTP3AreEnded(t *testing.T) {
 			t.Errorf("a client that does not write: %v after %v", err, time.Since(start))
 		}
 		body.Close()
+		w.counted("front_slow_readers_total", 1)
+		w.counted("front_slow_requests_total", 1)
 	})
 }
 

@@ -25,8 +25,9 @@ type quicGuest struct {
 
 	mu        sync.Mutex
 	idle      *time.Timer
-	running   int // handlers
-	abandoned int // requests that were reset, less those that were not
+	running   int  // handlers
+	asked     bool // one has run
+	abandoned int  // requests that were reset, less those that were not
 	retired   bool
 	over      bool
 }
@@ -115,8 +116,12 @@ func (g *quicGuest) retire() {
 func (g *quicGuest) expire() {
 	g.mu.Lock()
 	over := g.running == 0
+	silent := over && !g.over && !g.asked && !g.retired
 	g.over = g.over || over
 	g.mu.Unlock()
+	if silent {
+		g.door.front.counters.silent.Add(1)
+	}
 	if over {
 		g.end(http3.ErrCodeNoError)
 	}
@@ -134,6 +139,7 @@ func (g *quicGuest) begin() bool {
 		return false
 	}
 	g.running++
+	g.asked = true
 	g.idle.Stop()
 	return true
 }
@@ -185,13 +191,13 @@ func (g *quicGuest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler)
 		}
 	}()
-	answer := &quicAnswer{ResponseWriter: w, control: http.NewResponseController(w)}
+	answer := &quicAnswer{ResponseWriter: w, control: http.NewResponseController(w), counters: &f.counters}
 	defer answer.allow() // what is written after the handler
 	answer.allow()
 	if g.isEarly() && !f.early(answer, r) {
 		return
 	}
-	r.Body = &quicBody{ReadCloser: r.Body, control: answer.control}
+	r.Body = &quicBody{ReadCloser: r.Body, control: answer.control, counters: &f.counters}
 	settleBody(r)
 	g.door.behind.Load().Handler.ServeHTTP(answer, r)
 	if !f.leads.Load() {
@@ -226,7 +232,9 @@ func (f *Front) early(w http.ResponseWriter, r *http.Request) bool {
 // quicAnswer is an answer, each piece of which the client may take writeTimeout to make room for.
 type quicAnswer struct {
 	http.ResponseWriter
-	control *http.ResponseController
+	control  *http.ResponseController
+	counters *counters
+	slow     bool // it was counted as that
 }
 
 func (a *quicAnswer) allow() { a.control.SetWriteDeadline(time.Now().Add(writeTimeout)) }
@@ -237,6 +245,7 @@ func (a *quicAnswer) Write(p []byte) (n int, err error) {
 		a.allow()
 		m, err := a.ResponseWriter.Write(piece)
 		n += m
+		a.judge(err)
 		if err != nil || n == len(p) {
 			return n, err
 		}
@@ -246,7 +255,17 @@ func (a *quicAnswer) Write(p []byte) (n int, err error) {
 // FlushError is for http.ResponseController.
 func (a *quicAnswer) FlushError() error {
 	a.allow()
-	return a.control.Flush()
+	err := a.control.Flush()
+	a.judge(err)
+	return err
+}
+
+// judge counts a client who takes nothing.
+func (a *quicAnswer) judge(err error) {
+	if timedOut(err) && !a.slow {
+		a.slow = true
+		a.counters.slowReaders.Add(1)
+	}
 }
 
 // Flush is for those that do without.
@@ -258,8 +277,10 @@ func (a *quicAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 // quicBody is a request's body, each piece of which may take bodyTimeout.
 type quicBody struct {
 	io.ReadCloser
-	control *http.ResponseController
-	seen    []byte // what settleBody has read
+	control  *http.ResponseController
+	counters *counters
+	slow     bool   // it was counted as that
+	seen     []byte // what settleBody has read
 }
 
 func (b *quicBody) Read(p []byte) (int, error) {
@@ -269,7 +290,12 @@ func (b *quicBody) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	b.control.SetReadDeadline(time.Now().Add(bodyTimeout))
-	return b.ReadCloser.Read(p)
+	n, err := b.ReadCloser.Read(p)
+	if timedOut(err) && !b.slow {
+		b.slow = true
+		b.counters.slowRequests.Add(1)
+	}
+	return n, err
 }
 
 // settleBody finds out whether a request that says no length has a body: HTTP/3 tells the end of a request by the end of its

@@ -2,6 +2,8 @@ package front
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 )
@@ -318,4 +322,68 @@ func TestOneClientsUnfinishedHeadsDenyNobodyElses(t *testing.T) {
 	if f.heads.bytes() != 0 || len(f.heads.held) != 0 {
 		t.Errorf("%d bytes are counted when nothing is held, of %d clients", f.heads.bytes(), len(f.heads.held))
 	}
+}
+
+func TestAClientsConnectionsOfTCPAndQUICAreCountedTogether(t *testing.T) {
+	threefold(t, Config{ConnectionsPerClient: 4}, says("x"), func(w *world) {
+		var held []net.Conn
+		for range 3 {
+			held = append(held, w.dial(443))
+		}
+		time.Sleep(time.Second)
+		v := w.visitor(nil, nil)
+		defer v.leave()
+		if got := v.ask("GET", site, nil); got != "200 x" {
+			t.Errorf("the fourth: %s", got)
+		}
+		other := w.visitor(nil, nil)
+		defer other.leave()
+		var refused *quic.TransportError
+		if _, err := other.RoundTrip(w.request("GET", site)); !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
+			t.Errorf("one of QUIC more: %v", err)
+		}
+		crowded := w.front.Counters()["front_crowded_total"]
+		if crowded == 0 {
+			t.Error("it is not counted")
+		}
+		more := w.dial(443)
+		ended(more)
+		more.Close()
+		w.counted("front_crowded_total", crowded+1)
+		for _, c := range held {
+			c.Close()
+		}
+		time.Sleep(time.Second)
+		if got := other.ask("GET", site, nil); got != "200 x" {
+			t.Errorf("when there is room again: %s", got)
+		}
+	})
+	front := New(Config{ConnectionsPerClient: 4})
+	d := &quicDoor{front: front, guests: map[*quicGuest]struct{}{}, crowd: newCrowd()}
+	d.behind.Store(&Door{})
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	for range 10 {
+		if _, err := d.arrives(ctx, &quic.ClientInfo{RemoteAddr: &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}}); err != nil {
+			t.Errorf("this machine: %v", err)
+		}
+	}
+}
+
+func TestASlowBodyOfHTTP2IsCounted(t *testing.T) {
+	inWorld(t, certified, func(w *world) {
+		errs := make(chan error, 1)
+		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			_, err := io.ReadAll(r.Body)
+			errs <- err
+		})})
+		c := raw2(w)
+		defer c.Close()
+		start := time.Now()
+		c.Write(frame(headersFrame, endOfHeaders, 1, post))
+		if err := <-errs; !timedOut(err) || time.Since(start) < bodyTimeout {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		w.counted("front_slow_requests_total", 1)
+	})
 }
