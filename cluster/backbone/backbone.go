@@ -294,7 +294,11 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 		}
 		var c net.Conn
 		if err == nil {
-			c, err = await(ctx, asked)
+			giveUp := asked.Abort
+			if h.Passage.Epoch > 0 { // it is well, and may be on that stream at its other end
+				giveUp = asked.lose
+			}
+			c, err = awaits(ctx, asked, giveUp)
 		}
 		if many && err == nil && h.Passage.Epoch == 0 {
 			l.sized(asked, h) // what was refused, or goes on from another stream, says nothing of how many bytes flows are
@@ -333,14 +337,17 @@ func (b *Backbone) dialSelf(ctx context.Context, h Header) (net.Conn, error) {
 }
 
 // await returns c once the far end has accepted it.
-func await(ctx context.Context, c duplexConn) (net.Conn, error) {
-	stop := context.AfterFunc(ctx, c.Abort)
+func await(ctx context.Context, c duplexConn) (net.Conn, error) { return awaits(ctx, c, c.Abort) }
+
+// awaits is await for who gives up in his own way.
+func awaits(ctx context.Context, c duplexConn, giveUp func()) (net.Conn, error) {
+	stop := context.AfterFunc(ctx, giveUp)
 	err := readAnswer(c)
 	if !stop() {
 		return nil, ctx.Err()
 	}
 	if err != nil {
-		c.Abort()
+		giveUp()
 		return nil, err
 	}
 	return c, nil

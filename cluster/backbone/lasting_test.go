@@ -441,6 +441,34 @@ func TestAStreamThatComesLateChangesNothing(t *testing.T) {
 	})
 }
 
+// Who gives up asking for another stream while the answer is on its way says nothing of the flow by that.
+func TestAFlowOutlivesAQuestionThatIsGivenUp(t *testing.T) {
+	for _, by := range []string{"iad", "fra"} {
+		for wait := roundTrip / 5; wait < 2*roundTrip; wait += roundTrip / 5 {
+			inFlowWorld(t, 1, func(w *flowWorld) {
+				var others atomic.Value
+				others.Store("nowhere")
+				c, err := w.icn.DialLasting(w.Context(), flowWays("nrt")[0], func() []Way { return flowWays(others.Load().(string)) })
+				if err != nil {
+					w.Fatal(err)
+				}
+				near := c.(*lastingConn)
+				far := w.takes(near.key.id)
+				w.kill("icn", "nrt")
+				time.Sleep(time.Second)
+				ctx, cancel := context.WithTimeout(w.Context(), wait+time.Millisecond)
+				defer cancel()
+				near.goBy(ctx, flowWays(by)[0], 0)
+				others.Store("iad")
+				if err := carries(near, far, 1000, 1000, rand.New(rand.NewPCG(1, 1))); err != nil {
+					w.Errorf("by %s, given up after %v: %v", by, wait, err)
+				}
+				w.settled()
+			})
+		}
+	}
+}
+
 // Two who ask for a stream at once know the same of what has come. When the first brings one, which is lost again, what the second knows is old.
 func TestAFlowIsLostTwiceInARowAndNothingComesTwice(t *testing.T) {
 	inFlowWorld(t, 1, func(w *flowWorld) {
