@@ -981,13 +981,8 @@ func (c *lastingConn) Write(p []byte) (int, error) {
 	defer c.stopWriting()
 	all := len(p)
 	for len(p) > 0 {
-		switch {
-		case c.over != nil:
-			return all - len(p), c.over
-		case c.deaf != nil:
-			return all - len(p), c.deaf
-		case c.out.Ended() || c.closed:
-			return all - len(p), net.ErrClosed
+		if err := c.writable(); err != nil {
+			return all - len(p), err
 		}
 		p = p[c.out.Add(p):]
 		if c.out.Full() {
@@ -998,6 +993,47 @@ func (c *lastingConn) Write(p []byte) (int, error) {
 		}
 	}
 	return all, nil
+}
+
+// Lend gives out room for what is to be written, so that it need not be copied to be kept. WriteLent is to have it back, be it with nothing in it.
+func (c *lastingConn) Lend() (lent any, room []byte) {
+	p := lasting.Lend()
+	return p, p.Room()
+}
+
+// WriteLent is Write of the first n bytes of what was lent.
+func (c *lastingConn) WriteLent(lent any, n int) (int, error) {
+	piece := lent.(*lasting.Piece)
+	if n == 0 {
+		piece.Free()
+		return 0, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.startWriting()
+	defer c.stopWriting()
+	if err := c.writable(); err != nil {
+		piece.Free()
+		return 0, err
+	}
+	c.out.Take(piece, n)
+	if c.out.Full() {
+		c.forgoes()
+	}
+	return n, c.pump(true)
+}
+
+// writable is why nothing can be written; nil: it can. mu is held.
+func (c *lastingConn) writable() error {
+	switch {
+	case c.over != nil:
+		return c.over
+	case c.deaf != nil:
+		return c.deaf
+	case c.out.Ended() || c.closed:
+		return net.ErrClosed
+	}
+	return nil
 }
 
 // CloseWrite ends this direction: the other end reads what was written, then io.EOF.

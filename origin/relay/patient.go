@@ -9,10 +9,19 @@ import (
 	"github.com/perigee-net/perigee/cluster/socket"
 )
 
-// chunk is bytes of a direction on their way, in a buffer of the pool.
+// chunk is bytes of a direction on their way, in a buffer of the pool, or in what the conn has lent that they are to be written to.
 type chunk struct {
 	room *[largeBuffer]byte
+	lent any
 	n    int
+}
+
+// lender is a conn that gives out room for what is to be written to it next, because it would copy that else, as flows over the backbone do that outlive
+// their path.
+type lender interface {
+	Lend() (lent any, room []byte)
+	// WriteLent writes the first n bytes of what was lent, and has it back.
+	WriteLent(lent any, n int) (int, error)
 }
 
 // peeker is a conn of which is heard that bytes have come before there is room for them, as streams of the backbone are. Peek is as Read, and
@@ -57,6 +66,7 @@ func (p peekedSource) next() (chunk, error) {
 type kernelSource struct {
 	raw    syscall.RawConn
 	taking func(fd uintptr) bool // take
+	from   lender                // of the buffers; nil: they are of the pool
 	came   chunk
 	err    error
 }
@@ -71,13 +81,23 @@ func (s *kernelSource) next() (c chunk, err error) {
 }
 
 func (s *kernelSource) take(fd uintptr) (done bool) {
+	if s.from != nil {
+		lent, room := s.from.Lend()
+		n, again, err := socket.Read(fd, room)
+		if again {
+			s.from.WriteLent(lent, 0)
+			return false
+		}
+		s.came, s.err = chunk{lent: lent, n: n}, err
+		return true
+	}
 	room := buffers.Get().(*[largeBuffer]byte)
 	n, again, err := socket.Read(fd, room[:])
 	if again {
 		buffers.Put(room)
 		return false
 	}
-	s.came, s.err = chunk{room, n}, err
+	s.came, s.err = chunk{room: room, n: n}, err
 	return true
 }
 
@@ -122,15 +142,23 @@ var errMore = errors.New("more is to come")
 
 // copyPatiently copies to the end of what is read patiently, as copyAll does, or until it has copied enough bytes, and then the error is errMore.
 func copyPatiently(dst io.Writer, src patient, d *direction, enough int64) (writing bool, err error) {
+	lends, _ := dst.(lender)
+	if kernel, is := src.(*kernelSource); is {
+		kernel.from = lends
+	}
 	dst = atOnce(dst, &d.sink)
 	for d.written.Load() < enough {
 		c, readErr := src.next()
-		if c.n > 0 {
+		var w int
+		switch {
+		case c.lent != nil:
 			d.read.Add(int64(c.n))
-			var w int
+			w, err = lends.WriteLent(c.lent, c.n)
+		case c.n > 0:
+			d.read.Add(int64(c.n))
 			w, err = dst.Write(c.room[:c.n])
-			d.written.Add(int64(w))
 		}
+		d.written.Add(int64(w))
 		if c.room != nil {
 			buffers.Put(c.room)
 		}

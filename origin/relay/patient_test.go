@@ -63,6 +63,43 @@ func TestWhatIsReadPatientlyIsCarriedAsAllElse(t *testing.T) {
 	})
 }
 
+// lending is a conn that lends what is to be written to it.
+type lending struct {
+	*peeking
+	out int // that were lent and did not come back
+}
+
+func (l *lending) Lend() (any, []byte) {
+	l.out++
+	room := make([]byte, 5000)
+	return room, room
+}
+
+func (l *lending) WriteLent(lent any, n int) (int, error) {
+	l.out--
+	if n == 0 {
+		return 0, nil
+	}
+	return l.peeking.Write(lent.([]byte)[:n])
+}
+
+func TestWhatIsLentComesBack(t *testing.T) {
+	client, a, b, server := overTCP(t)
+	lends := &lending{peeking: newPeeking(b)}
+	carriesBothHalves(t, client, a, lends, server)
+	if lends.out != 0 {
+		t.Errorf("%d are missing", lends.out)
+	}
+	client, a, b, _ = overTCP(t)
+	lends = &lending{peeking: newPeeking(b)}
+	done := make(chan Result, 1)
+	go func() { done <- Pipe(a, lends, time.Minute) }()
+	reset(client)
+	if r := <-done; !errors.Is(r.Err, syscall.ECONNRESET) || r.Broke != A || lends.out != 0 {
+		t.Errorf("got %+v, and %d are missing", r, lends.out)
+	}
+}
+
 func TestAFlowThatIsSilentHoldsNoBuffer(t *testing.T) {
 	const flows, most = 50, 8 << 10 // bytes of a flow, without stacks
 	var before, after runtime.MemStats

@@ -68,23 +68,37 @@ type Heads [2 * head]byte
 // headroom is what a piece has free before its bytes, so that their frame can be written at once.
 const headroom = len(Heads{})
 
-// piece is bytes that were written one after the other.
-type piece struct {
+// lent is how many bytes go into a piece that is lent: with the heads they fill records of TLS (16 KiB). leastLent is from how many on it is kept as it
+// is; fewer are copied, so that they take no more memory than they need.
+const (
+	lent      = 64<<10 - headroom
+	leastLent = lent / 2
+)
+
+// Piece is bytes that were written one after the other.
+type Piece struct {
 	room []byte
 	from uint64 // the number of the byte at headroom
 	n    int
 }
 
-func newPiece(size int, from uint64) *piece {
+func newPiece(size int, from uint64) *Piece {
 	if size <= smallPiece-headroom {
-		return &piece{smallPieces.Get().(*[smallPiece]byte)[:], from, 0}
+		return &Piece{smallPieces.Get().(*[smallPiece]byte)[:], from, 0}
 	}
-	return &piece{largePieces.Get().(*[largePiece]byte)[:], from, 0}
+	return &Piece{largePieces.Get().(*[largePiece]byte)[:], from, 0}
 }
 
-func (p *piece) to() uint64 { return p.from + uint64(p.n) }
+// Lend gives out a piece, for who reads right into it what is to be written: Take is to have it back.
+func Lend() *Piece { return newPiece(lent, 0) }
 
-func (p *piece) free() {
+// Room is where to read to.
+func (p *Piece) Room() []byte { return p.room[headroom : headroom+lent] }
+
+func (p *Piece) to() uint64 { return p.from + uint64(p.n) }
+
+// Free is for who has lent a piece that is not to be written.
+func (p *Piece) Free() {
 	if len(p.room) == smallPiece {
 		smallPieces.Put((*[smallPiece]byte)(p.room))
 	} else {
@@ -105,13 +119,13 @@ type Out struct {
 	ended   bool   // and there will be no more
 	forgone bool   // nothing is kept once it is sent
 
-	pieces []*piece // of what is kept, in order
-	busy   *piece   // whose bytes a stream is being given: it is not freed
+	pieces []*Piece // of what is kept, in order
+	busy   *Piece   // whose bytes a stream is being given: it is not freed
 }
 
 // Add takes as many bytes of b as go into one piece, which is more than none. Nothing is to follow the end.
 func (o *Out) Add(b []byte) int {
-	var last *piece
+	var last *Piece
 	if n := len(o.pieces); n > 0 {
 		last = o.pieces[n-1]
 	}
@@ -124,6 +138,21 @@ func (o *Out) Add(b []byte) int {
 	last.n += n
 	o.to += uint64(n)
 	return n
+}
+
+// Take is Add of the first n bytes in a piece that was lent, and of all of them. The piece is not its user's any more.
+func (o *Out) Take(p *Piece, n int) {
+	if n < leastLent {
+		for b := p.Room()[:n]; len(b) > 0; {
+			b = b[o.Add(b):]
+		}
+		p.Free()
+		return
+	}
+	p.from, p.n = o.to, n
+	o.Held.Add(int64(len(p.room)))
+	o.pieces = append(o.pieces, p)
+	o.to += uint64(n)
 }
 
 // End takes note that no more bytes follow.
@@ -205,7 +234,7 @@ func appendHead(b []byte, kind byte, n uint32) []byte {
 
 // find is the index of the piece that has a byte which is kept.
 func (o *Out) find(at uint64) int {
-	i, found := slices.BinarySearchFunc(o.pieces, at, func(p *piece, at uint64) int {
+	i, found := slices.BinarySearchFunc(o.pieces, at, func(p *Piece, at uint64) int {
 		switch {
 		case p.to() <= at:
 			return -1
@@ -273,7 +302,7 @@ func (o *Out) release() {
 	n := 0
 	for n < len(o.pieces) && o.pieces[n].to() <= upTo && o.pieces[n] != o.busy {
 		o.Held.Add(-int64(len(o.pieces[n].room)))
-		o.pieces[n].free()
+		o.pieces[n].Free()
 		n++
 	}
 	if n < len(o.pieces) {

@@ -73,6 +73,12 @@ func goOn(t *testing.T, chance *rand.Rand, steps int) {
 			p[i] = byte(len(e.wrote) + i*i)
 		}
 		e.wrote = append(e.wrote, p...)
+		if chance.IntN(3) == 0 {
+			piece := Lend()
+			n := copy(piece.Room(), p)
+			e.out.Take(piece, n)
+			p = p[n:]
+		}
 		for len(p) > 0 {
 			p = p[e.out.Add(p):]
 		}
