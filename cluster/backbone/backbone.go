@@ -271,15 +271,8 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 		return nil, fmt.Errorf("%w: not a peer", ErrDown)
 	}
 	many := !early && slices.Contains(b.config.Bulk.Services, h.Service)
-	if many && h.Passage.Epoch == 0 && h.Passage.Opener == "" {
-		// A flow with a connection of its own does not outlive it, and neither end is told that it might.
-		plain := h
-		plain.Passage = Passage{}
-		asking, err := AppendHeader(make([]byte, 0, 64), plain)
-		if err != nil {
-			return nil, err
-		}
-		if c, err := l.byTCP(ctx, plain, asking); c != nil || err != nil {
+	if many && h.Passage.Epoch == 0 {
+		if c, err := l.byTCP(ctx, h); c != nil || err != nil {
 			return c, err
 		}
 	}
@@ -474,6 +467,7 @@ func (b *Backbone) measure() {
 				l.measure()
 			}
 			b.bulk.cutTaken(b.visitsOf(), time.Now())
+			b.bulk.cutBroken()
 			b.changed()
 		case <-b.parity.Due():
 			b.measurePaths()

@@ -25,8 +25,10 @@ import (
 // however long the answer takes. All goes on as on a stream.
 const (
 	bulkVersion = 1
-	// bulkBBR among the flags says that who was dialled sends with BBR.
-	bulkBBR = 1
+	// bulkBBR among the flags says that who was dialled sends with BBR, and bulkLasts that it takes flows that outlive their connection. Releases that do
+	// not are sent none.
+	bulkBBR   = 1
+	bulkLasts = 2
 
 	bulkHeard = 0x68
 )
@@ -52,8 +54,9 @@ const (
 	maxBulkIdle = 8
 	maxBulk     = 4096
 
-	// bulkGrace is how long the QUIC connections may be gone of who dialled until the flows that TCP carries for it are cut: TCP itself knows only after a
-	// quarter of an hour. Each end knows of both sorts: of what it dialled by its link, of what it took by who visits it.
+	// bulkGrace is how long the QUIC connections may be gone of who dialled until the connections of flows are cut: TCP itself knows only after a
+	// quarter of an hour. Each end knows of both sorts: of what it dialled by its link, of what it took by who visits it. Flows that outlive their
+	// connections are looked for another way at once, and keep theirs where there is none.
 	bulkGrace = 10 * time.Second
 )
 
@@ -131,15 +134,31 @@ func (k *bulk) waited(peer string) {
 
 // cutDialled breaks off what was dialled to a peer.
 func (k *bulk) cutDialled(peer string) {
+	k.doom(k.those(func(_ *bulkConn, of bulkEnd) bool { return of.peer == peer && !of.taken }))
+}
+
+// cutLegs breaks off what was dialled to a peer to carry on flows of others, who look for another way then.
+func (k *bulk) cutLegs(peer string) {
+	k.doom(k.those(func(c *bulkConn, of bulkEnd) bool { return of.peer == peer && !of.taken && c.leg.Load() }))
+}
+
+// cutBroken breaks off what the system has found to be lost, and nobody is at: a relay that waits for a client who does not read neither reads nor writes.
+func (k *bulk) cutBroken() {
+	for _, c := range k.those(func(c *bulkConn, _ bulkEnd) bool { return c.lasts.Load() && isBroken(below(c.conn)) }) {
+		c.giveUp("the connection was reset")
+	}
+}
+
+// those are the connections of which something is so.
+func (k *bulk) those(so func(*bulkConn, bulkEnd) bool) (some []*bulkConn) {
 	k.mu.Lock()
-	var doomed []*bulkConn
+	defer k.mu.Unlock()
 	for c, of := range k.all {
-		if of.peer == peer && !of.taken {
-			doomed = append(doomed, c)
+		if so(c, of) {
+			some = append(some, c)
 		}
 	}
-	k.mu.Unlock()
-	k.doom(doomed)
+	return some
 }
 
 // cutTaken breaks off what was taken from peers none of which has visited for bulkGrace.
@@ -167,7 +186,7 @@ func (k *bulk) cutTaken(visiting map[string]bool, now time.Time) {
 func (k *bulk) doom(all []*bulkConn) {
 	for _, c := range all {
 		k.cut.Add(1)
-		c.Abort()
+		c.giveUp("its path is lost")
 	}
 }
 
@@ -237,7 +256,7 @@ func (b *Backbone) serveBulk(conn BulkConn) {
 	}
 	var first [1]byte
 	c.SetDeadline(time.Now().Add(bulkWait))
-	if _, err := c.Write(appendGreeting(nil, bbr)); err != nil {
+	if _, err := c.Write(appendGreeting(nil, greeting{bbr: bbr, lasts: true})); err != nil {
 		c.Abort()
 		return
 	}
@@ -259,6 +278,7 @@ func (b *Backbone) serveBulk(conn BulkConn) {
 	}
 	c.SetDeadline(time.Time{})
 	c.remote = client(h, from)
+	c.lasts.Store(h.Passage.lasts())
 	c.readAhead()
 	b.bulk.taken.Add(1)
 	b.answer(c, h, from)
@@ -276,6 +296,7 @@ type pool struct {
 	pause    time.Duration
 	bbr      bool  // both ends send with BBR, as far as is known
 	known    bool  // a connection has come up, ever
+	lasts    bool  // the peer takes flows that outlive their connections
 	quic     rates // of streams
 	tcp      rates // … and of connections of their own
 	turn     uint64
@@ -330,7 +351,7 @@ func (p *pool) dial() {
 		return
 	}
 	p.l.b.bulk.dialled.Add(1)
-	p.known, p.bbr, p.pause = true, bbr, 0
+	p.known, p.bbr, p.lasts, p.pause = true, bbr, c.knows, 0
 	w := &waiting{bulkConn: c, over: make(chan struct{})}
 	w.SetReadDeadline(time.Now().Add(bulkLife)) // here, before anybody takes it: who does sets another
 	if !p.l.b.start(func() { p.watch(w) }) {
@@ -384,6 +405,13 @@ func (p *pool) offers() string {
 	return WithoutBBR
 }
 
+// takes says that the peer takes flows that outlive their connections, as far as is known.
+func (p *pool) takes() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lasts || !p.known
+}
+
 // take is a connection for a flow, now; nil: there is none. Another is dialled in its place.
 func (p *pool) take(ctx context.Context) *bulkConn {
 	for {
@@ -431,11 +459,12 @@ func (l *link) dialBulk() (c *bulkConn, bbr bool, err error) {
 		return nil, false, err
 	}
 	c = l.b.newBulkConn(conn, Addr(l.node))
+	own := c
 	if !l.b.bulk.enter(c, bulkEnd{l.node, false}) {
 		c.Abort()
 		return nil, false, errCrowded
 	}
-	end := context.AfterFunc(l.ctx, c.Abort)
+	end := context.AfterFunc(l.ctx, func() { own.giveUp("the link is kept no longer") })
 	c.onLeave(func() { end() })
 	stop := context.AfterFunc(ctx, c.Abort)
 	bbr = tune(below(conn))
@@ -450,36 +479,61 @@ func (l *link) dialBulk() (c *bulkConn, bbr bool, err error) {
 		c.Abort()
 		return nil, false, err
 	}
-	return c, bbr && theirs, nil
+	c.knows = theirs.lasts
+	return c, bbr && theirs.bbr, nil
 }
 
-// appendGreeting appends what who was dialled says first.
-func appendGreeting(b []byte, bbr bool) []byte {
-	if bbr {
-		return append(b, bulkVersion, bulkBBR)
+// greeting is what who was dialled says first.
+type greeting struct {
+	bbr   bool // it sends with BBR
+	lasts bool // it takes flows that outlive their connection
+}
+
+// appendGreeting appends it as it is sent.
+func appendGreeting(b []byte, g greeting) []byte {
+	var flags byte
+	if g.bbr {
+		flags |= bulkBBR
 	}
-	return append(b, bulkVersion, 0)
+	if g.lasts {
+		flags |= bulkLasts
+	}
+	return append(b, bulkVersion, flags)
 }
 
 // readGreeting reads that and not a byte more. Flags that are not known say nothing.
-func readGreeting(r io.Reader) (bbr bool, err error) {
+func readGreeting(r io.Reader) (g greeting, err error) {
 	var b [2]byte
 	if _, err := io.ReadFull(r, b[:]); err != nil {
-		return false, unexpected(err)
+		return g, unexpected(err)
 	}
 	if b[0] != bulkVersion {
-		return false, fmt.Errorf("greeting of version %d, want %d", b[0], bulkVersion)
+		return g, fmt.Errorf("greeting of version %d, want %d", b[0], bulkVersion)
 	}
-	return b[1]&bulkBBR != 0, nil
+	return greeting{bbr: b[1]&bulkBBR != 0, lasts: b[1]&bulkLasts != 0}, nil
 }
 
 // openBulk has a warm connection carry a flow; nil, nil: there is none, or the peer did not hear of the flow in half of the time that there is. Once
-// it has, what it answers is the answer, and takes the time that it takes.
-func (l *link) openBulk(ctx context.Context, header []byte) (*bulkConn, error) {
+// it has, what it answers is the answer, and takes the time that it takes. Where it does not take flows that outlive their connection, this is none.
+func (l *link) openBulk(ctx context.Context, h Header, first []byte) (*bulkConn, error) {
 	c := l.pool.take(ctx)
 	if c == nil {
 		return nil, ctx.Err()
 	}
+	if !c.knows {
+		if h.Passage.fixed() {
+			c.Abort()
+			return nil, nil
+		}
+		h.Passage = Passage{}
+	}
+	c.lasts.Store(h.Passage.lasts())
+	header, err := AppendHeader(make([]byte, 0, 64), h)
+	if err != nil {
+		c.Abort()
+		return nil, err
+	}
+	header = append(header, first...)
 	half := ctx
 	if by, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
@@ -526,7 +580,7 @@ func (c *bulkConn) send(ctx context.Context, header []byte) error {
 // byTCP has a connection of its own carry a flow, where it is expected to be one of many bytes that is faster so; nil, nil: a stream is to.
 // That is settled here, as the flow begins: one that turns out to be of many bytes under way stays on its stream. Who moves flows from one
 // stream to another can ask prospect, expect and openBulk the same.
-func (l *link) byTCP(ctx context.Context, h Header, header []byte) (net.Conn, error) {
+func (l *link) byTCP(ctx context.Context, h Header) (net.Conn, error) {
 	a := asked{h.Service, h.Resource}
 	k := &l.b.config.Bulk
 	if k.Dial == nil || !k.Always && !l.b.bulk.sizes.many(a) {
@@ -535,8 +589,11 @@ func (l *link) byTCP(ctx context.Context, h Header, header []byte) (net.Conn, er
 	if p, up := l.prospect(); !up || !k.Always && !p.byTCP() {
 		return nil, nil
 	}
+	if h.Passage.fixed() && !l.pool.takes() {
+		return nil, nil
+	}
 	l.pool.expect()
-	c, err := l.openBulk(ctx, header)
+	c, err := l.openBulk(ctx, h, nil)
 	if c == nil || err != nil {
 		return nil, err
 	}

@@ -351,7 +351,7 @@ func TestAFlowThatIsNotHeardOfByTCPGoesByQUIC(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
 				icn := w.beside(func(c net.Conn) {
-					c.Write(appendGreeting(nil, true))
+					c.Write(appendGreeting(nil, greeting{bbr: true}))
 					if _, err := ReadHeader(c); err == nil {
 						io.WriteString(c, says)
 					}
@@ -371,6 +371,66 @@ func TestAFlowThatIsNotHeardOfByTCPGoesByQUIC(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A release before is sent no flow by TCP that would outlive its connection: it does not say that it takes any.
+func TestAReleaseBeforeTakesFlowsByTCPThatEndWithIt(t *testing.T) {
+	inWorld(t, func(w *world) {
+		heard := make(chan Header, 1)
+		icn := w.beside(func(c net.Conn) {
+			c.Write(appendGreeting(nil, greeting{bbr: true}))
+			if h, err := ReadHeader(c); err == nil {
+				c.Write([]byte{bulkHeard, accepted})
+				io.WriteString(c, "hello")
+				heard <- h
+			}
+		})
+		l := prefer(icn, "iad", asked{"echo", ""})
+		w.warmed(l)
+		c, err := icn.DialLasting(w.Context(), Way{Node: "iad", Header: Header{Service: "echo"}}, nil)
+		if err != nil {
+			w.Fatal(err)
+		}
+		if _, plain := c.(*bulkConn); !plain {
+			w.Errorf("it is a %T", c)
+		}
+		if h := <-heard; h.Passage.lasts() {
+			w.Errorf("it was asked for %+v", h)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+			w.Error(err)
+		}
+		c.Close()
+		// What both ends know to outlive its streams goes to it by QUIC.
+		prefer(icn, "iad", asked{"blob", ""})
+		w.warmed(l)
+		dialled := icn.Counters()["backbone_tcp_dialled_total"]
+		_, err = icn.Dial(w.Context(), "iad", Header{Service: "blob", Passage: Passage{ID: [16]byte{1}, Opener: "fra"}})
+		if _, refused := errors.AsType[*RefusedError](err); !refused { // there is no such service by QUIC
+			w.Errorf("got %v", err)
+		}
+		time.Sleep(time.Second)
+		if n := icn.Counters()["backbone_tcp_dialled_total"]; n != dialled {
+			w.Errorf("a connection was spent")
+		}
+	})
+}
+
+// A flow whose other end is refused from now on is over at once, though it would outlive the connection.
+func TestALastingFlowOfARevokedPeerIsOver(t *testing.T) {
+	newFlowWorld(t, 1, true, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad", "fra")
+		w.guards["iad"].SetTrust(w.trust("icn"))
+		w.nodes["iad"].Check()
+		w.ports["iad"].Check()
+		for name, c := range map[string]net.Conn{"icn": near, "iad": far} {
+			begun := time.Now()
+			if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF || time.Since(begun) > 2*roundTrip {
+				w.Errorf("%s read %v after %v", name, err, time.Since(begun))
+			}
+			c.Close()
+		}
+	})
 }
 
 // Who watches a connection may begin to after it was taken.
@@ -770,19 +830,23 @@ func TestLinksAndPoolsWaitForNobodyWhoLooksAtThem(t *testing.T) {
 }
 
 func FuzzGreeting(f *testing.F) {
-	for _, seed := range [][]byte{nil, {bulkVersion}, appendGreeting(nil, true), appendGreeting(nil, false), {bulkVersion, 0xff, 1}, {0, bulkBBR}} {
+	for _, seed := range [][]byte{
+		nil, {bulkVersion}, appendGreeting(nil, greeting{bbr: true, lasts: true}), appendGreeting(nil, greeting{}), {bulkVersion, 0xff, 1}, {0, bulkBBR},
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, said []byte) {
 		r := bytes.NewReader(said)
-		bbr, err := readGreeting(r)
+		g, err := readGreeting(r)
 		switch {
 		case errors.Is(err, io.EOF):
 			t.Fatal("an end that looks clean")
-		case err != nil && bbr:
-			t.Fatal("BBR by what cannot be read")
+		case err != nil && g != greeting{}:
+			t.Fatalf("%+v by what cannot be read", g)
 		case err == nil && (r.Len() != len(said)-2 || said[0] != bulkVersion):
 			t.Fatalf("%v was read, and %d bytes are left", said, r.Len())
+		case err == nil && said[1] < 4 && !bytes.Equal(appendGreeting(nil, g), said[:2]):
+			t.Fatalf("%v was read as %+v", said, g)
 		}
 	})
 }

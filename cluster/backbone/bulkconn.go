@@ -34,28 +34,37 @@ type BulkConn interface {
 	WasCut() bool
 }
 
-// bulkConn is a stream that is a connection of its own, with the manners of streamConn.
+// bulkConn is a stream that is a connection of its own, with the manners of streamConn. But a reset says nothing of whose it is, so where a flow
+// is on it that outlives it (lasts), each that is not the end of the bytes is taken for something of the path.
 type bulkConn struct {
 	b             *Backbone
 	conn          BulkConn
 	local, remote net.Addr
-	gone          context.Context
+	life          context.Context
 	leave         context.CancelFunc
 	bytes         atomic.Uint64 // carried, both ways
 	ahead         *ahead        // what was read before the first Read; nil: nothing
+	peeked        [1]byte       // the next byte, if isPeeked: by who reads
+	isPeeked      bool
+
+	knows bool        // who was dialled takes flows that outlive their connections
+	lasts atomic.Bool // the flow that is on it does
+	leg   atomic.Bool // this node carries a flow on by it
 
 	mu     sync.Mutex
 	left   func() // called once it is closed at this end; may be nil
 	ended  bool   // CloseWrite was called
 	closed bool
-	heard  bool // the other end has ended or is lost
+	heard  bool  // the other end has ended or is lost
+	cut    bool  // this end has given the path up
+	why    error // what it was lost by
 }
 
-var _ duplexConn = (*bulkConn)(nil)
+var _ stream = (*bulkConn)(nil)
 
 func (b *Backbone) newBulkConn(conn BulkConn, remote net.Addr) *bulkConn {
 	c := &bulkConn{b: b, conn: conn, local: Addr(b.config.Self), remote: remote}
-	c.gone, c.leave = context.WithCancel(context.Background())
+	c.life, c.leave = context.WithCancel(context.Background())
 	return c
 }
 
@@ -66,10 +75,44 @@ func (c *bulkConn) SetReadDeadline(t time.Time) error  { return c.conn.SetReadDe
 func (c *bulkConn) SetWriteDeadline(t time.Time) error { return c.conn.SetWriteDeadline(t) }
 
 // Gone is done once the other end is found to be lost, or this end has closed.
-func (c *bulkConn) Gone() context.Context { return c.gone }
+func (c *bulkConn) Gone() context.Context { return c.life }
+
+func (c *bulkConn) gone() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.why != nil {
+		return c.why
+	}
+	return net.ErrClosed
+}
 
 // Read returns io.EOF only where the other end has ended its writing.
 func (c *bulkConn) Read(p []byte) (int, error) {
+	if !c.isPeeked || len(p) == 0 {
+		return c.readOn(p)
+	}
+	p[0], c.isPeeked = c.peeked[0], false
+	if len(p) == 1 {
+		return 1, nil
+	}
+	n, _ := c.readOn(p[1:]) // its error is the next Read's, too
+	return 1 + n, nil
+}
+
+// Peek waits for a byte, and takes nothing. The Read that follows, of more than that byte, waits for a second one, for TLS does not say whether it has it:
+// so it is only for who knows that more is on its way.
+func (c *bulkConn) Peek(p []byte) (int, error) {
+	if !c.isPeeked {
+		if n, err := c.readOn(c.peeked[:]); n == 0 {
+			return 0, err
+		}
+		c.isPeeked = true
+	}
+	return copy(p, c.peeked[:]), nil
+}
+
+// readOn reads what is not peeked.
+func (c *bulkConn) readOn(p []byte) (int, error) {
 	if c.ahead != nil {
 		n, err := c.ahead.read(p)
 		if c.ahead.over() {
@@ -103,6 +146,9 @@ func (c *bulkConn) Write(p []byte) (int, error) {
 	c.bytes.Add(uint64(n))
 	if err != nil {
 		err = c.explain("write", err)
+	}
+	if c.lasts.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+		c.giveUp("TLS cannot go on after half of a record") // the flow goes on by another
 	}
 	return n, err
 }
@@ -149,6 +195,40 @@ func (c *bulkConn) Close() error {
 		c.shut(raw)
 	}
 	return nil
+}
+
+// end is CloseWrite and Close, and waits for neither.
+func (c *bulkConn) end() {
+	end := func(within time.Duration) {
+		late := time.AfterFunc(within, c.Abort) // who has no room even for an end
+		defer late.Stop()
+		c.CloseWrite()
+		c.Close()
+	}
+	if !c.b.start(func() { end(lingerTime) }) {
+		end(leaveTime) // the backbone closes, and waits for this
+	}
+}
+
+// lose is Abort: the other end asks by another stream what that means, if a flow was on it that outlives it.
+func (c *bulkConn) lose() { c.Abort() }
+
+// giveUp is Abort because the path is lost, and who is at it is told so.
+func (c *bulkConn) giveUp(why string) {
+	c.mu.Lock()
+	if !c.closed {
+		c.cut = true
+		c.lost(fmt.Errorf("flow of %s: %w: %s", c.conn.Peer(), ErrDown, why))
+	}
+	c.mu.Unlock()
+	c.Abort()
+}
+
+// lost takes note of what it was lost by. mu is held.
+func (c *bulkConn) lost(why error) {
+	if c.why == nil {
+		c.why = why
+	}
 }
 
 // Abort ends both directions at once and drops what has not arrived.
@@ -217,23 +297,36 @@ func below(c net.Conn) net.Conn {
 	}
 }
 
+// isBroken says that a connection was reset, though nobody is at it.
+func isBroken(c net.Conn) bool {
+	if b, ok := c.(interface{ Broken() bool }); ok {
+		return b.Broken()
+	}
+	return isReset(c)
+}
+
 // explain gives an error of TCP or TLS its meaning here.
 func (c *bulkConn) explain(act string, err error) error {
 	c.mu.Lock()
-	closed := c.closed
-	c.mu.Unlock()
+	defer c.mu.Unlock()
 	node := c.conn.Peer()
 	switch {
-	case closed || errors.Is(err, net.ErrClosed):
+	case c.cut:
+		return c.why
+	case c.closed || errors.Is(err, net.ErrClosed) && !c.lasts.Load(): // what a flow is on that outlives it, the control port may have closed
 		return fmt.Errorf("%s flow of %s: %w", act, node, net.ErrClosed)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return err
 	}
-	c.leave()
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
-		return fmt.Errorf("%s flow of %s: %w", act, node, ErrReset)
+	reset := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	if reset && !c.lasts.Load() {
+		err = fmt.Errorf("%s flow of %s: %w", act, node, ErrReset)
+	} else {
+		err = fmt.Errorf("%s flow of %s: %w: %v", act, node, ErrDown, err)
 	}
-	return fmt.Errorf("%s flow of %s: %w: %v", act, node, ErrDown, err)
+	c.lost(err)
+	c.leave()
+	return err
 }
 
 // ahead is what was read before anybody wanted it. It is read and forgotten by one goroutine at a time.

@@ -138,6 +138,12 @@ func (c *streamConn) Abort() { c.abort(streamAborted) }
 // lose is Abort, and says nothing of the flow that was on it.
 func (c *streamConn) lose() { c.abort(streamLost) }
 
+// end is CloseWrite and Close.
+func (c *streamConn) end() {
+	c.CloseWrite()
+	c.Close()
+}
+
 func (c *streamConn) abort(code quic.StreamErrorCode) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -185,8 +191,14 @@ func (c *streamConn) explain(act string, err error) error {
 	if errors.Is(err, quic.ErrStreamClosed) {
 		return fmt.Errorf("%s stream to %s: %w", act, c.peer, net.ErrClosed)
 	}
-	if end, ok := errors.AsType[*quic.ApplicationError](err); ok && (end.ErrorCode == codeStopping && end.Remote || end.ErrorCode == codeStranger) {
+	if hasEnded(err) {
 		return fmt.Errorf("%s stream to %s: %w: %w: %v", act, c.peer, ErrDown, errEnded, err)
 	}
 	return fmt.Errorf("%s stream to %s: %w: %v", act, c.peer, ErrDown, err)
+}
+
+// hasEnded says of what a connection of QUIC was closed by that its other end stops, or that one end may not speak to the other any more.
+func hasEnded(err error) bool {
+	end, ok := errors.AsType[*quic.ApplicationError](err)
+	return ok && (end.ErrorCode == codeStopping && end.Remote || end.ErrorCode == codeStranger)
 }

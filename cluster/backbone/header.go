@@ -57,6 +57,9 @@ type Passage struct {
 
 func (p Passage) lasts() bool { return p.ID != [16]byte{} }
 
+// fixed says that both ends know already that the flow outlives its streams, so that it can be on none by which it would not.
+func (p Passage) fixed() bool { return p.lasts() && (p.Epoch > 0 || p.Opener != "") }
+
 // AppendHeader appends h as it is sent: version, service and resource each after a length byte, then the length
 // of the client's address (0, 4 or 16), the address, and its port in two bytes. Then, of a passage, its ID, its epoch in four bytes, and its opener after
 // a length byte.

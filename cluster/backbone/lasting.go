@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -49,12 +50,22 @@ var ErrParted = errors.New("the other end was not reached in time")
 var errMidway = errors.New("between two streams")
 
 // stream is what a flow is on for a time: bytes in order, or an error. Abort tells the other end that the flow is over, and lose that nothing is known of
-// it but that this stream is left; what it reads is pathLost, or not. gone is why it is Gone, in the words of Read and Write.
+// it but that this stream is left; what it reads is pathLost, or not. gone is why it is Gone, in the words of Read and Write. end is CloseWrite and Close,
+// of which neither waits.
+//
+// Of a bulkConn only its end says something of the flow: Abort and Close without CloseWrite do as lose does, and the other end has to be told, or to ask.
 type stream interface {
 	duplexConn
 	Peek(b []byte) (int, error)
 	lose()
 	gone() error
+	end()
+}
+
+// isMute says that a stream can say of the flow no more than its end.
+func isMute(s stream) bool {
+	_, is := s.(*bulkConn)
+	return is
 }
 
 var _ stream = (*streamConn)(nil)
@@ -69,9 +80,14 @@ func pathLost(err error, through bool) bool {
 type Way struct {
 	Node   string // that is dialled
 	Header Header
-	// Through says that it is not the flow's other end, but carries it on there.
-	Through bool
+	// To is the node of the flow's other end, where Node carries it on there; "": Node is it.
+	To string
 }
+
+func (w Way) through() bool { return w.To != "" }
+
+// end is the node of the flow's other end.
+func (w Way) end() string { return cmp.Or(w.To, w.Node) }
 
 // lastingConn is one end of a flow that goes on over other streams when the one that it is on is lost. It has the manners of streamConn.
 //
@@ -81,6 +97,7 @@ type lastingConn struct {
 	b             *Backbone
 	key           flowKey
 	ways          func() []Way // nil at the end that did not open it
+	to            string       // the node of the other end
 	local, remote net.Addr
 
 	mu      sync.Mutex
@@ -202,6 +219,46 @@ func (r *registry) end() {
 	}
 }
 
+// peerEnded ends the flows whose other end is at a node that stops, or may not speak to this one any more, and that have not heard so by their stream: TCP does
+// not say it.
+func (r *registry) peerEnded(node string) {
+	for _, c := range r.all() {
+		c.mu.Lock()
+		if c.to == node && (c.stream == nil || isMute(c.stream)) {
+			c.untold = false
+			c.finish(fmt.Errorf("%w: %w", ErrDown, errEnded))
+		}
+		c.mu.Unlock()
+	}
+}
+
+// evade has the flows that were opened here, and go by TCP to a node which is not reached any more by QUIC, go by way of others, where there are any.
+func (r *registry) evade(node string) {
+	for _, c := range r.all() {
+		c.mu.Lock()
+		if c.ways != nil && c.way == node && c.stream != nil && isMute(c.stream) {
+			c.b.start(func() { c.evade(node) })
+		}
+		c.mu.Unlock()
+	}
+}
+
+func (c *lastingConn) evade(node string) {
+	for _, way := range c.ways() {
+		c.mu.Lock()
+		at := c.stream != nil && c.way == node
+		c.mu.Unlock()
+		switch {
+		case !at:
+			return
+		case way.Node == node:
+		case c.Move(c.b.ctx, way) == nil:
+			c.b.lasting.lost.Add(1)
+			return
+		}
+	}
+}
+
 func (r *registry) counters(all map[string]uint64) {
 	r.mu.Lock()
 	all["backbone_lasting_flows"] = uint64(len(r.flows))
@@ -223,8 +280,7 @@ func (r *registry) counters(all map[string]uint64) {
 
 // DialLasting is Dial, by a way, for a flow that is to go on when its stream is lost: then other streams are asked for by the ways that there are by then, in their
 // order, until the ends meet again, or it is reset for that it takes them too long. What it returns has Moves() int and Way() string as well. Both nodes
-// have to know of it, and the one in between; else Dial is to be asked. A flow that TCP carries is none of
-// these.
+// have to know of it, and the one in between; else Dial is to be asked. Where it goes by TCP to a node that does not know of it by TCP, it is as if it were.
 func (b *Backbone) DialLasting(ctx context.Context, way Way, ways func() []Way) (net.Conn, error) {
 	if way.Node == b.config.Self {
 		return b.Dial(ctx, way.Node, way.Header)
@@ -235,12 +291,12 @@ func (b *Backbone) DialLasting(ctx context.Context, way Way, ways func() []Way) 
 	if err != nil {
 		return nil, err
 	}
-	on, ok := raw.(stream)
-	if !ok {
-		return raw, nil // a connection of its own
+	on := raw.(stream)
+	if own, is := raw.(*bulkConn); is && !own.lasts.Load() {
+		return raw, nil
 	}
 	c := b.newLasting(on, flowKey{"", h.Passage.ID})
-	c.ways, c.way, c.through = ways, way.Node, way.Through
+	c.ways, c.to, c.way, c.through = ways, way.end(), way.Node, way.through()
 	b.lasting.opened.Add(1)
 	c.begin()
 	return c, nil
@@ -249,7 +305,7 @@ func (b *Backbone) DialLasting(ctx context.Context, way Way, ways func() []Way) 
 // acceptLasting makes the end of a flow that another node has opened.
 func (b *Backbone) acceptLasting(raw stream, h Header, from string) *lastingConn {
 	c := b.newLasting(raw, flowKey{opener(h, from), h.Passage.ID})
-	c.way, c.through = from, h.Passage.Opener != ""
+	c.to, c.way, c.through = c.key.opener, from, h.Passage.Opener != ""
 	b.lasting.accepted.Add(1)
 	c.begin()
 	return c
@@ -308,7 +364,7 @@ func (b *Backbone) takeUp(in *Incoming) {
 			c.suspend()
 			return
 		}
-		c.attach(raw, in.Passage.Epoch, binary.BigEndian.Uint64(has[:]), Way{Node: in.From, Through: in.Passage.Opener != ""})
+		c.attach(raw, in.Passage.Epoch, binary.BigEndian.Uint64(has[:]), Way{Node: in.From, To: in.Passage.Opener})
 		return
 	}
 	if c.over != nil {
@@ -397,7 +453,7 @@ func (c *lastingConn) attach(s stream, epoch uint32, has uint64, by Way) {
 	c.b.lasting.resent.Add(again)
 	c.in.Resume()
 	c.owed = c.forgo
-	c.stream, c.way, c.through = s, by.Node, by.Through
+	c.stream, c.way, c.through = s, by.Node, by.through()
 	c.watch()
 	c.moves++
 	if c.meeting != nil {
@@ -466,19 +522,27 @@ func (c *lastingConn) suspend() {
 		})
 		return
 	}
+	if !c.seek() {
+		c.finish(ErrDown)
+	}
+}
+
+// seek has a search begin for another stream, unless it is too late for that. mu is held.
+func (c *lastingConn) seek() bool {
 	if c.cancel != nil {
 		c.cancel() // the search before has found one, which is lost again
 	}
 	ctx, cancel := context.WithTimeout(c.b.ctx, meetTime)
 	c.cancel = cancel
 	moves := c.moves
-	if !c.b.start(func() {
+	begun := c.b.start(func() {
 		defer cancel()
 		c.search(ctx, moves)
-	}) {
+	})
+	if !begun {
 		cancel()
-		c.finish(ErrDown)
 	}
+	return begun
 }
 
 // part ends a flow whose ends have not met. mu is held.
@@ -639,16 +703,13 @@ func (c *lastingConn) finish(why error) {
 		return
 	}
 	c.over = why
-	if s := c.take(); s != nil {
+	s := c.take()
+	if s != nil {
 		s.Abort()
-	} else {
-		c.untold = why == net.ErrClosed && c.ways != nil
 	}
+	c.leaves(s, why)
 	c.b.lasting.suspended.Add(-1)
 	c.dropOut()
-	if c.cancel != nil && !c.untold {
-		c.cancel()
-	}
 	for _, t := range []*time.Timer{c.ack, c.meeting} {
 		if t != nil {
 			t.Stop()
@@ -656,6 +717,23 @@ func (c *lastingConn) finish(why error) {
 	}
 	c.b.lasting.leave(c)
 	c.changed.Broadcast()
+}
+
+// leaves has the other end of a flow that is over be told of that, if it may wait for it, by another stream than the one that was left, if any. It is
+// for the opener: who did not open it says so when he is asked. mu is held.
+func (c *lastingConn) leaves(s stream, why error) {
+	switch {
+	case c.ways == nil:
+	case s == nil:
+		c.untold = why == net.ErrClosed // the search that goes on tells
+	case isMute(s) && !c.alone && !errors.Is(why, errEnded):
+		c.untold = true
+		c.untold = c.seek()
+		return
+	}
+	if c.cancel != nil && !c.untold {
+		c.cancel()
+	}
 }
 
 // dropOut has nothing kept of what was written, nor what a deadline has left half written. mu is held.
@@ -678,8 +756,11 @@ func (c *lastingConn) settle() {
 	s := c.take()
 	c.finish(net.ErrClosed)
 	if s != nil {
-		s.CloseWrite()
-		s.Close()
+		c.untold = false
+		s.end()
+		if !c.in.Ended() {
+			c.leaves(s, net.ErrClosed)
+		}
 	}
 }
 
@@ -1057,8 +1138,8 @@ func (c *lastingConn) CloseWrite() error {
 	return nil
 }
 
-// Close ends both directions. What was written still arrives, on whatever stream; after it the other end reads io.EOF if CloseWrite came before, or else
-// ErrReset.
+// Close ends both directions. What was written still arrives, on whatever stream, if CloseWrite came before, and after it the other end reads io.EOF; or
+// else ErrReset, before which it still arrives unless it goes by TCP.
 func (c *lastingConn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -1072,10 +1153,15 @@ func (c *lastingConn) Close() error {
 	case c.deaf != nil:
 		c.finish(net.ErrClosed)
 	case !c.out.Ended():
-		if s := c.take(); s != nil {
+		s := c.take()
+		if s != nil {
 			s.Close()
 		}
 		c.finish(net.ErrClosed)
+		if s != nil {
+			c.untold = false
+			c.leaves(s, net.ErrClosed)
+		}
 	default:
 		c.deadlines = [2]time.Time{}
 		if c.stream != nil {
@@ -1164,6 +1250,9 @@ func Join(a, b net.Conn) (net.Conn, net.Conn) {
 	}
 	both := new(joint)
 	for _, s := range []stream{x, y} {
+		if own, is := s.(*bulkConn); is {
+			own.leg.Store(true)
+		}
 		context.AfterFunc(s.Gone(), func() {
 			// The relay may be at neither: it waits for who does not read at the other end.
 			if err := s.gone(); pathLost(err, false) {
@@ -1174,7 +1263,7 @@ func Join(a, b net.Conn) (net.Conn, net.Conn) {
 			}
 		})
 	}
-	return &leg{x, both}, &leg{y, both}
+	return both.leg(x), both.leg(y)
 }
 
 // joint is what is known of the two legs of a flow.
@@ -1189,26 +1278,30 @@ func (j *joint) note(err error) {
 	}
 }
 
+// leg is one of them, as the relay has it. Only who knows what is on its way may peek at what TCP carries.
+func (j *joint) leg(s stream) net.Conn {
+	l := leg{s, s, j}
+	if isMute(s) {
+		return &l
+	}
+	return &peekedLeg{l}
+}
+
 // leg is one of them.
 type leg struct {
-	stream
+	duplexConn
+	on   stream
 	both *joint
 }
 
 func (l *leg) Read(p []byte) (int, error) {
-	n, err := l.stream.Read(p)
-	l.both.note(err)
-	return n, err
-}
-
-func (l *leg) Peek(p []byte) (int, error) {
-	n, err := l.stream.Peek(p)
+	n, err := l.on.Read(p)
 	l.both.note(err)
 	return n, err
 }
 
 func (l *leg) Write(p []byte) (int, error) {
-	n, err := l.stream.Write(p)
+	n, err := l.on.Write(p)
 	l.both.note(err)
 	return n, err
 }
@@ -1216,8 +1309,17 @@ func (l *leg) Write(p []byte) (int, error) {
 // Abort breaks the leg off.
 func (l *leg) Abort() {
 	if l.both.lost.Load() {
-		l.stream.lose()
+		l.on.lose()
 	} else {
-		l.stream.Abort()
+		l.on.Abort()
 	}
+}
+
+// peekedLeg is a leg of which is heard that bytes have come before there is room for them.
+type peekedLeg struct{ leg }
+
+func (l *peekedLeg) Peek(p []byte) (int, error) {
+	n, err := l.on.Peek(p)
+	l.both.note(err)
+	return n, err
 }

@@ -497,6 +497,9 @@ func (l *link) lost(c *carrier, why error) {
 	closeOnce(c.ended)
 	l.signal()
 	l.mu.Unlock()
+	if hasEnded(why) {
+		l.b.lasting.peerEnded(l.node)
+	}
 	if l.ctx.Err() != nil {
 		return
 	}
@@ -533,6 +536,10 @@ func (l *link) failed(old *carrier, why error) {
 func (l *link) fell(why error) {
 	l.rtt, l.since, l.reason = 0, time.Now(), why.Error()
 	l.pool.forget()
+	l.b.start(func() {
+		l.b.bulk.cutLegs(l.node)
+		l.b.lasting.evade(l.node)
+	})
 }
 
 // signal wakes those who wait for a carrier. l.mu is held.

@@ -273,12 +273,8 @@ func bulkFetches(t *testing.T, near, far *netns.Namespace, size, runs int) (all 
 		l.pool.expect()
 		time.Sleep(2 * time.Second)
 		h := Header{Service: "blob", Resource: strconv.Itoa(size)}
-		header, err := AppendHeader(nil, h)
-		if err != nil {
-			t.Fatal(err)
-		}
 		begun := time.Now()
-		c, err := l.openBulk(t.Context(), header)
+		c, err := l.openBulk(t.Context(), h, nil)
 		if err != nil || c == nil {
 			t.Fatalf("no connection of TCP: %v, %v", err, client.Counters())
 		}

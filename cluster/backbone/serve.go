@@ -135,6 +135,9 @@ func (b *Backbone) serve(conn *quic.Conn) {
 	for {
 		stream, err := conn.AcceptStream(b.ctx)
 		if err != nil {
+			if hasEnded(context.Cause(conn.Context())) {
+				b.lasting.peerEnded(from)
+			}
 			return
 		}
 		v.enter() // here, in the order in which they were opened: a bye is the last of them

@@ -33,3 +33,23 @@ func tune(c net.Conn) (bbr bool) {
 	})
 	return bbr
 }
+
+// tcpClosed is what the kernel says of a connection that was reset, or given up (TCP_CLOSE of linux/tcp_states.h).
+const tcpClosed = 7
+
+// isReset says that the kernel has found a connection to be lost, or that somebody has closed it.
+func isReset(c net.Conn) (reset bool) {
+	tcp, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return false
+	}
+	err = raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		reset = err == nil && info.State == tcpClosed
+	})
+	return reset || err != nil
+}

@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"io"
 	"net"
 	"slices"
 	"testing"
@@ -41,5 +42,42 @@ func TestAConnectionSendsWithBBRWhereItMay(t *testing.T) {
 	defer far.Close()
 	if slices.Contains([]bool{tune(near), tune(far)}, true) {
 		t.Error("what is no socket has BBR")
+	}
+}
+
+// A reset is noticed without reading or writing, and neither an end nor silence is taken for one.
+func TestAResetIsNoticed(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	near, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if isBroken(near) || isBroken(far) {
+		t.Error("it is reset before it is")
+	}
+	far.(*net.TCPConn).CloseWrite()
+	if _, err := near.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatal(err)
+	}
+	if isBroken(near) || isBroken(far) {
+		t.Error("an end is taken for a reset")
+	}
+	near.(*net.TCPConn).SetLinger(0)
+	near.Close()
+	if _, err := far.Read(make([]byte, 1)); err == nil { // this waits for it
+		t.Fatal("it goes on")
+	}
+	if !isBroken(near) || !isBroken(far) {
+		t.Error("a reset is not noticed")
 	}
 }

@@ -6,3 +6,6 @@ import "net"
 
 // tune leaves a connection as it is: there is no BBR that could be asked for.
 func tune(net.Conn) (bbr bool) { return false }
+
+// isReset is not asked: who reads or writes finds out.
+func isReset(net.Conn) bool { return false }

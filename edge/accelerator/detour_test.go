@@ -262,7 +262,7 @@ func TestAFlowIsOpenedSoThatItGoesOnWhereAllKnowOfThat(t *testing.T) {
 				if c.lasting != (len(ways) > 0) || len(s.Top) != 1 || len(s.Paths) != 1 {
 					b.Fatalf("ways %+v, status %+v", ways, s)
 				}
-				if c.lasting && (s.Top[0].By != "nrt1" || s.Top[0].Moves != 2 || s.Paths[0].By != "nrt1" || ways[0].Through != (c.by != "") || len(ways) < 2) {
+				if c.lasting && (s.Top[0].By != "nrt1" || s.Top[0].Moves != 2 || s.Paths[0].By != "nrt1" || (ways[0].To != "") != (c.by != "") || len(ways) < 2) {
 					b.Errorf("ways %+v, status %+v", ways, s)
 				}
 				if !c.lasting && (s.Top[0].By != c.by || s.Top[0].Moves != 0) {

@@ -19,7 +19,7 @@ const maxBetween = 3
 // wayTo is the way by which a candidate is dialled: by another node, or directly for "".
 func wayTo(c Candidate, by string, client netip.AddrPort) backbone.Way {
 	if by != "" {
-		return backbone.Way{Node: by, Through: true, Header: backbone.Header{Service: detourService, Resource: c.Node + "/" + c.Resource, Client: client}}
+		return backbone.Way{Node: by, To: c.Node, Header: backbone.Header{Service: detourService, Resource: c.Node + "/" + c.Resource, Client: client}}
 	}
 	return backbone.Way{Node: c.Node, Header: backbone.Header{Service: flowService, Resource: c.Resource, Client: client}}
 }

@@ -243,6 +243,13 @@ func (s *stream) Pending() bool {
 	return len(s.received) > 0 || s.ended || s.closed || s.err != nil
 }
 
+// Broken says that it is closed, or the far end has reset it, or its machine is found to have forgotten it.
+func (s *stream) Broken() bool {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	return s.closed || s.err != nil
+}
+
 func (s *stream) take(b []byte) (n int) {
 	for len(s.received) > 0 && n < len(b) {
 		m := copy(b[n:], s.received[0])

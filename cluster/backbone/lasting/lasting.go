@@ -41,9 +41,9 @@ const (
 
 const (
 	// MaxKept bounds the bytes that a flow keeps because they are not acknowledged. Two streams, of which neither end nor a node in between reads, hold
-	// less (6 MB each). So it is reached only where acknowledgements are stuck behind bytes that nobody reads, and then the flow does not wait: it forgoes
+	// less (6 MB each), and so does a TCP connection with the buffers of docs/operate.md (17 MB). So it is reached only where acknowledgements are stuck behind bytes that nobody reads, and then the flow does not wait: it forgoes
 	// another stream.
-	MaxKept = 16 << 20
+	MaxKept = 24 << 20
 	// MaxKeptByAll is how much memory all flows of a node may keep their bytes in. Beyond it those forgo that keep more than one large piece, and beyond
 	// twice as much those that keep more than one small piece: who is silent, or sends little, does not pay for slow readers. So with n flows the
 	// bound is 2*MaxKeptByAll + n*smallPiece.
