@@ -271,8 +271,10 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 		return nil, fmt.Errorf("%w: not a peer", ErrDown)
 	}
 	many := !early && slices.Contains(b.config.Bulk.Services, h.Service)
+	chosen := false
 	if many && h.Passage.Epoch == 0 {
-		if c, err := l.byTCP(ctx, h); c != nil || err != nil {
+		var c net.Conn
+		if c, chosen, err = l.byTCP(ctx, h); c != nil || err != nil {
 			return c, err
 		}
 	}
@@ -287,6 +289,7 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 		}
 		var c net.Conn
 		if err == nil {
+			asked.chosen = chosen
 			giveUp := asked.Abort
 			if h.Passage.Epoch > 0 { // it is well, and may be on that stream at its other end
 				giveUp = asked.lose

@@ -2,6 +2,7 @@ package backbone
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -294,11 +295,12 @@ type pool struct {
 	expected time.Time  // when a flow of many bytes was, last
 	refused  time.Time  // until when the peer is not asked
 	pause    time.Duration
-	bbr      bool  // both ends send with BBR, as far as is known
-	known    bool  // a connection has come up, ever
-	lasts    bool  // the peer takes flows that outlive their connections
-	quic     rates // of streams
-	tcp      rates // … and of connections of their own
+	bbr      bool          // both ends send with BBR, as far as is known
+	known    bool          // a connection has come up, ever
+	lasts    bool          // the peer takes flows that outlive their connections
+	came     chan struct{} // closed when a connection has come up, or could not; nil: nobody waits for that
+	quic     rates         // of streams
+	tcp      rates         // … and of connections of their own
 	turn     uint64
 }
 
@@ -342,6 +344,7 @@ func (p *pool) dial() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.coming--
+	defer p.tell()
 	if err != nil {
 		if p.l.ctx.Err() == nil {
 			p.l.b.bulk.dialsFailed.Add(1)
@@ -360,6 +363,35 @@ func (p *pool) dial() {
 	}
 	p.warm = append(p.warm, w)
 	p.fill()
+}
+
+// tell wakes who waits for a connection. mu is held.
+func (p *pool) tell() {
+	if p.came != nil {
+		close(p.came)
+		p.came = nil
+	}
+}
+
+// ready has connections dialled ahead, and waits until there is one, or is none to come.
+func (p *pool) ready(ctx context.Context) bool {
+	for p.expect(); ; {
+		p.mu.Lock()
+		if len(p.warm) > 0 || p.coming == 0 {
+			defer p.mu.Unlock()
+			return len(p.warm) > 0
+		}
+		if p.came == nil {
+			p.came = make(chan struct{})
+		}
+		came := p.came
+		p.mu.Unlock()
+		select {
+		case <-came:
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // failed has the peer not be asked for a time. mu is held.
@@ -577,30 +609,55 @@ func (c *bulkConn) send(ctx context.Context, header []byte) error {
 	return nil
 }
 
-// byTCP has a connection of its own carry a flow, where it is expected to be one of many bytes that is faster so; nil, nil: a stream is to.
-// That is settled here, as the flow begins: one that turns out to be of many bytes under way stays on its stream. Who moves flows from one
-// stream to another can ask prospect, expect and openBulk the same.
-func (l *link) byTCP(ctx context.Context, h Header) (net.Conn, error) {
+// byTCP has a connection of its own carry a flow, where it is expected to be one of many bytes that is faster so; nil: a stream is to, which was
+// chosen for a flow of many bytes, or not.
+// One that turns out to be of many bytes under way is moved there then (lastingConn.shift).
+func (l *link) byTCP(ctx context.Context, h Header) (on net.Conn, chosen bool, err error) {
 	a := asked{h.Service, h.Resource}
 	k := &l.b.config.Bulk
 	if k.Dial == nil || !k.Always && !l.b.bulk.sizes.many(a) {
-		return nil, nil
+		return nil, false, nil
 	}
-	if p, up := l.prospect(); !up || !k.Always && !p.byTCP() {
-		return nil, nil
+	p, up := l.prospect()
+	if up && !k.Always && !p.byTCP() {
+		return nil, true, nil
 	}
-	if h.Passage.fixed() && !l.pool.takes() {
-		return nil, nil
+	if !up || h.Passage.fixed() && !l.pool.takes() {
+		return nil, false, nil
 	}
 	l.pool.expect()
 	c, err := l.openBulk(ctx, h, nil)
 	if c == nil || err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	begun := time.Now()
 	c.onLeave(func() { l.ended(a, &l.pool.tcp, c.bytes.Load(), time.Since(begun)) })
-	return c, nil
+	return c, false, nil
 }
+
+// shifts says that a flow on a stream, which has turned out to be one of many bytes, is to go on by a connection of its own.
+func (l *link) shifts(service string) bool {
+	k := &l.b.config.Bulk
+	if k.Dial == nil || !slices.Contains(k.Services, service) {
+		return false
+	}
+	p, up := l.prospect()
+	return up && (k.Always || p.byTCP()) && l.pool.takes()
+}
+
+// goOn has a warm connection carry on a flow that outlives its streams. What it carries counts for how fast the way is.
+func (l *link) goOn(ctx context.Context, h Header, first []byte) (net.Conn, error) {
+	c, err := l.openBulk(ctx, h, first)
+	if c == nil {
+		return nil, cmp.Or(err, errNone)
+	}
+	begun := time.Now()
+	c.onLeave(func() { l.rate(&l.pool.tcp, c.bytes.Load(), time.Since(begun)) })
+	return c, err
+}
+
+// errNone says that there is no connection for a flow.
+var errNone = errors.New("no connection of TCP carries it")
 
 // prospect is what is known of the two ways to the peer, for the next flow of many bytes. Not up: there is none.
 func (l *link) prospect() (p prospect, up bool) {
@@ -624,6 +681,10 @@ func (l *link) sized(c *streamConn, h Header) {
 	left := c.left
 	c.left = func() {
 		left()
+		if c.shifted.Load() { // how fast a part of the flow was says little
+			l.b.bulk.sizes.add(asked{h.Service, h.Resource}, c.bytes.Load())
+			return
+		}
 		l.ended(asked{h.Service, h.Resource}, &l.pool.quic, c.bytes.Load(), time.Since(begun))
 	}
 }
@@ -631,6 +692,11 @@ func (l *link) sized(c *streamConn, h Header) {
 // ended takes note of what a flow has carried, and how fast.
 func (l *link) ended(a asked, way *rates, bytes uint64, took time.Duration) {
 	l.b.bulk.sizes.add(a, bytes)
+	l.rate(way, bytes, took)
+}
+
+// rate takes note of how fast a flow of many bytes was.
+func (l *link) rate(way *rates, bytes uint64, took time.Duration) {
 	if bytes < bulkBytes {
 		return
 	}

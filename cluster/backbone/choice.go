@@ -12,6 +12,10 @@ const (
 	// bulkBytes is from how many bytes on a flow is one of many: its time is then what the path carries, not what its round trip is.
 	bulkBytes = 4 << 20
 
+	// shiftBytes is what a flow has carried on a stream when it is known to be one of many bytes, and moved to a connection of its own if TCP is the
+	// better way. Where that does not come to be it is tried again when it has carried twice as many.
+	shiftBytes = bulkBytes
+
 	// recentFlows is how many flows are remembered of each resource, and fewFlows how many there have to be for anything to be expected.
 	recentFlows, fewFlows = 8, 3
 

@@ -54,6 +54,8 @@ type streamConn struct {
 	local, remote net.Addr
 	left          func()        // called once it is closed at this end; may be nil
 	bytes         atomic.Uint64 // carried, both ways
+	chosen        bool          // rather than a connection of TCP, for a flow of many bytes; from before it is used
+	shifted       atomic.Bool   // its flow goes on by such a one
 
 	mu     sync.Mutex
 	ended  bool // CloseWrite was called

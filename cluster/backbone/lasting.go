@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	mrand "math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -35,6 +36,14 @@ const (
 
 	// maxLasting bounds the flows of a node, of either end's opening, that may go on over another stream. Those beyond it do not.
 	maxLasting = 1 << 17
+
+	// wellTime is how long the direct way has to be well again before a flow goes back there that was opened there and had to take another. Each time that it
+	// is driven off again doubles that for it, up to lastWellTime. By chance it is up to a quarter longer, for many may have left together.
+	wellTime     = 30 * time.Second
+	lastWellTime = 10 * time.Minute
+
+	// shiftWait bounds the wait for a connection of its own, to which a flow of many bytes is moved.
+	shiftWait = 10 * time.Second
 
 	// leaveTime is how long Close waits for the other ends to say that they have all of the flows that were closed.
 	leaveTime = time.Second
@@ -82,6 +91,8 @@ type Way struct {
 	Header Header
 	// To is the node of the flow's other end, where Node carries it on there; "": Node is it.
 	To string
+
+	byTCP bool // by a connection of its own that is there
 }
 
 func (w Way) through() bool { return w.To != "" }
@@ -98,6 +109,10 @@ type lastingConn struct {
 	key           flowKey
 	ways          func() []Way // nil at the end that did not open it
 	to            string       // the node of the other end
+	home          *Way         // the direct way, if it was opened by that
+	enough        uint64       // when a stream has carried so much, a connection of its own is asked for
+	patience      time.Duration
+	returning     *time.Timer // to go home
 	local, remote net.Addr
 
 	mu      sync.Mutex
@@ -160,6 +175,7 @@ type registry struct {
 	parted, unknown, unlikely   atomic.Uint64
 	resumeFailed, resent, stale atomic.Uint64
 	suspended                   atomic.Int64
+	shifted, returned           atomic.Uint64
 }
 
 func (r *registry) enter(c *lastingConn) bool {
@@ -270,6 +286,8 @@ func (r *registry) counters(all map[string]uint64) {
 	all["backbone_lasting_flows_parted_total"] = r.parted.Load()
 	all["backbone_lasting_streams_lost_total"] = r.lost.Load()
 	all["backbone_lasting_streams_resumed_total"] = r.resumed.Load()
+	all["backbone_lasting_flows_shifted_total"] = r.shifted.Load()
+	all["backbone_lasting_flows_returned_total"] = r.returned.Load()
 	all["backbone_lasting_streams_failed_total"] = r.resumeFailed.Load()
 	all["backbone_lasting_streams_stale_total"] = r.stale.Load()
 	all["backbone_lasting_streams_unknown_total"] = r.unknown.Load()
@@ -297,6 +315,10 @@ func (b *Backbone) DialLasting(ctx context.Context, way Way, ways func() []Way) 
 	}
 	c := b.newLasting(on, flowKey{"", h.Passage.ID})
 	c.ways, c.to, c.way, c.through = ways, way.end(), way.Node, way.through()
+	c.enough, c.patience = shiftBytes, wellTime
+	if !way.through() {
+		c.home = &way
+	}
 	b.lasting.opened.Add(1)
 	c.begin()
 	return c, nil
@@ -453,6 +475,7 @@ func (c *lastingConn) attach(s stream, epoch uint32, has uint64, by Way) {
 	c.b.lasting.resent.Add(again)
 	c.in.Resume()
 	c.owed = c.forgo
+	c.settleAt(by)
 	c.stream, c.way, c.through = s, by.Node, by.through()
 	c.watch()
 	c.moves++
@@ -610,6 +633,111 @@ func (c *lastingConn) Move(ctx context.Context, way Way) error {
 	return c.goBy(ctx, way, onStream)
 }
 
+// shift has a flow that has carried much on a stream of the direct way moved to a connection of its own, where that is the better way. mu is held.
+func (c *lastingConn) shift(s stream) {
+	on, is := s.(*streamConn)
+	if !is || c.enough == 0 || c.through || on.chosen || s != c.stream || on.bytes.Load() < c.enough {
+		return
+	}
+	c.enough *= 2
+	if c.out.Ended() && c.in.Ended() || !c.mayGoOn() {
+		return
+	}
+	c.b.start(func() {
+		if c.toTCP(on) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.enough = shiftBytes
+		}
+	})
+}
+
+// toTCP moves it from a stream, and says whether it has.
+func (c *lastingConn) toTCP(from *streamConn) bool {
+	l := (*c.b.links.Load())[c.to]
+	if l == nil {
+		return false
+	}
+	for _, way := range c.ways() {
+		if way.Node != c.to || way.through() {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(c.b.ctx, shiftWait)
+		defer cancel()
+		if !l.shifts(way.Header.Service) || !l.pool.ready(ctx) {
+			return false
+		}
+		c.mu.Lock()
+		left := c.stream != from
+		c.mu.Unlock()
+		if left {
+			return false
+		}
+		way.byTCP = true
+		from.shifted.Store(true)
+		if c.Move(ctx, way) != nil {
+			from.shifted.Store(false)
+			return false
+		}
+		c.b.lasting.shifted.Add(1)
+		return true
+	}
+	return false
+}
+
+// settleAt has it go home after a time, if it goes another way from now on. mu is held.
+func (c *lastingConn) settleAt(by Way) {
+	switch {
+	case c.home == nil:
+	case by.through():
+		if !c.through && c.moves > 0 {
+			c.patience = min(2*c.patience, lastWellTime)
+		}
+		c.wait(c.patience)
+	case c.returning != nil:
+		c.returning.Stop()
+	}
+}
+
+// wait has it go home after a time. mu is held.
+func (c *lastingConn) wait(long time.Duration) {
+	long += mrand.N(c.patience / 4)
+	if c.returning == nil {
+		c.returning = time.AfterFunc(long, c.mayReturn)
+	} else {
+		c.returning.Reset(long)
+	}
+}
+
+// mayReturn has it go home if that way has been well for long enough.
+func (c *lastingConn) mayReturn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over != nil || c.stream == nil || !c.through || !c.mayGoOn() {
+		return // or there will be another stream
+	}
+	well := time.Duration(0)
+	if l := (*c.b.links.Load())[c.to]; l != nil {
+		well = l.upFor()
+	}
+	if well < c.patience {
+		c.wait(c.patience - well)
+		return
+	}
+	c.b.start(func() {
+		if c.Move(c.b.ctx, *c.home) == nil {
+			c.b.lasting.returned.Add(1)
+			return
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.over == nil {
+			c.patience = min(2*c.patience, lastWellTime)
+			c.wait(c.patience)
+		}
+	})
+}
+
 // onStream is for goBy instead of how many moves there were.
 const onStream = -1
 
@@ -645,7 +773,12 @@ func (c *lastingConn) goBy(ctx context.Context, way Way, moves int) (err error) 
 	epoch := c.dialled
 	h.Passage = Passage{ID: c.key.id, Epoch: epoch}
 	c.mu.Unlock()
-	one, err := c.b.counted(way.Node, func() (net.Conn, error) { return c.b.dial(ctx, way.Node, h, first, false) })
+	one, err := c.b.counted(way.Node, func() (net.Conn, error) {
+		if l := (*c.b.links.Load())[way.Node]; way.byTCP && l != nil {
+			return l.goOn(ctx, h, first)
+		}
+		return c.b.dial(ctx, way.Node, h, first, false)
+	})
 	if err != nil {
 		return err
 	}
@@ -710,7 +843,7 @@ func (c *lastingConn) finish(why error) {
 	c.leaves(s, why)
 	c.b.lasting.suspended.Add(-1)
 	c.dropOut()
-	for _, t := range []*time.Timer{c.ack, c.meeting} {
+	for _, t := range []*time.Timer{c.ack, c.meeting, c.returning} {
 		if t != nil {
 			t.Stop()
 		}
@@ -880,6 +1013,7 @@ func (c *lastingConn) receive(p []byte, peek, beyond bool) (int, error) {
 			} else {
 				c.later(ackDelay)
 			}
+			c.shift(s)
 		}
 		if n > 0 {
 			return n, nil
@@ -1046,6 +1180,7 @@ func (c *lastingConn) pump(wait bool) error {
 		}
 		c.rest = parts{}
 		c.out.Written()
+		c.shift(s)
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			c.failed(s, writer, err)
 		}

@@ -503,6 +503,121 @@ func TestAStreamThatComesLateChangesNothing(t *testing.T) {
 	})
 }
 
+// What has carried much on a stream goes on by a connection of its own, where TCP is the better way.
+func TestAFlowOfManyBytesIsMovedToTCP(t *testing.T) {
+	for name, c := range map[string]struct {
+		delay   time.Duration
+		always  bool
+		carries int
+		moves   int
+	}{
+		"near":             {farRTT / 4, false, 2 * shiftBytes, 1},
+		"near, less":       {farRTT / 4, false, shiftBytes / 2, 0},
+		"far, without BBR": {farRTT, false, 2 * shiftBytes, 0},
+		"far, always":      {farRTT, true, 2 * shiftBytes, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			newFlowWorld(t, 1, true, func(w *flowWorld) {
+				w.in.Link("icn", "iad", memnet.Path{Delay: c.delay})
+				w.icn.config.Bulk.Always = false
+				l := (*w.icn.links.Load())["iad"]
+				l.pool.expect()
+				time.Sleep(20 * time.Second) // the round trip is smoothed
+				conn, err := w.icn.DialLasting(w.Context(), flowWays("iad")[0], func() []Way { return flowWays("iad", "fra") })
+				if err != nil {
+					w.Fatal(err)
+				}
+				near := conn.(*lastingConn)
+				if isMute(near.stream) {
+					w.Error("it is expected to be of many bytes")
+				}
+				w.icn.config.Bulk.Always = c.always
+				text := make([]byte, c.carries)
+				chaCha(1).Read(text)
+				far := w.takes(near.key.id)
+				go func() {
+					far.Write(text)
+					far.CloseWrite()
+				}()
+				got, err := io.ReadAll(near)
+				if err != nil || !bytes.Equal(got, text) {
+					w.Errorf("%d bytes of %d came: %v", len(got), len(text), err)
+				}
+				near.mu.Lock()
+				if near.moves != c.moves || near.stream != nil && isMute(near.stream) != (c.moves > 0) {
+					w.Errorf("it was moved %d times, and is on a %T", near.moves, near.stream)
+				}
+				near.mu.Unlock()
+				near.CloseWrite()
+				near.Close()
+				io.ReadAll(far)
+				far.Close()
+				w.settled()
+				w.counts("icn", map[string]uint64{"flows_shifted_total": uint64(c.moves), "streams_lost_total": 0})
+				l.pool.mu.Lock()
+				if l.pool.quic.count > 0 && c.moves > 0 {
+					w.Error("a part of it counts for how fast QUIC is")
+				}
+				l.pool.mu.Unlock()
+			})
+		})
+	}
+}
+
+// A flow that had to leave the direct way goes back when that has been well for a while, later each time that it is driven off again, and not where it comes
+// and goes.
+func TestAFlowGoesBackToTheDirectWay(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad", "nrt")
+		until := func(way string, most time.Duration) time.Duration {
+			begun := time.Now()
+			for near.Way() != way && time.Since(begun) < most {
+				time.Sleep(time.Second)
+			}
+			return time.Since(begun)
+		}
+		for i, patience := range []time.Duration{wellTime, 2 * wellTime} {
+			w.in.Cut("icn", "iad")
+			if took := until("nrt", 10*time.Second); took >= 10*time.Second {
+				w.Fatalf("time %d: it is still on its way after %v", i, took)
+			}
+			for range 9 { // it comes and goes
+				w.in.Heal("icn", "iad")
+				time.Sleep(5 * time.Second)
+				w.in.Cut("icn", "iad")
+				time.Sleep(5 * time.Second)
+			}
+			if near.Way() != "nrt" || near.Moves() != 2*i+1 {
+				w.Errorf("time %d: it goes by %s after %d moves", i, near.Way(), near.Moves())
+			}
+			w.in.Heal("icn", "iad")
+			if took := until("iad", time.Hour); took < patience || took > patience*5/4+10*time.Second {
+				w.Errorf("time %d: it went back after %v, want %v", i, took, patience)
+			}
+		}
+		if err := carries(near, far, 1000, 1000, rand.New(rand.NewPCG(1, 1))); err != nil {
+			w.Error(err)
+		}
+		w.settled()
+		w.counts("icn", map[string]uint64{"flows_returned_total": 2, "streams_lost_total": 2})
+	})
+}
+
+// A flow that was opened by way of another node has chosen that.
+func TestAFlowThatTookADetourStaysThere(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("fra", "nrt", "iad")
+		w.kill("icn", "fra")
+		time.Sleep(10 * wellTime)
+		if near.Way() != "nrt" || near.Moves() != 1 {
+			w.Errorf("it goes by %s after %d moves", near.Way(), near.Moves())
+		}
+		near.Abort()
+		far.Close()
+		w.settled()
+	})
+}
+
 // Who gives up asking for another stream while the answer is on its way says nothing of the flow by that.
 func TestAFlowOutlivesAQuestionThatIsGivenUp(t *testing.T) {
 	for _, by := range []string{"iad", "fra"} {
@@ -1062,7 +1177,9 @@ func outlives(t *testing.T, byTCP bool) {
 						}
 						if chance.IntN(3) == 0 {
 							time.AfterFunc(time.Duration(chance.Int64N(int64(10*time.Second))), func() {
-								near.Move(w.Context(), flowWays([]string{"iad", "fra", "nrt"}[near.key.id[1]%3])[0])
+								way := flowWays([]string{"iad", "fra", "nrt"}[near.key.id[1]%3])[0]
+								way.byTCP = near.key.id[2]%2 == 0 // where there is a connection
+								near.Move(w.Context(), way)
 							})
 						}
 						near.mu.Lock()

@@ -542,6 +542,16 @@ func (l *link) fell(why error) {
 	})
 }
 
+// upFor is how long it has been up; 0: it is not.
+func (l *link) upFor() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.carriers) == 0 {
+		return 0
+	}
+	return time.Since(l.since)
+}
+
 // signal wakes those who wait for a carrier. l.mu is held.
 func (l *link) signal() {
 	close(l.changed)
