@@ -375,16 +375,28 @@ func (b *Backbone) handle(service string, h handler) {
 }
 
 // Keep says to which peers, at which addresses, a warm link is held from now on. The links to others, and to
-// peers that have moved, are closed, with the streams on them.
+// peers that have moved, are closed, with the streams on them. Flows whose other end is at a peer that is kept no longer, and which have no stream now, are
+// over, if another peer is reached: it is not this node that is cut off.
 func (b *Backbone) Keep(peers map[string]netip.AddrPort) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	links := maps.Clone(*b.links.Load())
+	var gone []string
 	for node, l := range links {
 		if peers[node] != l.addr {
 			l.cancel()
 			delete(links, node)
+			if _, moved := peers[node]; !moved {
+				gone = append(gone, node)
+			}
 		}
+	}
+	if len(gone) > 0 && slices.ContainsFunc(slices.Collect(maps.Values(links)), func(l *link) bool { return l.upFor() > 0 }) {
+		b.start(func() {
+			for _, node := range gone {
+				b.lasting.peerEnded(node)
+			}
+		})
 	}
 	for node, addr := range peers {
 		if node != b.config.Self && links[node] == nil {

@@ -235,8 +235,8 @@ func (r *registry) end() {
 	}
 }
 
-// peerEnded ends the flows whose other end is at a node that stops, or may not speak to this one any more, and that have not heard so by their stream: TCP does
-// not say it.
+// peerEnded ends the flows whose other end is at a node that stops, may not speak to this one any more, or is dead as the others say, and that have not heard so
+// by their stream: TCP does not say it. One that is on a stream of QUIC is proof of the contrary, or about to hear.
 func (r *registry) peerEnded(node string) {
 	for _, c := range r.all() {
 		c.mu.Lock()

@@ -394,6 +394,40 @@ func TestAFlowWhoseEndsDoNotMeetIsReset(t *testing.T) {
 	}
 }
 
+// A node that dies says nothing; when the others know, and say so by gossip, its flows are over, but not where this node may be the one that is cut off.
+func TestFlowsOfADeadNodeAreOverWhenThatIsKnown(t *testing.T) {
+	for name, c := range map[string]struct {
+		dies, lives string
+		others      []string // that are kept then
+		over        bool
+	}{
+		"the other end":        {"iad", "icn", []string{"fra", "nrt"}, true},
+		"the opener":           {"icn", "iad", []string{"fra", "nrt"}, true},
+		"and all others":       {"iad", "icn", nil, false},
+		"another":              {"iad", "icn", []string{"iad", "nrt"}, false},
+		"nobody that is alive": {"iad", "icn", []string{"stranger"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			byEach(t, func(w *flowWorld) {
+				near, far := w.flow("iad", "iad", "fra", "nrt")
+				stays := near
+				if c.lives == "iad" {
+					stays = far
+				}
+				w.hosts[c.dies].Crash()
+				begun := time.Now()
+				time.AfterFunc(6*time.Second, func() { w.nodes[c.lives].Keep(peers(c.others...)) })
+				_, err := stays.Read(make([]byte, 1))
+				took := time.Since(begun)
+				if at := 6 * time.Second; !errors.Is(err, ErrDown) || c.over != (took == at) || !c.over && took < meetTime {
+					w.Errorf("read %v after %v", err, took)
+				}
+				stays.Close()
+			})
+		})
+	}
+}
+
 // What an end says of the flow is not taken for something of the path, directly and through another node.
 func TestAnEndIsHeardAtOnce(t *testing.T) {
 	for _, by := range []string{"iad", "fra"} {
