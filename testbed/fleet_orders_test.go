@@ -67,6 +67,42 @@ get london@fra1 http://kept.demo.perigee.test/other => 200 "stays"
 	})
 }
 
+// Who has not done a purge is named by GET /v1/orders, and by who waits for it, as long as it counts as live; then all that are live
+// have done it.
+func TestWhoHasNotDoneAPurgeIsNamedWhileItIsLive(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *World) {
+		w.steps(t, `
+apply kept.yaml                             => revision=2
+within 5s status all                        => agree revision=2 !behind
+cut icn1 fra1
+cut iad1 fra1
+`)
+		at := w.apiOf(w.nodes["icn1"])
+		res, err := at.Purge(t.Context(), api.PurgeRequest{ID: rand.Text(), Distribution: "kept", Paths: []string{"/news"}})
+		if err != nil || !strings.Contains(receipt(res), "done=2/3") {
+			t.Fatalf("%s %v", receipt(res), err)
+		}
+		wait := func(timeout time.Duration) ([]api.NodeBehind, error) {
+			ctx, cancel := context.WithTimeout(t.Context(), timeout)
+			defer cancel()
+			return at.WaitOrder(ctx, res.Epoch)
+		}
+		if behind, err := wait(200 * time.Millisecond); !errors.Is(err, context.DeadlineExceeded) || len(behind) != 1 || behind[0].Node != "fra1" || behind[0].Epoch >= res.Epoch {
+			t.Errorf("who waits for epoch %d hears that %v are behind, and %v", res.Epoch, behind, err)
+		}
+		w.steps(t, `
+heal icn1 fra1
+heal iad1 fra1
+`)
+		if behind, err := wait(30 * time.Second); err != nil {
+			t.Errorf("when all have it: %v are behind, and %v", behind, err)
+		}
+		w.steps(t, `
+within 15s orders fra1                      => !fenced purges=1
+`)
+	})
+}
+
 func prefixes(texts ...string) (all []netip.Prefix) {
 	for _, text := range texts {
 		all = append(all, netip.MustParsePrefix(text))
