@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"testing"
 )
@@ -99,8 +100,8 @@ func BenchmarkAgain(b *testing.B) {
 // BenchmarkOpen opens a store of a million small objects, closed in order or killed, and says what memory they take.
 func BenchmarkOpen(b *testing.B) {
 	const objects = 1_000_000
-	cfg := Config{Dir: b.TempDir(), Bytes: 4 << 30, Objects: 2 * objects}
-	s := openStore(b, cfg, defaults())
+	closed, killed := Config{Dir: b.TempDir(), Bytes: 4 << 30, Objects: 2 * objects}, b.TempDir()
+	s := openStore(b, closed, defaults())
 	body, meta := filled(1<<10, 1), filled(300, 2)
 	for i := range objects {
 		for errors.Is(s.Put(fmt.Append(nil, "https://www.example.com/", i), meta, body), ErrBusy) {
@@ -109,13 +110,19 @@ func BenchmarkOpen(b *testing.B) {
 			}
 		}
 	}
+	flush(b, s)
+	if err := os.CopyFS(killed, os.DirFS(closed.Dir)); err != nil { // what is there when it is killed
+		b.Fatal(err)
+	}
 	if err := s.Close(); err != nil {
 		b.Fatal(err)
 	}
 	s = nil
-	for b.Loop() {
+	opens := func(b *testing.B, cfg Config) {
 		before := heap()
+		b.StartTimer()
 		s, err := Open(cfg)
+		b.StopTimer()
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -125,6 +132,24 @@ func BenchmarkOpen(b *testing.B) {
 		}
 		s.Close()
 	}
+	b.Run("closed", func(b *testing.B) {
+		b.StopTimer()
+		for range b.N {
+			opens(b, closed)
+		}
+	})
+	b.Run("killed", func(b *testing.B) {
+		b.StopTimer()
+		for range b.N {
+			cfg := closed
+			cfg.Dir = b.TempDir()
+			if err := os.CopyFS(cfg.Dir, os.DirFS(killed)); err != nil {
+				b.Fatal(err)
+			}
+			opens(b, cfg)
+			os.RemoveAll(cfg.Dir)
+		}
+	})
 }
 
 func heap() int64 {
