@@ -93,6 +93,8 @@ type Config struct {
 	NoParity bool
 	// Log says when links come and go; nil discards.
 	Log *slog.Logger
+
+	windows windows // those of the package, unless a test has others
 }
 
 // Link is the state of the link to one peer.
@@ -165,6 +167,9 @@ func Open(c Config) (*Backbone, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	c.Carriers = max(c.Carriers, 1)
+	if c.windows == (windows{}) {
+		c.windows = defaultWindows
+	}
 	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing)}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.handlers.Store(&map[string]handler{datagramService: {serve: b.serveLarge}})
@@ -179,7 +184,7 @@ func Open(c Config) (*Backbone, error) {
 		VerifySourceAddress: func(net.Addr) bool { return b.count.handshaking.Load() > freeHandshakes },
 		Tracer:              garbage{&b.count.packetsDropped},
 	}
-	config := quicConfig()
+	config := c.windows.quicConfig()
 	config.MaxIncomingStreams = maxStreams
 	tlsConfig := &tls.Config{
 		MinVersion:         tls.VersionTLS13,
@@ -284,6 +289,9 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 			return nil, err
 		}
 		asked, err := b.send(stream, node, header, func() { l.release(carrier) })
+		if err == nil {
+			carrier.unread.enter(asked, b.config.windows.stream)
+		}
 		if err == nil && early {
 			return &earlyConn{duplexConn: asked, moved: func() { l.moved(carrier) }}, nil
 		}
@@ -480,7 +488,9 @@ func (b *Backbone) measure() {
 			b.measurePaths()
 			for _, l := range *b.links.Load() {
 				l.measure()
+				l.leaveSlow()
 			}
+			b.leaveSlowVisits()
 			b.bulk.cutTaken(b.visitsOf(), time.Now())
 			b.bulk.cutBroken()
 			b.changed()

@@ -56,6 +56,7 @@ type streamConn struct {
 	bytes         atomic.Uint64 // carried, both ways
 	chosen        bool          // rather than a connection of TCP, for a flow of many bytes; from before it is used
 	shifted       atomic.Bool   // its flow goes on by such a one
+	arrears
 
 	mu     sync.Mutex
 	ended  bool // CloseWrite was called
@@ -74,7 +75,9 @@ func (c *streamConn) gone() error { return c.explain("keep", context.Cause(c.Str
 
 // Read returns io.EOF only where the other end has ended its writing.
 func (c *streamConn) Read(p []byte) (int, error) {
+	c.waits.Store(true)
 	n, err := c.Stream.Read(p)
+	c.took(n, err)
 	c.bytes.Add(uint64(n))
 	if err != nil && err != io.EOF {
 		err = c.explain("read", err)
@@ -84,7 +87,9 @@ func (c *streamConn) Read(p []byte) (int, error) {
 
 // Peek is as Read, and takes nothing.
 func (c *streamConn) Peek(p []byte) (int, error) {
+	c.waits.Store(true)
 	n, err := c.Stream.Peek(p)
+	c.took(0, err)
 	if err != nil && err != io.EOF {
 		err = c.explain("read", err)
 	}
@@ -159,6 +164,9 @@ func (c *streamConn) leave() {
 	if !c.closed && c.left != nil {
 		c.left()
 	}
+	if !c.closed {
+		c.of.leave(c)
+	}
 	c.closed = true
 }
 
@@ -170,6 +178,7 @@ func (c *streamConn) unlist() {
 		c.left()
 	}
 	c.left = nil
+	c.of.leave(c)
 }
 
 // explain gives a QUIC error its meaning here. A lost link must not pass for a deadline, though QUIC's idle
@@ -187,6 +196,9 @@ func (c *streamConn) explain(act string, err error) error {
 		}
 		if cancelled.Remote {
 			return fmt.Errorf("%s stream to %s: %w", act, c.peer, ErrReset)
+		}
+		if c.forsaken.Load() {
+			return fmt.Errorf("%s stream to %s: %w: %w", act, c.peer, ErrDown, errSlow)
 		}
 		return fmt.Errorf("%s stream to %s: %w", act, c.peer, net.ErrClosed)
 	}

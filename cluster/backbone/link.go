@@ -33,12 +33,21 @@ const (
 	// maxStreams bounds the streams a peer may hold open on one carrier; its dials beyond them fail.
 	maxStreams = 16384
 
-	// streamWindow is how many bytes a stream may carry at first without being read, and grows where they are
-	// read fast; connectionWindow bounds them for all streams of a carrier together, and a carrier at it stands
-	// still. So many stalled readers, 512 at least, do not stop the others.
-	streamWindow     = 512 << 10
-	connectionWindow = 256 << 20
+	// streamWindow is how many bytes a stream may carry at first without being read. Where they are read fast it doubles, up to
+	// maxStreamWindow (QUIC widens it where half of it was read within two round trips): 6 MiB are 200 Mbit/s at 250 ms.
+	streamWindow    = 512 << 10
+	maxStreamWindow = 6 << 20
+
+	// connectionWindow bounds what is unread of all streams of a carrier together, and a carrier at it stands still. It never comes to that by slow readers:
+	// once their streams may hold slowWindow together, some are left (unread.go). The rest is for what is read, and for what arrives until that is noticed.
+	connectionWindow = 512 << 20
+	slowWindow       = connectionWindow / 2
 )
+
+// windows are those of a carrier's streams, in bytes.
+type windows struct{ stream, maxStream, connection, slow uint64 }
+
+var defaultWindows = windows{streamWindow, maxStreamWindow, connectionWindow, slowWindow}
 
 const (
 	// drainTime bounds how long the streams on a carrier go on that takes no new ones: what lasts longer is cut.
@@ -59,14 +68,15 @@ const (
 )
 
 // quicConfig is what both ends of a carrier have in common.
-func quicConfig() *quic.Config {
+func (w windows) quicConfig() *quic.Config {
 	return &quic.Config{
 		HandshakeIdleTimeout:             handshakeTimeout,
 		MaxIdleTimeout:                   silenceTimeout,
 		MaxIncomingUniStreams:            -1,
-		InitialStreamReceiveWindow:       streamWindow,
-		InitialConnectionReceiveWindow:   connectionWindow,
-		MaxConnectionReceiveWindow:       connectionWindow,
+		InitialStreamReceiveWindow:       w.stream,
+		MaxStreamReceiveWindow:           w.maxStream,
+		InitialConnectionReceiveWindow:   w.connection,
+		MaxConnectionReceiveWindow:       w.connection,
 		EnableStreamResetPartialDelivery: true, // so that what was written before Close arrives
 		EnableDatagrams:                  true,
 	}
@@ -116,6 +126,7 @@ type carrier struct {
 	streams    int    // those open here, by the link's mutex, like what follows
 	warmed     bool
 	frames     frames // of datagrams, that went by it
+	unread     unread // of the streams that this node has opened on it
 
 	due   chan struct{} // it is to be replaced
 	shut  chan struct{} // it takes no more streams
@@ -294,7 +305,7 @@ func (l *link) turn(old *carrier) (done func()) {
 func (l *link) dial() (*carrier, error) {
 	ctx, cancel := context.WithTimeout(l.ctx, attemptTimeout)
 	defer cancel()
-	config := quicConfig()
+	config := l.b.config.windows.quicConfig()
 	config.KeepAlivePeriod = keepAlive
 	config.MaxIncomingStreams = -1 // the peer opens its streams on its own carriers
 	generation := l.b.generation.Load()

@@ -178,7 +178,7 @@ func TestNodesWithoutParityAreUnderstood(t *testing.T) {
 		transport := &quic.Transport{Conn: c.PacketConn}
 		defer c.PacketConn.Close()
 		defer transport.Close()
-		config := quicConfig()
+		config := defaultWindows.quicConfig()
 		config.KeepAlivePeriod = keepAlive
 		conn, err := transport.Dial(w.Context(), net.UDPAddrFromAddrPort(addresses["iad"]), withALPN(c.ClientTLS("iad")), config)
 		if err != nil {
@@ -206,7 +206,7 @@ func TestNodesWithoutParityAreUnderstood(t *testing.T) {
 		transport := &quic.Transport{Conn: c.PacketConn}
 		defer c.PacketConn.Close()
 		defer transport.Close()
-		listener, err := transport.Listen(withALPN(c.ServerTLS()), quicConfig())
+		listener, err := transport.Listen(withALPN(c.ServerTLS()), defaultWindows.quicConfig())
 		if err != nil {
 			t.Fatal(err)
 		}

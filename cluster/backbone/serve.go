@@ -194,6 +194,7 @@ func (b *Backbone) serveStream(v *visit, stream *quic.Stream, from string) {
 	}
 	c.SetReadDeadline(time.Time{})
 	c.remote = client(h, from)
+	v.unread.enter(c, b.config.windows.stream)
 	switch {
 	case h.Service == helloService:
 		c.unlist()
@@ -298,6 +299,7 @@ type visit struct {
 	conn       *quic.Conn    // from the end of the handshake on, like what follows
 	from       string        // its peer; from before it is among the visitors
 	end        *time.Timer   // by the backbone's visiting: closes it when its time is over
+	unread     unread        // of the streams that the peer has opened on it
 
 	mu       sync.Mutex
 	streams  int           // those open here, without the backbone's own
@@ -425,6 +427,7 @@ type counters struct {
 	carriersReplaced, outdated  atomic.Uint64
 	moved, overdue              atomic.Uint64
 	packetsDropped, warmBytes   atomic.Uint64
+	slowLeft, slowReset         atomic.Uint64
 	connections, handshaking    atomic.Int64
 	leaving                     atomic.Int64
 }
@@ -446,6 +449,8 @@ func (b *Backbone) Counters() map[string]uint64 {
 		"backbone_outdated_total":          b.count.outdated.Load(),
 		"backbone_overdue_total":           b.count.overdue.Load(),
 		"backbone_streams_moved_total":     b.count.moved.Load(),
+		"backbone_streams_slow_left_total": b.count.slowLeft.Load(),
+		"backbone_streams_slow_cut_total":  b.count.slowReset.Load(),
 		"backbone_packets_dropped_total":   b.count.packetsDropped.Load(),
 		"backbone_warm_bytes_total":        b.count.warmBytes.Load(),
 		"backbone_connections":             uint64(b.count.connections.Load()),
