@@ -38,10 +38,6 @@ import (
 )
 
 const (
-	// attemptTimeout bounds one attempt, which is a round trip to the region and the dial of the target there.
-	attemptTimeout = time.Second
-	// connectTimeout bounds all attempts for one flow; a flow without an endpoint by then is reset.
-	connectTimeout = 5 * time.Second
 	// maxFlows bounds the flows of all accelerators on this node, and those it carries on for others; more are reset, or refused.
 	maxFlows = 65536
 	// maxPorts bounds the ports of one accelerator that are opened, each of which is a socket for each address; a spec with
@@ -423,23 +419,6 @@ func (p *Plane) enter() bool {
 	return true
 }
 
-// connect opens a stream to the first candidate that accepts; nil: none does in time. Where it is wanted it asks for the address of the target.
-func (p *Plane) connect(candidates []Candidate, client netip.AddrPort, wanted bool) (far net.Conn, by Candidate, target netip.AddrPort) {
-	ends := time.Now().Add(connectTimeout)
-	for i, c := range candidates {
-		far, target, err := p.attempt(ends, c, client, wanted)
-		if err == nil {
-			if i > 0 {
-				p.count.failovers.Add(1)
-			}
-			return far, c, target
-		}
-		p.count.attemptsFailed.Add(1)
-		p.config.Log.Debug("flow gives way", "candidate", c.String(), "error", err)
-	}
-	return nil, Candidate{}, netip.AddrPort{}
-}
-
 // tells says whether a candidate's node would say at which target the flow ends, and that is not known already.
 func (p *Plane) tells(c Candidate) bool {
 	v := p.config.View()
@@ -450,31 +429,16 @@ func (p *Plane) tells(c Candidate) bool {
 	return is && m.Tells
 }
 
-// attempt opens a stream for a candidate, by a detour if there is one. If that fails the direct way is left. ends is when all attempts have failed.
-func (p *Plane) attempt(ends time.Time, c Candidate, client netip.AddrPort, wanted bool) (far net.Conn, target netip.AddrPort, err error) {
+// attempt opens a stream to a candidate, by way of another node if it names one.
+func (p *Plane) attempt(ctx context.Context, c Candidate, client netip.AddrPort, wanted bool) (far net.Conn, target netip.AddrPort, err error) {
 	ask := wanted && p.tells(c)
-	if c.By != "" {
-		ctx, cancel := attempting(ends)
-		defer cancel()
-		far, target, err := p.openTold(ctx, c, c.By, client, ask)
-		if err == nil {
-			p.count.detours.Add(1)
-			return far, target, nil
-		}
-		p.count.detoursFailed.Add(1)
-		if c.Detour {
-			return nil, target, err
-		}
-	}
-	ctx, cancel := attempting(ends)
-	defer cancel()
-	if v := p.config.View(); p.config.Take != nil && v != nil && v.Self == c.Node {
+	if v := p.config.View(); c.By == "" && p.config.Take != nil && v != nil && v.Self == c.Node {
 		if far, err = p.config.Take(ctx, c.Resource, client); err == nil && wanted {
 			target = relay.AddrPort(far.RemoteAddr())
 		}
 		return far, target, err
 	}
-	return p.openTold(ctx, c, "", client, ask)
+	return p.openTold(ctx, c, c.By, client, ask)
 }
 
 // openTold opens a flow to a candidate by a way, and hears at which target it ends if that is to be asked.
@@ -485,22 +449,16 @@ func (p *Plane) openTold(ctx context.Context, c Candidate, by string, client net
 	if far, err = p.open(ctx, c, by, client); err != nil || !ask {
 		return far, target, err
 	}
-	ends, _ := ctx.Deadline()
-	far.SetReadDeadline(ends) // it comes with the answer
-	if target, err = origin.ReadTarget(far); err != nil {
+	stop := context.AfterFunc(ctx, func() { far.SetReadDeadline(time.Unix(1, 0)) })
+	target, err = origin.ReadTarget(far) // it comes with the answer
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		relay.Abort(far)
 		return nil, target, fmt.Errorf("%s: %w", c.Node, err)
 	}
-	far.SetReadDeadline(time.Time{})
 	return far, target, nil
-}
-
-// attempting is the context of one attempt.
-func attempting(ends time.Time) (context.Context, context.CancelFunc) {
-	if next := time.Now().Add(attemptTimeout); next.Before(ends) {
-		ends = next
-	}
-	return context.WithDeadline(context.Background(), ends)
 }
 
 func (p *Plane) dial(ctx context.Context, node string, h backbone.Header) (net.Conn, error) {
@@ -574,6 +532,7 @@ func (p *Plane) Explain(protocol string, address netip.AddrPort, client netip.Ad
 type counters struct {
 	flows, refused, dropped   atomic.Uint64
 	failovers, attemptsFailed atomic.Uint64
+	attemptsCalledOff         atomic.Uint64
 	detours, detoursFailed    atomic.Uint64 // by others
 	carried, detoursRefused   atomic.Uint64 // of others
 	idle, broken, terminated  atomic.Uint64
@@ -602,6 +561,7 @@ func (p *Plane) Counters() map[string]uint64 {
 		"accelerator_flows_terminated_total":                p.count.terminated.Load(),
 		"accelerator_failovers_total":                       p.count.failovers.Load(),
 		"accelerator_attempts_failed_total":                 p.count.attemptsFailed.Load(),
+		"accelerator_attempts_called_off_total":             p.count.attemptsCalledOff.Load(),
 		"accelerator_detours_total":                         p.count.detours.Load(),
 		"accelerator_detours_failed_total":                  p.count.detoursFailed.Load(),
 		"accelerator_detours_carried_total":                 p.count.carried.Load(),

@@ -229,7 +229,14 @@ func TestAFlowThatIsNotTakenGoesToTheNextAtOnce(t *testing.T) {
 				return ctx.Err()
 			}
 			return nil
-		}, 3, 2 * attemptTimeout},
+		}, 3, 2 * soonest},
+		{"silence of two regions", func(ctx context.Context, name string) error {
+			if name != "iad1" {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		}, 4, 3 * soonest},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			onBench(t, threeRegions(), c.node, func(b *bench) {
@@ -276,7 +283,7 @@ func TestAFlowThatNobodyTakesIsReset(t *testing.T) {
 		tries  uint64
 	}{
 		{"all refuse", threeRegions(), refuse, 0, 4},
-		{"all are silent", network{groups: append(threeRegions().groups, up("sin", 100, 100), up("fra", 120, 100))}, hang, connectTimeout, 6},
+		{"all are silent", network{groups: append(threeRegions().groups, up("sin", 100, 100), up("fra", 120, 100))}, hang, attemptTimeout + soonest + attemptTimeout, 6},
 		{"there is no node", nobody, refuse, 0, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {

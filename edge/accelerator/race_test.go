@@ -1,0 +1,134 @@
+package accelerator
+
+import (
+	"context"
+	"io"
+	"net"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/view"
+)
+
+// answers has nodes take flows after a time, though they were called off meanwhile.
+func (b *bench) answers(after map[string]time.Duration) {
+	dial := b.plane.config.Dial
+	b.plane.config.Dial = func(_ context.Context, name string, h backbone.Header) (net.Conn, error) {
+		time.Sleep(after[name])
+		return dial(context.Background(), name, h)
+	}
+}
+
+// serves has a flow carry a byte there and back, and returns how long that took.
+func (b *bench) serves() time.Duration {
+	b.Helper()
+	c := b.dial()
+	defer c.Close()
+	began := time.Now()
+	io.WriteString(c, "x")
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		b.Fatal(err)
+	}
+	took := time.Since(began)
+	c.CloseWrite()
+	io.ReadAll(c)
+	return took
+}
+
+func TestWhoAnswersFirstHasTheFlowAndOthersAreCalledOff(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		name   string
+		after  map[string]time.Duration
+		tried  int
+		within time.Duration
+		counts map[string]uint64
+	}{
+		{"the first is slow", map[string]time.Duration{"icn1": 250 * ms, "icn2": 250 * ms}, 2, 250 * ms,
+			map[string]uint64{"accelerator_attempts_called_off_total": 1}},
+		{"the next region is quicker", map[string]time.Duration{"icn1": 900 * ms, "icn2": 900 * ms}, 3, 900 * ms, // this first one does not hear that it is called off
+			map[string]uint64{"accelerator_attempts_failed_total": 0, "accelerator_failovers_total": 1, "accelerator_attempts_called_off_total": 2}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			onBench(t, threeRegions(), nil, func(b *bench) {
+				b.answers(c.after)
+				if took := b.serves(); took > c.within+100*ms {
+					b.Errorf("it took %v", took)
+				}
+				time.Sleep(2 * attemptTimeout)
+				if tried := b.dialled(); len(tried) != c.tried {
+					b.Errorf("dialled %q", tried)
+				}
+				for name, want := range c.counts {
+					if n := b.plane.Counters()[name]; n != want {
+						b.Errorf("%s is %d, want %d", name, n, want)
+					}
+				}
+				if n := b.plane.Counters()["accelerator_flows"]; n != 0 {
+					b.Errorf("%d flows are left", n)
+				}
+			})
+		})
+	}
+}
+
+func TestADetourThatIsSilentIsNotWaitedForAlone(t *testing.T) {
+	node := func(ctx context.Context, name string) error {
+		if name == "sfo1" {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}
+	onBench(t, network{groups: []testGroup{up("iad", 90, 100)}}, node, func(b *bench) {
+		b.plane.config.View().Detour = by(map[string]view.Detour{"iad1": {By: "sfo1", RTT: 60 * time.Millisecond, Direct: 90 * time.Millisecond}})
+		if took := b.serves(); took > soonest+100*time.Millisecond {
+			b.Errorf("it took %v", took)
+		}
+		synctest.Wait()
+		b.count(map[string]uint64{
+			"accelerator_flows_total": 1, "accelerator_detours_failed_total": 1, "accelerator_processed_bytes_in_total": 1, "accelerator_processed_bytes_out_total": 1,
+		})
+	})
+}
+
+func TestAnAttemptIsWaitedForByItsRoundTrip(t *testing.T) {
+	const ms = time.Millisecond
+	p := New(Config{View: func() *view.View {
+		return &view.View{RTT: map[string]time.Duration{"near": 5 * ms, "far": 140 * ms, "farther": 300 * ms}}
+	}})
+	for node, want := range map[string]time.Duration{"near": soonest, "far": 280 * ms, "farther": latest, "unknown": soonest} {
+		if got := p.patience(Candidate{Node: node}); got != want {
+			t.Errorf("%s: %v, want %v", node, got, want)
+		}
+	}
+}
+
+func TestSilenceLeadsToOtherRegions(t *testing.T) {
+	var r race
+	for _, region := range []string{"a", "a", "a", "b", "b", "c"} {
+		r.all = append(r.all, entrant{Candidate: Candidate{Region: region}})
+	}
+	for _, c := range []struct {
+		silence bool
+		want    []int
+	}{{true, []int{0, 1, 3, 5, 2, 4, -1}}, {false, []int{0, 1, 2, 3, 4, 5, -1}}} {
+		var got []int
+		for i := range r.all {
+			r.all[i].begun = 0
+		}
+		for range c.want {
+			i := r.pick(c.silence)
+			if got = append(got, i); i >= 0 {
+				r.all[i].begun = 1
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("silence %v: %v, want %v", c.silence, got, c.want)
+		}
+	}
+}
+
