@@ -208,7 +208,7 @@ func first(one netip.AddrPort, others iter.Seq[netip.AddrPort]) iter.Seq[netip.A
 
 func (s *session) open(addr netip.AddrPort) error {
 	s.target = addr
-	conn, err := s.plane.dialTarget(context.Background(), s.plane.dialerOf(s.as, s.plane.config.Dial), "udp", addr)
+	conn, err := s.plane.dialTarget(context.Background(), s.plane.dialerOf(s.as, s.plane.config.Dial), "udp", addr, connectTimeout)
 	if err != nil {
 		return err
 	}

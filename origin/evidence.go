@@ -20,9 +20,9 @@ import (
 // evidence is not decided here.
 
 const (
-	// patience is how long a dial must have lasted for its being given up to count against the target: edge nodes wait a
-	// second for one.
-	patience = 800 * time.Millisecond
+	// patience is how long a dial must have lasted for its being given up to count against the target: edge nodes wait so long, at least, until they
+	// ask another.
+	patience = 200 * time.Millisecond
 	// settled is how long a flow must stand to count for its target.
 	settled = time.Second
 )

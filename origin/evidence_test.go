@@ -238,8 +238,9 @@ func TestWhatFlowsMeetAtATargetIsEvidence(t *testing.T) {
 
 func TestASilentTargetIsEvidenceOnceAnEdgeNodeHasWaited(t *testing.T) {
 	for given, want := range map[time.Duration]string{
-		time.Second:            "target/web/10.0.0.1:80 by 198.51.100.7 failed: traffic: dial: context deadline exceeded",
-		300 * time.Millisecond: "",
+		time.Second:  "target/web/10.0.0.1:80 by 198.51.100.7 failed: traffic: dial: context deadline exceeded",
+		patience:     "target/web/10.0.0.1:80 by 198.51.100.7 failed: traffic: dial: context deadline exceeded",
+		patience - 1: "",
 	} {
 		inWorld(t, 1, func(t *testing.T, w *world) {
 			e := listening(w)

@@ -40,7 +40,12 @@ func (p *Plane) StartConn(loadBalancer string, port uint16, conn net.Conn, ended
 // "targetGroup/<name>" or, as Preserved and Told have it, with more, "loadBalancer/<name>/<port>", or "endpoint/<accelerator>/<address>:<port>" for an endpoint that the
 // accelerator gives by address; other addresses are not dialled. It accepts once a target has.
 func (p *Plane) StartFlow(in *backbone.Incoming, ended func()) {
-	p.startFlow(in.Context(), in.Resource, in.Client, in.Accept, in.Refuse, ended)
+	ctx, cancel := in.Context(), context.CancelFunc(func() {})
+	if in.Left > 0 {
+		ctx, cancel = within(ctx, in.Left)
+	}
+	defer cancel()
+	p.startFlow(ctx, in.Resource, in.Client, in.Accept, in.Refuse, ended)
 }
 
 func (p *Plane) startFlow(ctx context.Context, resource string, client netip.AddrPort, accept func() net.Conn, refuse func(reason string), ended func()) {
@@ -231,6 +236,7 @@ func (p *Plane) findTarget(ctx context.Context, resource string, from ends) (*fl
 		return nil, err
 	}
 	err = errNoTargets
+	left := len(g.spec.Targets)
 	for addr := range g.candidates(p.config.View()) {
 		if !errors.Is(err, errNoTargets) {
 			p.counters.retries.Add(1)
@@ -240,7 +246,7 @@ func (p *Plane) findTarget(ctx context.Context, resource string, from ends) (*fl
 			balanced: strings.HasPrefix(resource, "loadBalancer/"),
 		}
 		began := time.Now()
-		if f.target, f.lease, err = g.traffic.dial(ctx, dial, addr); err == nil {
+		if f.target, f.lease, err = g.traffic.dial(ctx, dial, addr, share(ctx, left)); err == nil {
 			if err = introduce(g.spec, f.target, from, addr); err == nil {
 				return f, nil
 			}
@@ -249,11 +255,24 @@ func (p *Plane) findTarget(ctx context.Context, resource string, from ends) (*fl
 		if !gaveUp(ctx, err, time.Since(began)) {
 			p.evidence(f.key, client, true, reason("dial", err))
 		}
-		if ctx.Err() != nil {
+		if left--; ctx.Err() != nil {
 			break
 		}
 	}
 	return nil, fmt.Errorf("%s: %w", resource, err)
+}
+
+// share is how long a target has to take a connection, of so many that are left: half of the time that there is, and the last one all.
+func share(ctx context.Context, left int) time.Duration {
+	ends, bounded := ctx.Deadline()
+	if !bounded {
+		return connectTimeout
+	}
+	all := time.Until(ends)
+	if left > 1 {
+		all /= 2
+	}
+	return min(connectTimeout, all)
 }
 
 // introduce tells a target from whom a flow is, where its group wants that. The header is the first of all bytes, so that it does not wait for
@@ -284,7 +303,7 @@ func (p *Plane) openEndpoint(ctx context.Context, t *table, name string, client 
 	}
 	f := &flow{plane: p, key: key, client: client, idle: acceleratedIdle}
 	began := time.Now()
-	if f.target, err = p.dialTarget(ctx, dial, "tcp", addr); err != nil {
+	if f.target, err = p.dialTarget(ctx, dial, "tcp", addr, connectTimeout); err != nil {
 		if !gaveUp(ctx, err, time.Since(began)) {
 			p.evidence(key, client, true, reason("dial", err))
 		}

@@ -204,25 +204,27 @@ func (e *dialError) Unwrap() error { return e.err }
 var errLeft = errors.New("it has left its group")
 
 // dial connects to a target. What holds the connection must end it with the lease.
-func (t *traffic) dial(ctx context.Context, dial dialer, addr netip.AddrPort) (net.Conn, *lease, error) {
+func (t *traffic) dial(ctx context.Context, dial dialer, addr netip.AddrPort, most time.Duration) (net.Conn, *lease, error) {
 	l := t.lease(addr)
 	if l == nil {
 		return nil, nil, &dialError{addr, errLeft}
 	}
-	conn, err := t.plane.dialTarget(ctx, dial, "tcp", addr)
+	conn, err := t.plane.dialTarget(ctx, dial, "tcp", addr, most)
 	return conn, l, err
 }
 
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-// dialTarget connects to a target or an endpoint.
-func (p *Plane) dialTarget(ctx context.Context, dial dialer, network string, addr netip.AddrPort) (net.Conn, error) {
-	limited, cancel := within(ctx, connectTimeout)
+// dialTarget connects to a target or an endpoint, in a time.
+func (p *Plane) dialTarget(ctx context.Context, dial dialer, network string, addr netip.AddrPort, most time.Duration) (net.Conn, error) {
+	limited, cancel := within(ctx, most)
 	defer cancel()
 	p.counters.connects.Add(1)
 	conn, err := dial(limited, network, addr.String())
 	if err != nil {
-		if ctx.Err() == nil && !errors.Is(err, transparent.ErrImpossible) { // or else it was given up, not refused
+		switch {
+		case ctx.Err() != nil, errors.Is(err, transparent.ErrImpossible): // it was given up, not refused
+		default:
 			p.counters.connectErrors.Add(1)
 		}
 		return nil, &dialError{addr, err}
@@ -262,7 +264,12 @@ func (p *Plane) dialerOf(as netip.AddrPort, own dialer) dialer {
 
 // gaveUp says whether a dial tells nothing of the target: it had left, nobody waited for it long enough, or it was not dialled.
 func gaveUp(ctx context.Context, err error, took time.Duration) bool {
-	return errors.Is(err, errLeft) || errors.Is(err, transparent.ErrImpossible) || ctx.Err() != nil && took < patience
+	return errors.Is(err, errLeft) || errors.Is(err, transparent.ErrImpossible) || (ctx.Err() != nil || isTimeout(err)) && took < patience
+}
+
+func isTimeout(err error) bool {
+	late, is := errors.AsType[net.Error](err)
+	return is && late.Timeout()
 }
 
 // dialHTTP is dial for the transport, whose connections outlive requests.
@@ -271,7 +278,7 @@ func (t *traffic) dialHTTP(ctx context.Context, _, address string) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	conn, l, err := t.dial(ctx, t.plane.config.Dial, addr)
+	conn, l, err := t.dial(ctx, t.plane.config.Dial, addr, connectTimeout)
 	if err != nil {
 		return nil, err
 	}

@@ -970,6 +970,33 @@ func TestAFlowThatCannotBeIsRefusedWithAReason(t *testing.T) {
 	}
 }
 
+// Half of the time that there is goes to each target that does not answer, and the last one has the rest.
+func TestTheTimeOfAFlowIsDividedAmongSilentTargets(t *testing.T) {
+	for silent, want := range []time.Duration{0, 500 * time.Millisecond, 750 * time.Millisecond} {
+		inWorld(t, 3, func(t *testing.T, w *world) {
+			for i, target := range w.targets {
+				if i < silent {
+					w.net.CutOff(target.Name())
+				} else {
+					w.serve(target, ":80", http.NotFoundHandler())
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			start := time.Now()
+			f, err := w.plane.TakeFlow(ctx, "targetGroup/web", netip.AddrPort{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			if took := time.Since(start); took < want || took > want+50*time.Millisecond {
+				t.Errorf("with %d silent targets it took %v, want %v", silent, took, want)
+			}
+			w.counted("origin_target_connect_errors_total", uint64(silent))
+		})
+	}
+}
+
 func TestADialThatIsGivenUpTriesNoMoreTargets(t *testing.T) {
 	inWorld(t, 3, func(t *testing.T, w *world) {
 		for _, h := range w.targets {
@@ -981,8 +1008,8 @@ func TestADialThatIsGivenUpTriesNoMoreTargets(t *testing.T) {
 		if _, err := w.plane.TakeFlow(ctx, "targetGroup/web", netip.AddrPort{}); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
 			t.Errorf("got %v after %v", err, time.Since(start))
 		}
-		w.counted("origin_target_connects_total", 1)
-		w.counted("origin_target_connect_errors_total", 0)
+		w.counted("origin_target_connects_total", 3)
+		w.counted("origin_target_connect_errors_total", 2)
 	})
 }
 

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"strings"
+	"time"
 )
 
 // Bounds of what is sent to open a stream. A header beyond them is not sent, and one that claims to be is
@@ -18,11 +20,13 @@ const (
 )
 
 // The first byte of a header: a version, or one of a stream that a flow is on which outlives it (Passage). With another one it is malformed: both ends
-// of a link speak the versions their ALPN names, so this only catches a stream that was opened by mistake. Releases that do not know the second
-// are not sent it: who dials knows them from what nodes say of themselves.
+// of a link speak the versions their ALPN names, so this only catches a stream that was opened by mistake. Releases that know the first alone
+// are not sent others: who dials knows them from what nodes say of themselves.
 const (
 	version        = 1
 	lastingVersion = 2
+	// timed is added to either where it is said how long who asks waits.
+	timed = 2
 )
 
 // The first byte of the answer to a header; a refusal is followed by its reason: a length byte and text. over is a refusal of a stream for a flow that
@@ -43,7 +47,13 @@ type Header struct {
 	Client netip.AddrPort
 	// Passage is of a stream that a flow is on which outlives it; the zero one is of any other.
 	Passage Passage
+	// Left is how long who asks waits for the answer from when it is sent, a duration since clocks differ: from 1 ms to MaxLeft, in whole ms; 0: it
+	// is not said. More is sent as that, and less as 1 ms.
+	Left time.Duration
 }
+
+// MaxLeft is the most that a header says of how long who asks waits.
+const MaxLeft = math.MaxUint16 * time.Millisecond
 
 // Passage is a flow's on one of the streams that carry it, one after the other.
 type Passage struct {
@@ -62,7 +72,7 @@ func (p Passage) fixed() bool { return p.lasts() && (p.Epoch > 0 || p.Opener != 
 
 // AppendHeader appends h as it is sent: version, service and resource each after a length byte, then the length
 // of the client's address (0, 4 or 16), the address, and its port in two bytes. Then, of a passage, its ID, its epoch in four bytes, and its opener after
-// a length byte.
+// a length byte. Then, where it is said, how long who asks waits, in two bytes of milliseconds.
 func AppendHeader(b []byte, h Header) ([]byte, error) {
 	if len(h.Service) == 0 || len(h.Service) > maxService {
 		return b, fmt.Errorf("service %q: must be 1–%d bytes", h.Service, maxService)
@@ -73,6 +83,9 @@ func AppendHeader(b []byte, h Header) ([]byte, error) {
 	kind := byte(version)
 	if h.Passage.lasts() {
 		kind = lastingVersion
+	}
+	if h.Left > 0 {
+		kind += timed
 	}
 	if len(h.Passage.Opener) > maxResource {
 		return b, fmt.Errorf("opener %q: must be at most %d bytes", h.Passage.Opener, maxResource)
@@ -93,6 +106,9 @@ func AppendHeader(b []byte, h Header) ([]byte, error) {
 		b = append(b, byte(len(h.Passage.Opener)))
 		b = append(b, h.Passage.Opener...)
 	}
+	if h.Left > 0 {
+		b = binary.BigEndian.AppendUint16(b, uint16(max(min(h.Left, MaxLeft)/time.Millisecond, 1)))
+	}
 	return b, nil
 }
 
@@ -109,8 +125,8 @@ func ReadHeader(r io.Reader) (Header, error) {
 		return h, err
 	}
 	kind := b[0]
-	if kind != version && kind != lastingVersion {
-		return h, fmt.Errorf("header version %d, want %d or %d", kind, version, lastingVersion)
+	if kind < version || kind > lastingVersion+timed {
+		return h, fmt.Errorf("header version %d, want %d to %d", kind, version, lastingVersion+timed)
 	}
 	length := int(b[1])
 	if length == 0 || length > maxService {
@@ -141,21 +157,28 @@ func ReadHeader(r io.Reader) (Header, error) {
 	default:
 		return h, fmt.Errorf("client address of %d bytes", length)
 	}
-	if kind == version {
-		return h, nil
+	if kind == lastingVersion || kind == lastingVersion+timed {
+		p := &h.Passage
+		if b, err = next(len(p.ID) + 4 + 1); err != nil {
+			return h, err
+		}
+		p.ID, p.Epoch = [16]byte(b), binary.BigEndian.Uint32(b[len(p.ID):])
+		if !p.lasts() {
+			return h, errors.New("a flow without a name")
+		}
+		if b, err = next(int(b[len(b)-1])); err != nil {
+			return h, err
+		}
+		p.Opener = string(b)
 	}
-	p := &h.Passage
-	if b, err = next(len(p.ID) + 4 + 1); err != nil {
-		return h, err
+	if kind > timed {
+		if b, err = next(2); err != nil {
+			return h, err
+		}
+		if h.Left = time.Duration(binary.BigEndian.Uint16(b)) * time.Millisecond; h.Left == 0 {
+			return h, errors.New("nobody waits for the answer")
+		}
 	}
-	p.ID, p.Epoch = [16]byte(b), binary.BigEndian.Uint32(b[len(p.ID):])
-	if !p.lasts() {
-		return h, errors.New("a flow without a name")
-	}
-	if b, err = next(int(b[len(b)-1])); err != nil {
-		return h, err
-	}
-	p.Opener = string(b)
 	return h, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"pgregory.net/rapid"
@@ -29,6 +30,10 @@ func TestAHeaderArrivesAsItWasSent(t *testing.T) {
 			Service:  string(rapid.SliceOfN(rapid.Byte(), 1, maxService).Draw(t, "service")),
 			Resource: string(rapid.SliceOfN(rapid.Byte(), 0, maxResource).Draw(t, "resource")),
 			Client:   anyClient(t),
+			Left:     time.Duration(rapid.Uint16().Draw(t, "left")) * time.Millisecond,
+		}
+		if rapid.Bool().Draw(t, "lasting") {
+			sent.Passage = Passage{ID: [16]byte{1}, Epoch: rapid.Uint32().Draw(t, "epoch"), Opener: rapid.StringN(0, 10, 20).Draw(t, "opener")}
 		}
 		wire, err := AppendHeader([]byte("before"), sent)
 		if err != nil {
@@ -57,6 +62,24 @@ func TestAHeaderThatEndsTooSoonIsAnError(t *testing.T) {
 	}
 }
 
+func TestHowLongWhoAsksWaitsIsSaidInWholeMilliseconds(t *testing.T) {
+	for left, want := range map[time.Duration]time.Duration{
+		1: time.Millisecond, 900*time.Millisecond + 7: 900 * time.Millisecond, time.Hour: MaxLeft, 0: 0, -time.Second: 0,
+	} {
+		wire, err := AppendHeader(nil, Header{Service: "flow", Left: left})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := ReadHeader(bytes.NewReader(wire))
+		if err != nil || h.Left != want {
+			t.Errorf("of %v came %v, %v", left, h.Left, err)
+		}
+		if first := wire[0]; (first == version) != (want == 0) {
+			t.Errorf("with %v the version is %d", left, first)
+		}
+	}
+}
+
 func TestAHeaderBeyondItsBoundsIsNotSent(t *testing.T) {
 	for _, h := range []Header{
 		{},
@@ -78,6 +101,8 @@ func FuzzHeader(f *testing.F) {
 		{Service: "flow", Client: netip.MustParseAddrPort("[::ffff:203.0.113.7]:1")},
 		{Service: "flow", Resource: "targetGroup/db", Passage: Passage{ID: [16]byte{15: 1}}},
 		{Service: "flow", Client: netip.MustParseAddrPort("203.0.113.7:1"), Passage: Passage{ID: [16]byte{1}, Epoch: 1 << 31, Opener: "iad1"}},
+		{Service: "flow", Resource: "targetGroup/db", Left: time.Second},
+		{Service: "flow", Passage: Passage{ID: [16]byte{1}, Epoch: 3, Opener: "iad1"}, Left: MaxLeft},
 	} {
 		wire, err := AppendHeader(nil, h)
 		if err != nil {
@@ -88,6 +113,7 @@ func FuzzHeader(f *testing.F) {
 	}
 	f.Add([]byte{version, maxService + 1})
 	f.Add([]byte{version, 1, 's', 0, 5, 1, 2, 3, 4, 5, 0, 0})
+	f.Add([]byte{version + timed, 1, 's', 0, 0, 0, 0}) // nobody waits
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Add(append([]byte{lastingVersion, 1, 's', 0, 0}, make([]byte, 21)...)) // without a name
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -49,6 +49,8 @@ type Member struct {
 	Needed []Role `json:"needed,omitempty"`
 	// Tells says that it tells who asks at which target a flow has ended: releases before did not understand that.
 	Tells bool `json:"-"`
+	// Timed says that it reads off a header how long who asks waits: releases before take such a header for malformed.
+	Timed bool `json:"-"`
 }
 
 // Has says whether the member has a role, be it drained or leaving. Who looks after things (probes, keeps records) asks

@@ -491,7 +491,11 @@ func (p *Plane) startDetour(ctx context.Context, h backbone.Header, accept func(
 		p.count.live.Add(-1)
 		ended()
 	}
-	far, err := p.dial(ctx, node, backbone.Header{Service: flowService, Resource: resource, Client: h.Client, Passage: h.Passage})
+	onward := backbone.Header{Service: flowService, Resource: resource, Client: h.Client, Passage: h.Passage, Left: h.Left}
+	if m, ok := p.config.View().Member(node); !ok || !m.Timed {
+		onward.Left = 0
+	}
+	far, err := p.dial(ctx, node, onward)
 	if err != nil {
 		p.count.detoursRefused.Add(1)
 		refuse(err)

@@ -27,6 +27,7 @@ func wayTo(c Candidate, by string, client netip.AddrPort) backbone.Way {
 // open opens a flow to a candidate by a way. If all nodes on it know of that, the flow goes on over other ways when this one is lost.
 func (p *Plane) open(ctx context.Context, c Candidate, by string, client netip.AddrPort) (net.Conn, error) {
 	way := wayTo(c, by, client)
+	way.Header.Left = waits(ctx, p.config.View(), c.Node, by)
 	if p.config.DialLasting == nil || !lasts(p.config.View(), c.Node, by) {
 		return p.config.Dial(ctx, way.Node, way.Header)
 	}
@@ -37,6 +38,20 @@ func (p *Plane) open(ctx context.Context, c Candidate, by string, client netip.A
 		}
 		return ways
 	})
+}
+
+// leastLeft is the least that a node is told it has for its answer.
+const leastLeft = 50 * time.Millisecond
+
+// waits is how long a node may take that is asked by way of another, or of none (""), so that its answer is here in time; 0: one of them does not know of that.
+func waits(ctx context.Context, v *view.View, to, by string) time.Duration {
+	ends, bounded := ctx.Deadline()
+	for _, name := range []string{to, by} {
+		if m, ok := v.Member(name); !bounded || name != "" && !(ok && m.Timed) {
+			return 0
+		}
+	}
+	return max(time.Until(ends)-v.RTT[to], leastLeft)
 }
 
 // lasts says that a flow to a node, by way of another or of none (""), can outlive its stream.

@@ -132,3 +132,29 @@ func TestSilenceLeadsToOtherRegions(t *testing.T) {
 	}
 }
 
+// Who is asked is told how long there is for the answer, if all on the way know of that.
+func TestANodeIsToldHowLongItHas(t *testing.T) {
+	v := &view.View{RTT: map[string]time.Duration{"far": 300 * time.Millisecond, "farthest": 2 * time.Second}}
+	for _, name := range []string{"near", "far", "farthest"} {
+		v.Members = append(v.Members, view.Member{Name: name, Timed: true})
+	}
+	v.Members = append(v.Members, view.Member{Name: "old"})
+	for _, c := range []struct {
+		to, by string
+		want   time.Duration
+	}{
+		{"near", "", time.Second}, {"far", "", 700 * time.Millisecond}, {"farthest", "", leastLeft}, {"far", "near", 700 * time.Millisecond},
+		{"old", "", 0}, {"far", "old", 0}, {"unknown", "", 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if got := waits(ctx, v, c.to, c.by); got != c.want {
+				t.Errorf("%s by way of %q: %v, want %v", c.to, c.by, got, c.want)
+			}
+			if got := waits(context.Background(), v, c.to, c.by); got != 0 {
+				t.Errorf("without a bound: %v", got)
+			}
+		})
+	}
+}
