@@ -93,7 +93,7 @@ func (x *exchange) witness(addr netip.AddrPort, a *attempt, res *http.Response, 
 	case x.ended():
 		return
 	case unsent:
-		if errors.Is(dial.err, errLeft) {
+		if errors.Is(dial.err, errLeft) || isOurs(dial.err) {
 			return
 		}
 		failed, why = true, reason("dial", err)

@@ -8,8 +8,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -445,4 +447,34 @@ func TestTargetsThatAreNotCheckedAllTakeTraffic(t *testing.T) {
 			t.Errorf("only %v took requests", seen)
 		}
 	})
+}
+
+// What this node lacks is no evidence against a target, and the next one is tried.
+func TestWhatThisNodeLacksIsNoEvidence(t *testing.T) {
+	for _, lack := range []error{syscall.EADDRNOTAVAIL, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+		inWorld(t, 2, func(t *testing.T, w *world) {
+			e := listening(w)
+			w.listen(w.targets[0], ":80", func(c net.Conn) { c.Close() })
+			w.listen(w.targets[1], ":80", func(c net.Conn) { c.Close() })
+			lacking := true
+			dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+				if lacking && address == "10.0.0.1:80" {
+					return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", lack)}
+				}
+				return w.node.Dial(ctx, network, address)
+			}
+			w.plane.config.Dial, w.plane.config.DialFlow = dial, dial
+			f, err := w.plane.TakeFlow(t.Context(), "targetGroup/web", netip.MustParseAddrPort("192.0.2.1:1"))
+			if err != nil || f.RemoteAddr().String() != "10.0.0.2:80" {
+				t.Fatalf("%v: taken by %v, %v", lack, f, err)
+			}
+			f.Close()
+			if told := e.take(); told != "" {
+				t.Errorf("%v: told %s", lack, told)
+			}
+			w.counted("origin_target_connect_faults_total", 1)
+			w.counted("origin_target_connect_errors_total", 0)
+			lacking = false
+		})
+	}
 }

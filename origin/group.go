@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/health"
@@ -224,6 +225,8 @@ func (p *Plane) dialTarget(ctx context.Context, dial dialer, network string, add
 	if err != nil {
 		switch {
 		case ctx.Err() != nil, errors.Is(err, transparent.ErrImpossible): // it was given up, not refused
+		case isOurs(err):
+			p.counters.connectFaults.Add(1)
 		default:
 			p.counters.connectErrors.Add(1)
 		}
@@ -264,12 +267,18 @@ func (p *Plane) dialerOf(as netip.AddrPort, own dialer) dialer {
 
 // gaveUp says whether a dial tells nothing of the target: it had left, nobody waited for it long enough, or it was not dialled.
 func gaveUp(ctx context.Context, err error, took time.Duration) bool {
-	return errors.Is(err, errLeft) || errors.Is(err, transparent.ErrImpossible) || (ctx.Err() != nil || isTimeout(err)) && took < patience
+	return errors.Is(err, errLeft) || errors.Is(err, transparent.ErrImpossible) || isOurs(err) || (ctx.Err() != nil || isTimeout(err)) && took < patience
 }
 
 func isTimeout(err error) bool {
 	late, is := errors.AsType[net.Error](err)
 	return is && late.Timeout()
+}
+
+// isOurs says that a dial failed for what this node lacks: no port is left toward the target, no file descriptor, no memory of the kernel's.
+func isOurs(err error) bool {
+	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
+		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 }
 
 // dialHTTP is dial for the transport, whose connections outlive requests.

@@ -361,6 +361,7 @@ type counters struct {
 	datagramBytesIn, datagramBytesOut              atomic.Uint64
 	datagramsUnsent, datagramsRefused              atomic.Uint64
 	connects, connectErrors, retries, targetFaults atomic.Uint64
+	connectFaults                                  atomic.Uint64
 	deregistered, terminated                       atomic.Uint64
 	evidenceFailed, evidencePassed                 atomic.Uint64
 	unpreserved                                    atomic.Uint64
@@ -392,6 +393,7 @@ func (p *Plane) Counters() map[string]uint64 {
 		"origin_datagrams_refused_total":      c.datagramsRefused.Load(),
 		"origin_target_connects_total":        c.connects.Load(),
 		"origin_target_connect_errors_total":  c.connectErrors.Load(),
+		"origin_target_connect_faults_total":  c.connectFaults.Load(),
 		"origin_target_malformed_total":       c.targetFaults.Load(),
 		"origin_target_retries_total":         c.retries.Load(),
 		"origin_target_deregistered_total":    c.deregistered.Load(),
