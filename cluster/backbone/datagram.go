@@ -395,6 +395,8 @@ type end struct {
 	at    int
 	large bool // it may go by a stream
 	data  bool // it is a datagram
+	// opens is its flow, where its opening goes before it by frames: if itself goes by a stream the opening does so, too.
+	opens *Datagrams
 }
 
 // send queues datagrams of a flow.
@@ -404,17 +406,15 @@ func (p *peer) send(kind byte, f *Datagrams, all [][]byte) error {
 		if len(s.pending) > maxPending {
 			return false
 		}
+		var opens *Datagrams
 		if f.opener && !f.known.Load() {
-			open := byte(kindOpen)
-			if f.large {
-				open |= withLarge
-			}
-			s.pending = appendMessage(s.pending, open, f.flow, f.header, nil)
+			opens = f
+			s.pending = f.appendOpening(s.pending)
 			s.ends = append(s.ends, end{at: len(s.pending)})
 		}
 		for _, data := range all {
 			s.pending = appendMessage(s.pending, kind, f.flow, nil, data)
-			s.ends = append(s.ends, end{len(s.pending), f.large, true})
+			s.ends = append(s.ends, end{len(s.pending), f.large, true, opens})
 		}
 		return true
 	})
@@ -425,6 +425,14 @@ func (p *peer) send(kind byte, f *Datagrams, all [][]byte) error {
 		c.unsent.Add(uint64(len(all)))
 	}
 	return err
+}
+
+func (f *Datagrams) appendOpening(b []byte) []byte {
+	open := byte(kindOpen)
+	if f.large {
+		open |= withLarge
+	}
+	return appendMessage(b, open, f.flow, f.header, nil)
 }
 
 // say queues a message that is no datagram. What is said in answer to what came is no more than that.
@@ -472,6 +480,7 @@ func (p *peer) flush(s *sender, n int) {
 		s.pending, s.ends = s.spare[:0], s.spareOf[:0]
 		s.mu.Unlock()
 		p.sendAll(s, n, queue, ends)
+		clear(ends)
 		s.mu.Lock()
 		if s.spare, s.spareOf = queue, ends; cap(queue) > keptPending {
 			s.spare, s.spareOf = nil, nil
@@ -586,6 +595,9 @@ func (p *peer) overflow(m []byte, e end) {
 		c.tooLarge.Add(1)
 		return
 	}
+	if f := e.opens; f != nil && !f.closed.Load() { // the frame may be lost, or come later
+		p.large.add(p, f.appendOpening(nil))
+	}
 	if !p.large.add(p, m) {
 		c.dropped.Add(1)
 		return
@@ -599,7 +611,7 @@ type largeSender struct {
 	active  bool
 	pending []byte
 
-	conn net.Conn // of who sends
+	conn duplexConn // of who sends
 }
 
 func (s *largeSender) add(p *peer, m []byte) bool {
@@ -627,41 +639,61 @@ func (s *largeSender) flush(p *peer) {
 			return
 		}
 		s.mu.Unlock()
-		if err := s.write(p, queue); err != nil {
-			p.b.datagrams.count.unsent.Add(uint64(messagesIn(queue)))
-		}
+		p.b.datagrams.count.unsent.Add(uint64(s.write(p, queue)))
 	}
 }
 
-func (s *largeSender) write(p *peer, queue []byte) error {
-	fresh := s.conn == nil
-	for {
+// write writes messages to the stream, and says how many of them may not have arrived. One that was given to a stream which then broke may have, and does not go
+// again.
+func (s *largeSender) write(p *peer, queue []byte) (lost int) {
+	for fresh := false; ; {
+		if s.conn != nil && s.conn.Gone().Err() != nil { // it has ended since
+			s.conn.Abort()
+			s.conn = nil
+		}
 		if s.conn == nil {
 			conn, err := p.b.Dial(p.b.ctx, p.node, Header{Service: datagramService})
 			if err != nil {
-				return err
+				return lost + datagramsIn(queue)
 			}
-			s.conn = conn
+			s.conn, fresh = conn.(duplexConn), true
 		}
 		s.conn.SetWriteDeadline(time.Now().Add(largeTimeout))
-		_, err := s.conn.Write(queue)
+		n, err := s.conn.Write(queue)
 		if err == nil {
-			return nil
+			return lost
 		}
-		s.conn.(interface{ Abort() }).Abort()
+		s.conn.Abort()
 		s.conn = nil
+		given, rest := cutMessages(queue, n)
+		lost += datagramsIn(given)
 		if fresh || p.b.ctx.Err() != nil {
-			return err
+			return lost + datagramsIn(rest)
 		}
-		fresh = true // one that was kept may have ended long ago
+		queue = rest
 	}
 }
 
-// messagesIn counts messages that stand after their lengths.
-func messagesIn(queue []byte) (n int) {
-	for len(queue) >= 4 {
+// cutMessages cuts a queue behind the last message that is whole in its first n bytes.
+func cutMessages(queue []byte, n int) (whole, rest []byte) {
+	at := 0
+	for len(queue)-at >= 4 {
+		next := at + 4 + int(binary.BigEndian.Uint32(queue[at:]))
+		if next > n {
+			break
+		}
+		at = next
+	}
+	return queue[:at], queue[at:]
+}
+
+// datagramsIn counts the datagrams among messages that stand after their lengths.
+func datagramsIn(queue []byte) (n int) {
+	for len(queue) > 4 {
+		if kind := queue[4]; kind == kindThere || kind == kindBack {
+			n++
+		}
 		queue = queue[4+binary.BigEndian.Uint32(queue):]
-		n++
 	}
 	return n
 }
