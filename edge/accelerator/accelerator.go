@@ -392,15 +392,18 @@ const (
 
 // begin holds a flow that was chosen by a spec and a view, counts it by endpoint, path and more, and has it written down, until end is called.
 func (p *Plane) begin(a *spec.Accelerator, chosen seen, f *live, more ...*tally) (end func(how string)) {
-	tallies := append(p.more.of(a, f), more...)
+	tallies := append(more, p.more.endpoint(a, f))
 	for _, t := range tallies {
 		t.flows.Add(1)
 		t.live.Add(1)
 	}
+	f.counted.begins(&p.more, f)
 	f.written = p.write(a, f)
 	leave := p.live.enter(p, chosen, f)
 	return func(how string) {
 		leave()
+		f.counted.look(&p.more, f)
+		f.counted.ends(f)
 		in, out := f.moved()
 		for _, t := range tallies {
 			t.live.Add(-1)

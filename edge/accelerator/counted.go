@@ -1,8 +1,10 @@
 package accelerator
 
 import (
+	"cmp"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/edge/accelerator/flowlog"
@@ -20,17 +22,58 @@ const direct = "direct"
 // moreTallies count flows by endpoint and by path. Each bounds what is counted apart, as tallies do.
 type moreTallies struct{ endpoints, paths tallies[labels] }
 
-// of are the tallies of a flow.
-func (m *moreTallies) of(a *spec.Accelerator, f *live) []*tally {
-	by := f.by.By
-	if by == "" {
-		by = direct
+// endpoint is the tally of a flow's endpoint.
+func (m *moreTallies) endpoint(a *spec.Accelerator, f *live) *tally {
+	return m.endpoints.of(labels{f.accelerator, f.region, endpointOf(a, f)}, labels{Other, Other, Other})
+}
+
+// path is the tally of a way of a flow.
+func (m *moreTallies) path(f *live, way Candidate) *tally {
+	return m.paths.of(labels{f.region, way.Node, cmp.Or(way.By, direct)}, labels{Other, Other, Other})
+}
+
+// counted is by which way a flow is counted.
+type counted struct {
+	mu      sync.Mutex
+	by      Candidate
+	at      *tally
+	in, out int64 // that are counted already
+}
+
+// begins has a new flow be counted by its way.
+func (c *counted) begins(m *moreTallies, f *live) {
+	c.by, _ = f.now()
+	c.at = m.path(f, c.by)
+	c.at.flows.Add(1)
+	c.at.live.Add(1)
+}
+
+// look has the flow be counted by the way that it goes now: what it carried until it is seen there was carried by the one before.
+func (c *counted) look(m *moreTallies, f *live) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if by, _ := f.now(); c.at != nil && by.By != c.by.By {
+		c.carried(f)
+		c.at.live.Add(-1)
+		c.by, c.at = by, m.path(f, by)
+		c.at.live.Add(1)
 	}
-	others := labels{Other, Other, Other}
-	return []*tally{
-		m.endpoints.of(labels{f.accelerator, f.region, endpointOf(a, f)}, others),
-		m.paths.of(labels{f.region, f.by.Node, by}, others),
-	}
+}
+
+// ends counts what is not counted yet, for the last time.
+func (c *counted) ends(f *live) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.carried(f)
+	c.at.live.Add(-1)
+	c.at = nil
+}
+
+func (c *counted) carried(f *live) {
+	in, out := f.moved()
+	c.at.in.Add(uint64(max(in-c.in, 0)))
+	c.at.out.Add(uint64(max(out-c.out, 0)))
+	c.in, c.out = max(in, c.in), max(out, c.out)
 }
 
 // endpointOf is where a flow ends, as the spec names it, whatever the port.
@@ -52,12 +95,18 @@ type Counted struct {
 }
 
 // ByEndpoint is by accelerator, region and endpoint, of those that had flows, and Other for what is beyond 500.
-func (p *Plane) ByEndpoint() []Counted { return counted(&p.more.endpoints) }
+func (p *Plane) ByEndpoint() []Counted { return countedBy(&p.more.endpoints) }
 
-// ByPath is by the region and node that dials the endpoint, and the node in between or "direct".
-func (p *Plane) ByPath() []Counted { return counted(&p.more.paths) }
+// ByPath is by the region and node that dials the endpoint, and the node in between or "direct". A flow that has gone on by another way is counted there from when this
+// is asked next, or it ends; as a new flow it is where it began.
+func (p *Plane) ByPath() []Counted {
+	for _, f := range p.live.moved() {
+		f.counted.look(&p.more, f)
+	}
+	return countedBy(&p.more.paths)
+}
 
-func counted(t *tallies[labels]) []Counted {
+func countedBy(t *tallies[labels]) []Counted {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	all := make([]Counted, 0, len(t.all))

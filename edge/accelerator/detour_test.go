@@ -1,6 +1,7 @@
 package accelerator
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -9,12 +10,15 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/accelerator/flowlog"
 )
 
 // by is a view's Detour that knows these.
@@ -284,4 +288,73 @@ func serveDetour(ctx context.Context, p *Plane, h backbone.Header, accept func()
 	over := make(chan struct{})
 	p.startDetour(ctx, h, accept, refuse, func() { close(over) })
 	<-over
+}
+
+// wanders is a flow's stream that goes on by another node.
+type wanders struct {
+	goesOn
+	by atomic.Pointer[string]
+}
+
+func (o *wanders) Way() string { return *o.by.Load() }
+
+// What a flow carries is counted, and written down, by the way that it goes by then.
+func TestAFlowThatHasMovedIsCountedWhereItGoesNow(t *testing.T) {
+	var out bytes.Buffer
+	onBench(t, network{groups: []testGroup{up("iad", 90, 100)}}, nil, func(b *bench) {
+		log, err := flowlog.Open(flowlog.Config{Path: flowlog.Stdout, JSON: true, Out: &out})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.plane.config.FlowLog = log
+		s, _, a := network{groups: []testGroup{up("iad", 90, 100)}}.build()
+		a.FlowLogs = &spec.Sampling{}
+		if err := b.plane.Apply(s); err != nil {
+			b.Fatal(err)
+		}
+		for i := range b.plane.config.View().Members {
+			b.plane.config.View().Members[i].Lasting = true
+		}
+		far := new(wanders)
+		b.plane.config.DialLasting = func(ctx context.Context, way backbone.Way, _ func() []backbone.Way) (net.Conn, error) {
+			conn, err := b.plane.config.Dial(ctx, way.Node, way.Header)
+			far.Conn = conn
+			far.by.Store(&way.Node)
+			return far, err
+		}
+		f := b.dial()
+		carries := func(text string) {
+			io.WriteString(f, text)
+			io.ReadFull(f, make([]byte, len(text)))
+		}
+		carries("12345")
+		time.Sleep(window + time.Second)
+		nrt1 := "nrt1"
+		far.by.Store(&nrt1)
+		if got, want := b.plane.ByPath(), []Counted{
+			{[3]string{"iad", "iad1", direct}, 1, 5, 5, 0}, {[3]string{"iad", "iad1", "nrt1"}, 0, 0, 0, 1},
+		}; !slices.Equal(got, want) {
+			b.Errorf("counted %+v, want %+v", got, want)
+		}
+		carries("123")
+		f.CloseWrite()
+		io.ReadAll(f)
+		f.Close()
+		time.Sleep(time.Second)
+		if got, want := b.plane.ByPath(), []Counted{
+			{[3]string{"iad", "iad1", direct}, 1, 5, 5, 0}, {[3]string{"iad", "iad1", "nrt1"}, 0, 3, 3, 0},
+		}; !slices.Equal(got, want) {
+			b.Errorf("counted %+v, want %+v", got, want)
+		}
+		log.Close()
+	})
+	lines := slices.Collect(strings.Lines(out.String()))
+	if len(lines) != 4 {
+		t.Fatalf("%d lines: %q", len(lines), lines)
+	}
+	for i, line := range lines {
+		if by := strings.Contains(line, `"by":"nrt1"`); by != (i >= 2) {
+			t.Errorf("line %d: %q", i, line)
+		}
+	}
 }

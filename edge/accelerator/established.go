@@ -181,6 +181,7 @@ type live struct {
 	reset   func(error)              // at both ends; no lock is held
 	over    moving                   // that it goes over; nil: it does not move
 	written *written                 // nil: it is not
+	counted counted
 }
 
 // last is to be called just before the flow's ends are closed.

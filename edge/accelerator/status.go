@@ -203,3 +203,17 @@ func (a *flows) of(accelerator string) (all []*live) {
 	}
 	return all
 }
+
+// moved are the flows that may have gone on by other ways.
+func (a *flows) moved() (all []*live) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.lanes {
+		for f := range t.flows {
+			if f.over != nil {
+				all = append(all, f)
+			}
+		}
+	}
+	return all
+}

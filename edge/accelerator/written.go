@@ -27,6 +27,7 @@ type written struct {
 	target func() netip.AddrPort
 	moved  func() (in, out int64)
 	leg    func() (relay.Leg, bool)
+	way    func() (by Candidate, moves int)
 
 	mu      sync.Mutex
 	entry   flowlog.Entry
@@ -55,12 +56,11 @@ func (p *Plane) write(a *spec.Accelerator, f *live) *written {
 	if !f.drawn.written {
 		return nil
 	}
-	w := &written{log: p.config.FlowLog, target: f.target, moved: f.moved, leg: f.leg}
+	w := &written{log: p.config.FlowLog, target: f.target, moved: f.moved, leg: f.leg, way: f.now}
 	w.entry = p.entry(Flow{f.client, f.local}, a, f.drawn.rate, f.began)
 	w.entry.Protocol = f.protocol
 	w.entry.Endpoint, w.entry.Region = origin.Unpreserved(f.resource), f.region
 	w.entry.EndpointAddr = flowlog.EndpointAddr(w.entry.Endpoint)
-	w.entry.To, w.entry.By = f.by.Node, f.by.By
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.timer = time.AfterFunc(window, w.tick)
@@ -131,6 +131,8 @@ func (w *written) add(how string) {
 	if !e.EndpointAddr.IsValid() && w.target != nil {
 		e.EndpointAddr = w.target()
 	}
+	now, _ := w.way()
+	e.To, e.By = now.Node, now.By
 	in, out := w.moved()
 	in, out = max(in, w.in), max(out, w.out) // what a client had sent and its endpoint never took counts no more once they are closed
 	e.End, e.Ended, e.Packets, e.RTT = time.Now(), how, -1, 0
