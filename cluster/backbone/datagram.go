@@ -165,7 +165,8 @@ type Datagrams struct {
 	known  atomic.Bool            // of the opener: the other end knows the flow
 	tells  atomic.Pointer[string] // of the other end: what it has told
 	closed atomic.Bool
-	self   atomic.Pointer[Datagrams] // the other end, where it is in this process
+	no     atomic.Pointer[RefusedError] // why it was closed, if the other end has refused it; set before that
+	self   atomic.Pointer[Datagrams]    // the other end, where it is in this process
 }
 
 // OpenDatagrams opens a flow of datagrams to a node. It waits for nothing, and says ErrDown where there is no link to the node; whether the node takes the
@@ -232,22 +233,30 @@ func (b *Backbone) HandleDatagrams(service string, h func(Arrival) (Receiver, er
 	b.datagrams.handlers.Store(&handlers)
 }
 
-// Send sends datagrams, and has taken over none of the slices when it returns. An error says that none of them goes: ErrDown, ErrBusy, or net.ErrClosed.
+// Send sends datagrams, and has taken over none of the slices when it returns. An error says that none of them goes: ErrDown, ErrBusy, or net.ErrClosed, with a
+// *RefusedError if the other end has refused the flow: of that to.End hears too, before this or after.
 func (f *Datagrams) Send(all [][]byte) error {
 	if f.closed.Load() {
-		return net.ErrClosed
+		return f.whyClosed()
 	}
 	if f.peer == nil {
 		if other := f.self.Load(); other != nil && !other.closed.Load() {
 			other.to.receive(all)
 			return nil
 		}
-		return net.ErrClosed
+		return f.whyClosed()
 	}
 	if !f.opener {
 		return f.peer.send(kindBack, f, all)
 	}
 	return f.peer.send(kindThere, f, all)
+}
+
+func (f *Datagrams) whyClosed() error {
+	if no := f.no.Load(); no != nil {
+		return fmt.Errorf("%w: %w", net.ErrClosed, no)
+	}
+	return net.ErrClosed
 }
 
 // Tell tells the opener of a flow something of it, in at most 255 bytes. It is for one that has asked: who does not know of it takes it for malformed. It may be
@@ -274,10 +283,14 @@ func (f *Datagrams) end(kind byte, why error) {
 		return
 	}
 	reason := ""
-	if refused, is := why.(*RefusedError); is {
+	refused, is := why.(*RefusedError)
+	if is {
 		reason = refused.Reason
 	}
 	if f.peer == nil {
+		if other := f.self.Load(); other != nil && is {
+			other.no.CompareAndSwap(nil, refused)
+		}
 		if other := f.self.Load(); other != nil && !other.closed.Swap(true) {
 			other.to.end(why)
 		}
@@ -809,11 +822,17 @@ func (r *receiving) take(b []byte, outdated bool) {
 				f.known.Store(false)
 			}
 		case kindRefused:
-			if f := r.own(m.flow); f != nil && !f.closed.Swap(true) {
+			f := r.own(m.flow)
+			if f == nil {
+				continue
+			}
+			no := &RefusedError{Reason: strings.ToValidUTF8(string(m.data[:min(len(m.data), maxReason)]), "")}
+			f.no.CompareAndSwap(nil, no)
+			if !f.closed.Swap(true) {
 				r.b.datagrams.mu.Lock()
 				delete(r.b.datagrams.opened, f.flow)
 				r.b.datagrams.mu.Unlock()
-				f.to.end(&RefusedError{Reason: strings.ToValidUTF8(string(m.data[:min(len(m.data), maxReason)]), "")})
+				f.to.end(no)
 			}
 		case kindClosed:
 			if f := r.peer.flow(m.flow); f != nil && !f.closed.Swap(true) {

@@ -399,6 +399,9 @@ func TestAFlowThatIsRefusedIsToldWhy(t *testing.T) {
 		if said, ok := errors.AsType[*RefusedError](ends[0]); !ok || said.Reason != "no targets" {
 			w.Errorf("ended by %v", ends[0])
 		}
+		if said, ok := errors.AsType[*RefusedError](flow.Send([][]byte{[]byte("b")})); !ok || said.Reason != "no targets" {
+			w.Errorf("who sends on it hears %v", said)
+		}
 		if iad.Counters()["backbone_datagram_flows_refused_total"] != 1 {
 			w.Error("it is not counted")
 		}

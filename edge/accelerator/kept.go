@@ -23,15 +23,15 @@ type keeper struct {
 	timer *time.Timer // runs while the queue has any
 }
 
-// keep keeps copies of datagrams that are about to be sent, if they are among the first.
-func (k *keeper) keep(of *keeping, all [][]byte) {
+// keep keeps copies of datagrams that are about to be sent, if they are among the first, and says whether it does.
+func (k *keeper) keep(of *keeping, all [][]byte) bool {
 	if of.over.Load() {
-		return
+		return false
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if of.over.Load() { // meanwhile
-		return
+		return false
 	}
 	now := time.Now()
 	k.expire(now)
@@ -44,19 +44,20 @@ func (k *keeper) keep(of *keeping, all [][]byte) {
 	size := bytesOf(all)
 	if now.Sub(of.since) > resendTime || len(of.all)+len(all) > maxKept || of.size+int(size) > maxKeptBytes {
 		of.over.Store(true) // those that are kept stay so until they are too old
-		return
+		return false
 	}
 	for k.size+int(size) > maxKeptOfAll && len(k.queue) > 0 && k.queue[0] != of {
 		k.pop()
 	}
 	if k.size+int(size) > maxKeptOfAll {
-		return
+		return false
 	}
 	for _, p := range all {
 		of.all = append(of.all, bytes.Clone(p))
 	}
 	of.size += int(size)
 	k.size += int(size)
+	return true
 }
 
 // drop returns what is kept, and keeps it and what follows no more.

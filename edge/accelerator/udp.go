@@ -92,6 +92,8 @@ type declined struct {
 	since     time.Time
 }
 
+var errDeclined = errors.New("refused")
+
 // declines says whether a candidate has refused the flow lately.
 func declines(all []declined, c Candidate) bool {
 	return slices.ContainsFunc(all, func(d declined) bool { return d.candidate == c.String() && time.Since(d.since) < declinedTime })
@@ -105,6 +107,7 @@ type course struct {
 	kept                       keeping
 	drawn                      drawn
 	target                     atomic.Pointer[netip.AddrPort] // nil: it was not told
+	over                       bool                           // its end was heard of; guarded by the flow's mu
 }
 
 // sent counts datagrams from the client, answered those to it.
@@ -339,8 +342,15 @@ func (p *Plane) endFlow(f *datagramFlow, how string) {
 }
 
 // leave ends the flow at its endpoint; the next datagram looks for another.
-func (f *datagramFlow) leave(how string) {
+func (f *datagramFlow) leave(how string) { f.leaveWay(nil, how) }
+
+// leaveWay is leave, if the flow goes that way still, or, for nil, any.
+func (f *datagramFlow) leaveWay(way *course, how string) {
 	f.mu.Lock()
+	if way != nil && f.course != way {
+		f.mu.Unlock()
+		return
+	}
 	far, went := f.far, f.course
 	f.far, f.course = nil, nil
 	var end func(string)
@@ -427,17 +437,29 @@ func (f *datagramFlow) send(all [][]byte) bool {
 			}
 			continue
 		}
-		p.udp.keeper.keep(&way.kept, all) // before: it may be refused while it is sent
+		kept := p.udp.keeper.keep(&way.kept, all) // before: it may be refused while it is sent
 		err := far.Send(all)
 		if err == nil {
 			way.sent(len(all), bytesOf(all))
 			return true
 		}
+		if _, refused := errors.AsType[*backbone.RefusedError](err); refused {
+			before, mine := f.declined(way, err)
+			if kept && !mine && f.isOver(way) {
+				return true // whoever heard of the refusal sends it again
+			}
+			if kept {
+				before = before[:max(0, len(before)-len(all))] // it is the last of what was kept
+			}
+			p.count.udpResent.Add(uint64(len(before)))
+			all = slices.Concat(before, all)
+			continue
+		}
 		if errors.Is(err, backbone.ErrBusy) || f.closed.Load() {
 			return false
 		}
 		p.count.udpBroken.Add(1) // its node cannot be reached any more, or has ended it
-		f.leave(broken)
+		f.leaveWay(way, broken)
 	}
 	return false
 }
@@ -517,16 +539,26 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 			}
 			continue
 		}
-		if c.By != "" {
-			p.count.detours.Add(1)
-		}
 		tally := p.tallies.of(way{f.entry.accelerator.Name, c.Region, spec.UDP}, otherWays())
 		tally.flows.Add(1)
 		tally.live.Add(1)
 		went.tally = tally
 		f.mu.Lock()
+		if went.over { // it was heard meanwhile
+			f.mu.Unlock()
+			tally.live.Add(-1)
+			far.Close()
+			err = errDeclined
+			if c.By != "" {
+				p.count.detoursFailed.Add(1)
+			}
+			continue
+		}
 		f.far, f.by, f.course = far, c, went
 		f.mu.Unlock()
+		if c.By != "" {
+			p.count.detours.Add(1)
+		}
 		f.went(c, see(s, v), went)
 		if f.closed.Load() {
 			f.leave(closed)
@@ -550,35 +582,59 @@ func (f *datagramFlow) open(c Candidate, went *course) (Datagrams, error) {
 	if c.By != "" {
 		h.Service, h.Resource = detourService, c.Node+"/"+h.Resource
 	}
-	to := backbone.Receiver{Receive: f.answer, End: func(err error) { f.ended(c, err) }, Told: went.told}
+	to := backbone.Receiver{Receive: f.answer, End: func(err error) { f.ended(c, went, err) }, Told: went.told}
 	return f.door.plane.config.Open(c.first(), h, l.LargeDatagrams != spec.LargeRefused, to)
 }
 
 // ended takes note that a candidate has ended the flow, or, with an error, does not take it.
-func (f *datagramFlow) ended(c Candidate, err error) {
-	p := f.door.plane
-	f.mu.Lock()
-	mine := f.by == c && f.far != nil
-	var kept [][]byte
-	if mine && err != nil {
-		f.refused = slices.DeleteFunc(slices.Clone(f.refused), func(d declined) bool { return time.Since(d.since) >= declinedTime })
-		f.refused = append(f.refused, declined{c.String(), time.Now()})
-		kept = p.udp.keeper.drop(&f.course.kept)
-	}
-	f.mu.Unlock()
-	if !mine {
+func (f *datagramFlow) ended(c Candidate, way *course, err error) {
+	if err == nil {
+		f.leaveWay(way, broken)
 		return
 	}
-	if err != nil {
-		p.count.attemptsFailed.Add(1)
-		if c.By != "" {
-			p.count.detoursFailed.Add(1)
-		}
+	f.mu.Lock()
+	if !way.over && f.course != way { // it is about to go that way
+		f.over(c, way)
 	}
-	f.leave(broken)
-	if len(kept) > 0 {
+	f.mu.Unlock()
+	if kept, mine := f.declined(way, err); mine && len(kept) > 0 {
 		go f.again(kept) // who calls must not wait; of a flow there is one at a time, as it must go another way for the next
 	}
+}
+
+// declined takes note that the candidate of a way does not take the flow, leaves the way, and returns what was kept to be sent again; not mine: that was done, or
+// the flow goes another way.
+func (f *datagramFlow) declined(way *course, err error) (kept [][]byte, mine bool) {
+	p := f.door.plane
+	f.mu.Lock()
+	by := f.by
+	if mine = f.course == way && !way.over; mine {
+		f.over(by, way)
+		kept = p.udp.keeper.drop(&way.kept)
+	}
+	f.mu.Unlock()
+	if mine {
+		p.count.attemptsFailed.Add(1)
+		if by.By != "" {
+			p.count.detoursFailed.Add(1)
+		}
+		p.config.Log.Debug("flow of datagrams is refused", "candidate", by.String(), "error", err)
+		f.leaveWay(way, broken)
+	}
+	return kept, mine
+}
+
+func (f *datagramFlow) isOver(way *course) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return way.over
+}
+
+// over takes note that a way is over, as its candidate does not take the flow. f.mu is held.
+func (f *datagramFlow) over(c Candidate, way *course) {
+	way.over = true
+	f.refused = slices.DeleteFunc(slices.Clone(f.refused), func(d declined) bool { return time.Since(d.since) >= declinedTime })
+	f.refused = append(f.refused, declined{c.String(), time.Now()})
 }
 
 // answer sends what the endpoint sent to the client.

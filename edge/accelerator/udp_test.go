@@ -890,3 +890,77 @@ func TestDatagramsOfAnEndpointHereStayHere(t *testing.T) {
 		}
 	})
 }
+
+// A datagram that meets a flow which is refused, before that is heard of, goes to the next with what was sent before, once.
+func TestADatagramThatMeetsARefusalGoesElsewhere(t *testing.T) {
+	for _, heard := range []string{"before", "after", "never"} {
+		onUDPBench(t, threeRegions(), func(b *udpBench) {
+			conn := b.dial()
+			b.send(conn, "1")
+			first := b.fars(1)[0]
+			no := &backbone.RefusedError{Reason: "no"}
+			b.mu.Lock()
+			first.broken = no
+			b.mu.Unlock()
+			if heard == "before" {
+				first.to.End(no)
+				b.settle()
+			}
+			b.send(conn, "2")
+			if heard == "after" {
+				first.to.End(no)
+				b.settle()
+			}
+			b.send(conn, "3")
+			second := b.fars(2)[1]
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if len(b.opened) != 2 || second.node == first.node && second.header.Resource == first.header.Resource || !slices.Equal(second.came, []string{"1", "2", "3"}) || !first.closed || second.closed {
+				b.Errorf("heard %s: opened %d, at the second %q, closed %v", heard, len(b.opened), second.came, second.closed)
+			}
+		})
+	}
+}
+
+// What is heard of a way late says nothing of the one that the flow goes now, though it leads to the same candidate; what is heard before the flow goes a way
+// has it go another.
+func TestTheEndOfAWayIsOfThatWayAlone(t *testing.T) {
+	onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
+		conn := b.dial()
+		b.send(conn, "1")
+		first := b.fars(1)[0]
+		b.mu.Lock()
+		first.broken = backbone.ErrDown
+		b.mu.Unlock()
+		b.send(conn, "2")
+		second := b.fars(2)[1]
+		first.to.End(nil)
+		first.to.End(&backbone.RefusedError{Reason: "no"})
+		b.settle()
+		b.send(conn, "3")
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if len(b.opened) != 2 || second.closed || !slices.Equal(second.came, []string{"2", "3"}) {
+			b.Errorf("opened %d, at the second %q, closed %v", len(b.opened), second.came, second.closed)
+		}
+	})
+	onUDPBench(t, threeRegions(), func(b *udpBench) {
+		open := b.plane.config.Open
+		hasty := true
+		b.plane.config.Open = func(node string, h backbone.Header, large bool, to backbone.Receiver) (Datagrams, error) {
+			far, err := open(node, h, large, to)
+			if hasty {
+				hasty = false
+				to.End(&backbone.RefusedError{Reason: "no"})
+			}
+			return far, err
+		}
+		b.send(b.dial(), "1")
+		all := b.fars(2)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if !all[0].closed || len(all[0].came) > 0 || !slices.Equal(all[1].came, []string{"1"}) {
+			b.Errorf("at the first %q, at the second %q", all[0].came, all[1].came)
+		}
+	})
+}
