@@ -154,8 +154,9 @@ type Backbone struct {
 	changes    atomic.Uint64 // of what handshakes go by
 	replacing  chan struct{} // one token for each carrier that is
 
-	visiting sync.Mutex // guards visitors
+	visiting sync.Mutex // guards visitors, and shares
 	visitors map[*visit]bool
+	shares   map[string]int // how many connections each peer has here
 
 	pathing sync.Mutex // guards paths
 	paths   map[netip.AddrPort]*path
@@ -170,7 +171,7 @@ func Open(c Config) (*Backbone, error) {
 	if c.windows == (windows{}) {
 		c.windows = defaultWindows
 	}
-	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing)}
+	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, shares: map[string]int{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing)}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.handlers.Store(&map[string]handler{datagramService: {serve: b.serveLarge}})
 	b.datagrams.init()

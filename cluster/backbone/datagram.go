@@ -23,8 +23,10 @@ import (
 // end has said that it knows the flow, what opens it goes before whatever is sent: so a flow begins with its first datagram, and one that was
 // forgotten, with its node or by it, begins anew by itself.
 const (
-	// maxFlows bounds the flows of datagrams that others have opened here; more are refused.
-	maxFlows = 65536
+	// maxFlows bounds the flows of datagrams that others have opened here, and maxPeerFlows those of one of them; more are refused. An origin has sockets for
+	// 24,000.
+	maxFlows     = 65536
+	maxPeerFlows = maxFlows / 2
 	// maxPending bounds what waits in bytes to be sent to a peer by one carrier; more is dropped.
 	maxPending = 1 << 20
 	// maxPendingLarge is the same of what goes by a stream.
@@ -340,7 +342,7 @@ type datagramCounters struct {
 	dropped, unsent            atomic.Uint64
 	tooLarge, byStream         atomic.Uint64
 	malformed, unknown, strays atomic.Uint64
-	opened, refused            atomic.Uint64
+	opened, refused, crowded   atomic.Uint64
 	flows                      atomic.Int64
 }
 
@@ -361,6 +363,7 @@ func (d *datagrams) counters(all map[string]uint64) {
 	all["backbone_datagram_frames_late_total"] = c.late.Load()
 	all["backbone_datagram_flows_opened_total"] = c.opened.Load()
 	all["backbone_datagram_flows_refused_total"] = c.refused.Load()
+	all["backbone_datagram_flows_crowded_total"] = c.crowded.Load()
 	all["backbone_datagram_flows"] = uint64(c.flows.Load())
 }
 
@@ -910,6 +913,11 @@ func (r *receiving) open(m message, h Header, outdated bool) {
 		refuse("too many flows of datagrams")
 		return
 	}
+	if r.peer.opened() >= maxPeerFlows {
+		c.crowded.Add(1)
+		refuse("too many flows of datagrams of one node")
+		return
+	}
 	f = &Datagrams{b: r.b, peer: r.peer, flow: m.flow, large: m.large, header: bytes.Clone(m.header)}
 	to, err := r.b.handleDatagrams(Arrival{Header: h, From: r.peer.node, Large: m.large, Back: f})
 	if err != nil {
@@ -926,6 +934,13 @@ func (r *receiving) open(m message, h Header, outdated bool) {
 	}
 	c.opened.Add(1)
 	r.answer(kindOpened, m.flow)
+}
+
+// opened is how many flows it has opened here.
+func (p *peer) opened() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.flows)
 }
 
 func (p *peer) flow(n uint32) *Datagrams {

@@ -95,3 +95,44 @@ func TestMessagesAreCutBehindTheLastThatIsWhole(t *testing.T) {
 		}
 	}
 }
+
+// One node can take no more than its share of what there is for all.
+func TestAPeerHasAShareOfFlowsAndConnections(t *testing.T) {
+	inWorld(t, func(w *world) {
+		icn, iad, there, flow, here := w.both(true)
+		defer iad.Close()
+		defer icn.Close()
+		p := iad.peer("icn")
+		p.mu.Lock()
+		for n := range uint32(maxPeerFlows) {
+			p.flows[n+flow.flow+1] = nil
+		}
+		p.mu.Unlock()
+		w.send(flow, "a")
+		if ends := here.ends(); len(ends) != 1 || !strings.Contains(ends[0].Error(), "of one node") {
+			w.Errorf("ended %v", ends)
+		}
+		w.wants("what came", there.take())
+		if n := iad.Counters()["backbone_datagram_flows_crowded_total"]; n != 1 {
+			w.Errorf("%d are counted", n)
+		}
+		p.mu.Lock()
+		clear(p.flows)
+		p.mu.Unlock()
+
+		iad.visiting.Lock()
+		had := iad.shares["icn"]
+		iad.shares["icn"] = maxPeerConnections + 1 // with the one that goes now
+		iad.visiting.Unlock()
+		icn.Keep(nil)
+		icn.Keep(peers("iad"))
+		time.Sleep(5 * time.Second)
+		if icn.Links().Get()["iad"].Up || iad.Counters()["backbone_peers_crowded_total"] == 0 || had != 1 {
+			w.Errorf("had %d, link %+v", had, icn.Links().Get()["iad"])
+		}
+		iad.visiting.Lock()
+		iad.shares["icn"] = 0
+		iad.visiting.Unlock()
+		w.until(icn, "iad", true)
+	})
+}

@@ -22,6 +22,10 @@ const (
 	// maxConnections bounds the connections from others, handshakes included; more are refused.
 	maxConnections = 4096
 
+	// maxPeerConnections bounds those of one peer once it is known who it is; more are closed. A link has one for each of its carriers, and as
+	// many as maxLeaving that it leaves.
+	maxPeerConnections = 256
+
 	// freeHandshakes is how many handshakes may be under way before who begins one must first show that it can
 	// be reached at its address (QUIC Retry): a flood from forged addresses then leaves no state.
 	freeHandshakes = 64
@@ -127,6 +131,11 @@ func (b *Backbone) serve(conn *quic.Conn) {
 		return
 	}
 	v.from = from
+	if !b.admit(v) {
+		b.count.crowded.Add(1)
+		conn.CloseWithError(codeClosing, "too many connections of one node")
+		return
+	}
 	defer b.gone(v)
 	if b.come(v) != nil {
 		return
@@ -143,6 +152,17 @@ func (b *Backbone) serve(conn *quic.Conn) {
 		v.enter() // here, in the order in which they were opened: a bye is the last of them
 		b.wg.Go(func() { b.serveStream(v, stream, from) })
 	}
+}
+
+// admit says whether a peer may have one more connection here; then gone is to be called.
+func (b *Backbone) admit(v *visit) bool {
+	b.visiting.Lock()
+	defer b.visiting.Unlock()
+	if b.shares[v.from] >= maxPeerConnections {
+		return false
+	}
+	b.shares[v.from]++
+	return true
 }
 
 // come has Check and Renew look at a connection from now on, and looks at it itself: the peer may have been refused since the
@@ -178,6 +198,9 @@ func (b *Backbone) gone(v *visit) {
 	b.visiting.Lock()
 	defer b.visiting.Unlock()
 	delete(b.visitors, v)
+	if b.shares[v.from]--; b.shares[v.from] == 0 {
+		delete(b.shares, v.from)
+	}
 	if v.end != nil {
 		v.end.Stop()
 	}
@@ -428,6 +451,7 @@ type counters struct {
 	moved, overdue              atomic.Uint64
 	packetsDropped, warmBytes   atomic.Uint64
 	slowLeft, slowReset         atomic.Uint64
+	crowded                     atomic.Uint64
 	connections, handshaking    atomic.Int64
 	leaving                     atomic.Int64
 }
@@ -453,6 +477,7 @@ func (b *Backbone) Counters() map[string]uint64 {
 		"backbone_streams_slow_cut_total":  b.count.slowReset.Load(),
 		"backbone_packets_dropped_total":   b.count.packetsDropped.Load(),
 		"backbone_warm_bytes_total":        b.count.warmBytes.Load(),
+		"backbone_peers_crowded_total":     b.count.crowded.Load(),
 		"backbone_connections":             uint64(b.count.connections.Load()),
 	}
 	b.lasting.counters(all)
