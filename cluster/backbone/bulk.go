@@ -662,7 +662,7 @@ var errNone = errors.New("no connection of TCP carries it")
 // prospect is what is known of the two ways to the peer, for the next flow of many bytes. Not up: there is none.
 func (l *link) prospect() (p prospect, up bool) {
 	l.mu.Lock()
-	p.rtt, up = l.rtt, len(l.carriers) > 0
+	p.rtt, up = l.least, len(l.carriers) > 0
 	l.mu.Unlock()
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()

@@ -121,10 +121,10 @@ func (r *rates) of(now time.Time) float64 {
 
 // prospect is what is known of the two ways to a peer.
 type prospect struct {
-	rtt       time.Duration
-	bbr       bool    // both ends send by TCP with BBR, or it is not known yet
-	quic, tcp float64 // how fast the last flows of many bytes were, bits a second; 0: not known
-	turn      uint64  // how many flows of many bytes there were before
+	rtt       time.Duration // the least that was seen: what flows of many bytes have queued makes no peer a far one
+	bbr       bool          // both ends send by TCP with BBR, or it is not known yet
+	quic, tcp float64       // how fast the last flows of many bytes were, bits a second; 0: not known
+	turn      uint64        // how many flows of many bytes there were before
 }
 
 // byTCP says that a flow of many bytes is to have a TCP connection of its own. QUIC's NewReno goes back to 70 % by each loss that parity did not
