@@ -575,7 +575,7 @@ func TestSlicesAnswerAsTheWholeWould(t *testing.T) {
 func TestAHeadOfALargeObjectAsksForNoSlice(t *testing.T) {
 	inCinema(t, site(""), alone(), 50<<30, func(t *testing.T, f *fleet, c *cinema) {
 		h, err := f.ask("icn-a", "HEAD", "/film", nil)
-		if err != nil || h.StatusCode != 200 || h.Header.Get("Content-Length") != fmt.Sprint(50<<30) {
+		if err != nil || h.StatusCode != 200 || h.Header.Get("Content-Length") != fmt.Sprint(int64(50<<30)) {
 			t.Error(err, h.StatusCode, h.Header)
 		}
 		time.Sleep(streamsEnd)

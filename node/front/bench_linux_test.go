@@ -20,18 +20,6 @@ import (
 
 const request = "GET /1k HTTP/1.1\r\nHost: bench.example\r\nUser-Agent: bench/1\r\nAccept: */*\r\nAccept-Encoding: gzip, br\r\n\r\n"
 
-// ready is a Quick that has one body for everything.
-func ready(body []byte) http1.Quick {
-	head := []byte("HTTP/1.1 200 OK\r\nDate: Mon, 02 Jan 2006 15:04:05 GMT\r\nContent-Type: text/plain\r\nX-Cache: Hit from perigee\r\nAge: 1\r\nContent-Length: " +
-		strconv.Itoa(len(body)) + "\r\n\r\n")
-	return func(_ *http1.Request, a *http1.Response) bool {
-		a.Status = http.StatusOK
-		a.Head = append(a.Head, head...)
-		a.Body = body
-		return true
-	}
-}
-
 // bare is a loop that reads and writes, and does nothing else: no server in Go can be faster.
 func bare(response []byte) func(net.Conn) {
 	return func(c net.Conn) {

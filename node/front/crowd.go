@@ -64,6 +64,13 @@ func (c *crowd) add(key netip.Addr, limit int) bool {
 	return true
 }
 
+// clients is how many clients have some.
+func (c *crowd) clients() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.held)
+}
+
 func (c *crowd) remove(key netip.Addr) {
 	if !key.IsValid() {
 		return

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -266,5 +267,17 @@ func BenchmarkHit2(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// ready is a Quick that has one body for everything.
+func ready(body []byte) http1.Quick {
+	head := []byte("HTTP/1.1 200 OK\r\nDate: Mon, 02 Jan 2006 15:04:05 GMT\r\nContent-Type: text/plain\r\nX-Cache: Hit from perigee\r\nAge: 1\r\nContent-Length: " +
+		strconv.Itoa(len(body)) + "\r\n\r\n")
+	return func(_ *http1.Request, a *http1.Response) bool {
+		a.Status = http.StatusOK
+		a.Head = append(a.Head, head...)
+		a.Body = body
+		return true
 	}
 }

@@ -24,6 +24,9 @@ func newHeads(most int64) heads {
 // take counts so many bytes more of a client, if there may be. What is before this node on its machine stands for many clients: it has no
 // share of its own.
 func (h *heads) take(client netip.Addr, n int64) bool {
+	if n == 0 { // as give: nothing is held
+		return true
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.all+n > h.most {

@@ -30,8 +30,9 @@ const (
 	maxHandshakes = 2048
 	// handshakeTimeout is how long a client may be silent in a handshake; after twice that it is ended in any case.
 	handshakeTimeout = headerTimeout / 2
-	// connectionsPerClient is how many one client (clientKey) has at once, and no more than it may have of TCP and QUIC together
-	// (Config.ConnectionsPerClient): more are refused.
+	// connectionsPerClient is how many of QUIC one client (clientKey) has at once, those with whom a handshake is under way included:
+	// more are refused. Config.ConnectionsPerClient bounds those of TCP and QUIC together whose address is proven: a forged one is
+	// to keep nobody from TCP.
 	connectionsPerClient = 1024
 	// controlStreams are one for control, two for QPACK, and some that must be put up with (RFC 9114, 6.2.3); more must wait.
 	controlStreams = 8
@@ -77,7 +78,8 @@ type quicDoor struct {
 	listener  *quic.EarlyListener
 	port      int
 	serving   sync.WaitGroup // connections
-	crowd     *crowd         // the TCP door's, too
+	crowd     *crowd         // the TCP door's, too: of clients who are where they say
+	comers    *crowd         // of QUIC alone: of all who have come
 
 	mu         sync.Mutex
 	guests     map[*quicGuest]struct{} // whose handshake has begun
@@ -131,7 +133,7 @@ func (f *Front) openHTTP3(wanted *Door, crowd *crowd) (*quicDoor, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &quicDoor{front: f, packets: packets, guests: map[*quicGuest]struct{}{}, crowd: crowd}
+	d := &quicDoor{front: f, packets: packets, guests: map[*quicGuest]struct{}{}, crowd: crowd, comers: newCrowd()}
 	d.behind.Store(wanted)
 	if _, port, err := net.SplitHostPort(packets.LocalAddr().String()); err == nil {
 		d.port, _ = strconv.Atoi(port)
@@ -241,7 +243,12 @@ func (d *quicDoor) arrives(ctx context.Context, info *quic.ClientInfo) (context.
 		d.mu.Unlock()
 		c.refused.Add(1)
 		return nil, errTurnedAway
-	case !d.crowd.add(key, min(connectionsPerClient, d.front.config.ConnectionsPerClient)):
+	case !d.comers.add(key, min(connectionsPerClient, d.front.config.ConnectionsPerClient)):
+		d.mu.Unlock()
+		c.crowded.Add(1)
+		return nil, errTurnedAway
+	case info.AddrVerified && !g.proven():
+		d.comers.remove(key)
 		d.mu.Unlock()
 		c.crowded.Add(1)
 		return nil, errTurnedAway
@@ -274,13 +281,25 @@ func (d *quicDoor) listens() bool {
 	return !d.closing
 }
 
+// proven counts a guest among the connections of its client, once it has shown that it is where it says; not so: that has as many as it may.
+// The door's mu is held.
+func (g *quicGuest) proven() bool {
+	if !g.counted {
+		g.counted = g.door.crowd.add(clientKey(g.came), g.door.front.config.ConnectionsPerClient)
+	}
+	return g.counted
+}
+
 // leaves gives back the room that a guest took, and says whether it was in its handshake.
 func (d *quicDoor) leaves(g *quicGuest) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.guests, g)
 	d.front.counters.http3.open.Add(-1)
-	d.crowd.remove(clientKey(g.came))
+	d.comers.remove(clientKey(g.came))
+	if g.counted {
+		d.crowd.remove(clientKey(g.came))
+	}
 	if g.settled {
 		return false
 	}

@@ -20,6 +20,7 @@ type quicGuest struct {
 	came   netip.Addr // where it came from
 	// settled: the handshake has ended, one way or the other. The door's mu holds it, and conn until it is set.
 	settled bool
+	counted bool          // among those of its client; the door's mu holds it
 	conn    *quic.Conn    // nil: it is not served yet
 	server  *http3.Server // its own: so it can be told to go alone, and who waits for it waits for its handlers
 
@@ -51,11 +52,17 @@ func (g *quicGuest) serve(conn *quic.Conn) {
 		select {
 		case <-conn.HandshakeComplete():
 			d.mu.Lock()
+			crowded := false
 			if !g.settled {
 				g.settled = true
 				d.handshakes--
+				crowded = !g.proven()
 			}
 			d.mu.Unlock()
+			if crowded {
+				f.counters.crowded.Add(1)
+				g.end(http3.ErrCodeExcessiveLoad)
+			}
 		case <-conn.Context().Done():
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 )
@@ -139,9 +141,7 @@ func (w *world) remembered() (n int) {
 	w.front.mu.Lock()
 	defer w.front.mu.Unlock()
 	for _, d := range w.front.doors {
-		d.crowd.mu.Lock()
-		n += len(d.crowd.held)
-		d.crowd.mu.Unlock()
+		n += d.crowd.clients()
 	}
 	return n
 }
@@ -338,8 +338,8 @@ func TestAClientsConnectionsOfTCPAndQUICAreCountedTogether(t *testing.T) {
 		}
 		other := w.visitor(nil, nil)
 		defer other.leave()
-		var refused *quic.TransportError
-		if _, err := other.RoundTrip(w.request("GET", site)); !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
+		var refused *quic.ApplicationError
+		if _, err := other.RoundTrip(w.request("GET", site)); !errors.As(err, &refused) || refused.ErrorCode != quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad) {
 			t.Errorf("one of QUIC more: %v", err)
 		}
 		crowded := w.front.Counters()["front_crowded_total"]
@@ -359,7 +359,7 @@ func TestAClientsConnectionsOfTCPAndQUICAreCountedTogether(t *testing.T) {
 		}
 	})
 	front := New(Config{ConnectionsPerClient: 4})
-	d := &quicDoor{front: front, guests: map[*quicGuest]struct{}{}, crowd: newCrowd()}
+	d := &quicDoor{front: front, guests: map[*quicGuest]struct{}{}, crowd: newCrowd(), comers: newCrowd()}
 	d.behind.Store(&Door{})
 	ctx, leave := context.WithCancel(t.Context())
 	defer leave()
@@ -367,6 +367,56 @@ func TestAClientsConnectionsOfTCPAndQUICAreCountedTogether(t *testing.T) {
 		if _, err := d.arrives(ctx, &quic.ClientInfo{RemoteAddr: &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}}); err != nil {
 			t.Errorf("this machine: %v", err)
 		}
+	}
+}
+
+// Whoever forges the first packets of a handshake keeps nobody from TCP whose address they name.
+func TestForgedHandshakesTakeNoRoomOfTheirVictim(t *testing.T) {
+	d := &quicDoor{front: New(Config{ConnectionsPerClient: 4}), guests: map[*quicGuest]struct{}{}, crowd: newCrowd(), comers: newCrowd()}
+	d.behind.Store(&Door{})
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	comes := func(verified bool) error {
+		_, err := d.arrives(ctx, &quic.ClientInfo{RemoteAddr: &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}, AddrVerified: verified})
+		return err
+	}
+	for range 4 {
+		if err := comes(false); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := d.crowd.clients(); n != 0 {
+		t.Errorf("%d clients have room taken", n)
+	}
+	if comes(false) == nil || comes(true) == nil {
+		t.Error("one more of QUIC than there may be")
+	}
+	for g := range maps.Clone(d.guests) {
+		d.leaves(g)
+	}
+	victim := netip.MustParseAddr("192.0.2.1")
+	for range 3 {
+		d.crowd.add(victim, 4)
+	}
+	if err := comes(true); err != nil {
+		t.Error(err)
+	}
+	if comes(true) == nil {
+		t.Error("one more than there may be of TCP and QUIC together")
+	}
+	for g := range maps.Clone(d.guests) {
+		d.leaves(g)
+	}
+	if n := d.crowd.held[victim]; n != 3 || d.comers.clients() != 0 {
+		t.Errorf("%d are counted of TCP, and of QUIC %d clients", n, d.comers.clients())
+	}
+}
+
+// A head of no bytes is held by nobody.
+func TestAnEmptyHeadIsNotRemembered(t *testing.T) {
+	h := newHeads(1 << 20)
+	if !h.take(netip.MustParseAddr("192.0.2.1"), 0) || len(h.held) != 0 {
+		t.Error("a client is remembered")
 	}
 }
 
