@@ -662,7 +662,11 @@ var errNone = errors.New("no connection of TCP carries it")
 // prospect is what is known of the two ways to the peer, for the next flow of many bytes. Not up: there is none.
 func (l *link) prospect() (p prospect, up bool) {
 	l.mu.Lock()
-	p.rtt, up = l.least, len(l.carriers) > 0
+	for _, c := range l.carriers { // now: what was measured last may be of before the flow began, by a ping whose acknowledgement was delayed
+		if rtt := c.conn.ConnectionStats().MinRTT; !up || rtt < p.rtt {
+			p.rtt, up = rtt, true
+		}
+	}
 	l.mu.Unlock()
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()

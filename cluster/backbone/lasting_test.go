@@ -570,7 +570,9 @@ func TestAFlowOfManyBytesIsMovedToTCP(t *testing.T) {
 				chaCha(1).Read(text)
 				far := w.takes(near.key.id)
 				go func() {
-					far.Write(text)
+					far.Write(text[:len(text)*3/4])
+					time.Sleep(5 * time.Second) // on a path without a bound the rest would come while the move is on its way
+					far.Write(text[len(text)*3/4:])
 					far.CloseWrite()
 				}()
 				got, err := io.ReadAll(near)

@@ -112,7 +112,6 @@ type link struct {
 	used     bool       // a flow was dialled on one of them, ever
 	changed  chan struct{}
 	rtt      time.Duration
-	least    time.Duration // round trip of all that a carrier in use has seen
 	seen     seen
 	since    time.Time
 	reason   string
@@ -231,15 +230,11 @@ func (l *link) measure() {
 	if len(l.carriers) == 0 && !l.since.IsZero() && time.Since(l.since) >= bulkGrace {
 		l.b.start(func() { l.b.bulk.cutDialled(l.node) })
 	}
-	l.rtt, l.least, l.seen = 0, 0, seen
+	l.rtt, l.seen = 0, seen
 	for _, c := range l.carriers {
-		stats := c.conn.ConnectionStats()
-		rtt := stats.SmoothedRTT
+		rtt := c.conn.ConnectionStats().SmoothedRTT
 		if l.rtt == 0 || rtt < l.rtt {
 			l.rtt = rtt
-		}
-		if l.least == 0 || stats.MinRTT < l.least {
-			l.least = stats.MinRTT
 		}
 		if l.used && !c.warmed && rtt >= warmRTT && time.Since(c.since) >= warmAge && seen.sent+seen.received < warmRate {
 			c.warmed = l.b.start(func() { l.warm(c) })
@@ -550,7 +545,7 @@ func (l *link) failed(old *carrier, why error) {
 
 // fell says that the last carrier in use is gone. l.mu is held.
 func (l *link) fell(why error) {
-	l.rtt, l.least, l.since, l.reason = 0, 0, time.Now(), why.Error()
+	l.rtt, l.since, l.reason = 0, time.Now(), why.Error()
 	l.pool.forget()
 	l.b.start(func() {
 		l.b.bulk.cutLegs(l.node)
