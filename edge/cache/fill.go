@@ -89,6 +89,7 @@ type fill struct {
 	first  *Ask          // who asked first; nil when there was none or it left
 	asks   map[*Ask]struct{}
 	joined bool   // somebody has asked besides the first, and may wake who waits even when he has left
+	sought bool   // somebody has asked
 	body   []byte // what has come since base
 	base   int64  // what has come and is dropped
 	full   bool   // there was no room for the body: it is not kept, and is dropped once it is read
@@ -152,7 +153,7 @@ func (c *Cache) launch(f *fill, w Want, found Found, first *Ask) bool {
 		f.others = c.offered(w)
 	}
 	if first != nil {
-		first.fill = f
+		first.fill, f.sought = f, true
 		f.asks[first] = struct{}{}
 	}
 	c.fills[f.slot] = f
@@ -205,7 +206,7 @@ func (f *fill) join(a *Ask) bool {
 	if f.err != nil || f.full || f.result.Object != nil && f.result.Object.FreshFor(time.Now()) <= 0 {
 		return false
 	}
-	a.fill, f.joined = f, true
+	a.fill, f.joined, f.sought = f, true, true
 	f.asks[a] = struct{}{}
 	return true
 }
@@ -468,7 +469,7 @@ func (f *fill) read(ctx context.Context, from io.Reader, size int64) error {
 		n, err := from.Read(f.body[len(f.body):cap(f.body)])
 		f.mu.Lock()
 		f.body = f.body[:len(f.body)+n]
-		dripping := f.drips(n)
+		dripping := int64(len(f.body)) != size && f.drips(n)
 		f.moved.Broadcast()
 		f.mu.Unlock()
 		if err == io.EOF && (size < 0 || int64(len(f.body)) == size) {
@@ -485,16 +486,17 @@ func (f *fill) read(ctx context.Context, from io.Reader, size int64) error {
 }
 
 const (
-	// lonelyRate is the least that an origin has to send a second, in bytes, of what nobody waits for any more: else the fill ends. It
-	// is judged over lonelyTime; an origin that sends nothing at all is Fetch's to end.
+	// lonelyRate is the least that an origin has to send a second, in bytes, of what was asked for and nobody waits for any more: else the fill
+	// ends. It is judged over lonelyTime; an origin that sends nothing at all is Fetch's to end.
 	lonelyRate = 4 << 10
 	lonelyTime = 10 * time.Second
 )
 
 // drips takes down that n bytes have come, and says whether that is too slow to be gone on with, for nobody. Then it is at its end: who
-// asks from now on has another fill. f.mu is held.
+// asks from now on has another fill. A refresh that nobody has asked for is not judged: who asks has what is stale meanwhile, and would have it
+// for ever if an origin that takes its time were given up each time. f.mu is held.
 func (f *fill) drips(n int) bool {
-	if len(f.asks) > 0 {
+	if len(f.asks) > 0 || !f.sought {
 		f.lonely = time.Time{}
 		return false
 	}

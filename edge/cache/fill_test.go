@@ -1186,3 +1186,49 @@ func TestWhatNobodyWaitsForMustNotDrip(t *testing.T) {
 		})
 	}
 }
+
+// What is brought up to date for nobody may take its time; and what is all here is kept, however long its last bytes took and whoever left.
+func TestWhatIsAllHereOrRefreshedIsNotGivenUp(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		refresh bool
+		pauses  []time.Duration // before each piece
+	}{
+		{"a refresh computes in the middle", true, []time.Duration{0, 12 * time.Second, time.Second}},
+		{"the last piece comes late", false, []time.Duration{0, time.Second, 15 * time.Second}},
+	} {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.answer = func(ctx context.Context, _ http.Header) (*http.Response, error) {
+				r, pipe := io.Pipe()
+				context.AfterFunc(ctx, func() { pipe.CloseWithError(ctx.Err()) })
+				go func() {
+					for _, pause := range c.pauses {
+						time.Sleep(pause)
+						if _, err := pipe.Write([]byte("piece ")); err != nil {
+							return
+						}
+					}
+					pipe.Close()
+				}()
+				return response(200, int64(len("piece ")*len(c.pauses)), r, "Cache-Control: max-age=600"), nil
+			}
+			want := w.want("/")
+			if c.refresh {
+				w.Refresh(want, w.find(want))
+			} else {
+				ask, err := w.Ask(t.Context(), want, w.find(want))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := ask.Wait(); err != nil {
+					t.Fatal(err)
+				}
+				ask.Close()
+			}
+			time.Sleep(time.Minute)
+			if o := w.find(want).Object; o == nil || string(o.Body) != strings.Repeat("piece ", len(c.pauses)) || w.counts.abandoned.Load() > 0 {
+				t.Errorf("%s: %v is kept; %d are counted as given up", c.name, o, w.counts.abandoned.Load())
+			}
+		})
+	}
+}
