@@ -98,9 +98,9 @@ func New(cfg Config) *Cache {
 	c.useSlabs()
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.stored = otter.Must(&otter.Options[string, *entry]{
-		// The last eighth is for fills. The library evicts behind its writes, by its own count, so the bytes are
-		// counted here as well and what does not fit is refused (reserve).
-		MaximumWeight: uint64(c.limit - c.limit/8),
+		// The last eighth is for fills, whatever slabs waste. The library evicts behind its writes, by its own count, so the bytes
+		// are counted here as well and what does not fit is refused (reserve).
+		MaximumWeight: uint64(c.mostKept()),
 		Weigher:       func(_ string, e *entry) uint32 { return e.weight },
 		OnAtomicDeletion: func(d otter.DeletionEvent[string, *entry]) {
 			if d.WasEvicted() {
@@ -170,5 +170,8 @@ func (c *Cache) Counters() map[string]uint64 {
 	maps.Copy(all, c.shelf.counters())
 	return all
 }
+
+// mostKept is how much of what the cache may hold is for what is kept. The rest is for fills, the slab that is spared and the waste of slabs.
+func (c *Cache) mostKept() int64 { return c.limit - c.limit/8 - c.slabs.size - c.slabs.most }
 
 func (c *Cache) objectLimit() int64 { return min(maxObject, c.limit/8) }

@@ -2,13 +2,16 @@ package cache
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // slabbed is a cache with slabs, which are small, so that there are many and bodies move often.
@@ -271,4 +274,52 @@ func BenchmarkMoveToASlab(b *testing.B) {
 			opened.Close()
 		}
 	}
+}
+
+// churn keeps bodies of 100 KiB and has each sent, until the cache has evicted as much as it holds.
+func (c *Cache) churn(t *testing.T, p *Policy, sent func(i int, b Body)) {
+	t.Helper()
+	body := patterned(1, 100<<10)
+	for i := 0; i < int(2*c.limit)/len(body); i++ {
+		path := fmt.Sprint("/", i)
+		c.keep(p, path, bytes.Clone(body))
+		if o := c.object(p, path); o != nil {
+			b, err := c.OpenFile(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent(i, b)
+		}
+		synctest.Wait()
+	}
+	if c.counts.evicted.Load() == 0 {
+		t.Fatal("nothing was evicted")
+	}
+}
+
+// Who fills a cache that is full has an eighth of it for that, whatever slabs waste.
+func TestAFullCacheWithSlabsKeepsTheLargestObject(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, c := policy(), New(Config{Bytes: 2 * slabShare * slabBytes})
+		defer c.Close()
+		c.churn(t, p, func(_ int, b Body) { b.Close() })
+		size := c.objectLimit()
+		want := Want{Key: p.Key(Target{Distribution: "shop", Path: "/largest", Host: "www.example.com"}, nil), Policy: p, Header: http.Header{},
+			Fetch: func(context.Context, http.Header) (*http.Response, error) {
+				return response(200, size, bytes.NewReader(make([]byte, size)), "Cache-Control: max-age=60"), nil
+			}}
+		ask, err := c.Ask(t.Context(), want, c.Find(want.Key, p, want.Header, time.Now(), nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := ask.Wait()
+		if err != nil || !r.Stored {
+			t.Errorf("the largest object is not kept: %q, %v; %d of %d bytes, %d of waste", r.WhyNot, err, c.bytes.Load(), c.limit, c.slabs.waste.Load())
+		}
+		synctest.Wait()
+		ask.Close()
+		if c.Close(); c.counts.refused.Load() > 0 {
+			t.Errorf("%d were refused", c.counts.refused.Load())
+		}
+	})
 }
