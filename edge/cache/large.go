@@ -147,6 +147,7 @@ func (l *largeBody) left() *pages {
 		return nil
 	}
 	l.gone = true
+	at.unneeded()
 	return at.pages
 }
 
@@ -191,6 +192,7 @@ func (l *largeBody) settle(to *spot) {
 	l.mu.Unlock()
 	l.heap.Store(nil)
 	if was != nil {
+		was.unneeded()
 		was.pages.letGo()
 	}
 }

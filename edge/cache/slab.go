@@ -21,6 +21,8 @@ const (
 	slabHoles = 16
 	// slabShare is what part of the cache may be waste where a slab is opened. From half of that in holes on bodies move.
 	slabShare = 16
+	// leastKept is what part of what a cache keeps it keeps in any case, however much of slabs waits for readers.
+	leastKept = 8
 )
 
 // slabs are those of a cache.
@@ -31,6 +33,7 @@ type slabs struct {
 	waste  atomic.Int64
 	moved  atomic.Uint64
 	uneven chan struct{} // level is to be called: there may be too many holes, or an open slab with nothing in it
+	less   atomic.Int64  // by how many bytes less is kept for waste that stays; level's to change
 
 	leveling sync.Mutex // is held by who moves bodies together, and taken before:
 	filling  sync.Mutex // is held while a body is copied, and guards:
@@ -43,6 +46,7 @@ type slabs struct {
 // slab is what pages with several bodies have besides.
 type slab struct {
 	kept  atomic.Int64 // bytes of bodies that entries keep
+	needs atomic.Int64 // bodies that somebody needs: of its users those that read none
 	used  int64        // from its beginning; guarded by slabs.filling as long as it is open, like:
 	spots []*spot
 	shut  atomic.Bool // nothing is added any more
@@ -86,6 +90,13 @@ func (at *spot) leave() int64 {
 		s.look()
 	}
 	return at.room
+}
+
+// unneeded counts the body of the spot as one that nobody needs there. Who has that end is still to let go of the pages.
+func (at *spot) unneeded() {
+	if at.pages.slab != nil {
+		at.pages.slab.needs.Add(-1)
+	}
 }
 
 // worth says whether a slab of which so much is kept has enough holes for its bodies to move.
@@ -138,6 +149,7 @@ func (s *slabs) place(l *largeBody, body []byte, spare bool) *spot {
 	p.together(at.offset, at.offset+room)
 	at.memory = p.memory[at.offset : at.offset+int64(len(body)) : at.offset+int64(len(body))]
 	p.slab.spots = append(p.slab.spots, at)
+	p.slab.needs.Add(1)
 	p.users.Add(1)
 	return at
 }
@@ -188,6 +200,9 @@ func (s *slabs) forget(p *pages) {
 	s.mu.Unlock()
 	s.waste.Add(-s.size)
 	s.cache.bytes.Add(-s.size)
+	if s.less.Load() > 0 {
+		s.look()
+	}
 }
 
 // level moves bodies together until there are no more holes than may be, or nothing is to be gained.
@@ -203,17 +218,36 @@ func (s *slabs) level() {
 		more = p != nil && s.clear(p)
 		s.leveling.Unlock()
 	}
+	s.yield()
+}
+
+// yield has less be kept by as much as there is more waste than may be, for there is room for no more than that: slabs stay for as long as
+// somebody reads a body of theirs, however slowly, and a full cache would keep nothing new until he has it. What is evicted of other slabs is
+// waste for a moment, until level has moved the rest. In steps of a quarter of a slab, for the library begins to learn anew at each.
+func (s *slabs) yield() {
+	step, most := s.size/4, s.cache.mostKept()
+	over := max(0, s.waste.Load()-s.most)
+	less := min((over+step-1)/step*step, most-most/leastKept)
+	if less != s.less.Load() {
+		s.less.Store(less)
+		s.cache.stored.SetMaximum(uint64(most - less))
+	}
 }
 
 // emptiest is the slab with most holes, if it is worth it and there are more than may be. What nothing is kept of waits for its readers, and is
-// not made less by moving others.
+// not made less by moving others. Where there is much of that, what is being read stays where it is: moved, it would be there twice.
 func (s *slabs) emptiest() (found *pages) {
-	least, holes := s.size, int64(0)
+	least, holes, waits := s.size, int64(0), int64(0)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for p := range s.all {
+		if p.slab.kept.Load() == 0 && p.slab.shut.Load() {
+			waits += s.size
+		}
+	}
+	for p := range s.all {
 		kept := p.slab.kept.Load()
-		if kept == 0 || !p.slab.shut.Load() {
+		if kept == 0 || !p.slab.shut.Load() || waits > s.most/2 && p.users.Load() > p.slab.needs.Load() {
 			continue
 		}
 		if holes += s.size - kept; kept < least && s.worth(kept) {

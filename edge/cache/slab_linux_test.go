@@ -276,19 +276,21 @@ func BenchmarkMoveToASlab(b *testing.B) {
 	}
 }
 
-// churn keeps bodies of 100 KiB and has each sent, until the cache has evicted as much as it holds.
+// churn keeps bodies of 100 KiB and has each sent, until the cache has evicted much.
 func (c *Cache) churn(t *testing.T, p *Policy, sent func(i int, b Body)) {
 	t.Helper()
 	body := patterned(1, 100<<10)
-	for i := 0; i < int(2*c.limit)/len(body); i++ {
+	for i := 0; i < int(c.limit+c.limit/2)/len(body); i++ {
 		path := fmt.Sprint("/", i)
 		c.keep(p, path, bytes.Clone(body))
 		if o := c.object(p, path); o != nil {
 			b, err := c.OpenFile(o)
-			if err != nil {
+			switch {
+			case err == nil:
+				sent(i, b)
+			case err != ErrLost: // it may be evicted right now
 				t.Fatal(err)
 			}
-			sent(i, b)
 		}
 		synctest.Wait()
 	}
@@ -322,4 +324,49 @@ func TestAFullCacheWithSlabsKeepsTheLargestObject(t *testing.T) {
 			t.Errorf("%d were refused", c.counts.refused.Load())
 		}
 	})
+}
+
+// Who reads a body slowly keeps a slab from being given back. However many do, what is new is kept: what is old has to go for it.
+func TestSlowReadersDoNotFreezeTheCache(t *testing.T) {
+	for _, readers := range []int{7, 20} {
+		synctest.Test(t, func(t *testing.T) {
+			p, c := policy(), New(Config{Bytes: 2 * slabShare * slabBytes})
+			defer c.Close()
+			var slow []Body
+			last := (*pages)(nil)
+			c.churn(t, p, func(_ int, b Body) {
+				if b.at != nil && b.at.pages.slab != nil && b.at.pages != last && len(slow) < readers { // one each
+					last, slow = b.at.pages, append(slow, b)
+					return
+				}
+				b.Close()
+			})
+			synctest.Wait()
+			if len(slow) != readers {
+				t.Fatalf("%d slabs are read", len(slow))
+			}
+			refused := c.counts.refused.Load()
+			c.churn(t, p, func(_ int, b Body) { b.Close() })
+			if n := c.counts.refused.Load() - refused; n > 0 {
+				t.Errorf("with %d readers %d were refused: of %d bytes %d are counted, %d of waste", readers, n, c.limit, c.bytes.Load(), c.slabs.waste.Load())
+			}
+			kept := int64(c.stored.WeightedSize())
+			if least := c.mostKept() - int64(readers+2)*c.slabs.size; kept < least {
+				t.Errorf("with %d readers %d bytes are kept, want %d at least", readers, kept, least)
+			}
+			t.Logf("with %d readers %d bytes of %d are kept, %d are waste, in %d slabs", readers, kept, c.mostKept(), c.slabs.waste.Load(), c.slabs.count())
+			c.countsRight(t)
+			for _, b := range slow {
+				if _, _, memory, _, _ := b.Pages(); !bytes.Equal(memory, patterned(1, 100<<10)) {
+					t.Error("a slow reader sees another body")
+				}
+				b.Close()
+			}
+			synctest.Wait()
+			if most := c.stored.GetMaximum(); most != uint64(c.mostKept()) || c.slabs.less.Load() != 0 {
+				t.Errorf("when they have left %d bytes may be kept, want %d", most, c.mostKept())
+			}
+			c.countsRight(t)
+		})
+	}
 }
