@@ -57,6 +57,13 @@ type Want struct {
 // Origin is how a cache knows which fills have the same origin. The zero value is one of which none runs.
 type Origin struct{ fills int } // that run, guarded by cache.mu
 
+// Fills says whether fills of an origin run.
+func (c *Cache) Fills(o *Origin) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return o.fills > 0
+}
+
 func (w *Want) rank() int {
 	if w.Rank == nil {
 		return 0

@@ -67,6 +67,8 @@ type Plane struct {
 	apply sync.Mutex // held by Apply and Close
 	// upstreams are those of the table's behaviours; apply guards them.
 	upstreams map[upstreamKey]*upstream
+	fillings  map[string]*filling // of these, and those in idle, by upstream.at; apply guards both
+	idle      map[string]*filling // that no upstream has any more, but fills may run of
 	fields    fields
 	pieces    sync.Pool // *[]byte, for bodies that are passed on
 	blocks    sync.Pool // *[cache.BodyPiece]byte, for those that are read from disk
@@ -87,7 +89,7 @@ func New(cfg Config) *Plane {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Plane{cfg: cfg, cache: cache.New(cache.Config{Bytes: cfg.CacheBytes, Disk: cfg.Disk, Log: cfg.Log}), fields: newFields(cfg.POP), upstreams: map[upstreamKey]*upstream{}}
+	p := &Plane{cfg: cfg, cache: cache.New(cache.Config{Bytes: cfg.CacheBytes, Disk: cfg.Disk, Log: cfg.Log}), fields: newFields(cfg.POP), upstreams: map[upstreamKey]*upstream{}, fillings: map[string]*filling{}, idle: map[string]*filling{}}
 	p.maxAhead = cfg.CacheBytes / aheadShare / cache.SliceSize
 	p.openPeers()
 	p.pieces.New = func() any { b := make([]byte, pieceSize); return &b }
@@ -132,19 +134,28 @@ func (p *Plane) Apply(s *spec.Spec) error {
 	if err != nil {
 		return fmt.Errorf("apply revision %d: %w", s.Revision, err)
 	}
-	p.table.Store(t)
 	for _, d := range came {
 		for _, b := range d.behaviors {
-			b.upstream.users++
-			p.upstreams[b.upstream.key] = b.upstream
+			if b.upstream.users++; b.upstream.users == 1 {
+				p.upstreams[b.upstream.key] = b.upstream
+				p.joins(b.upstream)
+			}
 		}
 	}
+	p.table.Store(t)
 	for _, d := range went {
 		for _, b := range d.behaviors {
 			if b.upstream.users--; b.upstream.users == 0 {
 				delete(p.upstreams, b.upstream.key)
 				b.upstream.closeIdle()
+				p.parts(b.upstream)
 			}
+		}
+	}
+	for at, f := range p.idle { // one for each fill at most, and those that went just now
+		if !p.cache.Fills(&f.Origin) {
+			delete(p.idle, at)
+			delete(p.fillings, at)
 		}
 	}
 	p.cfg.Log.Debug("distributions are served", "revision", s.Revision, "distributions", t.all.Len())

@@ -842,6 +842,71 @@ defaultCacheBehavior: {targetOrigin: web, cachePolicy: p}
 	})
 }
 
+// An origin that is written in several ways, or comes back with a later spec while fills of it run, has one share.
+func TestAnOriginHasOneShareHoweverItIsWritten(t *testing.T) {
+	const written = `
+---
+kind: Distribution
+name: dead
+aliases: [dead.test]
+origins:
+- {name: one, url: "http://dead.test"}
+- {name: two, url: "http://DEAD.test:80", connectionAttempts: 2}
+cacheBehaviors:
+- {pathPattern: "/two/*", targetOrigin: two, cachePolicy: p}
+defaultCacheBehavior: {targetOrigin: one, cachePolicy: p}
+`
+	inWorld(t, site("")+written, func(t *testing.T, w *world) {
+		w.origin(says(0, "well", "Cache-Control: max-age=60"))
+		dead := w.in.Host("dead", spec.Location{}, netip.MustParseAddr("198.51.100.2"))
+		w.in.Name("dead.test", dead.Addr())
+		over := make(chan struct{})
+		w.serve(dead, ":80", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-over }))
+		ctx, leave := context.WithCancel(t.Context())
+		var viewers sync.WaitGroup
+		var busy atomic.Int32
+		ask := func(n int, under string) {
+			for i := range n {
+				viewers.Go(func() {
+					r := httptest.NewRequestWithContext(ctx, "GET", fmt.Sprintf("http://dead.test%s%d", under, i), nil)
+					rw := httptest.NewRecorder()
+					defer func() { recover() }() // it left
+					w.Plane.ServeHTTP(rw, r)
+					if rw.Code == http.StatusServiceUnavailable {
+						busy.Add(1)
+					}
+				})
+			}
+			time.Sleep(time.Second)
+		}
+		apply := func(text string) {
+			if err := w.Apply(build(t, text)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ask(1000, "/one/")
+		ask(50, "/two/")
+		if n := busy.Load(); n != 1050-1024 {
+			t.Errorf("%d of 1,050 were refused, want %d", n, 1050-1024)
+		}
+		apply(site(""))
+		apply(site("") + strings.ReplaceAll(written, "connectionAttempts: 2", "connectionAttempts: 1"))
+		ask(10, "/two/more/")
+		if n := busy.Load(); n != 1060-1024 {
+			t.Errorf("%d of 1,060 were refused, want %d", n, 1060-1024)
+		}
+		w.must("/", 200, "Miss", "well")
+		leave()
+		close(over)
+		viewers.Wait()
+		time.Sleep(time.Minute) // the fills end
+		apply(site(""))
+		if n := len(w.fillings) + len(w.idle); n != 1 {
+			t.Errorf("%d origins have a share, want 1", n)
+		}
+	})
+}
+
 // Who says that he asks early gets the 425 that the origin answers that with, and nobody else does, or is kept apart for it.
 func TestTooEarlyIsForWhoAsksEarly(t *testing.T) {
 	inWorld(t, site("minTTL: 60s\ndefaultTTL: 60s"), func(t *testing.T, w *world) {

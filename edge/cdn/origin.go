@@ -44,14 +44,54 @@ func keyOf(o *spec.Origin) upstreamKey {
 	return upstreamKey{cmp.Or(o.URL, strings.Join(o.LoadBalancers, " ")), o.ConnectionAttempts, o.ConnectionTimeout.Std(), o.ResponseTimeout.Std()}
 }
 
+// filling is how the cache knows an origin, whatever its URL's path and the settings by which it is asked: else who writes it in several ways has
+// several shares of what may be asked of origins. It stays as long as an upstream has it, or a fill of it runs: then one that comes back with
+// a later spec goes on with its share.
+type filling struct {
+	cache.Origin
+	users int // upstreams; the plane's apply guards it
+}
+
+// joins has an upstream share what others of the same origin have. p.apply is held.
+func (p *Plane) joins(u *upstream) {
+	at := u.at()
+	f := p.fillings[at]
+	if f == nil {
+		f = new(filling)
+		p.fillings[at] = f
+	}
+	delete(p.idle, at)
+	f.users++
+	u.filling = f
+}
+
+// parts ends that an upstream is among those that share. p.apply is held.
+func (p *Plane) parts(u *upstream) {
+	if u.filling.users--; u.filling.users == 0 {
+		p.idle[u.at()] = u.filling
+	}
+}
+
+// at is where an upstream asks: a scheme and authority, or load balancers in order.
+func (u *upstream) at() string {
+	if u.authority == "" {
+		return strings.Join(slices.Compact(slices.Sorted(strings.FieldsSeq(u.key.url))), " ")
+	}
+	at := &url.URL{Scheme: u.scheme, Host: strings.ToLower(u.authority)}
+	if port := at.Port(); port == "80" && u.scheme == "http" || port == "443" && u.scheme == "https" || port == "" {
+		at.Host = strings.TrimSuffix(at.Host, ":"+port)
+	}
+	return at.String()
+}
+
 // upstream is how origins of one key are reached.
 type upstream struct {
 	key       upstreamKey
 	scheme    string
-	authority string // of the URL
-	address   string // of a http URL: where package wire asks; empty: it does not
-	users     int    // how many behaviours of the table have it; the plane's apply guards it
-	filling   cache.Origin
+	authority string   // of the URL
+	address   string   // of a http URL: where package wire asks; empty: it does not
+	users     int      // how many behaviours of the table have it; the plane's apply guards it
+	filling   *filling // what it shares with upstreams of other keys
 	plane     *Plane
 	made      atomic.Pointer[wire.Client]
 }

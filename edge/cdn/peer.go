@@ -121,7 +121,7 @@ func (p *Plane) errandOf(r *http.Request, d Decision, key cache.Key, header http
 
 // wanted is what a fill is to bring for the errand. Viewer is the header that the key was made of.
 func (p *Plane) wanted(e *errand, viewer http.Header) cache.Want {
-	w := cache.Want{Key: e.key, Policy: e.Behavior.Policy, Header: viewer, Rank: e.rank, Origin: &e.Behavior.upstream.filling}
+	w := cache.Want{Key: e.key, Policy: e.Behavior.Policy, Header: viewer, Rank: e.rank, Origin: &e.Behavior.upstream.filling.Origin}
 	p.fetchingHere(e, &w)
 	if e.at == byViewers {
 		w.Keep = p.keep(*e, e.key)

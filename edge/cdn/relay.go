@@ -45,7 +45,7 @@ func (p *Plane) Relay(q *http1.Request, a *http1.Response, room func() []byte) (
 	if len(p.allHops(d, key, byViewers, nil)) > 0 {
 		return false, nil
 	}
-	lead := p.cache.Lead(key, policy, viewer, ofOrigin, q.Now, &d.Behavior.upstream.filling)
+	lead := p.cache.Lead(key, policy, viewer, ofOrigin, q.Now, &d.Behavior.upstream.filling.Origin)
 	if lead == nil {
 		return false, nil
 	}

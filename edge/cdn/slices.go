@@ -67,7 +67,7 @@ func (p *Plane) slicer(ctx context.Context, w http.ResponseWriter, e errand, hea
 func (s *slicer) want(n int64) cache.Want {
 	e := s.errand
 	e.hops, e.turn = s.p.hops(e.Decision, e.key, e.at, nil), new(atomic.Int32)
-	w := cache.Want{Key: e.key, Policy: e.Behavior.Policy, Header: s.header, Fetch: s.p.fetching(&e), Rank: e.rank, Origin: &e.Behavior.upstream.filling}
+	w := cache.Want{Key: e.key, Policy: e.Behavior.Policy, Header: s.header, Fetch: s.p.fetching(&e), Rank: e.rank, Origin: &e.Behavior.upstream.filling.Origin}
 	if e.at == byViewers {
 		w.Keep = s.p.keep(e, s.object.SliceKey(e.key, n))
 	}
