@@ -27,6 +27,7 @@ type diskWorld struct {
 	*world
 	dir   string
 	text  string
+	pends int64 // as disk.Config.Pending
 	store *disk.Store
 	plane *Plane
 }
@@ -62,7 +63,7 @@ func bodyOf(n int) string {
 func (w *diskWorld) start() {
 	w.t.Helper()
 	var err error
-	if w.store, err = disk.Open(disk.Config{Dir: w.dir, Bytes: 64 << 20}); err != nil {
+	if w.store, err = disk.Open(disk.Config{Dir: w.dir, Bytes: 64 << 20, Pending: w.pends}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.plane = New(Config{View: func() *view.View { return w.view }, POP: "icn1", Dial: w.edge.Dial, CacheBytes: 16 << 20, Disk: w.store})
