@@ -291,7 +291,8 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 		}
 		asked, err := b.send(stream, node, header, func() { l.release(carrier) })
 		if err == nil {
-			carrier.unread.enter(asked, b.config.windows.stream)
+			asked.lasts = h.Passage.lasts()
+			carrier.unread.enter(asked, carrier.conn, b.config.windows)
 		}
 		if err == nil && early {
 			return &earlyConn{duplexConn: asked, moved: func() { l.moved(carrier) }}, nil

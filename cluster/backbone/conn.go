@@ -197,7 +197,7 @@ func (c *streamConn) explain(act string, err error) error {
 		if cancelled.Remote {
 			return fmt.Errorf("%s stream to %s: %w", act, c.peer, ErrReset)
 		}
-		if c.forsaken.Load() {
+		if c.forsaken.Load() == slowLost {
 			return fmt.Errorf("%s stream to %s: %w: %w", act, c.peer, ErrDown, errSlow)
 		}
 		return fmt.Errorf("%s stream to %s: %w", act, c.peer, net.ErrClosed)

@@ -217,7 +217,8 @@ func (b *Backbone) serveStream(v *visit, stream *quic.Stream, from string) {
 	}
 	c.SetReadDeadline(time.Time{})
 	c.remote = client(h, from)
-	v.unread.enter(c, b.config.windows.stream)
+	c.lasts = h.Passage.lasts()
+	v.unread.enter(c, v.conn, b.config.windows)
 	switch {
 	case h.Service == helloService:
 		c.unlist()

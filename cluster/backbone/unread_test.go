@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
 // smallWindows are those of the package in small, so that a few flows fill them.
@@ -172,12 +175,113 @@ func TestAFlowOfASlowReaderGoesOnOverANarrowStream(t *testing.T) {
 	})
 }
 
-func TestWindowsAreTakenForAsWideAsTheyMayBe(t *testing.T) {
-	for _, c := range []struct{ window, read, want uint64 }{
-		{512, 0, 512}, {512, 255, 512}, {512, 256, 1024}, {512, 256 + 512, 2048}, {512, 1 << 20, 6144}, {6144, 1 << 20, 6144}, {4096, 2048, 6144},
+// Who goes on reading is left alone, however many there are: those whose clients set the pace, of which each takes as much in a second as some of its
+// windows, and those that take far less than their window.
+func TestReadersThatGoOnAreLeftAlone(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		readers int
+		bytes   int64 // that each takes at once
+		every   time.Duration
+	}{
+		{"at a steady rate", 50, 4800, 100 * time.Millisecond}, // as 1.5 MB/s are to 512 KiB
+		{"slowly", 150, 1 << 10, 500 * time.Millisecond},
 	} {
-		if got := widened(c.window, c.read, 6144); got != c.want {
-			t.Errorf("%d after %d bytes: %d, want %d", c.window, c.read, got, c.want)
+		t.Run(c.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.in.Link("icn", "iad", memnet.Path{Delay: 10 * time.Millisecond})
+				config := w.config("icn", w.authority)
+				config.windows = smallWindows
+				icn, iad := w.openWith(config), w.open("iad")
+				defer icn.Close()
+				defer iad.Close()
+				icn.Keep(peers("iad"))
+				w.until(icn, "iad", true)
+				iad.Handle("film", sends(64<<20))
+				var wg sync.WaitGroup
+				for range c.readers {
+					film := w.mustDial(icn, "iad", "film")
+					wg.Go(func() {
+						defer film.Abort()
+						for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(c.every) {
+							if _, err := io.CopyN(io.Discard, film, c.bytes); err != nil {
+								w.Error(err)
+								return
+							}
+						}
+					})
+				}
+				wg.Wait()
+				counts := icn.Counters()
+				if left, reset := counts["backbone_streams_slow_left_total"], counts["backbone_streams_slow_cut_total"]; left+reset > 0 {
+					w.Errorf("%d streams were left and %d reset", left, reset)
+				}
+			})
+		})
+	}
+}
+
+// Those make room first that lose nothing by it, and of these the ones that have stopped; then others that have stopped; who goes on is not reset.
+func TestReadersMakeRoomInTheOrderOfWhatTheyLose(t *testing.T) {
+	const wide, narrow = 256 << 10, 16 << 10
+	u := &unread{all: map[*streamConn]struct{}{}}
+	add := func(window uint64, lasts, stops bool) *streamConn {
+		c := &streamConn{}
+		c.lasts = lasts
+		c.window.Store(window)
+		u.all[c] = struct{}{}
+		if stops {
+			c.peer = "stops"
+		}
+		return c
+	}
+	order := []*streamConn{
+		add(wide, true, true), add(wide, true, false), // lasting: the one that has stopped first
+		add(wide, false, true), add(narrow, true, true),
+	}
+	add(wide, false, false) // goes on
+	add(narrow, true, false)
+	add(narrow, false, false)
+	w := windows{stream: narrow, maxStream: wide}
+	var held uint64
+	for c := range u.all {
+		held += c.window.Load()
+	}
+	look := func(slow uint64) (left []*streamConn) {
+		for c := range u.all {
+			if c.peer != "stops" {
+				c.taken.Add(1 << 10)
+			}
+		}
+		w.slow = slow
+		wide, narrow := u.look(w)
+		return append(wide, narrow...)
+	}
+	for range slowLooks {
+		if left := look(held); len(left) > 0 {
+			t.Fatalf("%d were left though there is room", len(left))
+		}
+	}
+	for i, slow := range []uint64{held, held - 1, held - wide, held - 2*wide, held - 3*wide + 2*narrow, 0} {
+		if left := look(slow); !slices.Equal(left, order[:min(i, len(order))]) {
+			t.Errorf("with room for %d of %d: %d were left, or others than the first", slow, held, len(left))
+		}
+	}
+}
+
+func TestWindowsAreTakenForAsWideAsQUICMakesThem(t *testing.T) {
+	const rtt = 20 * time.Millisecond
+	for _, c := range []struct {
+		window, read uint64
+		took, rtt    time.Duration
+		want         bool
+	}{
+		{512, 257, 2*rtt - 1, rtt, true}, {512, 257, 2*rtt + rtt/8, rtt, false},
+		{512, 512, 4*rtt - 1, rtt, true}, {512, 512, 4 * rtt, rtt, false},
+		{512, 257, time.Hour, 0, true},
+	} {
+		if got := widens(c.window, c.read, c.took, c.rtt); got != c.want {
+			t.Errorf("%d of %d bytes in %v at %v: %v", c.read, c.window, c.took, c.rtt, got)
 		}
 	}
 }
