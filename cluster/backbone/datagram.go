@@ -672,6 +672,9 @@ func (s *largeSender) write(p *peer, queue []byte) (lost int) {
 			if err != nil {
 				return lost + datagramsIn(queue)
 			}
+			if on, is := conn.(*streamConn); is {
+				on.of.leave(on) // nothing comes by it, and nobody reads it
+			}
 			s.conn, fresh = conn.(duplexConn), true
 		}
 		s.conn.SetWriteDeadline(time.Now().Add(largeTimeout))

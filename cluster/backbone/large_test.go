@@ -86,6 +86,29 @@ func TestAFirstDatagramThatIsLargeOpensItsFlow(t *testing.T) {
 	})
 }
 
+// The stream of large datagrams is only written, and that is not the fault of a reader.
+func TestTheStreamOfLargeDatagramsIsNotThatOfASlowReader(t *testing.T) {
+	inWorld(t, func(w *world) {
+		icn, iad, there, flow, _ := w.both(true)
+		defer iad.Close()
+		defer icn.Close()
+		large := strings.Repeat("a", 5000)
+		w.send(flow, large)
+		time.Sleep(5 * roundTrip)
+		w.wants("one", there.take(), large)
+		full := defaultWindows
+		full.slow = 0 // whoever is slow is too much
+		l := (*icn.links.Load())["iad"]
+		for range slowLooks + 1 {
+			for _, c := range l.carriers {
+				if wide, narrow := c.unread.look(full); len(wide)+len(narrow) > 0 {
+					w.Error("its reader counts as slow")
+				}
+			}
+		}
+	})
+}
+
 func TestMessagesAreCutBehindTheLastThatIsWhole(t *testing.T) {
 	one := []byte{0, 0, 0, 2, 'a', 'b'}
 	queue := slices.Concat(one, one, one)
