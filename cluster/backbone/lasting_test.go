@@ -930,7 +930,10 @@ func TestNothingIsKeptOfWhatADeadlineHasLeft(t *testing.T) {
 				if _, err := near.Write(make([]byte, 10<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
 					w.Fatal(err)
 				}
-				if !near.rest.left() && !w.byTCP { // whose stream is lost with that
+				near.mu.Lock()
+				left := near.rest.left()
+				near.mu.Unlock()
+				if !left && !w.byTCP { // whose stream is lost with that
 					w.Fatal("nothing is half written")
 				}
 				end(near, far)
