@@ -197,8 +197,11 @@ func (c *streamConn) explain(act string, err error) error {
 		if cancelled.Remote {
 			return fmt.Errorf("%s stream to %s: %w", act, c.peer, ErrReset)
 		}
-		if c.forsaken.Load() == slowLost {
+		switch c.forsaken.Load() {
+		case slowLost:
 			return fmt.Errorf("%s stream to %s: %w: %w", act, c.peer, ErrDown, errSlow)
+		case slowCut:
+			return fmt.Errorf("%s stream to %s: %w", act, c.peer, errSlow)
 		}
 		return fmt.Errorf("%s stream to %s: %w", act, c.peer, net.ErrClosed)
 	}

@@ -448,7 +448,8 @@ func (c *lastingConn) watch() {
 	c.unwatch = context.AfterFunc(s.Gone(), func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if err := s.gone(); pathLost(err, c.through) { // what an end has done is learnt by who comes to the stream, after what has arrived
+		// What the other end has done is learnt by who comes to the stream, after what has arrived.
+		if err := s.gone(); pathLost(err, c.through) || errors.Is(err, errSlow) {
 			c.failed(s, reader, err)
 		}
 	})

@@ -204,8 +204,14 @@ func (b *Backbone) leaveSlow(u *unread, conn *quic.Conn) {
 	}
 	for _, c := range narrow {
 		b.count.slowReset.Add(1)
-		c.Abort()
+		c.cutSlow()
 	}
+}
+
+// cutSlow resets a stream for its slow reader, who is told when he comes to it.
+func (c *streamConn) cutSlow() {
+	c.forsaken.Store(slowCut)
+	c.Abort()
 }
 
 // leaveSlow looks at the streams of all carriers of a link.

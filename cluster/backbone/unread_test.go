@@ -2,8 +2,10 @@ package backbone
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -173,6 +175,58 @@ func TestAFlowOfASlowReaderGoesOnOverANarrowStream(t *testing.T) {
 			w.Errorf("%d were reset", n)
 		}
 	})
+}
+
+// A flow whose stream is reset for its slow reader is over, though nobody comes to it: its reader waits elsewhere.
+func TestAFlowThatIsResetForItsSlowReaderIsOver(t *testing.T) {
+	for _, by := range []string{"iad", "fra"} {
+		inFlowWorld(t, 1, func(w *flowWorld) {
+			near, far := w.flow(by, by)
+			other, otherFar := w.flow(by, by)
+			near.mu.Lock()
+			on := near.stream.(*streamConn)
+			near.mu.Unlock()
+			if by != "iad" { // the stream's end at the node in between
+				fra, here := w.nodes["fra"], on.StreamID()
+				fra.visiting.Lock()
+				for v := range fra.visitors {
+					v.unread.mu.Lock()
+					for c := range v.unread.all {
+						if c.lasts && v.from == "icn" && c.StreamID() == here {
+							on = c
+						}
+					}
+					v.unread.mu.Unlock()
+				}
+				fra.visiting.Unlock()
+			}
+			time.Sleep(time.Second)
+			on.cutSlow()
+			time.Sleep(2 * roundTrip)
+			if by == "iad" {
+				near.mu.Lock()
+				over := near.over
+				near.mu.Unlock()
+				if !errors.Is(over, errSlow) {
+					w.Errorf("it is over by %v", over)
+				}
+			}
+			for name, c := range map[string]*lastingConn{"icn": near, "iad": far} {
+				c.SetReadDeadline(time.Now().Add(time.Second))
+				if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					w.Errorf("by %s, at %s: %v", by, name, err)
+				}
+			}
+			if !other.lasts() {
+				w.Error("another flow is over, too")
+			}
+			near.Close()
+			far.Close()
+			other.Abort()
+			otherFar.Abort()
+			w.settled()
+		})
+	}
 }
 
 // Who goes on reading is left alone, however many there are: those whose clients set the pace, of which each takes as much in a second as some of its
