@@ -583,11 +583,49 @@ func (l *link) openBulk(ctx context.Context, h Header, first []byte) (*bulkConn,
 		l.pool.mu.Unlock()
 		return nil, nil
 	}
-	if _, err := await(ctx, c); err != nil {
+	giveUp := c.Abort
+	if h.Passage.lasts() && h.Passage.Epoch == 0 {
+		giveUp = func() { c.SetReadDeadline(time.Unix(1, 0)) } // who is called off tells the other end so
+	}
+	stop := context.AfterFunc(ctx, giveUp)
+	err = readAnswer(c)
+	switch {
+	case !stop():
+		l.callOff(c, h, err)
+		return nil, ctx.Err()
+	case err != nil:
+		c.Abort()
 		return nil, err
 	}
 	l.b.bulk.flows.Add(1)
 	return c, nil
+}
+
+// callOff gives up what was asked for, of which the answer may be on its way. A reset says nothing of a flow that outlives its connection: where it was
+// accepted the other end is told that it is over, and does not wait for it.
+func (l *link) callOff(c *bulkConn, h Header, err error) {
+	if !h.Passage.lasts() || h.Passage.Epoch > 0 || err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.Abort()
+		return
+	}
+	if !l.b.start(func() {
+		if err != nil {
+			c.SetReadDeadline(time.Now().Add(meetAttempt))
+			err = readAnswer(c)
+		}
+		if err != nil {
+			c.Abort()
+			return
+		}
+		way := Way{Node: l.node, Header: h}
+		over := l.b.newLasting(c, flowKey{"", h.Passage.ID})
+		over.to, over.way = way.end(), way.Node
+		over.ways = func() []Way { return []Way{way} }
+		over.begin()
+		over.Abort()
+	}) {
+		c.Abort()
+	}
 }
 
 // send sends a header, and returns once the other end has it.

@@ -682,6 +682,33 @@ func TestAFlowOutlivesAQuestionThatIsGivenUp(t *testing.T) {
 	}
 }
 
+// Who is called off while the answer is on its way tells the other end, by TCP too, where that would wait for him otherwise.
+func TestAFlowThatWasAcceptedWhenItWasCalledOffIsOver(t *testing.T) {
+	for _, by := range []string{"iad", "fra"} {
+		newFlowWorld(t, 1, true, func(w *flowWorld) {
+			w.warm()
+			ctx, callOff := context.WithCancel(w.Context())
+			defer callOff()
+			accepted := make(chan net.Conn, 1)
+			w.nodes["iad"].Handle("flow", func(in *Incoming) {
+				time.Sleep(3 * roundTrip) // it has been heard of
+				accepted <- in.Accept()
+				callOff()
+			})
+			if _, err := w.icn.DialLasting(ctx, flowWays(by)[0], func() []Way { return flowWays(by) }); !errors.Is(err, context.Canceled) {
+				w.Errorf("by %s: %v", by, err)
+			}
+			far := <-accepted
+			far.SetReadDeadline(time.Now().Add(5 * roundTrip))
+			if _, err := far.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
+				w.Errorf("by %s the other end reads %v", by, err)
+			}
+			far.Close()
+			w.settled()
+		})
+	}
+}
+
 // Two who ask for a stream at once know the same of what has come. When the first brings one, which is lost again, what the second knows is old.
 func TestAFlowIsLostTwiceInARowAndNothingComesTwice(t *testing.T) {
 	inFlowWorld(t, 1, func(w *flowWorld) {
