@@ -326,13 +326,19 @@ func (n *Node) takeFlow(ctx context.Context, resource string, client netip.AddrP
 		n.flows.leave()
 		return nil, err
 	}
-	return &takenFlow{taken, n.flows.leave}, nil
+	return &takenFlow{taken, sync.OnceFunc(n.flows.leave)}, nil
 }
 
 // takenFlow is a flow of this node's accelerator that counts among the flows of this region until it has ended.
 type takenFlow struct {
 	*origin.Taken
-	leave func()
+	leave func() // may be called more than once
+}
+
+// Abort ends one that is not to be carried after all, as another node has the flow: its target sees a reset.
+func (t *takenFlow) Abort() {
+	relay.Abort(t.Taken.Conn)
+	t.leave()
 }
 
 // Hold is as accelerator.Taken has it.

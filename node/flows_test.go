@@ -1,6 +1,9 @@
 package node
 
 import (
+	"context"
+	"net"
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -12,6 +15,8 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/edge/accelerator"
 	"github.com/perigee-net/perigee/node/api"
+	"github.com/perigee-net/perigee/origin"
+	"github.com/perigee-net/perigee/origin/relay"
 )
 
 func TestWhatNodesCarryIsToldTogether(t *testing.T) {
@@ -109,4 +114,56 @@ func TestTheEventsOfOneThingAreWaitedFor(t *testing.T) {
 			t.Errorf("the next: %q", got)
 		}
 	})
+}
+
+// resettable is a connection that notes that it was reset.
+type resettable struct {
+	net.Conn
+	resets int
+}
+
+func (r *resettable) Abort() { r.resets++ }
+
+// A flow that this node has taken, and that another node had first, is reset and takes no place here any more.
+func TestATakenFlowThatIsNotCarriedLeaves(t *testing.T) {
+	near, far := net.Pipe()
+	defer far.Close()
+	target := &resettable{Conn: near}
+	n := &Node{origin: origin.New(origin.Config{
+		Region:   "eu",
+		DialFlow: func(context.Context, string, string) (net.Conn, error) { return target, nil },
+	})}
+	yes, dial, weight := true, 100.0, 128
+	at := netip.MustParseAddr("10.0.0.1")
+	s := &spec.Spec{Revision: 1, Accelerators: map[string]*spec.Accelerator{"game": {
+		Name: "game", Enabled: &yes,
+		Listeners: []spec.AcceleratorListener{{
+			Protocol: spec.TCP, PortRanges: []spec.PortRange{{FromPort: 5000}},
+			EndpointGroups: []spec.EndpointGroup{{Region: "eu", TrafficDial: &dial, Endpoints: []spec.Endpoint{{Address: at, Weight: &weight}}}},
+		}},
+	}}}
+	if err := n.origin.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	take := func() net.Conn {
+		c, err := n.takeFlow(t.Context(), "endpoint/game/10.0.0.1:5000", netip.MustParseAddrPort("198.51.100.7:40000"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n.flows.open != 1 {
+			t.Fatalf("%d flows are open", n.flows.open)
+		}
+		return c
+	}
+	relay.Abort(take()) // as the race of an accelerator does with who comes too late
+	if n.flows.open != 0 || target.resets == 0 {
+		t.Errorf("%d flows are open, and the target was reset %d times", n.flows.open, target.resets)
+	}
+	c := take()
+	_, ended := c.(accelerator.Taken).Hold(far)
+	ended(relay.Result{})
+	relay.Abort(c)
+	if n.flows.open != 0 {
+		t.Errorf("%d flows are open after one was carried", n.flows.open)
+	}
 }
