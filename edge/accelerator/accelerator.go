@@ -323,15 +323,25 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 	}
 	p.count.flows.Add(1)
 
+	var far net.Conn
+	ended, going := func(relay.Result) {}, false
+	defer func() { // also where it panics, which who called recovers
+		if going {
+			return
+		}
+		if far != nil {
+			relay.Abort(far)
+			ended(relay.Result{Err: errUnbegun})
+		}
+		p.count.live.Add(-1)
+	}()
 	drawn := p.sampled(e.accelerator)
 	far, by, target := p.connect(Choose(t.spec, v, e.accelerator, e.listener, f, nil), f.Client, drawn.written)
 	if far == nil {
 		p.count.dropped.Add(1)
 		p.rejected(e.accelerator, spec.TCP, f, e.refuses(at.Port()))
-		p.count.live.Add(-1)
 		return false
 	}
-	ended := func(relay.Result) {}
 	if taken, is := far.(Taken); is {
 		far, ended = taken.Hold(client)
 	}
@@ -349,8 +359,12 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 		p.count.live.Add(-1)
 		over()
 	})
+	going = true
 	return true
 }
+
+// errUnbegun is the error of a flow that was not carried, as something panicked before.
+var errUnbegun = errors.New("it was not begun")
 
 // Taken is a flow to an endpoint that this node has dialled itself. Hold returns the connection that is to be carried, which is the endpoint's, and
 // what is to be called when it has ended.

@@ -21,6 +21,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
@@ -563,4 +564,31 @@ func BenchmarkServe(b *testing.B) {
 		end.Close()
 		waiting(p.ConnHandler(Listener{Address: local}))(c)
 	}
+}
+
+// clumsy is a flow that this node has dialled itself, and whose holding panics.
+type clumsy struct{ net.Conn }
+
+func (c *clumsy) Hold(net.Conn) (net.Conn, func(relay.Result)) { panic("a fault") }
+
+// What panics before a flow is carried leaves no place taken and no stream open: who called recovers.
+func TestAFlowThatPanicsBeforeItIsCarriedLeavesNothing(t *testing.T) {
+	onBench(t, threeRegions(), nil, func(b *bench) {
+		open := 0
+		dial := b.plane.config.Dial
+		b.plane.config.Dial = func(ctx context.Context, name string, h backbone.Header) (net.Conn, error) {
+			far, err := dial(ctx, name, h)
+			open++
+			return &clumsy{&noted{Conn: far, closed: sync.OnceFunc(func() { open-- })}}, err
+		}
+		near, client := net.Pipe()
+		defer client.Close()
+		defer near.Close()
+		if b.started(near) == nil {
+			b.Error("nothing was recovered")
+		}
+		if n := b.plane.Counters()["accelerator_flows"]; n != 0 || open != 0 {
+			b.Errorf("%d flows and %d streams are left", n, open)
+		}
+	})
 }

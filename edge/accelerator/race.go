@@ -2,8 +2,10 @@ package accelerator
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -54,6 +56,7 @@ type race struct {
 	won     int // index of who has won; -1: nobody
 	far     net.Conn
 	target  netip.AddrPort
+	fault   string // a panic of an attempt that was begun later, with its stack, which decided it; "": none
 }
 
 // connect opens a stream to a candidate that accepts, the first if it can be; nil: none does in time. Where it is wanted it asks for the address of the target.
@@ -72,11 +75,21 @@ func (p *Plane) connect(candidates []Candidate, client netip.AddrPort, wanted bo
 			r.all = append(r.all, entrant{Candidate: c, rank: i})
 		}
 	}
+	done := false
+	defer func() {
+		if !done {
+			r.abandon()
+		}
+	}()
 	r.mu.Lock()
 	first := r.begin(0)
 	r.mu.Unlock()
 	r.run(first, 0) // here, so that a flow whose first candidate answers costs no goroutine
 	r.wait()
+	if r.fault != "" {
+		panic(r.fault) // here, where who called recovers, as if the attempt had been made here
+	}
+	done = true
 	if r.won < 0 {
 		return nil, Candidate{}, netip.AddrPort{}
 	}
@@ -111,19 +124,56 @@ func (r *race) run(ctx context.Context, i int) {
 	}
 }
 
-// late begins the next attempt, as those before it have not answered yet.
-func (r *race) late() {
+// abandon ends the race for who does not wait for it any more, as it panics.
+func (r *race) abandon() {
 	r.mu.Lock()
-	i := -1
-	var ctx context.Context
-	if !r.decided && r.running < maxAtOnce {
-		i = r.pick(true)
+	defer r.mu.Unlock()
+	if !r.decided {
+		r.decide()
 	}
-	if i >= 0 {
+	if r.far != nil {
+		relay.Abort(r.far)
+		r.far = nil
+	}
+}
+
+// late begins the next attempt, as those before it have not answered yet. It is called on a goroutine of its own, where nobody recovers.
+func (r *race) late() {
+	defer func() {
+		if v := recover(); v != nil {
+			r.failed(v)
+		}
+	}()
+	if i, ctx := r.following(); i >= 0 {
+		r.run(ctx, i)
+	}
+}
+
+// following begins the next attempt of late, if there is to be one; -1: there is not.
+func (r *race) following() (i int, ctx context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.decided || r.running >= maxAtOnce {
+		return -1, nil
+	}
+	if i = r.pick(true); i >= 0 {
 		ctx = r.begin(i)
 	}
-	r.mu.Unlock()
-	r.run(ctx, i)
+	return i, ctx
+}
+
+// failed decides the race by a panic, which connect passes on. Where it was decided before, nobody is left to pass it on to.
+func (r *race) failed(v any) {
+	fault := fmt.Sprintf("%v, in an attempt that was begun later\n%s", v, debug.Stack())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.decided {
+		r.plane.count.attemptsFailed.Add(1)
+		r.plane.config.Log.Error("an attempt for a flow panicked", "panic", fault)
+		return
+	}
+	r.fault = fault
+	r.decide()
 }
 
 // pick is who is to be tried next, -1 if nobody is left: in their order, or, where nobody says anything, with each region in its turn. r.mu is held.

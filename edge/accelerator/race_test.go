@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -157,4 +159,69 @@ func TestANodeIsToldHowLongItHas(t *testing.T) {
 			}
 		})
 	}
+}
+
+// started has a flow of b be started as a door does, which recovers; it returns what was recovered.
+func (b *bench) started(client net.Conn) (recovered any) {
+	defer func() { recovered = recover() }()
+	b.plane.Start(client, local, func() {})
+	return nil
+}
+
+// A panic of an attempt is one of who has the flow be started, wherever it was made, and leaves nothing behind.
+func TestAPanicOfAnAttemptEndsItsFlowAlone(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		name      string
+		faulty    int // which attempt it is, from 1
+		after     time.Duration
+		others    time.Duration
+		recovered bool
+	}{
+		{"of the first, while the second is under way", 1, 300 * ms, 500 * ms, true},
+		{"of the first, after the second has answered", 1, 500 * ms, 50 * ms, true},
+		{"of the second", 2, 50 * ms, 900 * ms, true},
+		{"of the second, after the first has answered", 2, 500 * ms, 300 * ms, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			onBench(t, threeRegions(), nil, func(b *bench) {
+				var begun, open atomic.Int64
+				dial := b.plane.config.Dial
+				b.plane.config.Dial = func(_ context.Context, name string, h backbone.Header) (net.Conn, error) {
+					if begun.Add(1) == int64(c.faulty) {
+						time.Sleep(c.after)
+						panic("a fault")
+					}
+					time.Sleep(c.others)
+					far, err := dial(context.Background(), name, h)
+					if err == nil {
+						open.Add(1)
+						far = &noted{Conn: far, closed: sync.OnceFunc(func() { open.Add(-1) })}
+					}
+					return far, err
+				}
+				near, client := net.Pipe()
+				if got := b.started(near); (got != nil) != c.recovered {
+					t.Errorf("recovered %v", got)
+				}
+				near.Close()
+				client.Close()
+				time.Sleep(2 * attemptTimeout)
+				if n := b.plane.Counters()["accelerator_flows"]; n != 0 || open.Load() != 0 {
+					t.Errorf("%d flows and %d streams are left", n, open.Load())
+				}
+			})
+		})
+	}
+}
+
+// noted is a connection that tells that it is closed.
+type noted struct {
+	net.Conn
+	closed func()
+}
+
+func (n *noted) Close() error {
+	n.closed()
+	return n.Conn.Close()
 }

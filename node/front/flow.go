@@ -57,7 +57,7 @@ func (b *begun) serve() {
 	defer func() {
 		if v := recover(); v != nil {
 			f.panicked(v)
-			b.conn.Close()
+			reset(b.conn) // not an end, which would say that its flow was whole
 			all.end()
 		}
 	}()

@@ -113,7 +113,9 @@ func TestAFlowThatPanicsCostsItsOwnConnection(t *testing.T) {
 		for range 3 {
 			c := w.dial(9000)
 			fmt.Fprintln(c, "panic")
-			ended(c)
+			if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
+				t.Errorf("its client sees %v, not a reset", err)
+			}
 			c.Close()
 		}
 		c := w.dial(9000)
