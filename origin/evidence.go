@@ -20,9 +20,12 @@ import (
 // evidence is not decided here.
 
 const (
-	// patience is how long a dial must have lasted for its being given up to count against the target: edge nodes wait so long, at least, until they
+	// patience is how long a dial must have lasted for its running out of time to count against the target: edge nodes wait so long, at least, until they
 	// ask another.
 	patience = 200 * time.Millisecond
+	// longPatience is that for a dial that was called off: as another had answered first, which says nothing of a target that is merely far, or as who
+	// asked had waited for all of a second, less the way here (edge nodes that do not say how long there is).
+	longPatience = 800 * time.Millisecond
 	// settled is how long a flow must stand to count for its target.
 	settled = time.Second
 )

@@ -257,6 +257,23 @@ func TestASilentTargetIsEvidenceOnceAnEdgeNodeHasWaited(t *testing.T) {
 	}
 }
 
+// Who is called off as another has answered is not thereby found at fault.
+func TestADialThatIsCalledOffIsEvidenceOnlyAfterLong(t *testing.T) {
+	for after, want := range map[time.Duration]bool{patience: false, 450 * time.Millisecond: false, longPatience - 1: false, longPatience: true} {
+		inWorld(t, 1, func(t *testing.T, w *world) {
+			e := listening(w)
+			w.net.CutOff("t1")
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			time.AfterFunc(after, cancel)
+			w.plane.serveFlow(ctx, "targetGroup/web", netip.MustParseAddrPort("198.51.100.7:40000"), nil, func(string) {})
+			if got := e.take(); strings.HasPrefix(got, "target/web/10.0.0.1:80 by 198.51.100.7 failed: traffic: dial: ") != want || !want && got != "" {
+				t.Errorf("after %v: %s", after, got)
+			}
+		})
+	}
+}
+
 // anAccelerator is one whose endpoint in this region is the first target's machine, by its address.
 func anAccelerator(w *world) *spec.Accelerator {
 	yes, dial, weight := true, 100.0, 128

@@ -267,7 +267,15 @@ func (p *Plane) dialerOf(as netip.AddrPort, own dialer) dialer {
 
 // gaveUp says whether a dial tells nothing of the target: it had left, nobody waited for it long enough, or it was not dialled.
 func gaveUp(ctx context.Context, err error, took time.Duration) bool {
-	return errors.Is(err, errLeft) || errors.Is(err, transparent.ErrImpossible) || isOurs(err) || (ctx.Err() != nil || isTimeout(err)) && took < patience
+	switch {
+	case errors.Is(err, errLeft), errors.Is(err, transparent.ErrImpossible), isOurs(err):
+		return true
+	case errors.Is(ctx.Err(), context.Canceled):
+		return took < longPatience
+	case ctx.Err() != nil, isTimeout(err):
+		return took < patience
+	}
+	return false
 }
 
 func isTimeout(err error) bool {
