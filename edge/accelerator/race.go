@@ -52,6 +52,7 @@ type race struct {
 	begun   int
 	running int
 	next    *time.Timer
+	due     time.Time // when the next is to be begun at the earliest
 	decided bool
 	won     int // index of who has won; -1: nobody
 	far     net.Conn
@@ -153,7 +154,7 @@ func (r *race) late() {
 func (r *race) following() (i int, ctx context.Context) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.decided || r.running >= maxAtOnce {
+	if r.decided || r.running >= maxAtOnce || time.Now().Before(r.due) { // the timer had fired as one failed, and the next was begun for that
 		return -1, nil
 	}
 	if i = r.pick(true); i >= 0 {
@@ -212,15 +213,17 @@ func (r *race) begin(i int) (ctx context.Context) {
 	r.begun++
 	r.running++
 	r.all[i].begun = r.begun
+	alone := r.plane.patience(r.all[i].Candidate)
+	r.due = time.Now().Add(alone)
 	switch {
 	case r.begun == len(r.all) || r.running >= maxAtOnce:
 		if r.next != nil {
 			r.next.Stop()
 		}
 	case r.next == nil:
-		r.next = time.AfterFunc(r.plane.patience(r.all[i].Candidate), r.late)
+		r.next = time.AfterFunc(alone, r.late)
 	default:
-		r.next.Reset(r.plane.patience(r.all[i].Candidate))
+		r.next.Reset(alone)
 	}
 	return ctx
 }

@@ -225,3 +225,17 @@ func (n *noted) Close() error {
 	n.closed()
 	return n.Conn.Close()
 }
+
+// A timer that fires while a failure has the next attempt begin has none begin beside it.
+func TestATimerThatCrossesAFailureBeginsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &race{plane: New(Config{}), ends: time.Now().Add(connectTimeout), won: -1, all: make([]entrant, 3)}
+		r.mu.Lock()
+		r.begin(0)
+		r.mu.Unlock()
+		if i, _ := r.following(); i >= 0 {
+			t.Errorf("attempt %d is begun as well", i)
+		}
+		r.abandon()
+	})
+}
