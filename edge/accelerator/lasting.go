@@ -51,7 +51,25 @@ func waits(ctx context.Context, v *view.View, to, by string) time.Duration {
 			return 0
 		}
 	}
-	return max(time.Until(ends)-v.RTT[to], leastLeft)
+	return max(time.Until(ends)-roundTrip(v, to, by), leastLeft)
+}
+
+// roundTrip is that to a node, by way of another or of none (""); where nobody knows all of the way, what is known of it.
+func roundTrip(v *view.View, to, by string) time.Duration {
+	if by == "" {
+		return v.RTT[to]
+	}
+	if v.Detour != nil {
+		if d, ok := v.Detour(to); ok && d.By == by {
+			return d.RTT
+		}
+	}
+	if v.Distance != nil {
+		if far, known := v.Distance(by, to); known {
+			return v.RTT[by] + far
+		}
+	}
+	return max(v.RTT[by], v.RTT[to])
 }
 
 // lasts says that a flow to a node, by way of another or of none (""), can outlive its stream.

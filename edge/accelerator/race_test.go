@@ -136,8 +136,10 @@ func TestSilenceLeadsToOtherRegions(t *testing.T) {
 
 // Who is asked is told how long there is for the answer, if all on the way know of that.
 func TestANodeIsToldHowLongItHas(t *testing.T) {
-	v := &view.View{RTT: map[string]time.Duration{"far": 300 * time.Millisecond, "farthest": 2 * time.Second}}
-	for _, name := range []string{"near", "far", "farthest"} {
+	v := &view.View{RTT: map[string]time.Duration{"far": 300 * time.Millisecond, "farthest": 2 * time.Second, "between": 100 * time.Millisecond}}
+	v.Detour = by(map[string]view.Detour{"far": {By: "between", RTT: 200 * time.Millisecond, Direct: 300 * time.Millisecond}})
+	v.Distance = func(a, b string) (time.Duration, bool) { return 300 * time.Millisecond, a == "between" && b == "lost" }
+	for _, name := range []string{"near", "far", "farthest", "between", "lost"} {
 		v.Members = append(v.Members, view.Member{Name: name, Timed: true})
 	}
 	v.Members = append(v.Members, view.Member{Name: "old"})
@@ -146,6 +148,7 @@ func TestANodeIsToldHowLongItHas(t *testing.T) {
 		want   time.Duration
 	}{
 		{"near", "", time.Second}, {"far", "", 700 * time.Millisecond}, {"farthest", "", leastLeft}, {"far", "near", 700 * time.Millisecond},
+		{"far", "between", 800 * time.Millisecond}, {"lost", "between", 600 * time.Millisecond}, {"near", "between", 900 * time.Millisecond},
 		{"old", "", 0}, {"far", "old", 0}, {"unknown", "", 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
