@@ -107,7 +107,8 @@ type course struct {
 	kept                       keeping
 	drawn                      drawn
 	target                     atomic.Pointer[netip.AddrPort] // nil: it was not told
-	over                       bool                           // its end was heard of; guarded by the flow's mu
+	begun                      bool                           // the flow goes it, or has gone it; guarded by the flow's mu, as what follows
+	over                       bool                           // its end was heard of
 }
 
 // sent counts datagrams from the client, answered those to it.
@@ -555,6 +556,7 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 			continue
 		}
 		f.far, f.by, f.course = far, c, went
+		went.begun = true
 		f.mu.Unlock()
 		if c.By != "" {
 			p.count.detours.Add(1)
@@ -593,7 +595,7 @@ func (f *datagramFlow) ended(c Candidate, way *course, err error) {
 		return
 	}
 	f.mu.Lock()
-	if !way.over && f.course != way { // it is about to go that way
+	if !way.over && !way.begun { // it is about to go that way
 		f.over(c, way)
 	}
 	f.mu.Unlock()

@@ -944,6 +944,22 @@ func TestTheEndOfAWayIsOfThatWayAlone(t *testing.T) {
 			b.Errorf("opened %d, at the second %q, closed %v", len(b.opened), second.came, second.closed)
 		}
 	})
+	// A refusal that crosses with the flow's leaving declines nobody.
+	onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
+		conn := b.dial()
+		b.send(conn, "1")
+		first := b.fars(1)[0]
+		first.to.End(nil)
+		first.to.End(&backbone.RefusedError{Reason: "no"})
+		b.settle()
+		b.send(conn, "2")
+		second := b.fars(2)[1]
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if !slices.Equal(second.came, []string{"2"}) {
+			b.Errorf("at the second %q", second.came)
+		}
+	})
 	onUDPBench(t, threeRegions(), func(b *udpBench) {
 		open := b.plane.config.Open
 		hasty := true
