@@ -568,9 +568,11 @@ func (n *Node) openPlanes() error {
 		}
 	}
 
+	panics := &front.Panics{}
+	panicked := func(v any) { panics.Tell(log, v) }
 	n.origin = origin.New(origin.Config{
 		Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, DialFlow: n.cfg.dialFlow, DialAs: transparent.Dialer{Mark: n.cfg.TransparentMark}.Dial,
-		Evidence: n.prober.Evidence, Log: log,
+		Evidence: n.prober.Evidence, Panicked: panicked, Log: log,
 	})
 	n.onClose("origin", func(context.Context) error { n.origin.Close(); return nil })
 	store, err := n.openCacheDisk()
@@ -587,7 +589,8 @@ func (n *Node) openPlanes() error {
 		return err
 	}
 	n.accelerator = accelerator.New(accelerator.Config{
-		View: now, Dial: n.backbone.Dial, DialLasting: n.backbone.DialLasting, Take: n.takeFlow, Open: n.openDatagrams, Blocked: n.isBlocked, FlowLog: written, Log: log,
+		View: now, Dial: n.backbone.Dial, DialLasting: n.backbone.DialLasting, Take: n.takeFlow, Open: n.openDatagrams, Blocked: n.isBlocked, FlowLog: written,
+		Panicked: panicked, Log: log,
 	})
 	queries, err := n.openQueryLog()
 	if err != nil {
@@ -614,7 +617,7 @@ func (n *Node) openPlanes() error {
 		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket, ListenPacketAnycast: n.cfg.ListenPacketAnycast,
 		Certificate: certificates.Get, Policy: n.cdn.SecurityPolicy,
 		TokenKey: n.guard.Node().Keys().Cluster.Derive("quic tokens"), ResetKey: n.guard.Node().Keys().Cluster.Derive("quic resets of " + n.cfg.Name),
-		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Seen: n.see, RoundTrip: n.cfg.RoundTrip, Log: log,
+		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Seen: n.see, RoundTrip: n.cfg.RoundTrip, Panics: panics, Log: log,
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())

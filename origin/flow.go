@@ -365,9 +365,11 @@ func (k listenerKey) flow() string { return fmt.Sprintf("loadBalancer/%s/%d", k.
 // timeout, or the target has left its group for longer than the deregistration delay.
 func (f *flow) carry(client net.Conn, ended func()) {
 	counted := f.hold(client)
-	relay.New(client, f.target, f.idle).Start(func(r relay.Result) {
+	carried := relay.New(client, f.target, f.idle)
+	carried.Panicked = f.plane.config.Panicked
+	carried.Start(func(r relay.Result) {
+		defer ended() // whatever panics
 		counted(r)
-		ended()
 	})
 }
 

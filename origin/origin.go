@@ -47,6 +47,8 @@ type Config struct {
 	// Evidence is told what requests and flows meet at targets and endpoints (evidence.go): that they failed and why, or
 	// passed. Client is whose it was; invalid: not known. It is called often and must not wait. Nil: nobody is told.
 	Evidence func(key health.Key, client netip.Addr, failed bool, reason string)
+	// Panicked is told of what panics while a flow is carried, which is reset then; nil: it ends the process.
+	Panicked func(value any)
 	Log      *slog.Logger
 }
 

@@ -76,7 +76,9 @@ type Config struct {
 	FlowLog *flowlog.Log
 	// Leg is what is known of the way to a client; nil: relay.LegOf.
 	Leg func(net.Conn) (relay.Leg, bool)
-	Log *slog.Logger
+	// Panicked is told of what panics while a flow is carried, which is reset then; nil: it ends the process.
+	Panicked func(value any)
+	Log      *slog.Logger
 }
 
 // Plane serves the accelerators. All its methods may be called at once.
@@ -351,13 +353,13 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 		drawn: drawn, target: func() netip.AddrPort { return target }, moved: carried.Moved, leg: func() (relay.Leg, bool) { return p.config.Leg(client) }, reset: carried.Break,
 	}
 	one.over, _ = far.(moving)
-	carried.Last = one.last
+	carried.Last, carried.Panicked = one.last, p.config.Panicked
 	end := p.carry(e.accelerator, see(t.spec, v), one)
 	carried.Start(func(r relay.Result) {
+		defer over() // whatever panics, its places are given back
+		defer p.count.live.Add(-1)
+		defer end(r.Err)
 		ended(r)
-		end(r.Err)
-		p.count.live.Add(-1)
-		over()
 	})
 	going = true
 	return true
@@ -524,7 +526,9 @@ func (p *Plane) startDetour(ctx context.Context, h backbone.Header, accept func(
 	if h.Passage != (backbone.Passage{}) {
 		near, far = backbone.Join(near, far) // its ends go on without this node, if need be
 	}
-	relay.New(near, far, carriedIdle).Start(func(relay.Result) { over() })
+	carried := relay.New(near, far, carriedIdle)
+	carried.Panicked = p.config.Panicked
+	carried.Start(func(relay.Result) { over() })
 }
 
 // Explain says where this node would send a flow of a protocol from a client to an accelerator's address and port: what Serve and ServePackets do, with

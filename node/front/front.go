@@ -70,6 +70,8 @@ type Config struct {
 	HeaderBytes int64
 	// Desync is for the doors that do not say it; Unset: Defensive.
 	Desync http1.Mitigation
+	// Panics are counted as the front's too, for who serves its guests on other goroutines; nil: there are no others.
+	Panics *Panics
 	Log    *slog.Logger
 }
 
@@ -173,7 +175,7 @@ type guest struct {
 }
 
 type counters struct {
-	connections, refused, requests, badRequests, panics  atomic.Uint64
+	connections, refused, requests, badRequests          atomic.Uint64
 	handshakeErrors, serverErrors, proxyErrors, unaccept atomic.Uint64
 	blocked, notAllowed, crowded, quick, relayed         atomic.Uint64
 	desyncRefused, badChunks                             atomic.Uint64
@@ -205,6 +207,9 @@ func New(c Config) *Front {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Panics == nil {
+		c.Panics = &Panics{}
 	}
 	if c.RoundTrip == nil {
 		c.RoundTrip = roundTrip
@@ -451,9 +456,15 @@ func (f *Front) leave(c net.Conn) *guest {
 
 // panicked counts a panic. It is logged when it is the first, second, fourth, eighth: a stranger who finds a way to
 // cause one must not be able to fill the disk.
-func (f *Front) panicked(value any) {
-	if n := f.counters.panics.Add(1); n&(n-1) == 0 {
-		f.config.Log.Error("a handler panicked", "panic", value, "panics", n, "stack", string(debug.Stack()))
+func (f *Front) panicked(value any) { f.config.Panics.Tell(f.config.Log, value) }
+
+// Panics are those of what serves guests, on the front's goroutines and on others.
+type Panics struct{ total atomic.Uint64 }
+
+// Tell counts one, and logs it with the stack it is called on.
+func (p *Panics) Tell(log *slog.Logger, value any) {
+	if n := p.total.Add(1); n&(n-1) == 0 {
+		log.Error("a handler panicked", "panic", value, "panics", n, "stack", string(debug.Stack()))
 	}
 }
 
@@ -471,7 +482,7 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_accept_errors_total":        c.unaccept.Load(),
 		"front_requests_total":             c.requests.Load(),
 		"front_bad_requests_total":         c.badRequests.Load(),
-		"front_panics_total":               c.panics.Load(),
+		"front_panics_total":               f.config.Panics.total.Load(),
 		"front_tls_handshake_errors_total": c.handshakeErrors.Load(),
 		"front_server_errors_total":        c.serverErrors.Load(),
 		"front_proxy_header_errors_total":  c.proxyErrors.Load(),

@@ -10,6 +10,7 @@
 package relay
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"math"
@@ -22,6 +23,9 @@ import (
 
 // ErrIdle is the error of a flow that was silent for its idle time.
 var ErrIdle = errors.New("no traffic for the idle time")
+
+// ErrPanicked is the error of a flow that this program was at fault for.
+var ErrPanicked = errors.New("a fault of this program")
 
 // looks is how many times in an idle time a flow is looked at, so one is cut off at most an eighth later.
 const looks = 8
@@ -97,14 +101,44 @@ func (f *Flow) Start(ended func(Result)) {
 
 // half is one of the two goroutines of a flow that was started: it reads from an end.
 func (f *Flow) half(from End) {
+	f.oneWay(from)
+	if f.done.Add(1) == 2 {
+		r := f.result()
+		defer f.recovered()
+		f.ended(r)
+	}
+}
+
+func (f *Flow) oneWay(from End) {
+	defer f.recovered()
 	if from == A {
 		f.carryAToB()
 	} else {
 		f.carryBToA()
 	}
-	if f.done.Add(1) == 2 {
-		f.ended(f.close())
+}
+
+func (f *Flow) result() (r Result) {
+	defer f.recovered()
+	r.Err = ErrPanicked // if it does not come to more
+	return f.close()
+}
+
+// recovered breaks a flow off that panics on a goroutine of its own, where nobody else recovers. It is to be deferred.
+func (f *Flow) recovered() {
+	if f.Panicked == nil {
+		return
 	}
+	v := recover()
+	if v == nil {
+		return
+	}
+	f.Panicked(v)
+	f.mu.Lock()
+	f.over, f.err = true, cmp.Or(f.err, ErrPanicked)
+	f.mu.Unlock()
+	Abort(f.a)
+	Abort(f.b)
 }
 
 func (f *Flow) begin() {
@@ -167,6 +201,9 @@ func (f *Flow) Moved() (aToB, bToA int64) {
 type Flow struct {
 	// Last is called once, just before both ends are closed, for who wants to look at them; nil: nobody. It is to be set before Run.
 	Last func()
+	// Panicked is told of what panics on the flow's own goroutines, which breaks the flow off without Last; nil: it ends the process. It is to be set
+	// before Start.
+	Panicked func(value any)
 
 	a, b       net.Conn
 	idle       time.Duration
@@ -299,6 +336,7 @@ func (f *Flow) watch(every time.Duration) {
 	last, quiet := uint64(0), 0
 	kept, known := false, !f.spliced
 	f.timer = time.AfterFunc(every, func() {
+		defer f.recovered()
 		if !kept {
 			kept = true
 			keepAlive(f.b)

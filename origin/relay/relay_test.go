@@ -452,3 +452,48 @@ func TestTheEndThatBrokeIsKnown(t *testing.T) {
 		})
 	}
 }
+
+// What panics while a flow is carried breaks off that flow alone, and who began it hears of its end.
+func TestAPanicBreaksItsFlowAlone(t *testing.T) {
+	for _, where := range []string{"reading", "looking", "last", "ended"} {
+		t.Run(where, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, client := net.Pipe()
+				b, target := net.Pipe()
+				panicked, done := 0, make(chan Result, 1)
+				var near net.Conn = a
+				if where == "reading" {
+					near = faulty{a}
+				}
+				f := New(near, b, time.Minute)
+				f.Panicked = func(any) { panicked++ }
+				if where == "looking" || where == "last" {
+					f.Last = func() { panic("a fault") }
+				}
+				f.Start(func(r Result) {
+					done <- r
+					if where == "ended" {
+						panic("a fault")
+					}
+				})
+				if where == "looking" {
+					time.Sleep(2 * time.Minute)
+				} else {
+					client.Close()
+				}
+				io.Copy(io.Discard, target) // to its end
+				target.Close()
+				client.Close()
+				r := <-done
+				synctest.Wait()
+				if where != "ended" && r.Err == nil || where == "reading" && r.Err != ErrPanicked || panicked == 0 {
+					t.Errorf("ended with %v, %d panics", r.Err, panicked)
+				}
+			})
+		})
+	}
+}
+
+type faulty struct{ net.Conn }
+
+func (faulty) Read([]byte) (int, error) { panic("a fault") }
