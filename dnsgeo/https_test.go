@@ -2,7 +2,11 @@ package dnsgeo
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/base64"
+	"errors"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -10,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+	"github.com/quic-go/quic-go/http3"
 )
 
 func get(query []byte) *http.Request {
@@ -51,6 +56,66 @@ func TestQueriesAreAnsweredOverHTTPS(t *testing.T) {
 		if string(fields) != want || !bytes.Equal(body, w.Body.Bytes()) {
 			t.Errorf("%s: quick\n%s% x\nslow\n%s% x", test.name, fields, body, want, w.Body.Bytes())
 		}
+	}
+}
+
+// By real clients over real connections: HTTP/2 and HTTP/3, whose frames the recorder of the others does not make.
+func TestQueriesAreAnsweredOverRealHTTPS(t *testing.T) {
+	s := serverOf(t, "www 300 A 192.0.2.1")
+	web := httptest.NewUnstartedServer(s)
+	web.EnableHTTP2 = true
+	web.StartTLS()
+	defer web.Close()
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packets.Close()
+	three := &http3.Server{Handler: s, TLSConfig: http3.ConfigureTLSConfig(&tls.Config{Certificates: []tls.Certificate{certified(t)}})}
+	served := make(chan error, 1)
+	go func() { served <- three.Serve(packets) }()
+	transport := &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	query := packed(t, "www.example.com.", dns.TypeA)
+	for _, c := range []struct {
+		proto, url string
+		client     *http.Client
+	}{
+		{"HTTP/2.0", web.URL, web.Client()},
+		{"HTTP/3.0", "https://" + packets.LocalAddr().String(), &http.Client{Transport: transport}},
+	} {
+		for _, method := range []string{"GET", "POST"} {
+			target, body := c.url+HTTPSPath, io.Reader(nil)
+			if method == "GET" {
+				target += "?dns=" + base64.RawURLEncoding.EncodeToString(query)
+			} else {
+				body = bytes.NewReader(query)
+			}
+			r, err := http.NewRequestWithContext(t.Context(), method, target, body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Content-Type", messageType)
+			res, err := c.client.Do(r)
+			if err != nil {
+				t.Fatal(c.proto, method, err)
+			}
+			b, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			if err != nil || res.StatusCode != 200 || res.Proto != c.proto || res.Header.Get("Content-Type") != messageType {
+				t.Fatalf("%s %s: %v, %v", c.proto, method, res, err)
+			}
+			if got := unpacked(t, b); len(got.Answer) != 1 || got.Answer[0].(*dns.A).A.String() != "192.0.2.1" {
+				t.Errorf("%s %s: got %v", c.proto, method, got)
+			}
+		}
+	}
+	if n := s.Counters()["dns_queries_https_total"]; n != 4 {
+		t.Errorf("%d are counted", n)
+	}
+	transport.Close()
+	three.Close()
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
 	}
 }
 
