@@ -677,7 +677,7 @@ func TestANewViewIsSeenAtOnce(t *testing.T) {
 
 func TestTheExplanationIsTheAnswerAndItsReasons(t *testing.T) {
 	table := compile(t, worldSpec(t, site))
-	e, err := table.Explain(worldView("icn1-b"), "example.com", "a", netip.MustParseAddr("10.2.3.4"), 1)
+	e, err := table.Explain(worldView("icn1-b"), "example.com", "a", netip.MustParseAddr("10.2.3.4"), netip.Prefix{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -701,13 +701,13 @@ func TestTheExplanationIsTheAnswerAndItsReasons(t *testing.T) {
 	if !slices.Equal(lines, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(lines, "\n"), strings.Join(want, "\n"))
 	}
-	if _, err := table.Explain(worldView(), "example.com", "NONSENSE", netip.Addr{}, 1); err == nil {
+	if _, err := table.Explain(worldView(), "example.com", "NONSENSE", netip.Addr{}, netip.Prefix{}, 1); err == nil {
 		t.Error("explained a type that does not exist")
 	}
-	if _, err := table.Explain(worldView(), "a..b", "A", netip.Addr{}, 1); err == nil {
+	if _, err := table.Explain(worldView(), "a..b", "A", netip.Addr{}, netip.Prefix{}, 1); err == nil {
 		t.Error("explained a name that cannot be")
 	}
-	if e, err := table.Explain(worldView(), "none.example.com", "A", netip.Addr{}, 1); err != nil || e.Rcode != "NXDOMAIN" || !strings.HasPrefix(e.String(), "NXDOMAIN\nexample.com. 900 IN SOA ") {
+	if e, err := table.Explain(worldView(), "none.example.com", "A", netip.Addr{}, netip.Prefix{}, 1); err != nil || e.Rcode != "NXDOMAIN" || !strings.HasPrefix(e.String(), "NXDOMAIN\nexample.com. 900 IN SOA ") {
 		t.Errorf("got %+v, %v", e, err)
 	}
 }

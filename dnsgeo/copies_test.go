@@ -304,7 +304,7 @@ func TestASecondaryZoneIsAnsweredAsItsPrimaryHasIt(t *testing.T) {
 		if got := p.took(); !slices.Equal(got, []string{"SOA", "AXFR"}) {
 			t.Errorf("it was asked for %q", got)
 		}
-		e, err := s.Explain("www.example.com", "A", netip.MustParseAddr("10.9.0.1"))
+		e, err := s.Explain("www.example.com", "A", netip.MustParseAddr("10.9.0.1"), netip.Prefix{})
 		if err != nil || !strings.Contains(fmt.Sprint(e.Lines), "copy of its primary's, serial 17") {
 			t.Errorf("explained as %v, %v", e.Lines, err)
 		}

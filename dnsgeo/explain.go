@@ -30,8 +30,8 @@ func (e Explanation) String() string {
 }
 
 // Explain answers as Answer does and says why. Type is "A", "AAAA" …; from is where the client is, itself and not its
-// resolver; random stands for chance.
-func (t *Table) Explain(v *view.View, name, typ string, from netip.Addr, random uint64) (Explanation, error) {
+// resolver, or with a subnet who asks for a client there (RFC 7871, EDNS client subnet); random stands for chance.
+func (t *Table) Explain(v *view.View, name, typ string, from netip.Addr, subnet netip.Prefix, random uint64) (Explanation, error) {
 	qtype, ok := dns.StringToType[strings.ToUpper(typ)]
 	if !ok {
 		return Explanation{}, fmt.Errorf("explain %s: there is no type %q", name, typ)
@@ -40,8 +40,9 @@ func (t *Table) Explain(v *view.View, name, typ string, from netip.Addr, random 
 		return Explanation{}, fmt.Errorf("explain %q: no domain name", name)
 	}
 	q := Query{Name: dns.Fqdn(name), Type: qtype, Class: dns.ClassINET, Client: from, Random: random}
-	if from.IsValid() {
-		from = from.Unmap().WithZone("")
+	if from = from.Unmap().WithZone(""); subnet.IsValid() {
+		q.Client, q.ECS = from, subnet.Masked()
+	} else if from.IsValid() {
 		q.ECS = netip.PrefixFrom(from, from.BitLen())
 	}
 	tr := new(trace.Trace)
@@ -53,8 +54,8 @@ func (t *Table) Explain(v *view.View, name, typ string, from netip.Addr, random 
 }
 
 // Explain is Explain of the table and view that the server answers by now.
-func (s *Server) Explain(name, typ string, from netip.Addr) (Explanation, error) {
-	return s.table.Load().Explain(s.config.View(), name, typ, from, rand.Uint64())
+func (s *Server) Explain(name, typ string, from netip.Addr, subnet netip.Prefix) (Explanation, error) {
+	return s.table.Load().Explain(s.config.View(), name, typ, from, subnet, rand.Uint64())
 }
 
 func text(rrs []dns.RR) []string {

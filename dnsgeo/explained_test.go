@@ -112,7 +112,7 @@ func tellAndServe(t *testing.T, c *chance, asked int, seen map[string]int) {
 			}
 		}
 		if q.ECS.IsValid() && q.ECS.IsSingleIP() && q.Class == dns.ClassINET && q.Type != 65400 && !got.Truncated {
-			told, err := s.table.Load().Explain(now, q.Name, dns.Type(q.Type).String(), q.ECS.Addr(), random)
+			told, err := s.table.Load().Explain(now, q.Name, dns.Type(q.Type).String(), q.ECS.Addr(), netip.Prefix{}, random)
 			if err != nil {
 				t.Fatal(err)
 			}

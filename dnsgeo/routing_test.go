@@ -154,6 +154,34 @@ func TestRoutesAreAnswered(t *testing.T) {
 	}
 }
 
+// A subnet is explained as a query with it is answered: what it does not tell of the client is not known.
+func TestASubnetIsExplainedAsItIsAnswered(t *testing.T) {
+	table := compile(t, routed(t, `
+		name: x, setIdentifier: a, cidrRoutingConfig: {collection: offices, locationName: korea}, values: [192.0.2.1]
+		name: x, setIdentifier: b, cidrRoutingConfig: {collection: offices, locationName: seoul}, values: [192.0.2.2]
+		name: x, setIdentifier: c, cidrRoutingConfig: {collection: offices, locationName: "*"}, values: [192.0.2.3]`, offices))
+	for _, c := range []struct{ from, subnet, want string }{
+		{"10.1.2.3", "", "192.0.2.2"},
+		{"10.1.2.3", "10.1.2.0/24", "192.0.2.2"},
+		{"10.1.2.3", "10.1.2.9/23", "192.0.2.1"},
+		{"10.1.2.3", "198.51.100.0/24", "192.0.2.3"},
+		{"", "10.1.9.0/24", "192.0.2.1"},
+	} {
+		var from netip.Addr
+		var subnet netip.Prefix
+		if c.from != "" {
+			from = netip.MustParseAddr(c.from)
+		}
+		if c.subnet != "" {
+			subnet = netip.MustParsePrefix(c.subnet)
+		}
+		e, err := table.Explain(failing(nil), "x.example.com", "A", from, subnet, 1)
+		if err != nil || len(e.Answer) != 1 || !strings.HasSuffix(e.Answer[0], " "+c.want) {
+			t.Errorf("from %q for %q: got %+v, %v, want %s", c.from, c.subnet, e, err, c.want)
+		}
+	}
+}
+
 func TestAnAnswerOfNothingIsHeldNoLongerThanItsVerdicts(t *testing.T) {
 	table := compile(t, routed(t, `name: x, setIdentifier: a, weight: 1, values: [192.0.2.1], healthCheck: c1, onAllUnhealthy: none`))
 	a := table.Answer(failing(map[string]int64{"c1": 1}), from(t, "x.example.com. A", ""), nil)

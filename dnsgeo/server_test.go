@@ -344,7 +344,7 @@ func TestBeforeTheFirstSpecEverythingIsRefused(t *testing.T) {
 	if got := ask(t, s, new(dns.Msg).SetQuestion("example.com.", dns.TypeA)); got.Rcode != dns.RcodeRefused {
 		t.Errorf("got %v", got)
 	}
-	if e, err := s.Explain("example.com", "A", netip.MustParseAddr("10.1.0.1")); err != nil || e.Rcode != "REFUSED" {
+	if e, err := s.Explain("example.com", "A", netip.MustParseAddr("10.1.0.1"), netip.Prefix{}); err != nil || e.Rcode != "REFUSED" {
 		t.Errorf("got %v, %v", e, err)
 	}
 }

@@ -22,12 +22,22 @@ func (n *Node) explain(req api.ExplainRequest) (api.ExplainResponse, error) {
 			return api.ExplainResponse{}, badRequest("from: %v", err)
 		}
 	}
+	var subnet netip.Prefix
+	if req.Subnet != "" {
+		var err error
+		if subnet, err = netip.ParsePrefix(req.Subnet); err != nil {
+			return api.ExplainResponse{}, badRequest("subnet: %v", err)
+		}
+		if req.What != "dns" {
+			return api.ExplainResponse{}, badRequest("subnet: only a DNS query has one")
+		}
+	}
 	tr := new(trace.Trace)
 	var answer string
 	var err error
 	switch req.What {
 	case "dns":
-		answer, err = n.explainDNS(req.Target, cmp.Or(req.Type, "A"), from, tr)
+		answer, err = n.explainDNS(req.Target, cmp.Or(req.Type, "A"), from, subnet, tr)
 	case "http":
 		answer, err = n.explainHTTP(req, from, tr)
 	case "tcp", "udp":
@@ -44,8 +54,8 @@ func (n *Node) explain(req api.ExplainRequest) (api.ExplainResponse, error) {
 	return api.ExplainResponse{Node: n.cfg.Name, Lines: tr.Lines(), Answer: answer}, nil
 }
 
-func (n *Node) explainDNS(name, kind string, from netip.Addr, tr *trace.Trace) (string, error) {
-	e, err := n.names.Explain(name, kind, from)
+func (n *Node) explainDNS(name, kind string, from netip.Addr, subnet netip.Prefix, tr *trace.Trace) (string, error) {
+	e, err := n.names.Explain(name, kind, from, subnet)
 	tr.Take(e.Lines)
 	return e.String(), err
 }
@@ -61,7 +71,7 @@ func (n *Node) explainHTTP(req api.ExplainRequest, from netip.Addr, tr *trace.Tr
 	}
 	if from.IsValid() {
 		out := tr.In("which POP does the name lead %v to?", from)
-		lead, err := n.explainDNS(u.Hostname(), "A", from, tr)
+		lead, err := n.explainDNS(u.Hostname(), "A", from, netip.Prefix{}, tr)
 		if err != nil {
 			tr.Add("%v", err)
 		} else {

@@ -68,7 +68,7 @@ records:
 		is := func(want string, taken, refused uint64) {
 			t.Helper()
 			time.Sleep(placesTime + time.Second)
-			e, err := n.names.Explain("x.example.com", "TXT", netip.MustParseAddr("10.1.2.3"))
+			e, err := n.names.Explain("x.example.com", "TXT", netip.MustParseAddr("10.1.2.3"), netip.Prefix{})
 			if c := n.places.Counters(); err != nil || !strings.Contains(e.String(), want) || c["places_reloads_total"] != taken || c["places_refused_total"] != refused {
 				t.Errorf("got %s, %v, counted %v, want %s", e, err, c, want)
 			}

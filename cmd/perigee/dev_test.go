@@ -298,6 +298,9 @@ func TestThreeRegionsOfRealProcesses(t *testing.T) {
 		if out := tool(t, "explain", "dns", n.Distribution, "--from", "1.208.0.1", "--api", fra.Data); !strings.Contains(out, "icn1") {
 			t.Errorf("explain dns:\n%s", out)
 		}
+		if out := tool(t, "explain", "dns", n.Distribution, "--subnet", "84.128.0.0/16", "--from", "1.208.0.1", "--api", fra.Data); !strings.Contains(out, "fra1") || strings.Contains(out, "chosen: icn1") {
+			t.Errorf("explain dns of a subnet:\n%s", out)
+		}
 		if out := tool(t, "explain", "http", "http://"+n.Distribution+"/", "--api", icn.Data); !strings.Contains(out, "fresh") {
 			t.Errorf("explain http:\n%s", out)
 		}

@@ -47,6 +47,7 @@ func TestWrongCommandLinesAreExitCode2AndSayWhatIsWanted(t *testing.T) {
 		{"explain http foo", "http://HOST/PATH"},
 		{"explain tcp 127.77.0.1", "ADDRESS:PORT"},
 		{"explain dns example.com --from here", "--from"},
+		{"explain dns example.com --subnet 192.0.2.1", "--subnet"},
 		{"show now", "perigee history"},
 		{"rollback now", "perigee history"},
 		{"apply", "-f"},

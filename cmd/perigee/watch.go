@@ -312,7 +312,7 @@ func newExplain() *cobra.Command {
 		{"udp", "udp ADDRESS:PORT", "Where datagrams to an accelerator end", "perigee explain udp 127.77.0.1:7777"},
 	} {
 		var a addressed
-		var from string
+		var from, subnet string
 		var asJSON bool
 		c := &cobra.Command{
 			Use: e.use, Short: e.short, Example: "  " + e.example,
@@ -326,13 +326,18 @@ func newExplain() *cobra.Command {
 				if err := explainable(e.what, args[0]); err != nil {
 					return err
 				}
-				req := api.ExplainRequest{What: e.what, Target: args[0], From: from}
+				req := api.ExplainRequest{What: e.what, Target: args[0], From: from, Subnet: subnet}
 				if len(args) == 2 {
 					req.Type = args[1]
 				}
 				if from != "" {
 					if _, err := netip.ParseAddr(from); err != nil {
 						return usageError{fmt.Errorf("--from: %w", err)}
+					}
+				}
+				if subnet != "" {
+					if _, err := netip.ParsePrefix(subnet); err != nil {
+						return usageError{fmt.Errorf("--subnet: %w", err)}
 					}
 				}
 				res, err := ask(c, a, func(ctx context.Context, n *api.Client) (api.ExplainResponse, error) { return n.Explain(ctx, req) })
@@ -353,6 +358,9 @@ func newExplain() *cobra.Command {
 		}
 		a.flags(c)
 		c.Flags().StringVar(&from, "from", "", "the client's address")
+		if e.what == "dns" {
+			c.Flags().StringVar(&subnet, "subnet", "", "the EDNS client subnet of the query, a CIDR; --from is the resolver's address then")
+		}
 		outputFlag(c, &asJSON)
 		explain.AddCommand(c)
 	}

@@ -588,7 +588,8 @@ type ExplainRequest struct {
 	What   string `json:"what"`             // dns, http, tcp or udp
 	Target string `json:"target"`           // a name, a URL, or an address and port
 	Type   string `json:"type,omitempty"`   // of a DNS question; default A
-	From   string `json:"from,omitempty"`   // the client's address
+	From   string `json:"from,omitempty"`   // the client's address; of a DNS query with a subnet, the resolver's
+	Subnet string `json:"subnet,omitempty"` // EDNS client subnet of a DNS query, a CIDR
 	Method string `json:"method,omitempty"` // of a request; default GET
 }
 
