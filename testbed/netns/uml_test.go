@@ -29,6 +29,9 @@ func TestAnotherKernelWithNetemDoesTheSame(t *testing.T) {
 	if raced() {
 		t.Skip("the race detector's memory does not fit into user-mode-linux: run it without -race")
 	}
+	if why := uml.Unfit(t.Context()); why != "" {
+		t.Skip(why)
+	}
 	var out, boot bytes.Buffer
 	code, err := uml.Run(t.Context(), uml.Config{
 		Memory:  512,

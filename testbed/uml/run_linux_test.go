@@ -45,7 +45,13 @@ func needs(t *testing.T) {
 		t.Skip("make lab runs it")
 	}
 	lacks(t, Missing())
+	if why := unfit(); why != "" {
+		t.Skip(why)
+	}
 }
+
+// unfit is Unfit, asked once.
+var unfit = sync.OnceValue(func() string { return Unfit(context.Background()) })
 
 func lacks(t *testing.T, missing string) {
 	t.Helper()
