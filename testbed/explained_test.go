@@ -90,23 +90,35 @@ func (w *World) agree(t *testing.T, when string) {
 	}
 }
 
+// agreeOnName asks again where the two differ and chance has a part: of the answers to a client whose distance was seen, one in 32 leads to
+// where it was not seen yet, and each of the two draws for itself. What they differ in for another reason, they differ in each time.
 func (w *World) agreeOnName(t *testing.T, when, at, name, kind string) {
 	t.Helper()
-	explained, served := w.explained(t, at, "dns", name, kind), w.do(t, "dig", at, name, kind)
+	const asks = 8
+	for n := 1; ; n++ {
+		explained, served := w.explained(t, at, "dns", name, kind), w.do(t, "dig", at, name, kind)
+		if sameAnswer(explained, served) {
+			return
+		}
+		if name != demo.Distribution || n == asks {
+			t.Errorf("%s: %s %s %s: explained %q, served %q", when, at, name, kind, explained, served)
+			return
+		}
+	}
+}
+
+// sameAnswer says whether what was served is what was explained: each of its records and no other, in whatever order, or its code.
+func sameAnswer(explained, served string) bool {
 	records := strings.Split(explained, "\n")
 	if !strings.Contains(records[0], " ") { // a code: there is no answer
 		if !strings.HasPrefix(served, records[0]) || strings.Contains(served, "answer:") {
-			t.Errorf("%s: %s %s %s: explained %q, served %q", when, at, name, kind, explained, served)
+			return false
 		}
 		records = records[1:]
-	} else if n := strings.Count(served, "answer:"); n != len(records) {
-		t.Errorf("%s: %s %s %s: explained %q, served %q", when, at, name, kind, explained, served)
+	} else if strings.Count(served, "answer:") != len(records) {
+		return false
 	}
-	for _, r := range records { // in whatever order
-		if !strings.Contains(served, strings.Join(strings.Fields(r), " ")) {
-			t.Errorf("%s: %s %s %s: explained %q, served %q", when, at, name, kind, r, served)
-		}
-	}
+	return !slices.ContainsFunc(records, func(r string) bool { return !strings.Contains(served, strings.Join(strings.Fields(r), " ")) })
 }
 
 // agreeOnPage holds the outcome, the cache's part in it, and the region that is asked, unless none has a healthy target.
