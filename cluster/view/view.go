@@ -230,7 +230,7 @@ func (v *View) listenerHealthy(s *spec.Spec, a *spec.Accelerator, l *spec.Accele
 			continue
 		}
 		for _, e := range g.Endpoints {
-			if (e.Weight == nil || *e.Weight > 0) && v.endpointHealthy(s, a.Name, g, e) {
+			if (e.Weight == nil || *e.Weight > 0) && v.GroupEndpointHealthy(s, a.Name, g, e) {
 				return true
 			}
 		}
@@ -238,7 +238,9 @@ func (v *View) listenerHealthy(s *spec.Spec, a *spec.Accelerator, l *spec.Accele
 	return false
 }
 
-func (v *View) endpointHealthy(s *spec.Spec, accelerator string, g *spec.EndpointGroup, e spec.Endpoint) bool {
+// GroupEndpointHealthy says whether an endpoint of a group may be sent flows by the verdicts on what it is: an address, a load balancer, or a
+// target group. A subnet is checked by nobody.
+func (v *View) GroupEndpointHealthy(s *spec.Spec, accelerator string, g *spec.EndpointGroup, e spec.Endpoint) bool {
 	switch {
 	case e.Subnet.IsValid():
 		return true

@@ -371,17 +371,20 @@ func (g *group) rankEndpoints(at site, tr *trace.Trace) bool {
 func (g *group) judge(at site, e spec.Endpoint) (resource string, healthy bool) {
 	port := g.spec.EndpointPort(at.flow.Local.Port())
 	switch {
-	case e.Subnet.IsValid(): // nobody checks it
-		return e.Subnet.String(), true
+	case e.Subnet.IsValid():
+		resource = e.Subnet.String()
 	case e.Address.IsValid():
-		return origin.Preserved(endpointResource(at.accelerator.Name, netip.AddrPortFrom(e.Address, port)), e.ClientIPPreservation), at.view.EndpointHealthy(at.accelerator.Name, g.spec.Region, g.spec.CheckAddr(e))
+		resource = origin.Preserved(endpointResource(at.accelerator.Name, netip.AddrPortFrom(e.Address, port)), e.ClientIPPreservation)
 	case e.LoadBalancer == "":
-		return origin.Preserved("targetGroup/"+e.TargetGroup, e.ClientIPPreservation), at.view.TargetGroupHealthy(at.spec, e.TargetGroup)
+		resource = origin.Preserved("targetGroup/"+e.TargetGroup, e.ClientIPPreservation)
+	default:
+		resource = "loadBalancer/" + e.LoadBalancer + "/" + strconv.Itoa(int(port))
+		lb := at.spec.LoadBalancers[e.LoadBalancer]
+		if lb == nil || !slices.ContainsFunc(lb.Listeners, func(l spec.Listener) bool { return l.Port == port }) {
+			return resource, false
+		}
 	}
-	resource = "loadBalancer/" + e.LoadBalancer + "/" + strconv.Itoa(int(port))
-	lb := at.spec.LoadBalancers[e.LoadBalancer]
-	listens := lb != nil && slices.ContainsFunc(lb.Listeners, func(l spec.Listener) bool { return l.Port == port })
-	return resource, listens && at.view.LoadBalancerHealthy(at.spec, e.LoadBalancer)
+	return resource, at.view.GroupEndpointHealthy(at.spec, at.accelerator.Name, g.spec, e)
 }
 
 // dial returns the index of the group that the traffic dials send the flow to. Health does not enter: a flow that a dial
