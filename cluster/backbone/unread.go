@@ -3,7 +3,6 @@ package backbone
 import (
 	"cmp"
 	"errors"
-	"io"
 	"maps"
 	"os"
 	"slices"
@@ -66,7 +65,7 @@ func (a *arrears) took(n int, err error) {
 	default:
 		a.widen(taken)
 	}
-	if err != nil && (err == io.EOF || !errors.Is(err, os.ErrDeadlineExceeded)) {
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		a.done.Store(true)
 	}
 }

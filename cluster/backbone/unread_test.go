@@ -17,6 +17,14 @@ import (
 // smallWindows are those of the package in small, so that a few flows fill them.
 var smallWindows = windows{stream: 16 << 10, maxStream: 256 << 10, connection: 4 << 20, slow: 2 << 20}
 
+// small is a node of those.
+func (w *world) small(name string) *Backbone {
+	w.Helper()
+	c := w.config(name, w.authority)
+	c.windows = smallWindows
+	return w.openWith(c)
+}
+
 // sends has a service send so many bytes to whoever asks.
 func sends(size int) func(*Incoming) {
 	return func(in *Incoming) {
@@ -43,14 +51,9 @@ func (w *world) fetches(b *Backbone, service string, size int64) time.Duration {
 // Clients that download fast, whose windows are wide, and then stop reading, more of them than the carrier has room for.
 func TestReadersThatStopWhenTheirWindowsAreWideDoNotStopTheOthers(t *testing.T) {
 	inWorld(t, func(w *world) {
-		nodes := map[string]*Backbone{}
-		for _, name := range []string{"icn", "iad"} {
-			c := w.config(name, w.authority)
-			c.windows = smallWindows
-			nodes[name] = w.openWith(c)
-			defer nodes[name].Close()
-		}
-		icn, iad := nodes["icn"], nodes["iad"]
+		icn, iad := w.small("icn"), w.small("iad")
+		defer icn.Close()
+		defer iad.Close()
 		icn.Keep(peers("iad"))
 		w.until(icn, "iad", true)
 		const size, stalled = 256 << 10, 24
@@ -84,9 +87,7 @@ func TestReadersThatStopWhenTheirWindowsAreWideDoNotStopTheOthers(t *testing.T) 
 // Where there are too many of narrow windows, those are reset that have waited the longest, and all others go on.
 func TestTooManyReadersThatHaveStoppedAreReset(t *testing.T) {
 	inWorld(t, func(w *world) {
-		c := w.config("icn", w.authority)
-		c.windows = smallWindows
-		icn, iad := w.openWith(c), w.open("iad")
+		icn, iad := w.small("icn"), w.open("iad")
 		defer icn.Close()
 		defer iad.Close()
 		icn.Keep(peers("iad"))
@@ -118,14 +119,9 @@ func TestTooManyReadersThatHaveStoppedAreReset(t *testing.T) {
 // A flow that outlives its streams loses nothing when one is left for others.
 func TestAFlowOfASlowReaderGoesOnOverANarrowStream(t *testing.T) {
 	inWorld(t, func(w *world) {
-		nodes := map[string]*Backbone{}
-		for _, name := range []string{"icn", "iad"} {
-			c := w.config(name, w.authority)
-			c.windows = smallWindows
-			nodes[name] = w.openWith(c)
-			defer nodes[name].Close()
-		}
-		icn, iad := nodes["icn"], nodes["iad"]
+		icn, iad := w.small("icn"), w.small("iad")
+		defer icn.Close()
+		defer iad.Close()
 		icn.Keep(peers("iad"))
 		w.until(icn, "iad", true)
 		const before, behind, stalled = 1 << 20, 1 << 20, 24
