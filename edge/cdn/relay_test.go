@@ -351,17 +351,9 @@ func TestARelayAllocatesNothingButTheKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	slowly(t, p, plainRequest) // has a connection be kept
-	q, space := parsed(plainRequest), make([]byte, 0, 8<<10)
+	q := parsed(plainRequest)
 	q.Remote = netip.MustParseAddrPort("203.0.113.9:1234")
-	room := func() []byte { return space }
-	var a http1.Response
-	if n := testing.AllocsPerRun(1000, func() {
-		a = http1.Response{}
-		if ok, _ := p.Relay(q, &a, room); !ok {
-			t.Fatal("it is not answered")
-		}
-		a.Done()
-	}); n > 5 { // under the race detector pools forget some of what they are given; without it, it is 1
+	if n := doorway.Allocations(t, p.Relay, q); n > 5 { // under the race detector pools forget some of what they are given; without it, it is 1
 		t.Errorf("%v allocations", n)
 	}
 }

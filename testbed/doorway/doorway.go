@@ -67,6 +67,21 @@ func (d *Doorway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// Allocations is how many allocations a Relay takes to answer a request, on average.
+func Allocations(t testing.TB, relay http1.Relay, q *http1.Request) float64 {
+	t.Helper()
+	space := make([]byte, 0, 8<<10)
+	room := func() []byte { return space }
+	var a http1.Response
+	return testing.AllocsPerRun(1000, func() {
+		a = http1.Response{}
+		if ok, _ := relay(q, &a, room); !ok {
+			t.Fatal("it is not answered")
+		}
+		a.Done()
+	})
+}
+
 // Canned is a connection whose far end has sent an answer as soon as it is read. It never waits, and allocates nothing.
 type Canned struct {
 	net.Conn
