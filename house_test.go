@@ -68,6 +68,7 @@ var doors = []struct {
 	{"testbed/faulty", nil},
 	{"testbed/uml", nil},
 	{"testbed/doorway", []string{"edge/http1"}},
+	{"testbed/tmpfs", nil},
 	{"testbed/bed", []string{"testbed/wan", "testbed/netns", "testbed/pump", "testbed/demo", "testbed/faulty", "node/api", "cluster/spec", "cluster/file"}},
 	{"testbed/memnet", []string{"cluster/spec"}},
 	{"testbed/demo", nil},

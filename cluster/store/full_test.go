@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/perigee-net/perigee/testbed/tmpfs"
 )
 
 // fill makes a node's disk full, for all that is not there already, or gives it room again.
@@ -151,10 +151,7 @@ func TestAFollowerThatCouldNotReplaceEntriesIsNotStuck(t *testing.T) {
 // TestARealFullDisk fills a file system of 4 MiB, and makes room again.
 func TestARealFullDisk(t *testing.T) {
 	dir := t.TempDir()
-	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4m"); err != nil {
-		t.Skipf("needs the right to mount: %v", err)
-	}
-	defer unix.Unmount(dir, unix.MNT_DETACH)
+	tmpfs.Mount(t, dir, 4<<20)
 	path := filepath.Join(dir, raftFile)
 	d, err := openDisk(path, false)
 	if err != nil {

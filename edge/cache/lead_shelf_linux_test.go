@@ -10,13 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
 	"time"
 
 	"github.com/perigee-net/perigee/edge/cache/disk"
+	"github.com/perigee-net/perigee/testbed/tmpfs"
 )
 
 // lead has a lead take a response, as who relays one does. The error is its body's, as who has joined it would read it.
@@ -201,18 +201,7 @@ func TestALeadKeepsNothingOfABodyThatIsNotWhole(t *testing.T) {
 // A disk that is full costs what finds no room on it, and no answer.
 func TestALeadBesideAFullDisk(t *testing.T) {
 	dir := t.TempDir()
-	err := syscall.Mount("perigee-test", dir, "tmpfs", 0, "size=12m,mode=700")
-	switch {
-	case err != nil && os.Getenv("PERIGEE_MOUNTS") == "required":
-		t.Fatalf("mount a tmpfs: %v (PERIGEE_MOUNTS=required)", err)
-	case err != nil:
-		t.Skipf("a full disk is tested only where a tmpfs can be mounted, as root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	tmpfs.Mount(t, dir, 12<<20)
 	synctest.Test(t, func(t *testing.T) {
 		const paths = 300 // of 44 KiB in the mean: as much as there is room for
 		w := &shelved{world: &world{origin: &origin{}, policy: policy(), t: t}, bytes: shelvedMemory}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/node/api"
+	"github.com/perigee-net/perigee/testbed/tmpfs"
 )
 
 // diskBytes is the size of a node's disk in these tests.
@@ -25,19 +26,8 @@ func ownDisk(t *testing.T, n *Node) {
 	if err := os.MkdirAll(n.Data, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	err := syscall.Mount("perigee-test", n.Data, "tmpfs", 0, fmt.Sprintf("size=%d,mode=700", diskBytes))
-	switch {
-	case err != nil && os.Getenv("PERIGEE_MOUNTS") == "required":
-		t.Fatalf("mount a tmpfs: %v (PERIGEE_MOUNTS=required)", err)
-	case err != nil:
-		t.Skipf("a full disk is tested only where a tmpfs can be mounted, as root: %v", err)
-	}
-	t.Cleanup(func() {
-		n.Kill()
-		if err := syscall.Unmount(n.Data, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	tmpfs.Mount(t, n.Data, diskBytes)
+	t.Cleanup(n.Kill) // before it goes
 }
 
 func filler(n *Node) string { return filepath.Join(n.Data, "filler") }

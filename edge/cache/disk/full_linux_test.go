@@ -10,23 +10,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/perigee-net/perigee/testbed/tmpfs"
 )
 
 // TestAFullFileSystem writes to a real one, which others fill and leave.
 func TestAFullFileSystem(t *testing.T) {
 	dir := t.TempDir()
-	err := syscall.Mount("perigee-test", dir, "tmpfs", 0, "size=12m,mode=700")
-	switch {
-	case err != nil && os.Getenv("PERIGEE_MOUNTS") == "required":
-		t.Fatalf("mount a tmpfs: %v (PERIGEE_MOUNTS=required)", err)
-	case err != nil:
-		t.Skipf("a full disk is tested only where a tmpfs can be mounted, as root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	tmpfs.Mount(t, dir, 12<<20)
 	cfg := Config{Dir: filepath.Join(dir, "cache"), Bytes: 32 << 20} // more than there is
 	s := openStore(t, cfg, defaults())
 	defer func() { s.Close() }()
