@@ -43,7 +43,7 @@ func (n *Node) explain(req api.ExplainRequest) (api.ExplainResponse, error) {
 	case "tcp", "udp":
 		var address netip.AddrPort
 		if address, err = netip.ParseAddrPort(req.Target); err == nil {
-			answer, err = n.accelerator.Explain(strings.ToUpper(req.What), address, from, tr)
+			answer, err = n.accelerator.Explain(strings.ToUpper(req.What), n.behindOwnDoor(req.What, address, tr), from, tr)
 		}
 	default:
 		err = fmt.Errorf("what is explained is dns, http, tcp or udp, not %q", req.What)
@@ -52,6 +52,29 @@ func (n *Node) explain(req api.ExplainRequest) (api.ExplainResponse, error) {
 		return api.ExplainResponse{}, badRequest("%v", err)
 	}
 	return api.ExplainResponse{Node: n.cfg.Name, Lines: tr.Lines(), Answer: answer}, nil
+}
+
+// behindOwnDoor is the accelerator's address and port that a door of this node's own leads to (see [Config.OwnDoors]); the address itself where that is none.
+func (n *Node) behindOwnDoor(network string, at netip.AddrPort, tr *trace.Trace) netip.AddrPort {
+	if !n.cfg.OwnDoors || n.doorHost.IsValid() && !n.doorHost.IsUnspecified() && at.Addr() != n.doorHost {
+		return at
+	}
+	behind := at
+	for _, l := range n.accelerator.Listeners() {
+		if networkOf(l) != network || l.Address.Port() != at.Port() {
+			continue
+		}
+		if l.Address == at {
+			return at
+		}
+		if behind == at { // the first has the door, as setDoors opens them
+			behind = l.Address
+		}
+	}
+	if behind != at {
+		tr.Add("%v is a door of %s's own: it leads where %v does", at, n.cfg.Name, behind)
+	}
+	return behind
 }
 
 func (n *Node) explainDNS(name, kind string, from netip.Addr, subnet netip.Prefix, tr *trace.Trace) (string, error) {

@@ -307,6 +307,13 @@ func TestThreeRegionsOfRealProcesses(t *testing.T) {
 		if out := tool(t, "explain", "tcp", n.Accelerator, "--api", iad.Data); !strings.Contains(out, "eu-central-1") {
 			t.Errorf("explain tcp:\n%s", out)
 		}
+		own := strings.Replace(iad.HTTP, ":8080", ":7777", 1)
+		if out := tool(t, "explain", "tcp", own, "--api", iad.Data); !strings.Contains(out, "leads where "+n.Accelerator+" does") || !strings.Contains(out, "eu-central-1") {
+			t.Errorf("explain tcp of a node's own door:\n%s", out)
+		}
+		if out, err := perigee(t.Context(), "explain", "tcp", own, "--api", fra.Data).CombinedOutput(); err == nil || !strings.Contains(string(out), "no accelerator") {
+			t.Errorf("explain tcp of another node's own door: %v\n%s", err, out)
+		}
 	})
 
 	t.Run("with the clients a user has", func(t *testing.T) { realClients(t, n) })
