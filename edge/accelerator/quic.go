@@ -1,23 +1,32 @@
 package accelerator
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 )
 
 // A client of QUIC whose address changes under it (a NAT that has forgotten it, another access network) goes on with its connection, which servers know by
-// the IDs that they chose (RFC 9000, 9). Here it is a new flow. So that it ends where the one before did, the IDs are read off the packets of
-// the handshake, where they stand in the clear (RFC 8999), and a flow that begins with one of them is led to the endpoint and the target of the one that
-// it was read from. The server sees the client's new port and finds out by itself whether that is the client (path validation), as without anybody
-// between: a stranger who has seen an ID gains nothing by it. IDs that a server gives out later are encrypted and not known here: a client that
-// moves on purpose uses such a one (RFC 9000, 9.5), and is a new flow like others.
+// the IDs that they chose (RFC 9000, 9). Here it is a new flow, which is to end where the one before did. Three things say which that is:
+//
+//   - The IDs that were seen. A server's first one stands in the clear in the packets of its handshake (RFC 8999). Those that it gives out later are encrypted,
+//     but not where the client uses them: a packet of a flow that is known names one, as long as those of the handshake. So a NAT may forget a client at any time.
+//   - The client's address. Who moves on purpose takes an ID that was not used before (RFC 9000, 9.5), and probes the new path while it has the old one. A
+//     packet that can begin no connection, from an address that has one, so is taken to be of that.
+//   - The ID itself, where servers have put into it who they are (QUIC-LB).
+//
+// The server sees the client's new address and port and finds out by itself whether that is the client (path validation), as without anybody between: a stranger
+// who has seen an ID gains nothing by it. A client that goes to another network on purpose, to servers whose IDs say nothing, is a new flow like others.
 const (
 	// minID and maxID bound IDs, in bytes: shorter ones would be found in what is no QUIC, and longer ones there are not.
 	minID, maxID = 4, 20
-	// maxIDs bounds how many are known of a flow.
+	// maxIDs bounds how many are known of a flow; the oldest goes for one more.
 	maxIDs = 4
 	// initialSize is what a client's first packet has at least.
 	initialSize = 1200
+	// maxBeside bounds how many flows of a client are looked at for one that has a connection of QUIC.
+	maxBeside = 16
 )
 
 // connID is an ID as servers at an address and port have chosen it.
@@ -57,6 +66,9 @@ func cutID(p []byte) (id, rest []byte, ok bool) {
 	return p[1 : 1+n], p[1+n:], true
 }
 
+// isShort says whether a datagram may be a packet with a short header (RFC 9000, 17.3): one of a connection that stands.
+func isShort(p []byte) bool { return len(p) > 0 && p[0]&0xc0 == 0x40 }
+
 // beginsQUIC says whether a datagram may begin a connection of QUIC.
 func beginsQUIC(p []byte) bool {
 	version, _, _, ok := longHeader(p)
@@ -72,11 +84,36 @@ func chosenID(p []byte) []byte {
 	return source
 }
 
-// learn remembers an ID of a flow's server.
+// learn remembers an ID that a flow's server has chosen.
 func (t *flowTable) learn(f *datagramFlow, id []byte) {
-	c := connIDOf(f.key.at, id)
-	if f.of == nil || len(f.ids) >= maxIDs || t.ids[c] != nil {
+	if f.of == nil {
 		return
+	}
+	f.idLength = len(id)
+	t.remember(f, id)
+}
+
+// used remembers the ID by which a flow's client calls its server, if that has chosen one before: those of one server are of one length.
+func (t *flowTable) used(f *datagramFlow, p []byte) {
+	if n := f.idLength; n > 0 && len(p) > n && isShort(p) {
+		t.remember(f, p[1:1+n])
+	}
+}
+
+// remember has an ID be a flow's, unless it is another's.
+func (t *flowTable) remember(f *datagramFlow, id []byte) {
+	for i := len(f.ids) - 1; i >= 0; i-- {
+		if c := &f.ids[i]; bytes.Equal(c.id[:c.length], id) {
+			return
+		}
+	}
+	c := connIDOf(f.key.at, id)
+	if t.ids[c] != nil {
+		return
+	}
+	if len(f.ids) >= maxIDs {
+		t.forget(f.ids[0])
+		f.ids = slices.Delete(f.ids, 0, 1)
 	}
 	t.ids[c] = f
 	t.lengths[len(id)]++
@@ -93,10 +130,14 @@ func (t *flowTable) inherit(f, from *datagramFlow) {
 
 func (t *flowTable) unlearn(f *datagramFlow) {
 	for _, c := range f.ids {
-		delete(t.ids, c)
-		t.lengths[c.length]--
+		t.forget(c)
 	}
 	f.ids = nil
+}
+
+func (t *flowTable) forget(c connID) {
+	delete(t.ids, c)
+	t.lengths[c.length]--
 }
 
 // before is the flow whose server knows a packet's ID; nil: none is known. A short header does not say how long its ID is, so those lengths are tried that
@@ -108,7 +149,7 @@ func (t *flowTable) before(at netip.AddrPort, p []byte) *datagramFlow {
 	if _, id, _, ok := longHeader(p); ok {
 		return t.ids[connIDOf(at, id)]
 	}
-	if p[0]&0xc0 != 0x40 {
+	if p[0]&0x80 != 0 {
 		return nil
 	}
 	for n := minID; n <= maxID && n < len(p); n++ {
@@ -117,6 +158,23 @@ func (t *flowTable) before(at netip.AddrPort, p []byte) *datagramFlow {
 				return f
 			}
 		}
+	}
+	return nil
+}
+
+// beside is a flow that may be of the connection whose packet came from another port of its client, or from another of its addresses; nil: none is known.
+// It is the one of which the client was heard last.
+func (t *flowTable) beside(key tuple, p []byte) *datagramFlow {
+	client := t.clients[clientOf(key.client.Addr())]
+	if client == nil || !isShort(p) {
+		return nil
+	}
+	f := client.flows[settled].last
+	for range maxBeside {
+		if f == nil || f.idLength > 0 && f.key.at == key.at {
+			return f
+		}
+		f = f.links[byClient].prev
 	}
 	return nil
 }

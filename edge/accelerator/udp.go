@@ -64,7 +64,8 @@ type datagramFlow struct {
 	of       *share // nil: it is not in it
 	standing standing
 	links    [2]links
-	ids      []connID // that its server has chosen
+	ids      []connID // that its server has chosen, the newest last
+	idLength int      // of those; 0: it is not known
 
 	idler    relay.Idler
 	answered atomic.Bool // the endpoint has sent something
@@ -232,6 +233,9 @@ func (d *datagramDoor) take(in []datagram.Datagram) {
 			p.count.udpDropped.Add(1)
 			continue
 		}
+		if f.idLength > 0 {
+			u.table.used(f, one.Data)
+		}
 		if len(f.pending) == 0 {
 			touched = append(touched, f)
 		}
@@ -283,6 +287,10 @@ func (d *datagramDoor) admit(key tuple, one datagram.Datagram) (f, goes *datagra
 	}
 	f = &datagramFlow{key: key, door: d, entry: e, source: one.At, quic: beginsQUIC(one.Data)}
 	before := u.table.before(key.at, one.Data)
+	known := before != nil
+	if !known {
+		before = u.table.beside(key, one.Data)
+	}
 	goes, v := u.table.admit(f)
 	switch v {
 	case full:
@@ -306,8 +314,10 @@ func (d *datagramDoor) admit(key tuple, one datagram.Datagram) (f, goes *datagra
 		by, same := before.by, before.entry.listener == e.listener
 		before.mu.Unlock()
 		if same {
-			f.quic, f.after, f.first = true, before.key.client, by
-			u.table.inherit(f, before)
+			f.quic, f.after, f.first, f.idLength = true, before.key.client, by, before.idLength
+			if known {
+				u.table.inherit(f, before)
+			}
 			c.udpMoved.Add(1)
 		}
 	}
