@@ -30,7 +30,7 @@ const maxSessions = 24_000
 const sessionGrace = 10 * time.Second
 
 // DatagramResource is what ServeDatagrams is asked for, of a resource as StartFlow calls it and how long its flow may be idle. After is the client of a
-// flow of the resource whose target this one is to have too; invalid: it may have any.
+// flow of the resource whose target this one is to have too, or that target; invalid: it may have any.
 func DatagramResource(idle time.Duration, after netip.AddrPort, resource string) string {
 	text := strconv.Itoa(int(idle / time.Second))
 	if after.IsValid() {
@@ -154,7 +154,11 @@ func (p *Plane) openSession(text string, client netip.AddrPort, way back) (*sess
 		if g == nil || !g.local || g.spec.Protocol != spec.UDP {
 			return nil, fmt.Errorf("%q is nothing in this region that takes datagrams", resource)
 		}
-		if err := s.openIn(g, client, p.sessions.target(sessionName{resource, after})); err != nil {
+		before := p.sessions.target(sessionName{resource, after})
+		if !before.IsValid() {
+			before = after // or nothing, where it was a client
+		}
+		if err := s.openIn(g, client, before); err != nil {
 			return nil, fmt.Errorf("%s: %w", resource, err)
 		}
 	default:

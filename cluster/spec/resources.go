@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"encoding/hex"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -79,6 +80,19 @@ type TargetGroup struct {
 type Target struct {
 	Address netip.Addr `json:"address" rule:"required"`
 	Port    uint16     `json:"port,omitempty" rule:"1..65535"` // 0: the group's, filled in by the defaults
+	// QUICServerID is what a server of QUIC puts behind the first byte of the connection IDs that it gives out, 0x and eight bytes in lower-case hexadecimal
+	// digits, so that a client that moves is led to it (NLB, QuicServerId; draft-ietf-quic-load-balancers, plaintext); "": nothing.
+	QUICServerID string `json:"quicServerID,omitempty"`
+}
+
+// QUICServer is the target's QUICServerID in bytes; not ok: it has none.
+func (t Target) QUICServer() (id [8]byte, ok bool) {
+	digits, ok := strings.CutPrefix(t.QUICServerID, "0x")
+	if !ok || len(digits) != 2*len(id) || strings.ToLower(digits) != digits {
+		return id, false
+	}
+	_, err := hex.Decode(id[:], []byte(digits))
+	return id, err == nil
 }
 
 // AddrPort is where the target listens.

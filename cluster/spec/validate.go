@@ -237,10 +237,33 @@ func (c check) targetGroup(g *TargetGroup) {
 		}
 		seen[t.AddrPort()] = true
 	}
+	c.quicServers(g)
 	if g.ProxyProtocolV2 && g.Protocol == HTTP {
 		c.fault("proxyProtocolV2", "is for protocols TCP and UDP: requests say in X-Forwarded-For from whom they are")
 	}
 	c.targetHealthCheck("healthCheck", &g.HealthCheck)
+}
+
+// quicServers judges what servers of QUIC are called.
+func (c check) quicServers(g *TargetGroup) {
+	seen := map[[8]byte]bool{}
+	for i, t := range g.Targets {
+		if t.QUICServerID == "" {
+			continue
+		}
+		field := at("targets", i) + ".quicServerID"
+		id, ok := t.QUICServer()
+		switch {
+		case !ok:
+			c.fault(field, "must be 0x and 16 lower-case hexadecimal digits, not %.40q", t.QUICServerID)
+		case g.Protocol != "" && g.Protocol != UDP:
+			c.fault(field, "is for protocol UDP")
+		case seen[id]:
+			c.fault(field, "%s is another target's", t.QUICServerID)
+		default:
+			seen[id] = true
+		}
+	}
 }
 
 func (c check) loadBalancer(lb *LoadBalancer, shared *claims) {
@@ -592,6 +615,7 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 			c.portOverrides(item, a, l, g)
 			c.endpointChecks(item, g, checks)
 		}
+		c.quicListener(field, l)
 		c.customRouting(field, a, l)
 		if a.Type == CustomRoutingAccelerator {
 			ports += len(l.OpenPorts())
@@ -640,6 +664,31 @@ func (c check) endpointGroup(field, protocol string, g *EndpointGroup) {
 			c.fault(item, "is in the endpoint group twice")
 		}
 		seen[one] = true
+	}
+}
+
+// quicListener judges that an ID of a server of QUIC is one target group's wherever a listener leads, as with NLB.
+func (c check) quicListener(field string, l *AcceleratorListener) {
+	of := map[[8]byte]string{}
+	for j := range l.EndpointGroups {
+		for i, e := range l.EndpointGroups[j].Endpoints {
+			g := c.spec.TargetGroups[e.TargetGroup]
+			if g == nil {
+				continue
+			}
+			for _, t := range g.Targets {
+				id, ok := t.QUICServer()
+				switch other := of[id]; {
+				case !ok:
+				case other == "":
+					of[id] = g.Name
+				case other != g.Name:
+					c.fault(at(at(field+".endpointGroups", j)+".endpoints", i)+".targetGroup", "quicServerID %s of target group %s is one of target group %s",
+						t.QUICServerID, g.Name, other)
+					of[id] = g.Name
+				}
+			}
+		}
 	}
 }
 

@@ -566,6 +566,7 @@ type counters struct {
 
 	// Of datagrams:
 	udpFlows, udpEvicted, udpMoved   atomic.Uint64
+	udpNamed                         atomic.Uint64
 	udpRefused, udpBlocked, udpHasty atomic.Uint64
 	udpFull, udpCrowded              atomic.Uint64
 	udpYielded, udpUntold            atomic.Uint64
@@ -598,6 +599,7 @@ func (p *Plane) Counters() map[string]uint64 {
 		"accelerator_datagram_flows_total":                  p.count.udpFlows.Load(),
 		"accelerator_datagram_flows_evicted_total":          p.count.udpEvicted.Load(),
 		"accelerator_datagram_flows_moved_total":            p.count.udpMoved.Load(),
+		"accelerator_datagram_flows_named_total":            p.count.udpNamed.Load(),
 		"accelerator_datagram_flows_refused_total":          p.count.udpRefused.Load(),
 		"accelerator_datagram_flows_blocked_total":          p.count.udpBlocked.Load(),
 		"accelerator_datagram_flows_hasty_total":            p.count.udpHasty.Load(),

@@ -5,6 +5,9 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"sync"
+
+	"github.com/perigee-net/perigee/cluster/spec"
 )
 
 // A client of QUIC whose address changes under it (a NAT that has forgotten it, another access network) goes on with its connection, which servers know by
@@ -177,4 +180,72 @@ func (t *flowTable) beside(key tuple, p []byte) *datagramFlow {
 		f = f.links[byClient].prev
 	}
 	return nil
+}
+
+// quicServer is a server of QUIC behind a listener.
+type quicServer struct {
+	listener *spec.AcceleratorListener // with its endpoint alone, whatever its weight and dial
+	target   netip.AddrPort
+}
+
+// serverID is what a server of QUIC calls itself in the connection IDs that it gives out (QUIC-LB: draft-ietf-quic-load-balancers, 4.1, plaintext), as NLB has it: eight
+// bytes behind the first, whose three highest bits say by which configuration, all ones by none.
+type serverID [8]byte
+
+// serverOf reads that off a packet with a short header; not ok: there is none.
+func serverOf(p []byte) (id serverID, ok bool) {
+	if len(p) < 2+len(id) || !isShort(p) || p[1]>>5 == 7 {
+		return id, false
+	}
+	return serverID(p[2:]), true
+}
+
+// quicServers are those of a spec by listener, as far as they were asked for.
+type quicServers struct {
+	mu   sync.Mutex
+	spec *spec.Spec
+	by   map[*spec.AcceleratorListener]map[serverID]*quicServer
+}
+
+// find is the server of an ID behind a listener; nil: there is none.
+func (q *quicServers) find(s *spec.Spec, l *spec.AcceleratorListener, id serverID) *quicServer {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.spec != s {
+		q.spec, q.by = s, map[*spec.AcceleratorListener]map[serverID]*quicServer{}
+	}
+	servers, known := q.by[l]
+	if !known {
+		servers = serversOf(s, l)
+		q.by[l] = servers
+	}
+	return servers[id]
+}
+
+func serversOf(s *spec.Spec, l *spec.AcceleratorListener) map[serverID]*quicServer {
+	all := map[serverID]*quicServer{}
+	for _, g := range l.EndpointGroups {
+		for _, e := range g.Endpoints {
+			t := s.TargetGroups[e.TargetGroup]
+			if t == nil {
+				continue
+			}
+			var alone *spec.AcceleratorListener
+			for _, one := range t.Targets {
+				id, ok := one.QUICServer()
+				if !ok {
+					continue
+				}
+				if alone == nil {
+					e, g, l := e, g, *l
+					e.Weight, g.TrafficDial = new(1), new(100.0)
+					g.Endpoints = []spec.Endpoint{e}
+					l.EndpointGroups = []spec.EndpointGroup{g}
+					alone = &l
+				}
+				all[id] = &quicServer{alone, one.AddrPort()}
+			}
+		}
+	}
+	return all
 }

@@ -366,3 +366,88 @@ func (w *quicWorld) migrates(c *quic.Conn, to *quic.Transport) error {
 	}
 	return path.Switch()
 }
+
+// routable makes IDs that say which server they are of, as draft-ietf-quic-load-balancers has it (4.1, plaintext).
+type routable byte
+
+func (s routable) GenerateConnectionID() (quic.ConnectionID, error) {
+	id := make([]byte, s.ConnectionIDLen())
+	rand.Read(id)
+	id[0] &= 0x1f // of the first configuration
+	copy(id[1:], []byte{0, 0, 0, 0, 0, 0, 0xab, byte(s)})
+	return quic.ConnectionIDFromBytes(id), nil
+}
+
+func (routable) ConnectionIDLen() int { return 1 + 8 + 6 }
+
+// A client that goes to another network on purpose is led to its server by the ID that it takes for it, if that says whose it is; at a POP, too, that has not
+// seen its connection before.
+func TestAConnectionOfQUICMayChangeItsNetwork(t *testing.T) {
+	inQUICWorld(t, func(s *spec.Spec) {
+		for i := range s.TargetGroups["a"].Targets {
+			s.TargetGroups["a"].Targets[i].QUICServerID = fmt.Sprintf("0x000000000000ab%02x", i)
+		}
+	}, func(server int) quic.ConnectionIDGenerator { return routable(server) }, func(w *quicWorld) {
+		tr := &quic.Transport{Conn: w.socket(0)}
+		conn := w.dials(tr)
+		first, err := w.asks(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			time.Sleep(time.Second)
+			for _, f := range w.plane.datagramFlows(func(*datagramFlow) bool { return i == 2 }) {
+				w.plane.endFlow(f, closed) // as if it had come to another POP
+			}
+			next := &quic.Transport{Conn: w.socket((i + 1) % 2)}
+			if err := w.migrates(conn, next); err != nil {
+				t.Fatalf("move %d: %v", i, err)
+			}
+			if who, err := w.asks(conn); who != first || err != nil {
+				t.Fatalf("move %d: %q answers, not %q: %v", i, who, first, err)
+			}
+			defer closes(next)
+		}
+		if n := w.plane.Counters()["accelerator_datagram_flows_named_total"]; n < 3 {
+			t.Errorf("%d were led by their ID", n)
+		}
+		conn.CloseWithError(0, "")
+		closes(tr)
+	})
+}
+
+// What servers call themselves leads to their endpoint, whatever its weight and its region's dial, and from there to others; what names nobody leads where it is drawn.
+func TestTheIDOfAServerLeadsToItsEndpoint(t *testing.T) {
+	n := threeRegions()
+	id := "\x00\x00\x00\x00\x00\x00\xab\x01"
+	onUDPBench(t, n, func(b *udpBench) {
+		b.send(b.dial(), "\x41\x00"+id+"nonce and more") // nobody is called that yet
+		n.protocol, n.idle = spec.UDP, 30*time.Second
+		s, _, _ := n.build()
+		l := &s.Accelerators["game"].Listeners[0]
+		far := &l.EndpointGroups[len(l.EndpointGroups)-1]
+		far.TrafficDial, far.Endpoints[0].Weight = new(0.0), new(0)
+		target := &s.TargetGroups[far.Endpoints[0].TargetGroup].Targets[0]
+		target.QUICServerID = "0x000000000000ab01"
+		if err := b.plane.Apply(s); err != nil {
+			b.Fatal(err)
+		}
+		for _, p := range []string{"\x41\x00" + id + "nonce and more", "\x41\xe0" + id + "of no configuration", "\x01\x00" + id + "no QUIC", "\x41\x00" + id[:7]} {
+			b.send(b.dial(), p)
+		}
+		all := b.fars(5)
+		want := "30@" + target.AddrPort().String() + "/targetGroup/" + far.Endpoints[0].TargetGroup
+		for i, f := range all {
+			if led := f.header.Resource == want; led != (i == 1) {
+				b.Errorf("%d: went to %s by %s", i, f.header.Resource, f.node)
+			}
+		}
+		all[1].to.End(&backbone.RefusedError{Reason: "no"})
+		b.settle()
+		b.counted(map[string]uint64{"datagram_flows_named_total": 2, "datagrams_dropped_total": 0})
+		// A listener that led to nobody of that name leads there when it is applied, and the table of names is of the newest spec.
+		if got := b.plane.udp.servers.find(s, l, serverID([]byte(id))); got == nil || got.target != target.AddrPort() || *far.Endpoints[0].Weight != 0 {
+			b.Errorf("found %+v", got)
+		}
+	})
+}

@@ -74,14 +74,16 @@ type datagramFlow struct {
 	pending [][]byte // of its door's goroutine
 
 	turn  sync.Mutex     // held by who sends what the client sent; guards:
-	after netip.AddrPort // the client of the flow before it, of one that goes on with that one's connection
+	after netip.AddrPort // the client of the flow before it, of one that goes on with that one's connection, or the target that it is to have
 	pause time.Time      // until which it looks for no endpoint
 	told  bool           // it was written down that it found none
 
 	mu      sync.Mutex // guards what follows
 	entry   entry      // that it looked by last; its door's goroutine alone changes it
 	first   Candidate  // where the flow before it goes, until it is not to go there any more
-	far     Datagrams  // nil: it goes nowhere
+	server  serverID   // of QUIC, to which the flow is to go as long as named is set
+	named   bool
+	far     Datagrams // nil: it goes nowhere
 	by      Candidate
 	course  *course
 	refused []declined
@@ -158,6 +160,8 @@ type datagrams struct {
 	told   int
 	idlers relay.Idlers
 	keeper keeper
+
+	servers quicServers
 }
 
 // ServePackets carries the datagrams that come to a listener's socket, until that is closed or fails; it closes it. All flows of the socket end with it.
@@ -286,6 +290,7 @@ func (d *datagramDoor) admit(key tuple, one datagram.Datagram) (f, goes *datagra
 		return nil, nil
 	}
 	f = &datagramFlow{key: key, door: d, entry: e, source: one.At, quic: beginsQUIC(one.Data)}
+	f.server, f.named = serverOf(one.Data)
 	before := u.table.before(key.at, one.Data)
 	known := before != nil
 	if !known {
@@ -404,7 +409,7 @@ func (f *datagramFlow) went(c Candidate, chosen seen, way *course) {
 		reset: func(error) {
 			p.count.terminated.Add(1)
 			f.mu.Lock()
-			f.first = Candidate{}
+			f.first, f.named = Candidate{}, false
 			f.mu.Unlock()
 			f.leave(terminated)
 		},
@@ -498,12 +503,19 @@ func (f *datagramFlow) connect() bool {
 		f.first = Candidate{}
 	}
 	f.entry = e
-	refused, first := f.refused, f.first
+	refused, first, server, named := f.refused, f.first, f.server, f.named
 	f.mu.Unlock()
-	candidates := Choose(t.spec, v, e.accelerator, e.listener, Flow{Client: f.key.client, Local: f.door.at}, nil)
+	flow := Flow{Client: f.key.client, Local: f.door.at}
+	candidates := Choose(t.spec, v, e.accelerator, e.listener, flow, nil)
 	if first.Node != "" {
-		candidates = slices.DeleteFunc(candidates, func(c Candidate) bool { return c == first })
-		candidates = slices.Insert(candidates, 0, first)
+		candidates = ahead(candidates, first)
+	}
+	if named {
+		if to := p.udp.servers.find(t.spec, e.listener, server); to != nil {
+			f.after = to.target
+			candidates = ahead(candidates, Choose(t.spec, v, e.accelerator, to.listener, flow, nil)...)
+			p.count.udpNamed.Add(1)
+		}
 	}
 	for i, c := range candidates {
 		if f.goBy(t.spec, v, c, refused) {
@@ -526,6 +538,12 @@ func (f *datagramFlow) connect() bool {
 		p.rejected(f.entry.accelerator, spec.UDP, Flow{Client: f.key.client, Local: f.door.at}, f.entry.refuses(f.door.at.Port()))
 	}
 	return false
+}
+
+// ahead has some candidates come first, once each.
+func ahead(others []Candidate, first ...Candidate) []Candidate {
+	others = slices.DeleteFunc(others, func(c Candidate) bool { return slices.Contains(first, c) })
+	return slices.Concat(first, others)
 }
 
 // goBy has the flow go by a candidate, or, where that has a detour which fails, directly to its node. Those that have refused it are passed over.
