@@ -8,6 +8,8 @@
 #             benchmarks of the hot paths COUNT times each, and those of whole clusters once. make peers builds two that Debian has not
 # make lab    runs what needs root and a Linux kernel: namespaces, links, BIRD, unbound, a browser, user-mode-linux
 # make scale  lets fleets of SIZES nodes (10,100,1000) live in virtual time, and prints as a table what they take, and how that grows
+# make conformance  has this program and other caches that are installed tried by the public tests of HTTP caches, which npm brings, and prints how many
+#             each passes; make conformance ARGS='--failed perigee' says which ours does not
 # make fuzz   runs every fuzz target for FUZZTIME each (30s)
 
 GO       ?= go
@@ -28,7 +30,7 @@ LONGEST := ./testbed ./testbed/procs ./edge/cdn ./cluster/store ./dnsgeo
 RACE := $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo -race)
 export GOTOOLCHAIN ?= local
 
-.PHONY: all build run test check cross lab verify bench peers scale fuzz clean
+.PHONY: all build run test check cross lab verify bench peers conformance scale fuzz clean
 
 all: build
 
@@ -78,6 +80,13 @@ bench: build
 peers:
 	cd tools/peers/caddy && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../../bin/peers/caddy github.com/caddyserver/caddy/v2/cmd/caddy
 	cd tools/peers/coredns && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../../bin/peers/coredns github.com/coredns/coredns
+
+# The versions and their sums are in package-lock.json; no script of a package is run.
+conformance: build
+	mkdir -p bin/conformance
+	cp tools/conformance/package.json tools/conformance/package-lock.json bin/conformance
+	cd bin/conformance && npm ci --ignore-scripts --no-audit --no-fund
+	node --no-warnings tools/conformance/run.mjs bin/conformance $(ARGS)
 
 # A binary of its own, so that nothing but the table is written to stdout. 1,000 nodes in one process make much garbage: they have some 10 GB.
 scale:
