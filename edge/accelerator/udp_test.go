@@ -626,7 +626,7 @@ func overUDP(t *testing.T, n network, large bool, test func(t *testing.T, client
 }
 
 // overUDPBy is overUDP with another node, if it is named, by which alone the one can reach the other.
-func overUDPBy(t *testing.T, n network, large bool, relayNode string, test func(t *testing.T, client net.Conn, planes map[string]interface{ Counters() map[string]uint64 })) {
+func overUDPBy(t *testing.T, n network, large bool, relayNode string, test func(t *testing.T, client net.Conn, planes map[string]interface{ Counters() map[string]uint64 }), links ...func(*memnet.Internet)) {
 	t.Helper()
 	n.protocol, n.idle = spec.UDP, 30*time.Second
 	synctest.Test(t, func(t *testing.T) {
@@ -732,6 +732,10 @@ func overUDPBy(t *testing.T, n network, large bool, relayNode string, test func(
 		if err != nil {
 			t.Fatal(err)
 		}
+		for _, change := range links {
+			change(in)
+		}
+		planes["network"] = in
 		test(t, c, planes)
 		c.Close()
 		packets.Close()

@@ -31,8 +31,8 @@
 // what had arrived and then fail with ECONNRESET, as writes do at once. Beside what net.Conn asks for a
 // stream has CloseWrite, and SetLinger, which with 0 makes Close a reset.
 //
-// A datagram (udp) may be lost, or overtaken by another if there is jitter. It is dropped in silence if it
-// makes a packet larger than MTU, if its way is cut, if the queue of a link with a rate or of the socket is
+// A datagram (udp) may be lost, arrive twice, or be overtaken by another if there is jitter. It is dropped in silence if
+// it makes a packet larger than MTU, if its way is cut, if the queue of a link with a rate or of the socket is
 // full, and if nobody listens; Counters tells them apart.
 //
 // Addresses are those of package net. A socket on a dual-stack wildcard sees IPv4 in 16 bytes, as it does
@@ -176,6 +176,7 @@ const (
 	datagrams
 	datagramsDelivered
 	datagramsLost
+	datagramsDuplicated
 	datagramsCut
 	datagramsTooLarge
 	datagramsQueueFull
@@ -194,6 +195,7 @@ var counterNames = [counters]string{
 	datagrams:           "datagrams_total",
 	datagramsDelivered:  "datagrams_delivered_total",
 	datagramsLost:       "datagrams_lost_total",
+	datagramsDuplicated: "datagrams_duplicated_total",
 	datagramsCut:        "datagrams_cut_total",
 	datagramsTooLarge:   "datagrams_too_large_total",
 	datagramsQueueFull:  "datagrams_link_queue_full_total",

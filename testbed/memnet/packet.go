@@ -166,11 +166,15 @@ func (c *packetConn) send(b []byte, from, to netip.AddrPort) {
 	}
 	d := datagram{from: from, data: bytes.Clone(b)}
 	c.in.at(due, func() { l.deliver(d, to) })
+	if l.set.Duplicate > 0 && chance.Float64() < l.set.Duplicate {
+		c.in.counts[datagramsDuplicated]++
+		c.in.at(l.carry(0, chance), func() { l.deliver(d, to) })
+	}
 }
 
 // flow is the source of chance for what goes from one address to another; nil where nothing is left to chance.
 func (c *packetConn) flow(l *link, from, to netip.AddrPort) *rand.Rand {
-	if l.set.Loss == 0 && l.set.Jitter == 0 {
+	if l.set.Loss == 0 && l.set.Jitter == 0 && l.set.Duplicate == 0 {
 		return nil
 	}
 	key := [2]netip.AddrPort{from, to}

@@ -35,6 +35,33 @@ func TestLossIsTheShareThatWasSet(t *testing.T) {
 	})
 }
 
+func TestCopiesAreTheShareThatWasSet(t *testing.T) {
+	world(t, func(t *testing.T, in *Internet, here, far, _ *Host) {
+		in.Link("seoul", "tokyo", Path{Duplicate: 0.1, Delay: 10 * time.Millisecond})
+		socket := listenPacket(t, far, ":53")
+		u := dial(t, here, "udp", "192.0.2.2:53")
+		const n = 10_000
+		copies, b := 0, make([]byte, 2)
+		for i := range n {
+			before := in.Counters()["datagrams_duplicated_total"]
+			u.Write([]byte{byte(i >> 8), byte(i)})
+			twice := int(in.Counters()["datagrams_duplicated_total"] - before)
+			for range 1 + twice {
+				if _, _, err := socket.ReadFrom(b); err != nil || int(b[0])<<8+int(b[1]) != i {
+					t.Fatalf("%d: %v, %v", i, b, err)
+				}
+			}
+			copies += twice
+		}
+		if share := float64(copies) / n; math.Abs(share-0.1) > 0.01 {
+			t.Fatalf("%.3f came twice, want 0.1", share)
+		}
+		if got := in.Counters()["datagrams_delivered_total"]; got != n+uint64(copies) {
+			t.Fatalf("%d arrived of %d and %d copies", got, n, copies)
+		}
+	})
+}
+
 func TestJitterLetsDatagramsOvertakeEachOther(t *testing.T) {
 	world(t, func(t *testing.T, in *Internet, here, far, _ *Host) {
 		in.Link("seoul", "tokyo", Path{Delay: 10 * time.Millisecond, Jitter: 10 * time.Millisecond})

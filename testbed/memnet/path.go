@@ -30,6 +30,9 @@ type Path struct {
 	Jitter time.Duration
 	// Loss is the share of packets that are lost: 0 to less than 1.
 	Loss float64
+	// Duplicate is the share of datagrams that arrive twice: 0 to 1. Each copy has a jitter of its own. Streams see through
+	// copies, as TCP does.
+	Duplicate float64
 	// Rate is how many bits of payload pass in a second, one packet behind the other; 0 means any number.
 	Rate int64
 }
@@ -42,7 +45,7 @@ func (in *Internet) Link(a, b string, p Path) {
 
 // LinkOneWay replaces the path from one host to another, and leaves the way back as it is.
 func (in *Internet) LinkOneWay(from, to string, p Path) {
-	if p.Loss < 0 || p.Loss >= 1 || p.Delay < 0 || p.Jitter < 0 || p.Rate < 0 {
+	if p.Loss < 0 || p.Loss >= 1 || p.Duplicate < 0 || p.Duplicate > 1 || p.Delay < 0 || p.Jitter < 0 || p.Rate < 0 {
 		panic(fmt.Sprintf("memnet: no such path: %+v", p))
 	}
 	in.mu.Lock()
