@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/file"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/dnsgeo"
 	"github.com/perigee-net/perigee/edge/accelerator/flowlog"
@@ -88,6 +89,8 @@ type Config struct {
 	// is the cache's alone; "": cache in Data.
 	CacheDiskBytes int64
 	CacheDir       string
+	// CacheFiles is what its files are made, written and read with; the zero one is the machine's. For tests of disks that fail.
+	CacheFiles file.System
 
 	Log *slog.Logger
 

@@ -637,7 +637,7 @@ func (n *Node) openCacheDisk() (*disk.Store, error) {
 		return nil, nil
 	}
 	// What waits to be written is in memory, some of it beside the cache's.
-	store, err := disk.Open(disk.Config{Dir: n.cfg.CacheDir, Bytes: n.cfg.CacheDiskBytes, Pending: min(n.cfg.CacheBytes/2, maxCachePending)})
+	store, err := disk.Open(disk.Config{Dir: n.cfg.CacheDir, Bytes: n.cfg.CacheDiskBytes, Pending: min(n.cfg.CacheBytes/2, maxCachePending), System: n.cfg.CacheFiles})
 	if err != nil {
 		return nil, fmt.Errorf("--cache-dir: %w", err)
 	}

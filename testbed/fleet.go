@@ -69,12 +69,20 @@ var fleetPlaces = []fleetPlace{
 type fleetNode struct {
 	cfg   node.Config
 	host  *memnet.Host
+	disk  *fleetDisk
 	api   string
 	clock atomic.Int64   // how far its clock is ahead, in nanoseconds
 	gone  sync.WaitGroup // what is left of processes that died
 
 	mu   sync.Mutex
 	node *node.Node // nil while it is dead, or ends
+}
+
+// newFleetNode is a machine with a disk of its own, whose node is started by start.
+func newFleetNode(host *memnet.Host, cfg node.Config) *fleetNode {
+	n := &fleetNode{cfg: cfg, host: host, disk: &fleetDisk{dir: filepath.Join(cfg.Data, "cache")}}
+	n.cfg.CacheFiles = n.disk.system()
+	return n
 }
 
 // NewFleet starts the nodes, one after the other, and returns when the last has joined.
@@ -109,14 +117,16 @@ func (f *Fleet) Add(ctx context.Context, name string, region int, roles []view.R
 	place, i := f.places[region], len(f.Names)
 	ip := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
 	at := func(port int) string { return netip.AddrPortFrom(ip, uint16(port)).String() }
-	n := &fleetNode{host: f.in.Host(name, place.at, ip), api: at(apiPort)}
-	n.cfg = node.Config{
-		Name: name, Region: place.region, POP: name, Roles: roles, Data: filepath.Join(f.dir, name),
+	data := filepath.Join(f.dir, name)
+	host := f.in.Host(name, place.at, ip)
+	n := newFleetNode(host, node.Config{
+		Name: name, Region: place.region, POP: name, Roles: roles, Data: data,
 		Advertise: ip, Gossip: at(gossipPort), Control: at(controlPort), API: at(apiPort),
 		CacheBytes: 1 << 20, NoSocket: true, NoSync: true, Log: f.log,
-		Listen: n.host.Listen, ListenPacket: n.host.ListenPacket, Dial: n.host.Dial, ListenAnycast: n.host.Listen,
-		Now: func() time.Time { return time.Now().Add(time.Duration(n.clock.Load())) },
-	}
+		Listen: host.Listen, ListenPacket: host.ListenPacket, Dial: host.Dial, ListenAnycast: host.Listen,
+	})
+	n.api = at(apiPort)
+	n.cfg.Now = func() time.Time { return time.Now().Add(time.Duration(n.clock.Load())) }
 	if i == 0 {
 		n.cfg.Bootstrap = true
 	} else {
@@ -188,6 +198,7 @@ func (f *Fleet) Start(ctx context.Context, name string) error {
 func (n *fleetNode) start(ctx context.Context) error {
 	n.ended()
 	n.host.Restart()
+	n.disk.dead.Store(false)
 	started, err := node.Start(ctx, n.cfg)
 	if err != nil {
 		return err
@@ -225,15 +236,18 @@ func (n *fleetNode) end() {
 	}
 }
 
-// Kill ends a process as kill -9 does: its machine refuses whoever calls. What it has of its own ends unheard.
+// Kill ends a process as kill -9 does: its machine refuses whoever calls, and its cache writes nothing more. What else it has of its own ends
+// unheard.
 func (f *Fleet) Kill(name string) {
 	f.nodes[name].host.Kill()
+	f.nodes[name].disk.dead.Store(true)
 	f.nodes[name].end()
 }
 
 // Crash ends a machine: there is silence.
 func (f *Fleet) Crash(name string) {
 	f.nodes[name].host.Crash()
+	f.nodes[name].disk.dead.Store(true)
 	f.nodes[name].end()
 }
 

@@ -153,7 +153,7 @@ func TestTwoMachinesOfOneNameHarmNobodyElse(t *testing.T) {
 		said := f.total(t, "report_sent_bytes_total")
 		time.Sleep(20 * time.Second)
 		said = f.total(t, "report_sent_bytes_total") - said
-		copied := &fleetNode{cfg: cfg, host: host}
+		copied := newFleetNode(host, cfg)
 		if err := copied.start(ctx); err != nil {
 			t.Logf("the copy does not start: %v", err)
 		}

@@ -482,7 +482,7 @@ func (f *Fleet) tryJoin(ctx context.Context, t *testing.T, name, token string, r
 	cfg.Name, cfg.POP, cfg.Data, cfg.Roles, cfg.Token, cfg.Advertise, cfg.Public = name, name, t.TempDir(), roles, token, ip, nil
 	cfg.Gossip, cfg.Control, cfg.API = at(gossipPort), at(controlPort), at(apiPort)
 	cfg.Listen, cfg.ListenPacket, cfg.Dial, cfg.ListenAnycast = host.Listen, host.ListenPacket, host.Dial, host.Listen
-	n := &fleetNode{cfg: cfg, host: host}
+	n := newFleetNode(host, cfg)
 	err := n.start(ctx)
 	if err == nil {
 		time.Sleep(time.Second)

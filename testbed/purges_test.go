@@ -34,7 +34,9 @@ import (
 //   - The same goes for soft purges, but that what the origin allows to be used stale may be, for as long as it allows, counted from the
 //     purge; at a node that missed it, from when it has it. Until then it is said to be stale.
 //   - When everything is healed and the nodes are one again, none of them answers anything older than any receipt.
-//   - Each answer is of one version: a body is not put together from two, and what it says of itself (ETag) is its own.
+//   - Each answer is of one version: a body is not put together from two, be it in slices, and what it says of itself (ETag) is its own.
+//
+// Nodes are killed and come back with what their disks have of before; disks refuse, are full, bring back what was not written, for a while.
 //
 // A node may refuse, or fail. It must not serve.
 //
@@ -44,10 +46,10 @@ import (
 // purgedPage is what the origin has a version of. The host is empty where the distribution keeps one copy for all its hosts.
 type purgedPage struct{ distribution, host, path string }
 
-// Pages of the purged site. Those of /lax/ may be used stale for laxTime, those of /brief/ are fresh for a second; distribution one keys the
-// viewer's Host, two does not.
+// Pages of the purged site. Those of /lax/ may be used stale for laxTime, those of /brief/ are fresh for a second, those of /large/ are kept in
+// slices; distribution one keys the viewer's Host, two does not.
 var (
-	purgedPaths = []string{"/hour/0", "/hour/1", "/hour/0?x=1", "/lax/0", "/lax/1", "/brief/0", "/brief/1"}
+	purgedPaths = []string{"/hour/0", "/hour/1", "/hour/0?x=1", "/lax/0", "/lax/1", "/brief/0", "/brief/1", "/large/0"}
 	purgedHosts = map[string][]string{"one": {"a.one.test", "b.one.test"}, "two": {"two.test", "www.two.test"}}
 )
 
@@ -59,9 +61,23 @@ const (
 	hearTime = 2500 * time.Millisecond
 	// farTime is how long packets of a severed node take longer.
 	farTime = 700 * time.Millisecond
-	// bodyLines is how often a body says its version.
-	bodyLines = 400
+	// bodyLines is how often a body says its version, and largeLines how often a large one: it has a slice of 1 MiB, and some more.
+	bodyLines  = 400
+	largeLines = 140_000
+	lineBytes  = 9
+	// largeCache is the memory of a cache that keeps bodies over 1 MiB in slices, of which there is not room for all; largeDisk is a disk that
+	// takes slices.
+	largeCache = 8 << 20
+	largeDisk  = 48 << 20
 )
+
+// linesOf is how often the body of a page says its version.
+func linesOf(path string) int {
+	if strings.HasPrefix(path, "/large/") {
+		return largeLines
+	}
+	return bodyLines
+}
 
 func purgedPages() (all []purgedPage) {
 	for _, path := range purgedPaths {
@@ -193,7 +209,11 @@ func (s *purgedSite) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotModified)
 		return
 	}
-	body := versionBody(version)
+	body := versionBody(p.path, version)
+	if strings.HasPrefix(p.path, "/large/") {
+		http.ServeContent(w, r, "", time.Time{}, &slowBody{ReadSeeker: strings.NewReader(body), slow: slow})
+		return
+	}
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	io.WriteString(w, body[:len(body)/2])
 	if slow > 0 {
@@ -203,12 +223,26 @@ func (s *purgedSite) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, body[len(body)/2:])
 }
 
-func versionBody(version int) string {
-	return strings.Repeat(fmt.Sprintf("%08d\n", version), bodyLines)
+// slowBody is a large body of which a little comes at once, and the rest after a while.
+type slowBody struct {
+	io.ReadSeeker
+	slow  time.Duration
+	reads int
+}
+
+func (b *slowBody) Read(p []byte) (int, error) {
+	if b.reads++; b.reads == 2 {
+		time.Sleep(b.slow)
+	}
+	return b.ReadSeeker.Read(p)
+}
+
+func versionBody(path string, version int) string {
+	return strings.Repeat(fmt.Sprintf("%08d\n", version), linesOf(path))
 }
 
 // versionOf reads which version an answer is of, and holds it to be of one.
-func versionOf(res *http.Response, method string, body []byte) (int, error) {
+func versionOf(res *http.Response, method, path string, body []byte) (int, error) {
 	tag, err := strconv.Atoi(strings.Trim(res.Header.Get("ETag"), `"`))
 	if err != nil {
 		return 0, fmt.Errorf("the ETag is %q", res.Header.Get("ETag"))
@@ -216,7 +250,7 @@ func versionOf(res *http.Response, method string, body []byte) (int, error) {
 	if method == http.MethodHead || res.StatusCode == http.StatusNotModified {
 		return tag, nil
 	}
-	want := versionBody(tag)
+	want := versionBody(path, tag)
 	if res.StatusCode == http.StatusPartialContent {
 		var first, last, size int
 		if _, err := fmt.Sscanf(res.Header.Get("Content-Range"), "bytes %d-%d/%d", &first, &last, &size); err != nil || last >= len(want) || first > last {
@@ -376,6 +410,9 @@ func (r *purgesRun) asks(ctx context.Context, node string, chance *rand.Rand) {
 	pages, last := purgedPages(), map[purgedPage]string{}
 	for ctx.Err() == nil {
 		p := pages[chance.IntN(len(pages))]
+		if large := strings.HasPrefix(p.path, "/large/"); large && chance.IntN(3) > 0 {
+			continue // they take their time
+		}
 		req, _ := http.NewRequest(http.MethodGet, "http://"+n.cfg.HTTP+p.path, nil) // of constants
 		req.Host = p.host
 		if p.host == "" {
@@ -383,18 +420,27 @@ func (r *purgesRun) asks(ctx context.Context, node string, chance *rand.Rand) {
 		}
 		req.Header.Set("Accept-Language", []string{"en", "ko"}[chance.IntN(2)])
 		kind := "GET"
-		switch chance.IntN(8) {
+		what, size, length := chance.IntN(8), linesOf(p.path)*lineBytes, 100
+		if linesOf(p.path) == largeLines {
+			if length = size; what > 2 && chance.IntN(4) > 0 {
+				what, length = 1, 10_000
+			}
+		}
+		switch what {
 		case 0:
 			kind, req.Method = "HEAD", http.MethodHead
 		case 1:
-			first := chance.IntN(bodyLines * 9)
+			first := chance.IntN(size)
 			kind = "Range"
-			req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", first, first+chance.IntN(100)))
+			req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", first, min(size-1, first+chance.IntN(length))))
 		case 2:
 			if tag := last[p]; tag != "" {
 				kind = "If-None-Match"
 				req.Header.Set("If-None-Match", tag)
 			}
+		}
+		if linesOf(p.path) == largeLines {
+			kind += " in slices"
 		}
 		patience := 8 * time.Second
 		if chance.IntN(6) == 0 {
@@ -433,13 +479,14 @@ func (r *purgesRun) askOnce(transport *http.Transport, req *http.Request, node, 
 		count(fmt.Sprint(res.StatusCode))
 		return ""
 	}
-	version, err := versionOf(res, req.Method, body)
+	version, err := versionOf(res, req.Method, p.path, body)
 	told := strings.Join(res.Header.Values("Cache-Status"), ", ")
 	if err != nil {
 		r.fault("%s answers %s %s%s: %d %v: %s", node, kind, req.Host, p.path, res.StatusCode, err, told)
 		return ""
 	}
-	switch own := told[strings.LastIndex(told, ", ")+1:]; { // what this node itself says
+	own := told[strings.LastIndex(told, ", ")+1:] // what this node itself says
+	switch {
 	case version < need:
 		r.fault("%s, asked at %v, answers %s %s%s with version %d, and %v (receipt at %v, epoch %d, done by %v) wants %d, for %s: %d %s", node, asked, kind, req.Host, p.path,
 			version, by, by.receipt, by.epoch, by.done, need, why, res.StatusCode, told)
@@ -451,6 +498,9 @@ func (r *purgesRun) askOnce(transport *http.Transport, req *http.Request, node, 
 		count(kind + ", of a page that was purged")
 	default:
 		count(kind)
+	}
+	if strings.Contains(own, "detail=slices") && strings.Contains(own, "; hit") {
+		count("a hit in slices")
 	}
 	r.missed(node, p, version, asked)
 	return res.Header.Get("ETag")
@@ -482,7 +532,7 @@ func (r *purgesRun) purges(ctx context.Context, chance *rand.Rand) {
 		case 0:
 			req.Paths = []string{"/*"}
 		case 1:
-			req.Paths = []string{[]string{"/hour/*", "/lax/*", "/hour/0*", "/brief/*"}[chance.IntN(4)]}
+			req.Paths = []string{[]string{"/hour/*", "/lax/*", "/hour/0*", "/brief/*", "/large/*"}[chance.IntN(5)]}
 		case 2:
 			req.Paths = []string{"#" + []string{"t0", "T1"}[chance.IntN(2)]}
 		case 3:
@@ -560,7 +610,7 @@ func (r *purgesRun) mishaps(ctx context.Context, chance *rand.Rand, pace time.Du
 				name = leader
 			}
 		}
-		switch n := chance.IntN(24); {
+		switch n := chance.IntN(28); {
 		case n < 4 && f.Lives(name):
 			does(func() { c.dead[name] = true }, "%s %s", []string{"kill", "kill", "crash", "stop"}[n], name)
 			switch n {
@@ -605,6 +655,7 @@ func (r *purgesRun) mishaps(ctx context.Context, chance *rand.Rand, pace time.Du
 			f.HealAll()
 			for _, name := range f.Names {
 				f.in.Heal(name, "origin")
+				f.Disk(name, DiskWhole)
 			}
 			does(func() { clear(c.apart); clear(c.bad) }, "heal")
 			r.sever()
@@ -616,6 +667,18 @@ func (r *purgesRun) mishaps(ctx context.Context, chance *rand.Rand, pace time.Du
 			}
 			r.story("the origin takes %v, fails: %v", r.site.slow, r.site.failing)
 			r.site.mu.Unlock()
+		case n < 23 && f.Lives(name):
+			does(func() { c.dead[name] = true; r.tally["a restart"]++ }, "restart %s", name)
+			f.Kill(name)
+			if err := f.Start(ctx, name); err != nil {
+				r.story("!%v", err)
+				continue
+			}
+			does(func() { delete(c.dead, name) }, "%s is there", name)
+		case n < 26 && f.nodes[name].cfg.CacheDiskBytes > 0:
+			fault := DiskFault(1 + chance.IntN(int(DiskLies)))
+			does(func() { r.tally["a disk failed"]++ }, "disk of %s %v", name, fault)
+			f.Disk(name, fault)
 		default:
 			by := time.Duration(chance.Int64N(int64(2*24*time.Hour))) - 24*time.Hour
 			r.story("clock of %s %v", name, by)
@@ -662,8 +725,9 @@ func purgesSchedule(ctx context.Context, dir string, seed uint64, story func(str
 		if together {
 			c.POP = c.Region
 		}
+		c.CacheBytes = largeCache
 		if seed%2 == 1 {
-			c.CacheDiskBytes = 16 << 20
+			c.CacheDiskBytes = largeDisk
 		}
 	}
 	began := time.Now()
@@ -784,6 +848,7 @@ func (r *purgesRun) end(ctx context.Context) {
 	r.site.mu.Unlock()
 	for _, name := range f.Names {
 		f.in.Heal(name, "origin")
+		f.Disk(name, DiskWhole)
 		f.Jump(name, 0)
 		if !f.Lives(name) {
 			if err := f.Start(ctx, name); err != nil {
@@ -862,7 +927,8 @@ func TestAfterTheReceiptNobodyIsServedAnythingOlder(t *testing.T) {
 	for _, what := range slices.Sorted(maps.Keys(tally)) {
 		t.Logf("%8d %s", tally[what], what)
 	}
-	for _, what := range []string{"receipts that do not name all", "GET, of a page that was purged", "Range, of a page that was purged", "stale, as the origin allows"} {
+	for _, what := range []string{"receipts that do not name all", "GET, of a page that was purged", "Range, of a page that was purged", "stale, as the origin allows",
+		"GET in slices, of a page that was purged", "Range in slices, of a page that was purged", "a hit in slices", "a disk failed", "a restart"} {
 		if tally[what] == 0 && len(all) >= enoughSchedules {
 			t.Errorf("there was no %q: the schedules show too little", what)
 		}

@@ -14,6 +14,7 @@ import (
 // in the place of any field.
 type System struct {
 	Open     func(path string, flag int) (*os.File, error) // a new file is its owner's alone
+	ReadAt   func(f *os.File, data []byte, at int64) (int, error)
 	WriteAt  func(f *os.File, data []byte, at int64) (int, error)
 	Truncate func(f *os.File, size int64) error
 	Sync     func(f *os.File) error // what was written, and the size, are on disk
@@ -26,6 +27,7 @@ type System struct {
 func OS() System {
 	return System{
 		Open:     func(path string, flag int) (*os.File, error) { return os.OpenFile(path, flag, 0o600) },
+		ReadAt:   (*os.File).ReadAt,
 		WriteAt:  (*os.File).WriteAt,
 		Truncate: (*os.File).Truncate,
 		Sync:     (*os.File).Sync,

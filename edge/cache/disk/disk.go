@@ -94,18 +94,19 @@ type Config struct {
 	Objects int
 	// Pending bounds what waits to be written, in bytes of memory. 0 is 64 MiB.
 	Pending int64
+	// System is what files are made, written and read with; the zero one is the machine's. For tests of disks that fail.
+	System file.System
 }
 
 // knobs are what tests turn.
 type knobs struct {
 	system  file.System
-	readAt  func(f *os.File, p []byte, at int64) (int, error)
 	segment int64 // the size of segments
 	least   int64
 }
 
 func defaults() knobs {
-	return knobs{system: file.OS(), readAt: (*os.File).ReadAt, least: leastBytes}
+	return knobs{system: file.OS(), least: leastBytes}
 }
 
 // Store is a folder of objects. All methods may be called at the same time.
@@ -117,7 +118,6 @@ type Store struct {
 	objects   int
 	pending   int64
 	system    file.System
-	readAt    func(f *os.File, p []byte, at int64) (int, error)
 	lock      *os.File
 	blocks    sync.Pool // *[blockSize]byte
 
@@ -531,7 +531,7 @@ func (s *Store) pin(hash uint64, v slot, ok bool) (*Entry, bool) {
 // load reads the head; the segment that it is in is not held any longer. If that fails, the object is forgotten and the entry closed.
 func (e *Entry) load() bool {
 	b := make([]byte, e.slot.head)
-	_, err := e.store.readAt(e.head.file, b, int64(e.slot.offset()))
+	_, err := e.store.system.ReadAt(e.head.file, b, int64(e.slot.offset()))
 	var r record
 	if err == nil {
 		r, err = parseHead(b, e.head.seal, e.slot.offset())
@@ -594,7 +594,7 @@ func (e *Entry) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 func (e *Entry) readBlock(block int64, b []byte) error {
-	_, err := e.store.readAt(e.body.file, b, e.offset+block*blockSize)
+	_, err := e.store.system.ReadAt(e.body.file, b, e.offset+block*blockSize)
 	if err == nil && sumOf(b) == binary.LittleEndian.Uint32(e.sums[4*block:]) {
 		return nil
 	}

@@ -63,12 +63,11 @@ func (f *faulty) knobs() knobs {
 		}
 		return real.Sync(to)
 	}
-	read := k.readAt
-	k.readAt = func(from *os.File, p []byte, at int64) (int, error) {
+	k.system.ReadAt = func(from *os.File, p []byte, at int64) (int, error) {
 		if err := says(&f.reads); err != nil {
 			return 0, err
 		}
-		return read(from, p, at)
+		return real.ReadAt(from, p, at)
 	}
 	return k
 }
@@ -341,7 +340,8 @@ func (p *played) knobs() knobs {
 	real := k.system
 	base := filepath.Base
 	k.system = file.System{
-		Open: func(path string, flag int) (*os.File, error) { defer p.op()(); return real.Open(path, flag) },
+		ReadAt: real.ReadAt,
+		Open:   func(path string, flag int) (*os.File, error) { defer p.op()(); return real.Open(path, flag) },
 		WriteAt: func(f *os.File, b []byte, at int64) (int, error) {
 			defer p.op()()
 			n, err := real.WriteAt(f, b[:len(b)/2], at)

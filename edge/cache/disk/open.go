@@ -50,12 +50,18 @@ func writeAll(b []byte) func(*file.Writer) error {
 
 // Open opens the store in a folder, or makes it. What is damaged in it is left out. It reads the index of each segment, and
 // all of those that have none: the last one, if the process was killed. The folder is locked until Close.
-func Open(cfg Config) (*Store, error) { return open(cfg, defaults()) }
+func Open(cfg Config) (*Store, error) {
+	k := defaults()
+	if cfg.System.Open != nil {
+		k.system = cfg.System
+	}
+	return open(cfg, k)
+}
 
 func open(cfg Config, k knobs) (_ *Store, err error) {
 	limit := max(cfg.Bytes, k.least)
 	s := &Store{
-		dir: cfg.Dir, limit: limit, segment: k.segment, objects: cfg.Objects, pending: cfg.Pending, system: k.system, readAt: k.readAt,
+		dir: cfg.Dir, limit: limit, segment: k.segment, objects: cfg.Objects, pending: cfg.Pending, system: k.system,
 		index: map[uint64]slot{}, byNumber: map[uint32]*segment{}, queued: map[uint64]*item{},
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -249,7 +255,7 @@ func (s *Store) loadSegment(number uint32) (loaded, error) {
 	var b [headerSize]byte
 	info, err := f.Stat()
 	if err == nil {
-		_, err = s.readAt(f, b[:], 0)
+		_, err = s.system.ReadAt(f, b[:], 0)
 	}
 	var h header
 	if err == nil {

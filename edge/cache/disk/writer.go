@@ -601,7 +601,7 @@ type reader struct {
 	f *os.File
 }
 
-func (r reader) ReadAt(p []byte, at int64) (int, error) { return r.s.readAt(r.f, p, at) }
+func (r reader) ReadAt(p []byte, at int64) (int, error) { return r.s.system.ReadAt(r.f, p, at) }
 
 // roll begins a new segment.
 func (s *Store) roll() error {
