@@ -362,8 +362,10 @@ func (n *Node) openDatagrams(node string, h backbone.Header, large bool, to back
 // openDatagramFlows carries the flows of datagrams that edge nodes send to endpoints of this region, and those that go on from here to other nodes.
 func (n *Node) openDatagramFlows() {
 	var closed atomic.Bool
-	n.onDrain("flows of datagrams", func(context.Context) error {
+	n.onDrain("flows of datagrams", func(ctx context.Context) error {
 		closed.Store(true)
+		n.origin.FinishDatagrams(ctx)
+		n.accelerator.FinishDatagrams(ctx)
 		return nil
 	})
 	n.onClose("flows of datagrams", func(context.Context) error { n.origin.CloseDatagrams(); return nil })

@@ -617,7 +617,8 @@ func (n *Node) openPlanes() error {
 		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket, ListenPacketAnycast: n.cfg.ListenPacketAnycast,
 		Certificate: certificates.Get, Policy: n.cdn.SecurityPolicy,
 		TokenKey: n.guard.Node().Keys().Cluster.Derive("quic tokens"), ResetKey: n.guard.Node().Keys().Cluster.Derive("quic resets of " + n.cfg.Name),
-		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Seen: n.see, RoundTrip: n.cfg.RoundTrip, Panics: panics, Log: log,
+		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Seen: n.see, RoundTrip: n.cfg.RoundTrip,
+		FinishPackets: n.accelerator.FinishDatagrams, Panics: panics, Log: log,
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())

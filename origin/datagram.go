@@ -26,6 +26,9 @@ import (
 // in all unless it is told otherwise (ip_local_port_range): where there is none left no socket of the machine gets one, that of a resolver neither.
 const maxSessions = 24_000
 
+// finished is how long a flow of datagrams must have been silent for a node that ends to take it to be finished: none says so.
+const finished = 5 * time.Second
+
 // sessionGrace is how much longer a session may be idle than its flow: who took the flow from the client ends it before.
 const sessionGrace = 10 * time.Second
 
@@ -251,6 +254,9 @@ func (a *sessions) count() int {
 	defer a.mu.Unlock()
 	return len(a.all)
 }
+
+// FinishDatagrams waits until the flows of datagrams that end at targets are finished, as far as that can be seen, or the context ends. More may still come.
+func (p *Plane) FinishDatagrams(ctx context.Context) { p.sessions.idlers.Settle(ctx, finished) }
 
 // close ends all, and waits for them.
 func (a *sessions) close() {

@@ -362,56 +362,81 @@ func (v *verbs) dial(ctx context.Context, args []string) (string, error) {
 	return greeting + " echoed, closed", nil
 }
 
-// ask sends a datagram, of a size at least, and says what answered.
+// ask sends a datagram, of a size at least, and says what answered. With a duration it goes on to ask from the same port, and says how many were not
+// answered, or were by another.
 func (v *verbs) ask(ctx context.Context, args []string) (string, error) {
 	if len(args) < 2 || len(args) > 3 {
-		return "", errors.New("ask wants a client, an address with a port, and perhaps how many bytes")
+		return "", errors.New("ask wants a client, an address with a port, and perhaps how many bytes, or a duration")
 	}
 	from, err := v.client(ctx, args[0])
 	if err != nil {
 		return "", err
 	}
-	size := 0
+	size, long := 0, time.Duration(0)
 	if len(args) == 3 {
 		if size, err = strconv.Atoi(args[2]); err != nil {
-			return "", err
+			if long, err = time.ParseDuration(args[2]); err != nil {
+				return "", err
+			}
 		}
 	}
 	host, port, err := net.SplitHostPort(args[1])
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, echoTime)
+	finding, cancel := context.WithTimeout(ctx, echoTime)
 	defer cancel()
-	ip, err := v.place(ctx, from, host)
+	ip, err := v.place(finding, from, host)
 	if err != nil {
 		return "error: " + plain(err), nil
 	}
-	conn, err := from.dial(ctx, "udp", net.JoinHostPort(ip, port))
+	conn, err := from.dial(finding, "udp", net.JoinHostPort(ip, port))
 	if err != nil {
 		return "error: " + plain(err), nil
 	}
 	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	conn.SetDeadline(deadline)
 	question := []byte("echo this" + strings.Repeat(".", max(0, size-len("echo this"))))
+	said := asksOnce(conn, question)
+	if long == 0 {
+		return said, nil
+	}
+	others, last := 0, ""
+	for until := time.Now().Add(long); time.Now().Before(until) && ctx.Err() == nil; {
+		time.Sleep(echoPause)
+		if one := asksOnce(conn, question); one != said {
+			others++
+			last = one
+		}
+	}
+	if others > 0 {
+		return fmt.Sprintf("%s, then %d times not, at last %s", said, others, last), nil
+	}
+	return said + ", always", nil
+}
+
+// asksOnce sends a datagram and says what answered.
+func asksOnce(conn net.Conn, question []byte) string {
+	conn.SetDeadline(time.Now().Add(echoTime))
 	if _, err := conn.Write(question); err != nil {
-		return "error: " + plain(err), nil
+		return "error: " + plain(err)
 	}
 	answer := make([]byte, 1<<16)
 	n, err := conn.Read(answer)
 	if err != nil {
-		return "error: " + plain(err), nil
+		return "error: " + plain(err)
 	}
 	greeting, echo, _ := strings.Cut(string(answer[:n]), "\n")
 	if echo != string(question) {
-		return fmt.Sprintf("%s echoed %q", greeting, echo), nil
+		return fmt.Sprintf("%s echoed %q", greeting, echo)
 	}
-	return greeting + " echoed", nil
+	return greeting + " echoed"
 }
 
 // echoTime is how long an answer to a datagram is waited for.
 const echoTime = time.Second
+
+// echoPause is how long a flow of the verb ask is silent between two datagrams.
+const echoPause = 500 * time.Millisecond
 
 // Of each flow of the verb flows: messages a second, and bytes of each.
 const (

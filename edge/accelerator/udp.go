@@ -1,6 +1,7 @@
 package accelerator
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -25,6 +26,8 @@ const (
 	lookPause = 100 * time.Millisecond
 	// maxRefusals bounds how many datagrams are written down in a second that began no flow because there were too many.
 	maxRefusals = 100
+	// finished is how long a flow must have been silent for a node that ends to take it to be finished: none says so.
+	finished = 5 * time.Second
 	// keptPending is how many datagrams a flow keeps room for between two looks.
 	keptPending = 8
 )
@@ -158,6 +161,7 @@ type datagrams struct {
 	number uint32    // of it
 	began  int
 	told   int
+	ends   bool // no flow begins any more
 	idlers relay.Idlers
 	keeper keeper
 
@@ -180,6 +184,15 @@ func (p *Plane) ServePackets(l Listener, conn net.PacketConn) error {
 		return nil
 	}
 	return err
+}
+
+// FinishDatagrams has no flow of datagrams begin any more, and waits until those that there are, and those that are carried on here, are finished, as far as
+// that can be seen, or the context ends. What a new client sends meanwhile is dropped, and counted: this node is to be closed.
+func (p *Plane) FinishDatagrams(ctx context.Context) {
+	p.udp.mu.Lock()
+	p.udp.ends = true
+	p.udp.mu.Unlock()
+	p.udp.idlers.Settle(ctx, finished)
 }
 
 // EndFlows ends the flows of datagrams of clients that are not to be served any more, as Config.Blocked says.
@@ -272,7 +285,7 @@ func (d *datagramDoor) admit(key tuple, one datagram.Datagram) (f, goes *datagra
 	u := &p.udp
 	t := p.table.Load()
 	e, ok := t.entry(spec.UDP, d.at)
-	if !ok {
+	if !ok || u.ends {
 		c.udpRefused.Add(1)
 		return nil, nil
 	}

@@ -2,6 +2,7 @@ package accelerator
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"maps"
@@ -983,4 +984,51 @@ func TestTheEndOfAWayIsOfThatWayAlone(t *testing.T) {
 			b.Errorf("at the first %q, at the second %q", all[0].came, all[1].came)
 		}
 	})
+}
+
+// A node that is about to be closed begins no flows of datagrams any more, and those that there are go on both ways, until they are silent or its time is over.
+func TestFlowsOfDatagramsFinishOnANodeThatEnds(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		moves time.Duration // as long
+		want  time.Duration
+	}{
+		{"they fall silent", 3 * time.Second, 8 * time.Second},
+		{"they do not", time.Minute, 10 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
+				conn, begun := b.dial(), time.Now()
+				b.send(conn, "1")
+				ctx, cancel := context.WithTimeout(b.Context(), 10*time.Second)
+				defer cancel()
+				var over sync.WaitGroup
+				over.Go(func() {
+					b.plane.FinishDatagrams(ctx)
+					if took := time.Since(begun).Truncate(time.Second); took != c.want {
+						b.Errorf("it took %v, want %v", took, c.want)
+					}
+				})
+				sent := 1
+				for time.Since(begun) < min(c.moves, 9*time.Second) {
+					time.Sleep(500 * time.Millisecond)
+					b.send(conn, "more")
+					sent++
+				}
+				b.send(b.dial(), "from another")
+				f := b.fars(1)[0]
+				f.to.Receive([][]byte{[]byte("answer")})
+				buf := make([]byte, 100)
+				conn.SetReadDeadline(time.Now().Add(time.Second))
+				if n, err := conn.Read(buf); string(buf[:n]) != "answer" || err != nil {
+					b.Errorf("got %q, %v", buf[:n], err)
+				}
+				if len(f.came) != sent || f.isClosed() {
+					b.Errorf("%d of %d came, closed %v", len(f.came), sent, f.isClosed())
+				}
+				b.counted(map[string]uint64{"datagram_flows": 1, "datagram_flows_refused_total": 1})
+				over.Wait()
+			})
+		})
+	}
 }

@@ -70,6 +70,8 @@ type Config struct {
 	HeaderBytes int64
 	// Desync is for the doors that do not say it; Unset: Defensive.
 	Desync http1.Mitigation
+	// FinishPackets has what came by doors for datagrams finish before Close closes those, until the context ends at the latest; nil: it ends with them.
+	FinishPackets func(context.Context)
 	// Panics are counted as the front's too, for who serves its guests on other goroutines; nil: there are no others.
 	Panics *Panics
 	Log    *slog.Logger
@@ -341,11 +343,14 @@ func (f *Front) Close(ctx context.Context) error {
 	}
 	clear(f.doors)
 	f.closeHTTP3()
-	f.closePackets()
 	f.mu.Unlock()
 
 	done := make(chan struct{})
 	go func() {
+		if f.config.FinishPackets != nil {
+			f.config.FinishPackets(ctx)
+		}
+		f.closePackets()
 		f.wg.Wait()
 		close(done)
 	}()

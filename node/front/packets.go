@@ -58,8 +58,10 @@ func (d *packetDoor) ended() bool {
 	}
 }
 
-// closePackets closes all doors for datagrams. f.mu is held.
+// closePackets closes all doors for datagrams.
 func (f *Front) closePackets() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, d := range f.packets {
 		d.conn.Close()
 	}

@@ -1,6 +1,7 @@
 package front
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"testing"
@@ -77,4 +78,33 @@ func TestADoorForDatagramsIsServedUntilItCloses(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What comes by doors for datagrams may finish before they are closed, as long as the front's own time.
+func TestDoorsForDatagramsCloseWhenWhatCameIsFinished(t *testing.T) {
+	for _, c := range []struct{ takes, want time.Duration }{{2 * time.Second, 2 * time.Second}, {time.Minute, 10 * time.Second}} {
+		inWorld(t, Config{FinishPackets: func(ctx context.Context) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(c.takes):
+			}
+		}}, func(w *world) {
+			var began time.Time
+			ended := make(chan time.Duration, 1)
+			w.set(Door{Network: "udp", Address: netip.MustParseAddrPort("203.0.113.1:53"), Packets: func(p net.PacketConn) error {
+				p.ReadFrom(make([]byte, 1))
+				ended <- time.Since(began)
+				return nil
+			}})
+			ctx, cancel := context.WithTimeout(w.Context(), 10*time.Second)
+			defer cancel()
+			began = time.Now()
+			if err := w.front.Close(ctx); err != nil {
+				t.Error(err)
+			}
+			if got := <-ended; got != c.want {
+				t.Errorf("the door was closed after %v, want %v", got, c.want)
+			}
+		})
+	}
 }

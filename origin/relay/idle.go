@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,6 +88,40 @@ func (w *Idlers) Remove(i *Idler) {
 	if w.count--; w.count == 0 {
 		w.timer.Stop()
 	}
+}
+
+// Settle waits until nothing has moved for a while, or the context ends. It does so for who is about to end, and may be called at any time.
+func (w *Idlers) Settle(ctx context.Context, silence time.Duration) {
+	for {
+		left := w.unsettled(silence)
+		if left <= 0 {
+			return
+		}
+		timer := time.NewTimer(min(left, idleTick)) // what moved last may be removed before it is silent
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// unsettled is how long it is at least until nothing has moved for a while.
+func (w *Idlers) unsettled(silence time.Duration) (left time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.count == 0 {
+		return 0
+	}
+	now := w.now()
+	for i := range w.slots {
+		head := &w.slots[i]
+		for one := head.next; one != head; one = one.next {
+			left = max(left, silence-(now-time.Duration(one.last.Load())))
+		}
+	}
+	return left
 }
 
 // look ends those whose time is over.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,5 +48,45 @@ func TestWhatIsIdleEnds(t *testing.T) {
 			t.Error("the next one does not end")
 		}
 		all.Remove(again)
+	})
+}
+
+func TestWhoEndsWaitsForWhatMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var all Idlers
+		settles := func(most time.Duration) time.Duration {
+			ctx, cancel := context.WithTimeout(t.Context(), most)
+			defer cancel()
+			begun := time.Now()
+			all.Settle(ctx, 5*time.Second)
+			return time.Since(begun)
+		}
+		if took := settles(time.Hour); took != 0 {
+			t.Errorf("of none it takes %v", took)
+		}
+		quiet, busy := new(Idler), new(Idler)
+		all.Add(quiet, time.Minute, func() {})
+		if took := settles(time.Hour); took != 5*time.Second {
+			t.Errorf("of one that has just moved it takes %v", took)
+		}
+		if took := settles(time.Hour); took != 0 {
+			t.Errorf("of one that is silent it takes %v", took)
+		}
+		all.Add(busy, time.Minute, func() {})
+		moves := time.AfterFunc(3*time.Second, busy.Touch)
+		defer moves.Stop()
+		if took := settles(time.Hour); took != 8*time.Second {
+			t.Errorf("of one that moves once more it takes %v", took)
+		}
+		busy.Touch()
+		if took := settles(2 * time.Second); took != 2*time.Second {
+			t.Errorf("it takes %v, though there are 2s", took)
+		}
+		busy.Touch()
+		time.AfterFunc(1500*time.Millisecond, func() { all.Remove(busy) })
+		if took := settles(time.Hour); took < 1500*time.Millisecond || took > 3*time.Second {
+			t.Errorf("of one that is removed it takes %v", took)
+		}
+		all.Remove(quiet)
 	})
 }
