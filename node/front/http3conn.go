@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -22,6 +23,7 @@ type quicGuest struct {
 	settled bool
 	counted bool          // among those of its client; the door's mu holds it
 	conn    *quic.Conn    // nil: it is not served yet
+	judged  atomic.Bool   // settle has found room for it
 	server  *http3.Server // its own: so it can be told to go alone, and who waits for it waits for its handlers
 
 	mu        sync.Mutex
@@ -51,18 +53,7 @@ func (g *quicGuest) serve(conn *quic.Conn) {
 	watch.Go(func() {
 		select {
 		case <-conn.HandshakeComplete():
-			d.mu.Lock()
-			crowded := false
-			if !g.settled {
-				g.settled = true
-				d.handshakes--
-				crowded = !g.proven()
-			}
-			d.mu.Unlock()
-			if crowded {
-				f.counters.crowded.Add(1)
-				g.end(http3.ErrCodeExcessiveLoad)
-			}
+			g.settle()
 		case <-conn.Context().Done():
 		}
 	})
@@ -75,6 +66,27 @@ func (g *quicGuest) serve(conn *quic.Conn) {
 		f.see(addressOf(conn.RemoteAddr()), conn.ConnectionStats().MinRTT)
 	}
 	g.end(http3.ErrCodeNoError)
+}
+
+// settle takes note that the handshake is complete; false: the client has as many connections as it may, and this one ends.
+func (g *quicGuest) settle() bool {
+	d := g.door
+	d.mu.Lock()
+	crowded := false
+	if !g.settled {
+		g.settled = true
+		d.handshakes--
+		crowded = !g.proven()
+	}
+	counted := g.counted
+	d.mu.Unlock()
+	if crowded {
+		d.front.counters.crowded.Add(1)
+	}
+	if g.judged.Store(counted); !counted {
+		g.end(http3.ErrCodeExcessiveLoad) // whoever comes here first
+	}
+	return counted
 }
 
 // leave is the end of serve: nothing is begun any more.
@@ -184,6 +196,15 @@ func (g *quicGuest) excess() {
 // ServeHTTP gives a request to whoever is behind the door.
 func (g *quicGuest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f := g.door.front
+	if !g.judged.Load() {
+		select {
+		case <-g.conn.HandshakeComplete(): // who watches for that may not have come to it
+			if !g.settle() {
+				panic(http.ErrAbortHandler)
+			}
+		default:
+		}
+	}
 	if addressOf(g.conn.RemoteAddr()) != g.came && !g.check() || !g.begin() {
 		panic(http.ErrAbortHandler)
 	}
