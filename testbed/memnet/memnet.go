@@ -31,8 +31,8 @@
 // what had arrived and then fail with ECONNRESET, as writes do at once. Beside what net.Conn asks for a
 // stream has CloseWrite, and SetLinger, which with 0 makes Close a reset.
 //
-// A datagram (udp) may be lost, arrive twice, or be overtaken by another if there is jitter. It is dropped in silence if
-// it makes a packet larger than MTU, if its way is cut, if the queue of a link with a rate or of the socket is
+// A datagram (udp) may be lost, arrive twice, or be overtaken by another if there is jitter. It is dropped in silence if it
+// makes a packet larger than its way's MTU, if its way is cut, if the queue of a link with a rate or of the socket is
 // full, and if nobody listens; Counters tells them apart.
 //
 // Addresses are those of package net. A socket on a dual-stack wildcard sees IPv4 in 16 bytes, as it does

@@ -1,6 +1,7 @@
 package memnet
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"net"
@@ -144,6 +145,26 @@ func TestADatagramLargerThanTheMTUIsDropped(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestTheMTUOfAPathChangesUnderWay(t *testing.T) {
+	world(t, func(t *testing.T, in *Internet, here, far, _ *Host) {
+		listenPacket(t, far, ":53")
+		u := dial(t, here, "udp", "192.0.2.2:53")
+		passes := func(size int) bool {
+			before := in.Counters()["datagrams_delivered_total"]
+			write(t, u, strings.Repeat("x", size))
+			time.Sleep(time.Second)
+			return in.Counters()["datagrams_delivered_total"] > before
+		}
+		for _, mtu := range []int{0, 1280, 9000, 0} {
+			in.LinkOneWay("seoul", "tokyo", Path{MTU: mtu})
+			most := cmp.Or(mtu, MTU) - headers4
+			if !passes(most) || passes(most+1) {
+				t.Errorf("MTU %d: %d bytes pass: %v, one more: %v", mtu, most, passes(most), passes(most+1))
+			}
+		}
+	})
 }
 
 func TestAFullSocketDropsDatagrams(t *testing.T) {

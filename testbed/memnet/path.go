@@ -1,6 +1,7 @@
 package memnet
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -35,6 +36,8 @@ type Path struct {
 	Duplicate float64
 	// Rate is how many bits of payload pass in a second, one packet behind the other; 0 means any number.
 	Rate int64
+	// MTU is the largest IP packet, bytes; 0 means MTU of the package. What streams send is cut to what fits.
+	MTU int
 }
 
 // Link replaces the path between two hosts, both ways. A Path{} takes back what was set.
@@ -45,7 +48,7 @@ func (in *Internet) Link(a, b string, p Path) {
 
 // LinkOneWay replaces the path from one host to another, and leaves the way back as it is.
 func (in *Internet) LinkOneWay(from, to string, p Path) {
-	if p.Loss < 0 || p.Loss >= 1 || p.Duplicate < 0 || p.Duplicate > 1 || p.Delay < 0 || p.Jitter < 0 || p.Rate < 0 {
+	if p.Loss < 0 || p.Loss >= 1 || p.Duplicate < 0 || p.Duplicate > 1 || p.Delay < 0 || p.Jitter < 0 || p.Rate < 0 || p.MTU < 0 {
 		panic(fmt.Sprintf("memnet: no such path: %+v", p))
 	}
 	in.mu.Lock()
@@ -173,7 +176,7 @@ func (l *link) mtu() int {
 	if l.from == l.to {
 		return LoopbackMTU
 	}
-	return MTU
+	return cmp.Or(l.set.MTU, MTU)
 }
 
 // queue is how long a packet given to the link now waits before it begins to leave.
