@@ -7,10 +7,12 @@
 // as those of an encrypted one are. So no number is added to anything, nothing waits, and the path needs to carry nothing
 // larger than before, but for the parity itself.
 //
+// Beside that it asks the peer whether the path carries datagrams of a size (Probe).
+//
 // When things break: parity that is lost, too large for the path, late or forged repairs nothing, or makes a datagram that is
 // garbage, as anyone can send one; what reads from here must tell what is genuine. It never takes away, delays or changes a
-// datagram that has arrived. Parity without the token that its receiver gave the sender is dropped before anything is looked
-// up or kept; nothing is ever sent in response. What is kept has a bound for each peer, and is let go where none comes.
+// datagram that has arrived. Parity, and probes, without the token that their receiver gave the sender are dropped before anything is looked
+// up or kept; nothing but nine bytes is ever sent in response, to probes. What is kept has a bound for each peer, and is let go where none comes.
 //
 // It is the only importer of klauspost/reedsolomon.
 package fec
@@ -159,6 +161,7 @@ type Peer struct {
 	uses int // by Conn.mu
 
 	token uint32 // that the peer is to put on what it sends here
+	heard answers
 
 	limited atomic.Bool
 	sends   atomic.Uint64 // datagrams of parity

@@ -178,6 +178,53 @@ func TestProbesOfTheMTUEndAtWhatCanBeCovered(t *testing.T) {
 	})
 }
 
+func TestAProbeSaysWhetherThePathCarriesIt(t *testing.T) {
+	inWorld(t, memnet.Path{Delay: 10 * time.Millisecond, MTU: 1400}, func(t *testing.T, near, far *end) {
+		if far.peer.Probe(1, MinProbe) {
+			t.Error("a probe without the peer's token")
+		}
+		far.peer.Use(near.peer.Token())
+		for number, size := range []int{1: MinProbe, 2: 1372, 3: 1373, 4: 0} {
+			if number > 0 && !near.peer.Probe(uint32(number), size) {
+				t.Errorf("%d bytes are not sent", size)
+			}
+		}
+		time.Sleep(15 * time.Millisecond)
+		if near.peer.Answered(1) {
+			t.Error("answered before the round trip is over")
+		}
+		if got := append(near.read(), far.read()...); len(got) > 0 {
+			t.Errorf("%d of them came out", len(got))
+		}
+		for number, want := range []bool{1: true, 2: true, 3: false, 4: true, 5: false, 17: false} {
+			if number > 0 && near.peer.Answered(uint32(number)) != want {
+				t.Errorf("probe %d: answered: %v", number, !want)
+			}
+		}
+		if near.peer.Probe(17, 1400); near.peer.Answered(1) || near.peer.Answered(17) {
+			t.Error("the answer of one 16 before it counts")
+		}
+	})
+}
+
+func TestAProbeWithoutTheTokenIsNotAnswered(t *testing.T) {
+	inWorld(t, memnet.Path{Delay: time.Millisecond}, func(t *testing.T, near, far *end) {
+		far.peer.Use(near.peer.Token())
+		for _, token := range []uint32{0, far.peer.Token() + 1} {
+			b := make([]byte, 100)
+			putProbe(b, kindProbe, token, 1)
+			near.send(t, b)
+		}
+		b := make([]byte, probeHead)
+		putProbe(b, kindProbe, far.peer.Token(), 1)
+		near.send(t, b[:probeHead-1])
+		far.read()
+		if far.count.strange.Load() != 3 || near.peer.Answered(1) {
+			t.Errorf("%v, answered: %v", far.Counters(), near.peer.Answered(1))
+		}
+	})
+}
+
 // parityOf is what is sent behind some datagrams.
 func parityOf(t *testing.T, token uint32, loss float64, all ...[]byte) [][]byte {
 	t.Helper()
@@ -377,7 +424,7 @@ func FuzzParity(f *testing.F) {
 			c.received(k, nil, from)
 		}
 		if len(b) >= headLength {
-			b[0] = kindParity
+			b[0] = kindParity + b[0]%3
 			binary.BigEndian.PutUint32(b[1:], p.token)
 		}
 		for range 2 {

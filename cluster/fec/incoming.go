@@ -81,12 +81,15 @@ func (p *Peer) Report() Report {
 // received takes note of a datagram; true says that it was parity, and is not for who reads. What it led to is in c.ready.
 func (c *Conn) received(b, oob []byte, from net.Addr) bool {
 	p := c.find(from)
-	if len(b) > 0 && b[0] == kindParity {
-		if p == nil || len(b) < headLength || binary.BigEndian.Uint32(b[1:]) != p.token {
+	if len(b) > 0 && b[0] >= kindParity && b[0] <= kindAnswer {
+		switch {
+		case p == nil, len(b) < headLength, binary.BigEndian.Uint32(b[1:]) != p.token:
 			c.count.strange.Add(1)
-			return true
+		case b[0] == kindParity:
+			p.repair(b, oob, from)
+		default:
+			p.probed(b)
 		}
-		p.repair(b, oob, from)
 		return true
 	}
 	if p != nil && p.in.on.Load() {
