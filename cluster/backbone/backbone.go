@@ -160,6 +160,8 @@ type Backbone struct {
 
 	pathing sync.Mutex // guards paths
 	paths   map[netip.AddrPort]*path
+
+	holes holes
 }
 
 // Open listens for peers on the packet connection. It fails only if the configuration is unusable.
@@ -185,8 +187,14 @@ func Open(c Config) (*Backbone, error) {
 		VerifySourceAddress: func(net.Addr) bool { return b.count.handshaking.Load() > freeHandshakes },
 		Tracer:              garbage{&b.count.packetsDropped},
 	}
+	b.holes.at = map[netip.AddrPort]hole{}
 	config := c.windows.quicConfig()
 	config.MaxIncomingStreams = maxStreams
+	config.GetConfigForClient = func(from *quic.ClientInfo) (*quic.Config, error) {
+		fitting := config.Clone()
+		b.holes.fit(fitting, addrPort(from.RemoteAddr))
+		return fitting, nil
+	}
 	tlsConfig := &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return withALPN(c.ServerTLS()), nil },

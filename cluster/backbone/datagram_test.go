@@ -296,7 +296,7 @@ func TestSmallDatagramsShareAFrame(t *testing.T) {
 		there.take()
 		w.send(flow, all...)
 		w.wants("all", there.take(), all...)
-		if frames := icn.Counters()["backbone_datagram_frames_sent_total"] - before; frames > 200/16 {
+		if frames := icn.Counters()["backbone_datagram_frames_sent_total"] - before; frames > 200/15 {
 			w.Errorf("%d frames for 200 datagrams of 64 bytes", frames)
 		}
 	})

@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,10 +45,13 @@ const (
 	slowWindow       = connectionWindow / 2
 )
 
-// windows are those of a carrier's streams, in bytes.
-type windows struct{ stream, maxStream, connection, slow uint64 }
+// windows are those of a carrier's streams, and the size of its first packets, in bytes.
+type windows struct {
+	stream, maxStream, connection, slow uint64
+	packet                              uint16 // 0: smallestPacket
+}
 
-var defaultWindows = windows{streamWindow, maxStreamWindow, connectionWindow, slowWindow}
+var defaultWindows = windows{streamWindow, maxStreamWindow, connectionWindow, slowWindow, 0}
 
 const (
 	// drainTime bounds how long the streams on a carrier go on that takes no new ones: what lasts longer is cut.
@@ -79,6 +83,7 @@ func (w windows) quicConfig() *quic.Config {
 		MaxConnectionReceiveWindow:       w.connection,
 		EnableStreamResetPartialDelivery: true, // so that what was written before Close arrives
 		EnableDatagrams:                  true,
+		InitialPacketSize:                cmp.Or(w.packet, smallestPacket), // QUIC finds out how large they may be
 	}
 }
 
@@ -88,6 +93,7 @@ const (
 	codeStranger quic.ApplicationErrorCode = 2 // the other end is not who it should be
 	codeReplaced quic.ApplicationErrorCode = 3 // another has taken its place
 	codeStopping quic.ApplicationErrorCode = 4 // this node stops
+	codeHole     quic.ApplicationErrorCode = 5 // its full packets do not arrive any more: another is to be dialled
 )
 
 // link is what is held to one peer: a set of carriers, QUIC connections dialled by us. The peer dials its own, so
@@ -125,6 +131,8 @@ type carrier struct {
 	generation uint64 // of the identity that this node showed
 	streams    int    // those open here, by the link's mutex, like what follows
 	warmed     bool
+	hollow     bool   // its full packets do not arrive: nothing is waited for when it leaves
+	small      bool   // its packets stay small; from before it is used
 	frames     frames // of datagrams, that went by it
 	unread     unread // of the streams that this node has opened on it
 
@@ -236,6 +244,9 @@ func (l *link) measure() {
 		if l.rtt == 0 || rtt < l.rtt {
 			l.rtt = rtt
 		}
+		if _, small := l.b.holes.find(l.addr); c.small && !small {
+			closeOnce(c.due) // one with packets as large as may be takes its place
+		}
 		if l.used && !c.warmed && rtt >= warmRTT && time.Since(c.since) >= warmAge && seen.sent+seen.received < warmRate {
 			c.warmed = l.b.start(func() { l.warm(c) })
 		}
@@ -308,6 +319,7 @@ func (l *link) dial() (*carrier, error) {
 	config := l.b.config.windows.quicConfig()
 	config.KeepAlivePeriod = keepAlive
 	config.MaxIncomingStreams = -1 // the peer opens its streams on its own carriers
+	small := l.b.holes.fit(config, l.addr)
 	generation := l.b.generation.Load()
 	tlsConfig := withALPN(l.b.config.ClientTLS(l.node))
 	conn, err := l.b.transport.Dial(ctx, net.UDPAddrFromAddrPort(l.addr), tlsConfig, config)
@@ -328,7 +340,7 @@ func (l *link) dial() (*carrier, error) {
 		return nil, err
 	}
 	return &carrier{
-		conn: conn, hello: hello, since: time.Now(), generation: generation,
+		conn: conn, hello: hello, since: time.Now(), generation: generation, small: small,
 		frames: frames{turn: make(chan struct{}, 1)},
 		due:    make(chan struct{}), shut: make(chan struct{}), idle: make(chan struct{}), ended: make(chan struct{}),
 	}, nil
@@ -394,7 +406,7 @@ func (l *link) up(c, old *carrier) error {
 func (l *link) tend(c *carrier) {
 	stop := context.AfterFunc(l.ctx, func() { c.conn.CloseWithError(l.b.closing(), "") })
 	defer stop()
-	w := l.b.watch(c.conn, c.hello)
+	w := l.b.watch(c.conn, c.hello, func() { l.narrow(c) })
 	w.hear(true, func() {
 		pause := time.NewTimer(rand.N(replaceSpread))
 		select {
@@ -475,8 +487,12 @@ func (l *link) leave(c *carrier) bool {
 	return true
 }
 
-// drain closes a carrier that leaves when no stream on it is open at either end, or at the bound.
+// drain closes a carrier that leaves when no stream on it is open at either end, or at the bound; one whose full packets do not arrive, at once.
 func (l *link) drain(c *carrier) {
+	if l.isHollow(c) {
+		c.conn.CloseWithError(codeHole, errHole.Error())
+		return
+	}
 	ctx, cancel := context.WithTimeout(c.conn.Context(), drainTime)
 	defer cancel()
 	select {

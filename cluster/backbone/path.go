@@ -120,6 +120,7 @@ type path struct {
 	bytes    [2]uint64 // sent and received, since they were rated
 	rated    time.Time
 	trial    trial
+	doubt    doubt
 }
 
 // watch is one connection of a path for as long as its hello stream is open.
@@ -128,18 +129,17 @@ type watch struct {
 	path   *path
 	conn   *quic.Conn
 	hello  net.Conn
-	agreed bool // the other end has sent its token; by path.mu, like what follows
+	narrow func() // has it closed, for that its packets are too large
+	agreed bool   // the other end has sent its token; by path.mu, like what follows
 	deaf   bool
 	before quic.ConnectionStats
+	sent   uint64 // bytes, since probes were last asked for
 }
 
-// watch has a connection counted among those of its path.
-func (b *Backbone) watch(conn *quic.Conn, hello net.Conn) *watch {
-	var at netip.AddrPort
-	if udp, ok := conn.RemoteAddr().(*net.UDPAddr); ok {
-		at = netip.AddrPortFrom(udp.AddrPort().Addr().Unmap(), udp.AddrPort().Port())
-	}
-	w := &watch{b: b, conn: conn, hello: hello}
+// watch has a connection counted among those of its path. narrow is to have it closed, for that its packets are too large.
+func (b *Backbone) watch(conn *quic.Conn, hello net.Conn, narrow func()) *watch {
+	at := addrPort(conn.RemoteAddr())
+	w := &watch{b: b, conn: conn, hello: hello, narrow: narrow}
 	peer := b.parity.Join(at)
 	b.pathing.Lock()
 	defer b.pathing.Unlock()
@@ -262,6 +262,7 @@ func (p *path) measure(now time.Time) {
 		sent += stats.PacketsSent - w.before.PacketsSent
 		lost += stats.PacketsLost - w.before.PacketsLost
 		bytesSent += stats.BytesSent - w.before.BytesSent
+		w.sent += stats.BytesSent - w.before.BytesSent
 		bytesReceived += stats.BytesReceived - w.before.BytesReceived
 		w.before = stats
 		if p.rtt == 0 || stats.SmoothedRTT < p.rtt {
@@ -352,7 +353,7 @@ type seen struct {
 func (b *Backbone) pathTo(addr netip.AddrPort) seen {
 	b.pathing.Lock()
 	defer b.pathing.Unlock()
-	p := b.paths[netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())]
+	p := b.paths[unmapped(addr)]
 	if p == nil {
 		return seen{}
 	}
@@ -368,6 +369,7 @@ func (b *Backbone) measurePaths() {
 	for _, p := range b.paths {
 		p.mu.Lock()
 		p.measure(time.Now())
+		p.probe(time.Now())
 		p.mu.Unlock()
 	}
 }

@@ -244,7 +244,7 @@ func (b *Backbone) sayHello(v *visit, c *streamConn, h Header) {
 	defer c.Close()
 	b.count.accepted.Add(1)
 	c.Write(appendAnswer(nil, true, ""))
-	w := b.watch(v.conn, c)
+	w := b.watch(v.conn, c, func() { v.conn.CloseWithError(codeHole, errHole.Error()) })
 	defer w.end()
 	if h.Resource == speaksParity {
 		w.offer()
@@ -452,7 +452,7 @@ type counters struct {
 	moved, overdue              atomic.Uint64
 	packetsDropped, warmBytes   atomic.Uint64
 	slowLeft, slowReset         atomic.Uint64
-	crowded                     atomic.Uint64
+	crowded, blackHoles         atomic.Uint64
 	connections, handshaking    atomic.Int64
 	leaving                     atomic.Int64
 }
@@ -479,6 +479,7 @@ func (b *Backbone) Counters() map[string]uint64 {
 		"backbone_packets_dropped_total":   b.count.packetsDropped.Load(),
 		"backbone_warm_bytes_total":        b.count.warmBytes.Load(),
 		"backbone_peers_crowded_total":     b.count.crowded.Load(),
+		"backbone_black_holes_total":       b.count.blackHoles.Load(),
 		"backbone_connections":             uint64(b.count.connections.Load()),
 	}
 	b.lasting.counters(all)
