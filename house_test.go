@@ -49,6 +49,7 @@ var doors = []struct {
 	{"cluster/backbone", []string{"cluster/latest", "cluster/fec"}},
 	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view", "cluster/kept", "cluster/rendezvous", "cluster/proxy"}},
 	{"origin/relay", []string{"cluster/socket"}},
+	{"origin/relay/loop", []string{"origin/relay"}},
 	{"origin/transparent", nil},
 	{"origin/wire", []string{"edge/http1", "cluster/socket"}},
 	{"origin/...", []string{"origin/...", "cluster/datagram", "cluster/socket", "cluster/spec", "cluster/health", "cluster/view", "cluster/latest", "cluster/kept", "cluster/trace", "cluster/backbone", "cluster/proxy", "edge/http1"}},

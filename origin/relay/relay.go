@@ -79,6 +79,29 @@ func New(a, b net.Conn, idle time.Duration) *Flow {
 	return &Flow{a: a, b: b, idle: idle, spliced: spliced(a, b)}
 }
 
+// Carried is what became of a flow so far: the bytes that one end sent and the other took, and which ends have said that nothing more comes from them.
+type Carried struct {
+	AToB, BToA     int64
+	AEnded, BEnded bool
+}
+
+// Resume is New for a flow that somebody else has carried so far: of what he read nothing is left unwritten, and who has heard of an end was told.
+func Resume(a, b net.Conn, idle time.Duration, so Carried) *Flow {
+	f := New(a, b, idle)
+	for _, one := range [...]struct {
+		d     *direction
+		bytes int64
+		ended bool
+	}{{&f.aToB, so.AToB, so.AEnded}, {&f.bToA, so.BToA, so.BEnded}} {
+		one.d.read.Store(one.bytes)
+		one.d.written.Store(one.bytes)
+		if one.d.ended = one.ended; one.ended {
+			f.whole.Add(1)
+		}
+	}
+	return f
+}
+
 // Run carries bytes until both directions have ended, and closes both ends. The end of a direction travels by CloseWrite() error where the
 // conn has it; one without ends whole. Exactly one of Run and Start is to be called, once.
 func (f *Flow) Run() Result {
@@ -223,6 +246,7 @@ type Flow struct {
 
 type direction struct {
 	read, written atomic.Int64
+	ended         bool // before the flow was carried here
 
 	source kernelSource // where it reads from a socket
 	sink   kernelSink   // where it writes to one
@@ -230,6 +254,9 @@ type direction struct {
 
 // carry is one direction, to one end from the other.
 func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) {
+	if d.ended {
+		return
+	}
 	broke := from
 	var err error
 	writing, more := false, false

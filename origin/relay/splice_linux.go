@@ -32,13 +32,19 @@ func LegOf(c net.Conn) (l Leg, ok bool) {
 	return l, ok
 }
 
+// controlled is a connection whose socket can be asked, as is *net.TCPConn.
+type controlled interface {
+	Control(f func(fd uintptr)) error
+}
+
 func withInfo(c net.Conn, use func(*unix.TCPInfo)) (ok bool) {
-	tcp, is := c.(*net.TCPConn)
-	if !is {
-		return false
+	raw, is := c.(controlled)
+	if tcp, isTCP := c.(*net.TCPConn); isTCP {
+		var err error
+		raw, err = tcp.SyscallConn()
+		is = err == nil
 	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
+	if !is {
 		return false
 	}
 	raw.Control(func(fd uintptr) {

@@ -1,0 +1,515 @@
+//go:build linux && (amd64 || arm64)
+
+package loop
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/perigee-net/perigee/origin/relay"
+)
+
+// desk is loops that carry what comes to an address to a target, as nobody's choice.
+type desk struct {
+	t       *testing.T
+	group   *Group
+	address string
+	target  net.Listener
+	within  time.Duration
+	idle    time.Duration
+	before  func(*Flow)       // before it is started
+	refused chan error        // why a target did not take a flow
+	started chan *Flow        // those that were
+	ended   chan relay.Result // what became of them
+	close   func()            // of the listener; it waits
+	panics  chan any
+}
+
+func newDesk(t *testing.T, change func(*desk)) *desk {
+	d := &desk{t: t, within: time.Minute, refused: make(chan error, 100), started: make(chan *Flow, 1000), ended: make(chan relay.Result, 1000)}
+	d.target = listen(t)
+	if change != nil {
+		change(d)
+	}
+	d.panics = make(chan any, 100)
+	d.group = New(Config{Loops: 2, Panicked: func(v any) { d.panics <- v }})
+	l := listen(t)
+	d.address = l.Addr().String()
+	s, ok := d.group.Listen(l, d.accepted, func(err error) { t.Error(err) })
+	if !ok {
+		t.Fatal("nothing is accepted")
+	}
+	done := make(chan struct{})
+	d.close = func() {
+		s.Close(func() { close(done) })
+		l.Close()
+		<-done
+		d.close = func() {}
+	}
+	t.Cleanup(func() {
+		d.close()
+		d.group.Close()
+	})
+	return d
+}
+
+func listen(t *testing.T) net.Listener {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func (d *desk) accepted(c *Conn) {
+	c.Connect(relay.AddrPort(d.target.Addr()), d.within, func(far *Conn, err error) {
+		if err != nil {
+			d.refused <- err
+			c.Abort()
+			return
+		}
+		f := Carry(c, far, d.idle)
+		if d.before != nil {
+			d.before(f)
+		}
+		f.Start(func(r relay.Result) { d.ended <- r })
+		d.started <- f
+	})
+}
+
+// flow is a new flow: its two ends.
+func (d *desk) flow() (client, target *net.TCPConn) {
+	c, err := net.Dial("tcp", d.address)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	t, err := d.target.Accept()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { c.Close(); t.Close() })
+	return c.(*net.TCPConn), t.(*net.TCPConn)
+}
+
+func (d *desk) became(want relay.Result) {
+	d.t.Helper()
+	got := <-d.ended
+	if got.AToB != want.AToB || got.BToA != want.BToA || !errors.Is(got.Err, want.Err) || want.Broke != relay.Unknown && got.Broke != want.Broke {
+		d.t.Errorf("it became %+v, want %+v", got, want)
+	}
+}
+
+// sends writes to one end, and reads from the other.
+func sends(t *testing.T, from, to net.Conn, b []byte) {
+	t.Helper()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := from.Write(b)
+		sent <- err
+	}()
+	got := make([]byte, len(b))
+	if _, err := io.ReadFull(to, got); err != nil || !bytes.Equal(got, b) {
+		t.Errorf("other bytes came: %v", err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+}
+
+func wantEnd(t *testing.T, c net.Conn, want error) {
+	t.Helper()
+	if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, want) {
+		t.Errorf("%d bytes came, %v; want %v", n, err, want)
+	}
+}
+
+func TestAFlowIsCarriedBothWaysToItsEnd(t *testing.T) {
+	d := newDesk(t, nil)
+	client, target := d.flow()
+	sends(t, client, target, []byte("a question"))
+	sends(t, target, client, []byte("an answer"))
+	f := <-d.started
+	if in, out := f.Moved(); in != 10 || out != 9 {
+		t.Errorf("%d and %d bytes are said to have moved", in, out)
+	}
+	client.CloseWrite()
+	wantEnd(t, target, io.EOF)
+	sends(t, target, client, []byte("more"))
+	target.Close()
+	wantEnd(t, client, io.EOF)
+	d.became(relay.Result{AToB: 10, BToA: 13})
+}
+
+func TestATargetMaySpeakFirstAndEndFirst(t *testing.T) {
+	d := newDesk(t, nil)
+	client, target := d.flow()
+	sends(t, target, client, []byte("220 hello"))
+	target.CloseWrite()
+	wantEnd(t, client, io.EOF)
+	sends(t, client, target, bytes.Repeat([]byte("x"), 100_000))
+	client.Close()
+	wantEnd(t, target, io.EOF)
+	d.became(relay.Result{AToB: 100_000, BToA: 9})
+}
+
+func TestAResetBreaksTheOtherEnd(t *testing.T) {
+	d := newDesk(t, nil)
+	client, target := d.flow()
+	sends(t, client, target, []byte("x"))
+	client.SetLinger(0)
+	client.Close()
+	wantEnd(t, target, syscall.ECONNRESET)
+	d.became(relay.Result{AToB: 1, Err: syscall.ECONNRESET, Broke: relay.A})
+
+	client, target = d.flow()
+	sends(t, client, target, []byte("x"))
+	target.SetLinger(0)
+	target.Close()
+	wantEnd(t, client, syscall.ECONNRESET)
+	d.became(relay.Result{AToB: 1, Err: syscall.ECONNRESET, Broke: relay.B})
+}
+
+func TestAFlowOfManyBytesGoesOnElsewhere(t *testing.T) {
+	d := newDesk(t, nil)
+	many := bytes.Repeat([]byte("0123456789abcdef"), 64<<10) // 1 MiB
+	client, target := d.flow()
+	f := <-d.started
+	sends(t, target, client, many)
+	sends(t, client, target, []byte("seen"))
+	if f.over.Load() == nil {
+		t.Error("it is copied still")
+	}
+	if in, out := f.Moved(); in != 4 || out != int64(len(many)) {
+		t.Errorf("%d and %d bytes are said to have moved", in, out)
+	}
+	if leg, ok := relay.LegOf(&f.ends[0]); !ok || leg.PacketsIn == 0 {
+		t.Errorf("of the client's way is known %v, %v", leg, ok)
+	}
+	target.CloseWrite()
+	wantEnd(t, client, io.EOF)
+	sends(t, client, target, many)
+	client.Close()
+	wantEnd(t, target, io.EOF)
+	d.became(relay.Result{AToB: int64(len(many)) + 4, BToA: int64(len(many))})
+}
+
+func TestAFlowThatHasEndedOneWayGoesOnElsewhere(t *testing.T) {
+	d := newDesk(t, nil)
+	many := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
+	for _, turned := range []bool{false, true} {
+		asks, answers := d.flow()
+		want := relay.Result{AToB: 3, BToA: int64(len(many))}
+		if turned {
+			asks, answers = answers, asks
+			want.AToB, want.BToA = want.BToA, want.AToB
+		}
+		f := <-d.started
+		sends(t, asks, answers, []byte("ask"))
+		asks.CloseWrite()
+		wantEnd(t, answers, io.EOF)
+		sends(t, answers, asks, many)
+		answers.Close()
+		wantEnd(t, asks, io.EOF)
+		d.became(want)
+		if f.over.Load() == nil {
+			t.Error("it was copied to its end")
+		}
+		if err := f.ends[0].Close(); !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWhatHasNoRoomWaitsForIt(t *testing.T) {
+	d := newDesk(t, func(d *desk) { d.before = func(f *Flow) { f.machine.stays = true } })
+	many := bytes.Repeat([]byte("0123456789abcdef"), 1<<20) // 16 MiB: more than the system has room for
+	client, target := d.flow()
+	sent := make(chan error, 2)
+	for _, c := range []*net.TCPConn{client, target} {
+		go func() {
+			_, err := c.Write(many)
+			c.CloseWrite()
+			sent <- err
+		}()
+	}
+	f := <-d.started
+	for last := int64(-1); ; { // until nothing moves any more
+		in, out := f.Moved()
+		if last == in+out && in > 0 && out > 0 {
+			break
+		}
+		last = in + out
+		runtime.Gosched()
+	}
+	for _, c := range []*net.TCPConn{client, target} {
+		if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, many) {
+			t.Errorf("%d bytes came: %v", len(got), err)
+		}
+	}
+	for range 2 {
+		if err := <-sent; err != nil {
+			t.Error(err)
+		}
+	}
+	d.became(relay.Result{AToB: int64(len(many)), BToA: int64(len(many))})
+}
+
+func TestAFlowIsBrokenOffFromOutside(t *testing.T) {
+	why := errors.New("why")
+	for name, breaks := range map[string]func(*Flow){
+		"Break":  func(f *Flow) { f.Break(why); f.Break(io.EOF) },
+		"client": func(f *Flow) { relay.Abort(&f.ends[0]) },
+		"target": func(f *Flow) { relay.Abort(&f.ends[1]) },
+	} {
+		for _, over := range []bool{false, true} {
+			d := newDesk(t, nil)
+			client, target := d.flow()
+			f := <-d.started
+			size := 1
+			if over {
+				size = 1 << 20
+			}
+			sends(t, client, target, make([]byte, size))
+			breaks(f)
+			want := relay.Result{AToB: int64(size), Err: net.ErrClosed}
+			if name == "Break" {
+				want.Err = why
+			}
+			wantEnd(t, client, syscall.ECONNRESET)
+			wantEnd(t, target, syscall.ECONNRESET)
+			d.became(want)
+			if got := f.over.Load() != nil; got != over {
+				t.Errorf("%s: it went on elsewhere: %v", name, got)
+			}
+			if _, ok := relay.LegOf(&f.ends[0]); ok {
+				t.Error("something is known of a connection that is closed")
+			}
+		}
+	}
+}
+
+func TestWhoDoesNotTakeAFlowIsTold(t *testing.T) {
+	d := newDesk(t, func(d *desk) { d.target.Close() })
+	if c, err := net.Dial("tcp", d.address); err == nil {
+		wantEnd(t, c, syscall.ECONNRESET)
+		c.Close()
+	}
+	if err := <-d.refused; !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Error(err)
+	}
+
+	d = newDesk(t, func(d *desk) { d.within = -time.Second }) // so it is late before it is asked
+	if c, err := net.Dial("tcp", d.address); err == nil {
+		wantEnd(t, c, syscall.ECONNRESET)
+		c.Close()
+	}
+	if err := <-d.refused; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+func TestAConnectionIsTakenFromItsLoop(t *testing.T) {
+	group := New(Config{Loops: 1})
+	l := listen(t)
+	came := make(chan net.Conn, 1)
+	addresses := make(chan [2]string, 1)
+	s, ok := group.Listen(l, func(c *Conn) {
+		if _, err := c.Read(nil); !errors.Is(err, errHeld) {
+			t.Error(err)
+		}
+		if _, err := c.Write(nil); !errors.Is(err, errHeld) {
+			t.Error(err)
+		}
+		before := c.LocalAddr().String()
+		tcp, err := c.Detach()
+		if err != nil {
+			t.Error(err)
+		}
+		if _, err := c.Detach(); err == nil {
+			t.Error("it is taken twice")
+		}
+		if c.LocalAddr().String() != before || c.RemoteAddr().String() != tcp.RemoteAddr().String() {
+			t.Error("it has other addresses than before")
+		}
+		addresses <- [2]string{c.LocalAddr().String(), c.RemoteAddr().String()}
+		came <- tcp
+	}, func(err error) { t.Error(err) })
+	if !ok {
+		t.Fatal("nothing is accepted")
+	}
+	defer group.Close()
+	defer s.Close(func() {})
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	tcp := <-came
+	defer tcp.Close()
+	if want := [2]string{c.RemoteAddr().String(), c.LocalAddr().String()}; <-addresses != want {
+		t.Error("it has other addresses")
+	}
+	sends(t, c, tcp, []byte("hello"))
+	sends(t, tcp, c, []byte("hello"))
+}
+
+func TestWhatPanicsBreaksItsFlowOff(t *testing.T) {
+	d := newDesk(t, func(d *desk) {
+		d.before = func(f *Flow) { f.Last = func() { panic("at last") } }
+	})
+	client, target := d.flow()
+	sends(t, client, target, []byte("x"))
+	client.Close()
+	target.Close()
+	d.became(relay.Result{AToB: 1, Err: relay.ErrPanicked})
+	if p := <-d.panics; p != "at last" {
+		t.Error(p)
+	}
+	d = newDesk(t, func(d *desk) { d.before = func(*Flow) { panic("at first") } })
+	if c, err := net.Dial("tcp", d.address); err == nil { // it may be reset before that returns
+		wantEnd(t, c, syscall.ECONNRESET)
+		c.Close()
+	}
+	if p := <-d.panics; p != "at first" {
+		t.Error(p)
+	}
+}
+
+func TestASilentFlowEnds(t *testing.T) {
+	d := newDesk(t, func(d *desk) { d.idle = time.Hour })
+	client, target := d.flow()
+	f := <-d.started
+	sends(t, client, target, []byte("x"))
+	look := func(later time.Duration) {
+		done := make(chan struct{})
+		f.loop.post(func() {
+			f.since = f.since.Add(-later)
+			f.loop.wheel.remove(&f.spoke)
+			f.look()
+			close(done)
+		})
+		<-done
+	}
+	look(0)
+	look(59 * time.Minute)
+	sends(t, target, client, []byte("y"))
+	look(59 * time.Minute) // something has moved
+	look(59 * time.Minute)
+	look(2 * time.Minute)
+	d.became(relay.Result{AToB: 1, BToA: 1, Err: relay.ErrIdle})
+	wantEnd(t, client, syscall.ECONNRESET)
+	wantEnd(t, target, syscall.ECONNRESET)
+}
+
+func TestWhatIsCarriedAsLoopsCloseIsBrokenOff(t *testing.T) {
+	d := newDesk(t, nil)
+	client, target := d.flow()
+	sends(t, client, target, []byte("x"))
+	f := <-d.started
+	d.close()
+	if c, err := net.Dial("tcp", d.address); err == nil {
+		c.Close()
+		t.Error("somebody still accepts")
+	}
+	sends(t, target, client, []byte("x"))
+	d.group.Close()
+	wantEnd(t, client, syscall.ECONNRESET)
+	wantEnd(t, target, syscall.ECONNRESET)
+	d.became(relay.Result{AToB: 1, BToA: 1, Err: net.ErrClosed})
+	f.Break(io.EOF) // nobody hears of it
+	if _, ok := d.group.Listen(listen(t), nil, nil); ok {
+		t.Error("a group that is closed accepts")
+	}
+}
+
+func TestManyFlowsAtOnce(t *testing.T) {
+	d := newDesk(t, nil)
+	go func() {
+		for {
+			c, err := d.target.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.Copy(c, c)
+			}()
+		}
+	}()
+	const workers, each = 8, 40
+	failed := make(chan error, workers)
+	for w := range workers {
+		go func() {
+			for i := range each {
+				if err := echoed(d.address, 1+(w*each+i)*997%200_000); err != nil {
+					failed <- err
+					return
+				}
+			}
+			failed <- nil
+		}()
+	}
+	for range workers {
+		if err := <-failed; err != nil {
+			t.Error(err)
+		}
+	}
+	for range workers * each {
+		<-d.started
+		if r := <-d.ended; r.Err != nil || r.AToB != r.BToA || r.AToB == 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+func echoed(address string, size int) error {
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	sent := make([]byte, size)
+	for i := range sent {
+		sent[i] = byte(i * 31 >> 3)
+	}
+	go func() {
+		c.Write(sent)
+		c.(*net.TCPConn).CloseWrite()
+	}()
+	got, err := io.ReadAll(c)
+	if err == nil && !bytes.Equal(got, sent) {
+		err = errors.New("other bytes came back")
+	}
+	return err
+}
+
+func TestNothingIsConnectedToItself(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := localOf(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(at.Port())}); err != nil {
+		t.Fatal(err)
+	}
+	if err := standing(fd, at, false); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Error(err)
+	}
+}

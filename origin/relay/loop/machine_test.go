@@ -1,0 +1,280 @@
+package loop
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"testing"
+)
+
+var errReset = errors.New("reset by peer")
+
+// peer is who is at the other end of one of a machine's sockets, and the system between: what he sends waits to be read, and what is written to him waits in a buffer with
+// so much room until he takes it.
+type peer struct {
+	sent     int    // bytes, of the pattern
+	unread   []byte // of which these were not read yet
+	hasEnded bool
+	wasTold  bool // that the machine's side has ended
+	reset    bool
+	room     int
+	short    bool // something was written for which there was no room: it is told when there is
+	got      int  // bytes
+	mark     int  // how much more is read at most in one call, as urgent data makes it; 0: all
+}
+
+// pattern is what all peers send.
+var pattern = func() []byte {
+	b := make([]byte, 16<<20)
+	for i := range b {
+		b[i] = byte(i * 7 >> 2)
+	}
+	return b
+}()
+
+// world is a machine between two peers.
+type world struct {
+	t       testing.TB
+	machine machine
+	peers   [2]peer
+	room    []byte
+	what    outcome
+	at      side
+}
+
+func (w *world) read(from side, b []byte) (int, error) {
+	p := &w.peers[from]
+	switch {
+	case p.reset:
+		return 0, errReset
+	case len(p.unread) == 0 && p.hasEnded:
+		return 0, io.EOF
+	case len(p.unread) == 0:
+		return 0, errAgain
+	}
+	n := min(len(b), len(p.unread))
+	if p.mark > 0 {
+		n = min(n, p.mark)
+		p.mark = 0
+	}
+	copy(b, p.unread[:n])
+	p.unread = p.unread[n:]
+	return n, nil
+}
+
+func (w *world) write(to side, b []byte) (int, error) {
+	p := &w.peers[to]
+	if p.reset {
+		return 0, errReset
+	}
+	if p.wasTold {
+		w.t.Fatal("bytes are written behind the end")
+	}
+	n := min(p.room, len(b))
+	p.room -= n
+	if !bytes.Equal(b[:n], pattern[p.got:p.got+n]) {
+		w.t.Fatalf("%d came other bytes than were sent", to)
+	}
+	p.got += n
+	p.short = p.short || n < len(b)
+	return n, nil
+}
+
+func (w *world) end(to side) error {
+	p := &w.peers[to]
+	if p.reset {
+		return errReset
+	}
+	if p.wasTold {
+		w.t.Fatal("an end is told twice")
+	}
+	p.wasTold = true
+	return nil
+}
+
+// step has the machine go on as its loop would.
+func (w *world) step() {
+	for w.what == waits || w.what == again {
+		if w.what, w.at, _ = w.machine.step(w, w.room); w.what == waits {
+			return
+		}
+		if w.what == much {
+			for at := range w.machine.ends {
+				if w.machine.ends[at].rest != nil {
+					w.t.Fatal("something is on its way as it is handed over")
+				}
+			}
+			w.machine.stays = true
+			w.what = again
+		}
+	}
+}
+
+// act is one thing that a peer does, and that the system tells of it: no more than it must.
+func (w *world) act(what, size byte) {
+	at := side(what & 1)
+	p := &w.peers[at]
+	if p.reset {
+		return
+	}
+	many := int(size) + 1
+	if what&2 != 0 {
+		many *= 997
+	}
+	switch what >> 2 % 8 {
+	case 0, 1, 2:
+		if many = min(many, len(pattern)-p.sent); many == 0 || p.hasEnded {
+			return
+		}
+		p.sent += many
+		p.unread = pattern[p.sent-many-len(p.unread) : p.sent]
+		urgent := what>>5 == 1 && many > 1
+		if urgent {
+			p.mark = many / 2
+		}
+		w.machine.told(at, true, false, urgent)
+	case 3, 4, 5:
+		p.room += many
+		if p.short {
+			p.short = false
+			w.machine.told(at, false, true, false)
+		}
+	case 6:
+		p.hasEnded = true
+		w.machine.told(at, true, false, true)
+	case 7:
+		if size > 32 { // not too often
+			return
+		}
+		p.reset = true
+		w.machine.told(at, true, true, true)
+	}
+	w.step()
+}
+
+// check looks whether what the machine came to is what the peers did.
+func (w *world) check() {
+	for at := range w.peers {
+		to, from := &w.peers[at], &w.peers[1-at]
+		if got := w.machine.sent[1-at].Load(); got != int64(to.got) {
+			w.t.Fatalf("%d bytes are counted, and %d came", got, to.got)
+		}
+		if (to.wasTold || w.what == whole) && (!from.hasEnded || to.got < from.sent) {
+			w.t.Fatalf("%d heard of an end that was none", at)
+		}
+		if w.what == waits && !to.reset && !from.reset {
+			if to.got < from.sent && to.room > 0 {
+				w.t.Fatalf("%d waits for %d bytes that there is room for", at, from.sent-to.got)
+			}
+			if from.hasEnded && to.got == from.sent && !to.wasTold {
+				w.t.Fatalf("%d did not hear of the end", at)
+			}
+		}
+	}
+	both := w.peers[0].reset || w.peers[1].reset
+	switch w.what {
+	case broken:
+		if !w.peers[w.at].reset {
+			w.t.Fatalf("%d is said to have failed", w.at)
+		}
+	case whole:
+		if both && w.peers[0].reset && w.peers[1].reset {
+			w.t.Fatal("both were reset, and it ended whole")
+		}
+	case waits:
+		for at := range w.peers {
+			if p := &w.peers[at]; p.reset && w.machine.ends[1-at].rest == nil && !w.machine.ends[at].over {
+				w.t.Fatalf("%d was reset, and nobody saw it", at)
+			}
+		}
+	}
+}
+
+func run(t testing.TB, script []byte) *world {
+	w := &world{t: t, room: make([]byte, 1000)}
+	w.machine.told(client, true, true, false)
+	w.machine.told(target, false, true, false)
+	w.step()
+	for i := 0; i+1 < len(script) && w.what == waits; i += 2 {
+		w.act(script[i], script[i+1])
+		w.check()
+	}
+	return w
+}
+
+func FuzzMachine(f *testing.F) {
+	f.Add([]byte{0, 64, 12, 255, 1, 64, 13, 255, 25, 0, 24, 0})
+	f.Add([]byte{2, 255, 12, 3, 14, 255, 2, 255, 14, 255, 24, 0, 14, 255, 25, 1})
+	f.Add([]byte{34, 9, 14, 200, 28, 0})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		if len(script) > 400 {
+			return
+		}
+		w := run(t, script)
+		w.machine.release()
+	})
+}
+
+func TestAMachineCarriesWhatPeersDo(t *testing.T) {
+	came := map[outcome]int{}
+	for seed := range uint64(300) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		script := make([]byte, 200)
+		for i := range script {
+			script[i] = byte(random.Uint32())
+			if i%2 == 0 && script[i]>>2%8 >= 6 && random.IntN(8) > 0 { // ends and resets are not the rule
+				script[i] &^= 0x10
+			}
+		}
+		came[run(t, script).what]++
+	}
+	for _, what := range []outcome{waits, whole, broken} {
+		if came[what] < 10 {
+			t.Errorf("%d came to %d: the test sees too little of that", came[what], what)
+		}
+	}
+}
+
+func TestAFlowOfManyBytesIsHandedOverWithNothingOnItsWay(t *testing.T) {
+	w := &world{t: t, room: make([]byte, roomSize)}
+	w.machine.told(client, false, true, false)
+	w.machine.told(target, true, true, false)
+	w.peers[target].room, w.peers[client].room = 1<<20, 10
+	w.peers[target].unread = pattern[:20]
+	w.machine.step(w, w.room)
+	w.machine.told(client, true, false, false)
+	w.peers[client].unread = pattern[:enough+5]
+	for range 3 { // the client has no room for the target's bytes: it is copied on
+		if what, _, _ := w.machine.step(w, w.room); what == much {
+			t.Fatal("it is handed over with bytes on their way")
+		}
+	}
+	if got := w.peers[target].got; got != enough+5 {
+		t.Errorf("%d bytes came", got)
+	}
+	w.peers[client].room = 100
+	w.machine.told(client, true, true, false)
+	if what, _, _ := w.machine.step(w, w.room); what != waits { // nothing is there from which it were to be read
+		t.Errorf("it came to %d", what)
+	}
+	w.machine.told(client, true, false, false)
+	if what, _, _ := w.machine.step(w, w.room); what != much {
+		t.Errorf("it came to %d", what)
+	}
+	if got := w.peers[client].got; got != 20 {
+		t.Errorf("%d bytes came back", got)
+	}
+	w.machine.release()
+}
+
+func TestAMachineGivesOthersTheirTurn(t *testing.T) {
+	w := &world{t: t, room: make([]byte, 10)}
+	w.machine.told(client, true, true, true)
+	w.machine.told(target, false, true, false)
+	w.peers[target].room = 1 << 20
+	w.peers[client].unread = pattern[:1000]
+	if what, _, _ := w.machine.step(w, w.room); what != again || w.peers[target].got != turns*len(w.room) {
+		t.Errorf("it came to %d after %d bytes", what, w.peers[target].got)
+	}
+}
