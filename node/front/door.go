@@ -24,6 +24,10 @@ type door struct {
 	altSvc   atomic.Pointer[[]string] // the field that tells of HTTP/3, of doors that have it
 	closing  chan struct{}
 
+	// Of a Conn or a Flow door, by whom connections are accepted: one of the two. The front's mu guards them.
+	acceptor *acceptor
+	loop     func(done func()) // ends that
+
 	// Of an HTTP door:
 	tls     *tls.Config
 	server  *http.Server // of what is lent to net/http by HTTP/1 connections
@@ -48,7 +52,7 @@ func (f *Front) open(wanted *Door) (*door, error) {
 	d := &door{key: key, front: f, listener: listener, crowd: newCrowd(), closing: make(chan struct{})}
 	d.behind.Store(wanted)
 	if !key.http {
-		f.wg.Go(d.serveConns)
+		d.serve()
 		return d, nil
 	}
 	d.visits = map[*visit]struct{}{}
@@ -69,6 +73,10 @@ func (f *Front) open(wanted *Door) (*door, error) {
 func (d *door) close() {
 	d.closed.Store(true)
 	close(d.closing)
+	if d.loop != nil {
+		d.loop(d.front.wg.Done)
+		d.loop = nil
+	}
 	d.listener.Close()
 	if d.server == nil {
 		return
@@ -101,7 +109,7 @@ func (d *door) mitigation() http1.Mitigation {
 func (d *door) serveVisits() {
 	var visits sync.WaitGroup
 	for {
-		c, err := d.accept()
+		c, err := d.accept(nil)
 		if err != nil {
 			break
 		}
@@ -117,12 +125,15 @@ const (
 	maxAcceptPause = time.Second
 )
 
-// accept returns the next connection that the door has room for, or net.ErrClosed.
-func (d *door) accept() (net.Conn, error) {
+// accept returns the next connection that the door has room for, or net.ErrClosed, if it is closed or somebody else accepts now.
+func (d *door) accept(by *acceptor) (net.Conn, error) {
 	pause := acceptPause
 	for {
 		c, err := d.listener.Accept()
 		if err != nil {
+			if by != nil && by.over.Load() {
+				return nil, net.ErrClosed
+			}
 			select {
 			case <-d.closing:
 				return nil, net.ErrClosed
@@ -133,25 +144,32 @@ func (d *door) accept() (net.Conn, error) {
 			continue
 		}
 		pause = acceptPause
-		if d.holds.Add(1) > int64(d.front.config.Connections) {
-			d.holds.Add(-1)
-			d.front.counters.refused.Add(1)
-			c.Close()
-			continue
+		if d.admits(c) {
+			return c, nil
 		}
-		g := d.front.enter(c, d.behind.Load())
-		if !d.front.admit(c, g) {
-			d.leave(c)
-			continue
-		}
-		if !d.crowd.enter(g, d.front.config.ConnectionsPerClient) {
-			d.front.counters.crowded.Add(1)
-			c.Close()
-			d.leave(c)
-			continue
-		}
-		return c, nil
 	}
+}
+
+// admits takes a connection that was accepted in, or turns it away.
+func (d *door) admits(c net.Conn) bool {
+	if d.holds.Add(1) > int64(d.front.config.Connections) {
+		d.holds.Add(-1)
+		d.front.counters.refused.Add(1)
+		c.Close()
+		return false
+	}
+	g := d.front.enter(c, d.behind.Load())
+	if !d.front.admit(c, g) {
+		d.leave(c)
+		return false
+	}
+	if !d.crowd.enter(g, d.front.config.ConnectionsPerClient) {
+		d.front.counters.crowded.Add(1)
+		c.Close()
+		d.leave(c)
+		return false
+	}
+	return true
 }
 
 // leave gives back the room that a connection took.
@@ -161,18 +179,62 @@ func (d *door) leave(c net.Conn) {
 	d.front.wg.Done()
 }
 
-// serveConns is the life of a Conn or a Flow door.
-func (d *door) serveConns() {
-	for {
-		c, err := d.accept()
+// acceptor is a goroutine that accepts.
+type acceptor struct{ over atomic.Bool }
+
+// serve has connections of a Conn or a Flow door be accepted as who is behind it now takes them: by the loop, or by a goroutine. The front's mu is held.
+func (d *door) serve() {
+	if d.key.http {
+		return
+	}
+	f := d.front
+	soon := f.config.Loop != nil && d.behind.Load().Soon != nil
+	if soon && d.loop == nil {
+		f.wg.Add(1) // until it accepts nothing more; by who opens doors, which is before Close waits
+		if end, ok := f.config.Loop.Listen(d.listener, d.arrives, func(error) { f.counters.unaccept.Add(1) }); ok {
+			d.loop = end
+		} else {
+			f.wg.Done()
+		}
+	}
+	if !soon && d.loop != nil {
+		d.loop(f.wg.Done)
+		d.loop = nil
+	}
+	switch later, _ := d.listener.(interface{ SetDeadline(time.Time) error }); {
+	case d.loop == nil && d.acceptor == nil:
+		if later != nil {
+			later.SetDeadline(time.Time{})
+		}
+		by := &acceptor{}
+		d.acceptor = by
+		f.wg.Go(func() { d.serveConns(by) })
+	case d.loop != nil && d.acceptor != nil:
+		d.acceptor.over.Store(true)
+		d.acceptor = nil
+		if later != nil { // else it ends with the next that it accepts
+			later.SetDeadline(time.Unix(1, 0))
+		}
+	}
+}
+
+// serveConns accepts for a Conn or a Flow door.
+func (d *door) serveConns(by *acceptor) {
+	for !by.over.Load() {
+		c, err := d.accept(by)
 		if err != nil {
 			return
 		}
-		if behind := d.behind.Load(); behind.Flow != nil {
-			d.front.start(begun{d, c, behind.Flow})
-		} else {
-			d.front.wg.Go(func() { d.serveConn(c, behind.Conn) })
-		}
+		d.begin(c)
+	}
+}
+
+// begin has a connection be served that was admitted.
+func (d *door) begin(c net.Conn) {
+	if behind := d.behind.Load(); behind.Flow != nil {
+		d.front.start(begun{&held{door: d, conn: c}, c, behind.Flow})
+	} else {
+		d.front.wg.Go(func() { d.serveConn(c, behind.Conn) })
 	}
 }
 

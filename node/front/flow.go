@@ -18,7 +18,7 @@ type starters struct {
 
 // begun is a connection of a Flow door.
 type begun struct {
-	door *door
+	all  *held
 	conn net.Conn
 	flow func(c net.Conn, ended func())
 }
@@ -53,7 +53,8 @@ func (f *Front) startOn(b begun) {
 
 // serve begins to, and passes the connection on as it is where it can, as serveConn does.
 func (b *begun) serve() {
-	f, all := b.door.front, &held{door: b.door, conn: b.conn}
+	all := b.all
+	f := all.door.front
 	defer func() {
 		if v := recover(); v != nil {
 			f.panicked(v)
@@ -63,12 +64,68 @@ func (b *begun) serve() {
 	}()
 	if !f.believes(b.conn) {
 		b.flow(b.conn, all.end)
-	} else if p := b.door.proxied(b.conn); p.wait() {
+	} else if p := all.door.proxied(b.conn); p.wait() {
 		b.flow(p, all.end)
 	} else {
 		b.conn.Close()
 		all.end()
 	}
+}
+
+// Loop accepts connections, and holds them until it is known who serves them (origin/relay/loop).
+type Loop interface {
+	// Listen accepts of a listener from now on, and gives each connection to accepted, which must not wait; failed is told why one could not be accepted. End has it
+	// accept nothing more, before the listener is closed, and calls done once accepted is called no more; it waits for nothing. Not ok: it is none whose connections can be held so.
+	Listen(l net.Listener, accepted func(Held), failed func(error)) (end func(done func()), ok bool)
+}
+
+// Held is a connection that a Loop holds. Detach makes it one of package net, on the loop's goroutine; this one goes on as the same.
+type Held interface {
+	net.Conn
+	Detach() (net.Conn, error)
+}
+
+// arrives begins to serve a connection that a loop has accepted.
+func (d *door) arrives(c Held) {
+	f, behind := d.front, d.behind.Load()
+	if behind.Soon == nil || f.believes(c) {
+		if tcp := d.detach(c); tcp != nil && d.admits(tcp) {
+			d.begin(tcp)
+		}
+		return
+	}
+	if !d.admits(c) {
+		return
+	}
+	all := &held{door: d, conn: c}
+	defer func() {
+		if v := recover(); v != nil {
+			f.panicked(v)
+			reset(c)
+			all.end()
+		}
+	}()
+	behind.Soon(c, all.end, func() {
+		if tcp := d.detach(c); tcp == nil {
+			all.end()
+		} else if behind := d.behind.Load(); behind.Flow != nil {
+			f.start(begun{all, tcp, behind.Flow})
+		} else { // it is another's by now
+			reset(tcp)
+			all.end()
+		}
+	})
+}
+
+// detach takes a connection from its loop; nil: it cannot be, and is closed.
+func (d *door) detach(c Held) net.Conn {
+	tcp, err := c.Detach()
+	if err != nil {
+		d.front.counters.unaccept.Add(1)
+		reset(c)
+		return nil
+	}
+	return tcp
 }
 
 // held is the room that a connection of a Flow door has taken.

@@ -54,6 +54,8 @@ type Config struct {
 	// Blocked says whether nobody from an address is served; nil: everybody is. It is asked as each connection comes, so it
 	// must be cheap. A connection that carries a PROXY header is judged by whom that names.
 	Blocked func(netip.Addr) bool
+	// Loop holds connections of doors that take them so (Door.Soon); nil: none does.
+	Loop Loop
 	// Seen is told how far a client is, by the least round trip that the system saw of a connection, as that ends: not of all of them
 	// where there are many, and not of those that come with a PROXY header. Nil: nobody is. It must not block.
 	Seen func(from netip.Addr, rtt time.Duration)
@@ -113,6 +115,9 @@ type Door struct {
 	// Flow begins to serve one connection, and calls ended once it is closed: before it returns or long after. The goroutine is not the connection's own,
 	// and takes the next that comes.
 	Flow func(c net.Conn, ended func())
+	// Soon is asked before Flow for what a Loop has accepted, on its goroutine, so it must not wait. It calls ended as Flow does, once, or back, on that goroutine too: then
+	// the connection is for Flow. Nil: no Loop accepts here.
+	Soon func(c Held, ended, back func())
 	// Packets serves the socket, on a goroutine of its own, until it is closed. Who may come is its to judge: there is no connection that the front
 	// could refuse, or wait for.
 	Packets func(net.PacketConn) error
@@ -161,11 +166,13 @@ type Front struct {
 	packets map[doorKey]*packetDoor
 	quic    map[doorKey]*quicDoor
 	quics   map[*quicDoor]struct{} // those too that are closed and not at their end
-	conns   map[net.Conn]*guest
 	retired bool
 	closed  bool
 
 	retiring sync.Mutex // orders Retire and Resume; taken before mu
+
+	guests sync.Mutex // held for a moment only, so that connections come and go while doors are opened; taken after mu
+	conns  map[net.Conn]*guest
 }
 
 // guest is a connection as the front keeps track of it.
@@ -266,6 +273,7 @@ func (f *Front) Set(doors []Door) error {
 	for _, d := range wanted {
 		if open := f.doors[d.key()]; open != nil {
 			open.behind.Store(d)
+			open.serve()
 			continue
 		}
 		open, err := f.open(d)
@@ -306,6 +314,8 @@ func (f *Front) check(d *Door) error {
 		return fmt.Errorf("network %q is not tcp", d.Network)
 	case !exactlyOne(d.Handler != nil, d.Conn != nil, d.Flow != nil):
 		return errors.New("it needs one of Handler, Conn and Flow")
+	case d.Soon != nil && d.Flow == nil:
+		return errors.New("it has Soon, and no Flow")
 	case d.TLS && d.Handler == nil:
 		return errors.New("TLS needs a Handler")
 	case (d.Quick != nil || d.Relay != nil) && d.Handler == nil:
@@ -393,9 +403,9 @@ func (f *Front) Recheck() {
 	if f.config.Blocked == nil {
 		return
 	}
-	f.mu.Lock()
+	f.guests.Lock()
 	guests := maps.Clone(f.conns)
-	f.mu.Unlock()
+	f.guests.Unlock()
 	for c, g := range guests { // without the lock: to accept must not wait for so many questions
 		if f.blocks(g) {
 			f.expel(c)
@@ -420,8 +430,8 @@ func (f *Front) expel(c net.Conn) {
 func (f *Front) cut() int {
 	n := int(f.counters.http3.open.Load()) // before they hear of it
 	f.cancel()
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.guests.Lock()
+	defer f.guests.Unlock()
 	for c := range f.conns {
 		c.Close()
 	}
@@ -436,9 +446,9 @@ func (f *Front) enter(c net.Conn, behind *Door) *guest {
 	}
 	f.counters.connections.Add(1)
 	f.wg.Add(1) // by the goroutine that accepts, which is counted itself
-	f.mu.Lock()
+	f.guests.Lock()
 	f.conns[c] = g
-	f.mu.Unlock()
+	f.guests.Unlock()
 	return g
 }
 
@@ -452,8 +462,8 @@ func (g *guest) isFrom(a net.Addr) {
 }
 
 func (f *Front) leave(c net.Conn) *guest {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.guests.Lock()
+	defer f.guests.Unlock()
 	g := f.conns[c]
 	delete(f.conns, c)
 	return g
@@ -476,8 +486,11 @@ func (p *Panics) Tell(log *slog.Logger, value any) {
 // Counters are totals since New, and how many doors and connections are open.
 func (f *Front) Counters() map[string]uint64 {
 	f.mu.Lock()
-	doors, conns := len(f.doors), len(f.conns)
+	doors := len(f.doors)
 	f.mu.Unlock()
+	f.guests.Lock()
+	conns := len(f.conns)
+	f.guests.Unlock()
 	c := &f.counters
 	totals := c.http3.counters(map[string]uint64{
 		"front_doors":                      uint64(doors),

@@ -59,9 +59,9 @@ func (p *proxied) wait() bool {
 			f.counters.proxyErrors.Add(1)
 			return
 		}
-		f.mu.Lock()
+		f.guests.Lock()
 		g := f.conns[p.Raw()]
-		f.mu.Unlock()
+		f.guests.Unlock()
 		if g == nil {
 			return // it is gone already
 		}
