@@ -41,7 +41,9 @@ func (o *Object) OnDisk() bool { return o.at != nil }
 // make room.
 type Body struct {
 	memory []byte
-	at     *spot // where that is, if it is in pages
+	large  *largeBody // that it is; nil: it is not large, or on disk
+	at     *spot      // where that is, if it is in pages
+	lease  *Lease     // has taken over
 	disk   *disk.Entry
 }
 
@@ -89,13 +91,22 @@ func (b *Body) Check() error {
 // BodyPiece is how much Piece reads of a body on disk at most.
 const BodyPiece = 64 << 10
 
-// Piece is some of the part of the body that begins at start and has that length: all of it if it is in memory, else what space, of
-// BodyPiece, has room for; more than one sum is not read for it. Nobody changes it. The error is ErrLost.
+// Piece is some of the part of the body that begins at start, none before that of the piece before, and has that length: all of it if it is small and
+// in memory, else what space, of BodyPiece, has room for; more than one sum is not read for it. Nobody changes it. The error is ErrLost: the body is
+// damaged, or was read so slowly that it was taken back.
 func (b *Body) Piece(start, length int64, space func() []byte) ([]byte, error) {
-	if b.disk == nil {
+	if b.disk == nil && b.large == nil {
 		return b.memory[start : start+length], nil
 	}
 	piece := space()
+	if b.disk == nil {
+		if b.lease == nil {
+			b.lease = newLease(b.large, b.memory, b.at, start)
+			b.memory, b.at = nil, nil
+		}
+		n, err := b.lease.ReadAt(piece[:min(length, int64(len(piece)))], start)
+		return piece[:n], err
+	}
 	piece = piece[:min(length, int64(len(piece)), BodyPiece-start%BodyPiece)]
 	if _, err := b.disk.ReadAt(piece, start); err != nil {
 		return nil, ErrLost
@@ -119,6 +130,9 @@ func (b *Body) Close() {
 	}
 	if b.at != nil {
 		b.at.pages.letGo()
+	}
+	if b.lease != nil {
+		b.lease.Close()
 	}
 }
 

@@ -36,7 +36,8 @@ const (
 
 // Config is what a Cache is told.
 type Config struct {
-	// Bytes bounds all that is kept in memory and all that is being filled, in bytes; at least 1 MiB.
+	// Bytes bounds all that is kept in memory and all that is being filled, in bytes; at least 1 MiB. Besides, at most an eighth as much is held for who
+	// reads slowly what is not kept any more.
 	Bytes int64
 	// Disk is where all that is kept is kept, too, and found by the next cache that is given the same folder; nil: nowhere. Who opened
 	// it closes it, after the cache.
@@ -54,6 +55,7 @@ type Cache struct {
 	paged    atomic.Int64 // how many files there are in memory: never above
 	maxPages int64
 	slabs    slabs
+	readers  slowReaders
 
 	mu         sync.Mutex       // orders writes of stored, and guards:
 	fills      map[string]*fill // by slot: those that may be joined
@@ -96,6 +98,7 @@ type Cache struct {
 func New(cfg Config) *Cache {
 	c := &Cache{opened: time.Now(), limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}, next: make(chan *fill), unneeded: make(chan *pages, maxUnmapping), maxPages: pagesLimit()}
 	c.useSlabs()
+	c.readers.cache, c.readers.most, c.readers.many = c, c.limit/slowShare, make(chan struct{}, 1)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.stored = otter.Must(&otter.Options[string, *entry]{
 		// The last eighth is for fills, whatever slabs waste. The library evicts behind its writes, by its own count, so the bytes
@@ -134,6 +137,7 @@ func (c *Cache) Counters() map[string]uint64 {
 	c.log.RLock()
 	rules := c.purges.Len()
 	c.log.RUnlock()
+	slow, held := c.readers.counted()
 	all := map[string]uint64{
 		"cache_bytes":             uint64(c.bytes.Load()),
 		"cache_objects":           uint64(c.stored.EstimatedSize()),
@@ -142,6 +146,8 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_slabs":             c.slabs.count(),
 		"cache_slab_waste_bytes":  uint64(c.slabs.waste.Load()),
 		"cache_slab_moved_total":  c.slabs.moved.Load(),
+		"cache_slow_readers":      slow,
+		"cache_slow_reader_bytes": held,
 		"cache_fills":             uint64(active),
 		"cache_fills_total":       c.counts.fills.Load(),
 		"cache_collapsed_total":   c.counts.collapsed.Load(),
@@ -159,6 +165,8 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_purge_rules":       uint64(rules),
 		"cache_bad_tags_total":    c.counts.badTags.Load(),
 		"cache_fenced_total":      c.counts.fenced.Load(),
+
+		"cache_slow_readers_ended_total": c.readers.ended.Load(),
 
 		"cache_sliced_total":         c.slicing.objects.Load(),
 		"cache_slice_streams":        uint64(c.slicing.streams.Load()),

@@ -42,6 +42,9 @@ type largeBody struct {
 	entries int        // that keep it
 	holders int        // who needs it besides. Who reads it is none of them
 	gone    bool       // from its place in pages: nobody needs it
+	slow    int        // readers who are
+	readers *slowReaders
+	lingers atomic.Bool // only slow readers need it. It changes with mu
 }
 
 // pages are a file in memory with one body, or a slab with several, and where that is mapped, which is only read.
@@ -106,12 +109,12 @@ func (l *largeBody) open() (b Body, ok bool) {
 		at := l.at.Load()
 		if at == nil {
 			if heap := l.heap.Load(); heap != nil {
-				return Body{memory: *heap}, true
+				return Body{large: l, memory: *heap}, true
 			}
 			continue // it has moved in between
 		}
 		if at.pages.hold() {
-			return Body{memory: at.memory, at: at}, true
+			return Body{large: l, memory: at.memory, at: at}, true
 		}
 		if l.at.Load() == at {
 			return Body{}, false
@@ -125,6 +128,7 @@ func (l *largeBody) hold() bool {
 	defer l.mu.Unlock()
 	if !l.gone {
 		l.holders++
+		l.judge()
 	}
 	return !l.gone
 }
@@ -133,6 +137,7 @@ func (l *largeBody) hold() bool {
 func (l *largeBody) letGo() {
 	l.mu.Lock()
 	l.holders--
+	l.judge()
 	p := l.left()
 	l.mu.Unlock()
 	if p != nil {
@@ -151,14 +156,16 @@ func (l *largeBody) left() *pages {
 	return at.pages
 }
 
-// keep is hold for an entry, until drop.
-func (l *largeBody) keep() bool {
+// keep is hold for an entry of a cache, until drop.
+func (l *largeBody) keep(c *Cache) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.gone {
 		return false
 	}
 	l.entries++
+	l.readers = &c.readers
+	l.judge()
 	if at := l.at.Load(); at != nil && l.entries == 1 {
 		at.pages.cache.bytes.Add(-at.fill())
 	}
@@ -171,6 +178,7 @@ func (l *largeBody) drop() (hole int64, p *pages) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.entries--
+	l.judge()
 	if at := l.at.Load(); at != nil && l.entries == 0 {
 		hole = at.leave()
 	}
@@ -301,6 +309,8 @@ func (c *Cache) unmaps() {
 				p.giveBack()
 			case <-c.slabs.uneven:
 				c.slabs.level()
+			case <-c.readers.many:
+				c.readers.end()
 			case <-c.ctx.Done():
 				return // what comes at this moment goes with the cache
 			}
@@ -320,14 +330,11 @@ func (c *Cache) OpenFile(o *Object) (Body, error) {
 // Large says that the body is in memory and to be read by Open, or OpenFile.
 func (o *Object) Large() bool { return o.large != nil }
 
-// Heap is the body of an object that is Large and not in Pages. It stays for as long as somebody knows of it.
-func (b *Body) Heap() []byte { return b.memory }
-
-// Pages is the body as a part of a file in memory, from an offset on, the same bytes mapped, and what ends the use of both in place of Close.
-// They are read only. Not ok: it is elsewhere.
-func (b *Body) Pages() (f *os.File, offset int64, memory []byte, done func(), ok bool) {
+// Pages is the body as a part of a file in memory, from an offset on, and what ends the use of it in place of Close. It is read only. Not ok: it is
+// elsewhere.
+func (b *Body) Pages() (f *os.File, offset int64, done func(), ok bool) {
 	if b.at == nil {
-		return nil, 0, nil, nil, false
+		return nil, 0, nil, false
 	}
-	return b.at.pages.file, b.at.offset, b.at.memory, b.at.pages.close, true
+	return b.at.pages.file, b.at.offset, b.at.pages.close, true
 }

@@ -29,9 +29,10 @@ func asFile(c *Cache, o *Object, meanwhile func()) (file, memory []byte, err err
 	}
 	defer b.Close()
 	meanwhile()
-	f, offset, memory, _, ok := b.Pages()
+	f, offset, _, ok := b.Pages()
+	memory = b.memory
 	if !ok {
-		return b.Heap(), b.Heap(), nil
+		return memory, memory, nil
 	}
 	file = make([]byte, len(memory))
 	_, err = f.ReadAt(file, offset)
@@ -81,7 +82,7 @@ func TestMediumBodiesShareASlab(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, _, _, done, _ := full.Pages()
+		f, _, done, _ := full.Pages()
 		if n, err := f.WriteAt([]byte("other"), 0); n > 0 || err == nil {
 			t.Error("a slab that is full can be written")
 		}
@@ -129,8 +130,8 @@ func TestBodiesMoveOutOfSlabsThatAreMostlyHoles(t *testing.T) {
 		}
 		c.countsRight(t)
 		for i, b := range readers {
-			_, _, memory, done, ok := b.Pages()
-			if !ok || !bytes.Equal(memory, patterned(i, size)) {
+			_, _, done, ok := b.Pages()
+			if !ok || !bytes.Equal(b.memory, patterned(i, size)) {
 				t.Errorf("who reads body %d sees another", i)
 			}
 			done()
@@ -357,7 +358,7 @@ func TestSlowReadersDoNotFreezeTheCache(t *testing.T) {
 			t.Logf("with %d readers %d bytes of %d are kept, %d are waste, in %d slabs", readers, kept, c.mostKept(), c.slabs.waste.Load(), c.slabs.count())
 			c.countsRight(t)
 			for _, b := range slow {
-				if _, _, memory, _, _ := b.Pages(); !bytes.Equal(memory, patterned(1, 100<<10)) {
+				if !bytes.Equal(b.memory, patterned(1, 100<<10)) {
 					t.Error("a slow reader sees another body")
 				}
 				b.Close()

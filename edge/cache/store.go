@@ -246,7 +246,7 @@ func (c *Cache) hold(slot string, e *entry, reserved int64) bool {
 		c.counts.refused.Add(1)
 		return false
 	}
-	if e.object != nil && e.object.large != nil && !e.object.large.keep() {
+	if e.object != nil && e.object.large != nil && !e.object.large.keep(c) {
 		c.bytes.Add(reserved - size)
 		return false
 	}

@@ -77,13 +77,8 @@ func (p *Plane) openTo(q *http1.Request, a *http1.Response, o *cache.Object) boo
 	if err != nil {
 		return false
 	}
-	var moved bool
-	if a.File, a.Offset, a.Memory, a.Done, moved = body.Pages(); moved {
-		a.Length = int64(len(a.Memory))
-		return true
-	}
-	a.Body = body.Heap()
-	body.Close()
+	a.File, a.Offset, a.Done, _ = body.Pages()
+	a.Length, a.Lent = o.Size(), body.Lent()
 	return true
 }
 

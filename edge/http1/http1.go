@@ -7,6 +7,7 @@ package http1
 
 import (
 	"context"
+	"io"
 	"net/netip"
 	"os"
 	"time"
@@ -46,10 +47,31 @@ type Response struct {
 	File   *os.File
 	Offset int64
 	Length int64
-	// Memory, if it is set, is the same bytes, for who cannot have the kernel send a file.
-	Memory []byte
+	// Lent, if it is set, has the same bytes, whether there is a File or not: for who cannot have the kernel send a file, or has to wait for the
+	// client. File is in memory then, so nothing of it is waited for.
+	Lent Lent
 	// Done, if it is set, is called when none of this is used any more.
 	Done func()
+}
+
+// Lent is a body in memory that may be wanted back.
+type Lent interface {
+	// Lease is for who may have to wait for the client, from what is left to be sent on. It takes the place of the answer's Done, which is not called
+	// any more.
+	Lease(from int64) Lease
+}
+
+// Lease is a body that is read from its beginning to its end, as slowly as the client takes it.
+type Lease interface {
+	// ReadAt copies what is at an offset, which is none before what was read last. An error is that the body has ended, or that what is left is gone:
+	// then the answer is to be cut short.
+	io.ReaderAt
+	// Hold has what is left, which begins at an offset of the body, stay until Release, which is told where it begins then; nobody waits in between. It
+	// is in the answer's File, or else it is rest. Not ok: it is gone, and there is no Release.
+	Hold(at int64) (rest []byte, file, ok bool)
+	Release(at int64)
+	// Close ends the use of the body.
+	Close()
 }
 
 // Quick answers a request of the plain form at once, without waiting for anything and without allocation, or says that it

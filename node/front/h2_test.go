@@ -525,8 +525,8 @@ func TestHTTP2KeepsWindowsAndTakesTurns(t *testing.T) {
 				return fromFile(q, a)
 			}
 			a.Head = fmt.Appendf(a.Head, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", len(memory))
-			a.File, a.Offset, a.Length, a.Memory = file, 1<<30, int64(len(memory)), memory // the file is not looked at
-			a.Done = func() { done.Add(1) }
+			a.File, a.Offset, a.Length, a.Lent = file, 1<<30, int64(len(memory)), &lent{body: memory, done: &done} // the file is not looked at
+			a.Done = func() { t.Error("it is under a lease") }
 			return true
 		}
 		w.set(Door{Network: "tcp", Address: at(443), TLS: true, Quick: quick, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

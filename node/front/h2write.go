@@ -2,8 +2,8 @@ package front
 
 import (
 	"encoding/binary"
+	"io"
 	"net/http"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -332,13 +332,10 @@ func (s *stream) letGo() {
 // hit gathers an answer that is there already.
 func (c *h2) hit(id uint32, a *http1.Response, head, received bool) error {
 	body, file := a.Body, a.Length
-	if a.File == nil || head {
+	if a.File == nil && a.Lent == nil || head {
 		file = 0
 	}
 	lent := file > 0
-	if lent && a.Memory != nil && len(body) == 0 { // it is copied from there by this process in any case, so without a call of the system
-		body, file = a.Memory, 0
-	}
 	if head {
 		body = nil
 	}
@@ -369,6 +366,10 @@ func (c *h2) hit(id uint32, a *http1.Response, head, received bool) error {
 		s.body, s.ends = body, true
 		if lent {
 			s.file, s.offset, s.fileLeft, s.done = a.File, a.Offset, file, a.Done
+			if a.Lent != nil { // it is copied from there by this process in any case, so without a call of the system
+				lease := a.Lent.Lease(0)
+				s.file, s.offset, s.done = lease, 0, lease.Close
+			}
 		}
 		c.enqueue(s)
 	} else {
@@ -412,7 +413,7 @@ type stream struct {
 	// All of it with the connection's lock. What is to be sent:
 	window   int64
 	body     []byte
-	file     *os.File // follows body
+	file     io.ReaderAt // follows body
 	offset   int64
 	fileLeft int64
 	reading  bool // the file is read just now

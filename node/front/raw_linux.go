@@ -1,6 +1,7 @@
 package front
 
 import (
+	"errors"
 	"io"
 	"math"
 	"net"
@@ -47,11 +48,46 @@ func (t *transfer) some(connection uintptr) bool {
 			return true
 		}
 		if n == 0 {
-			return false
+			return t.waits()
 		}
 		t.head = t.head[n:]
 		t.sent += int64(n)
 	}
+	if t.lease == nil {
+		return t.fromFile(connection)
+	}
+	rest, file, ok := t.lease.Hold(t.offset - t.start)
+	if !ok {
+		t.err = errTakenBack
+		return true
+	}
+	defer func() { t.lease.Release(t.offset - t.start) }()
+	if file {
+		return t.fromFile(connection)
+	}
+	for len(rest) > 0 {
+		n, err := socket.Write(connection, rest)
+		if t.err = err; n == 0 {
+			return err != nil
+		}
+		rest = rest[n:]
+		t.sent, t.offset, t.left = t.sent+int64(n), t.offset+int64(n), t.left-int64(n)
+	}
+	return true
+}
+
+var errTakenBack = errors.New("the client was too slow for how much there was of such")
+
+// waits is for when the connection takes no more: from then on the body is under a lease. It says that not all is done.
+func (t *transfer) waits() bool {
+	if t.lent != nil && t.lease == nil {
+		t.lease = t.lent.Lease(t.offset - t.start)
+	}
+	return false
+}
+
+// fromFile sends of the file as some does.
+func (t *transfer) fromFile(connection uintptr) bool {
 	in := int(t.file.Fd())
 	for t.left > 0 {
 		n, err := t.sendFile(int(connection), in, int(min(t.left, filePiece)))
@@ -60,7 +96,7 @@ func (t *transfer) some(connection uintptr) bool {
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			return false
+			return t.waits()
 		case err != nil:
 			t.err = os.NewSyscallError("sendfile", err)
 			return true

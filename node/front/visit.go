@@ -512,9 +512,11 @@ func (v *visit) put(a *http1.Response, head bool) (out []byte, ok bool) {
 	if head {
 		a.Body, a.Length = nil, 0
 	}
-	if a.Done != nil {
-		defer a.Done()
-	}
+	defer func() {
+		if a.Done != nil {
+			a.Done()
+		}
+	}()
 	if out = a.Head; len(a.Body) <= bodyCopied && len(a.Body) <= cap(out)-len(out) {
 		out = append(out, a.Body...)
 	} else {
@@ -523,8 +525,13 @@ func (v *visit) put(a *http1.Response, head bool) (out []byte, ok bool) {
 		}
 		out = v.sheet.b[:0]
 	}
-	if a.File == nil || a.Length == 0 {
+	switch {
+	case a.Length == 0 || a.File == nil && a.Lent == nil:
 		return out, true
+	case a.File != nil && v.read != nil:
+		return v.sheet.b[:0], v.sendFile(out, a)
+	case a.Lent != nil:
+		return v.sheet.b[:0], v.writeLent(out, a)
 	}
 	return v.sheet.b[:0], v.writeFile(out, a)
 }
@@ -588,14 +595,30 @@ func (v *visit) writeBoth(a, b []byte) bool {
 	}
 }
 
+// writeLent writes what was gathered and then a body that is lent, by way of the sheet: what waits for the client is a copy.
+func (v *visit) writeLent(out []byte, a *http1.Response) bool {
+	lease := a.Lent.Lease(0)
+	a.Done = nil
+	defer lease.Close()
+	if cap(out) < bodyCopied || len(out) > bodyCopied/2 {
+		if !v.write(out) {
+			return false
+		}
+		out = v.sheet.b[:0]
+	}
+	for at := int64(0); at < a.Length; out = v.sheet.b[:0] {
+		n, err := lease.ReadAt(out[len(out):min(bodyCopied, len(out)+int(min(a.Length-at, bodyCopied)))], at)
+		if n == 0 && err != nil || !v.write(out[:len(out)+n]) {
+			return false
+		}
+		at += int64(n)
+	}
+	return true
+}
+
 // writeFile writes what was gathered, and then a piece of a file.
 func (v *visit) writeFile(out []byte, a *http1.Response) bool {
-	switch {
-	case v.read != nil:
-		return v.sendFile(out, a)
-	case a.Memory != nil:
-		return v.writeBoth(out, a.Memory)
-	case len(out) > 0 && !v.write(out):
+	if len(out) > 0 && !v.write(out) {
 		return false
 	}
 	for offset, left := a.Offset, a.Length; left > 0; {
@@ -618,6 +641,9 @@ type transfer struct {
 	err          error
 	atOnce       bool  // the file is in memory, so nothing of it is waited for
 	paced        paced // the connection
+	start        int64 // of the body in the file
+	lent         http1.Lent
+	lease        http1.Lease // nil: the client was not waited for yet
 }
 
 // paced says whether the system spaces out what is sent on a connection by a model of the path (BBR).
@@ -632,7 +658,7 @@ const (
 // sendFile has the kernel send a piece of a file, behind what was gathered.
 func (v *visit) sendFile(out []byte, a *http1.Response) bool {
 	t := &v.sending
-	*t = transfer{head: out, file: a.File, offset: a.Offset, left: a.Length, atOnce: a.Memory != nil, paced: t.paced}
+	*t = transfer{head: out, file: a.File, offset: a.Offset, left: a.Length, atOnce: a.Lent != nil, paced: t.paced, start: a.Offset, lent: a.Lent}
 	for {
 		v.writeIn()
 		t.sent = 0
@@ -641,6 +667,10 @@ func (v *visit) sendFile(out []byte, a *http1.Response) bool {
 			err = t.err
 		}
 		if err == nil || !v.mayGoOn(t.sent, err) {
+			if t.lease != nil {
+				a.Done = nil
+				t.lease.Close()
+			}
 			*t = transfer{paced: t.paced}
 			return err == nil
 		}
