@@ -57,6 +57,8 @@ type Cache struct {
 	slabs    slabs
 	readers  slowReaders
 
+	admission admission
+
 	mu         sync.Mutex       // orders writes of stored, and guards:
 	fills      map[string]*fill // by slot: those that may be joined
 	active     map[*fill]struct{}
@@ -153,6 +155,7 @@ func (c *Cache) Counters() map[string]uint64 {
 		"cache_collapsed_total":   c.counts.collapsed.Load(),
 		"cache_stored_total":      c.counts.stored.Load(),
 		"cache_refused_total":     c.counts.refused.Load(),
+		"cache_unadmitted_total":  c.admission.passed.Load(),
 		"cache_busy_total":        c.counts.busy.Load(),
 		"cache_crowded_total":     c.counts.crowded.Load(),
 		"cache_abandoned_total":   c.counts.abandoned.Load(),

@@ -711,6 +711,7 @@ func (f *fill) leave(e *entry) {
 	case e == nil || f.outdated:
 	case e.object == nil:
 		c.put(c.place(f.want.Key, f.want.Policy, f.want.Header, nil), e, 0)
+	case !f.admitted(e):
 	case c.put(f.slot, e, f.reserved):
 		f.reserved = 0
 		c.counts.stored.Add(1)
