@@ -182,7 +182,7 @@ func (n *Node) nodeAccelerator(q api.AcceleratorQuery) (api.AcceleratorStatus, e
 	}
 	for _, f := range s.Top {
 		one := api.AcceleratorFlow{
-			Node: n.cfg.Name, Client: f.Client, Local: f.Local, Protocol: f.Protocol, Region: f.Region, Endpoint: f.Resource, To: f.Node, By: f.By, Moves: f.Moves,
+			Node: n.cfg.Name, Client: f.Client, Local: f.Local, Protocol: f.Protocol, Region: f.Region, Endpoint: f.Resource, Target: f.Target, To: f.Node, By: f.By, Moves: f.Moves,
 			Began: f.Began, BytesIn: f.BytesIn, BytesOut: f.BytesOut, RTT: f.RTT,
 		}
 		if f.Known {

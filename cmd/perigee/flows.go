@@ -72,13 +72,13 @@ func printAccelerator(w io.Writer, s api.AcceleratorStatus) error {
 		return err
 	}
 	fmt.Fprintln(w)
-	t = newTable("CLIENT", "ARRIVED AT", "ON", "ENDPOINT", "AT", "BY WAY OF", "MOVED", "SINCE", "IN", "OUT", "ROUND TRIP", "RETRANSMITTED")
+	t = newTable("CLIENT", "ARRIVED AT", "ON", "ENDPOINT", "TARGET", "AT", "BY WAY OF", "MOVED", "SINCE", "IN", "OUT", "ROUND TRIP", "RETRANSMITTED")
 	for _, f := range s.Top {
 		again := ""
 		if f.Retransmitted != nil {
 			again = strconv.FormatUint(*f.Retransmitted, 10)
 		}
-		t.row(validAddr(f.Client), f.Local.String(), f.Node, f.Endpoint, f.To, orDirect(f.By), strconv.Itoa(f.Moves), f.Began.Local().Format(time.DateTime),
+		t.row(validAddr(f.Client), f.Local.String(), f.Node, f.Endpoint, validAddr(f.Target), f.To, orDirect(f.By), strconv.Itoa(f.Moves), f.Began.Local().Format(time.DateTime),
 			size(f.BytesIn), size(f.BytesOut), roundTrip(f.RTT), again)
 	}
 	return t.print(w)

@@ -20,7 +20,7 @@ func TestTheStatusOfAnAcceleratorIsPrinted(t *testing.T) {
 			{Protocol: "TCP", Region: "eu", Endpoint: "10.0.0.1", Gone: true},
 		},
 		Paths: []api.AcceleratorPath{{From: "fra1", To: "iad1", By: "lhr1", Region: "us", RTT: 80 * time.Millisecond, FlowCounts: counts}},
-		Top: []api.AcceleratorFlow{{Node: "fra1", Client: netip.MustParseAddrPort("192.0.2.1:5"), Local: netip.MustParseAddrPort("198.51.100.1:443"), Endpoint: "targetGroup/web",
+		Top: []api.AcceleratorFlow{{Node: "fra1", Client: netip.MustParseAddrPort("192.0.2.1:5"), Local: netip.MustParseAddrPort("198.51.100.1:443"), Endpoint: "targetGroup/web", Target: netip.MustParseAddrPort("10.0.0.2:8443"),
 			To: "fra1", BytesIn: 512, BytesOut: 3 << 20, RTT: 12 * time.Millisecond, Retransmitted: &again}},
 	})
 	if err != nil {
@@ -30,7 +30,7 @@ func TestTheStatusOfAnAcceleratorIsPrinted(t *testing.T) {
 	for _, want := range []string{
 		"accelerator game, enabled flows 1, in 512 B, out 3.0 MiB health as node fra1 sees it", "iad1 iad1 0 0 B 0 B it is away",
 		"TCP 443 eu targetGroup/web 128 healthy 1 512 B 3.0 MiB", "eu 10.0.0.1 - removed 0 0 B 0 B", "fra1 iad1 us lhr1 80ms 1 512 B 3.0 MiB",
-		"192.0.2.1:5 198.51.100.1:443 fra1 targetGroup/web fra1 direct", "512 B 3.0 MiB 12ms 2",
+		"192.0.2.1:5 198.51.100.1:443 fra1 targetGroup/web 10.0.0.2:8443 fra1 direct", "512 B 3.0 MiB 12ms 2",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, out.String())

@@ -338,7 +338,7 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 		p.count.live.Add(-1)
 	}()
 	drawn := p.sampled(e.accelerator)
-	far, by, target := p.connect(Choose(t.spec, v, e.accelerator, e.listener, f, nil), f.Client, drawn.written)
+	far, by, target := p.connect(Choose(t.spec, v, e.accelerator, e.listener, f, nil), f.Client)
 	if far == nil {
 		p.count.dropped.Add(1)
 		p.rejected(e.accelerator, spec.TCP, f, e.refuses(at.Port()))
@@ -448,16 +448,15 @@ func (p *Plane) tells(c Candidate) bool {
 	return is && m.Tells
 }
 
-// attempt opens a stream to a candidate, by way of another node if it names one.
-func (p *Plane) attempt(ctx context.Context, c Candidate, client netip.AddrPort, wanted bool) (far net.Conn, target netip.AddrPort, err error) {
-	ask := wanted && p.tells(c)
+// attempt opens a stream to a candidate, by way of another node if it names one, and hears at which target it ends; invalid: that is not told.
+func (p *Plane) attempt(ctx context.Context, c Candidate, client netip.AddrPort) (far net.Conn, target netip.AddrPort, err error) {
 	if v := p.config.View(); c.By == "" && p.config.Take != nil && v != nil && v.Self == c.Node {
-		if far, err = p.config.Take(ctx, c.Resource, client); err == nil && wanted {
+		if far, err = p.config.Take(ctx, c.Resource, client); err == nil {
 			target = relay.AddrPort(far.RemoteAddr())
 		}
 		return far, target, err
 	}
-	return p.openTold(ctx, c, c.By, client, ask)
+	return p.openTold(ctx, c, c.By, client, p.tells(c))
 }
 
 // openTold opens a flow to a candidate by a way, and hears at which target it ends if that is to be asked.

@@ -2,6 +2,7 @@ package accelerator
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"net/netip"
 	"slices"
@@ -150,7 +151,8 @@ func (at site) detour(c *Candidate, tr *trace.Trace) {
 	}
 	direct := "directly not at all"
 	if d.Direct > 0 {
-		direct = "directly " + d.Direct.Round(100*time.Microsecond).String()
+		less := d.Direct - d.RTT
+		direct = fmt.Sprintf("directly %v: %v or %.0f %% less", d.Direct.Round(100*time.Microsecond), less.Round(100*time.Microsecond), 100*float64(less)/float64(d.Direct))
 	}
 	tr.Add("node %s by way of %s: round trip %v, %s", c.Node, d.By, d.RTT.Round(100*time.Microsecond), direct)
 }

@@ -49,7 +49,7 @@ func TestACandidateHasADetourWhereThereIsOne(t *testing.T) {
 		text = append(text, l.Text)
 	}
 	for _, line := range []string{
-		"node icn1 by way of nrt1: round trip 40ms, directly not at all", "node iad1 by way of sfo1: round trip 60ms, directly 90ms",
+		"node icn1 by way of nrt1: round trip 40ms, directly not at all", "node iad1 by way of sfo1: round trip 60ms, directly 90ms: 30ms or 33 % less",
 		"2. targetGroup/iad in iad by iad1, by way of sfo1", "way to node nrt1: round trip 30ms, 1.2 % of packets lost, made good by parity",
 		"way to node sfo1: round trip 50ms, 0.012 % of packets lost, not made good; TCP with BBR for flows of many bytes",
 	} {

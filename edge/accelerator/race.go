@@ -43,7 +43,6 @@ type entrant struct {
 type race struct {
 	plane  *Plane
 	client netip.AddrPort
-	wanted bool // the target's address
 	ends   time.Time
 
 	mu      sync.Mutex
@@ -60,13 +59,13 @@ type race struct {
 	fault   string // a panic of an attempt that was begun later, with its stack, which decided it; "": none
 }
 
-// connect opens a stream to a candidate that accepts, the first if it can be; nil: none does in time. Where it is wanted it asks for the address of the target.
-func (p *Plane) connect(candidates []Candidate, client netip.AddrPort, wanted bool) (far net.Conn, by Candidate, target netip.AddrPort) {
+// connect opens a stream to a candidate that accepts, the first if it can be; nil: none does in time. Target is where the flow ends, invalid where that is not told.
+func (p *Plane) connect(candidates []Candidate, client netip.AddrPort) (far net.Conn, by Candidate, target netip.AddrPort) {
 	if len(candidates) == 0 {
 		return nil, Candidate{}, netip.AddrPort{}
 	}
 	r := &race{
-		plane: p, client: client, wanted: wanted, ends: time.Now().Add(connectTimeout), won: -1,
+		plane: p, client: client, ends: time.Now().Add(connectTimeout), won: -1,
 		all: make([]entrant, 0, len(candidates)),
 	}
 	for i, c := range candidates {
@@ -120,7 +119,7 @@ func (r *race) wait() {
 // run makes attempts, one after the other, until there is nothing to be done any more.
 func (r *race) run(ctx context.Context, i int) {
 	for i >= 0 {
-		far, target, err := r.plane.attempt(ctx, r.all[i].Candidate, r.client, r.wanted)
+		far, target, err := r.plane.attempt(ctx, r.all[i].Candidate, r.client)
 		i, ctx = r.ended(i, far, target, err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/edge/accelerator/flowlog"
 	"github.com/perigee-net/perigee/origin"
 )
 
@@ -60,6 +61,7 @@ type FlowStatus struct {
 	Client, Local     netip.AddrPort
 	Protocol          string
 	Region, Resource  string
+	Target            netip.AddrPort // where it ends; invalid: its node does not tell
 	Node, By          string
 	Moves             int // ways that it took before this one
 	Began             time.Time
@@ -163,7 +165,7 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 		path, moves := f.now()
 		one := FlowStatus{
 			Client: f.client, Local: f.local, Protocol: f.protocol, Region: f.region, Resource: f.resource, Node: path.Node, By: path.By, Moves: moves,
-			Began: f.began, BytesIn: c.in, BytesOut: c.out,
+			Began: f.began, BytesIn: c.in, BytesOut: c.out, Target: f.endsAt(),
 		}
 		if leg, known := f.leg(); known && f.protocol == spec.TCP {
 			one.RTT, one.Retransmitted, one.Known = leg.RTT, leg.Retransmitted, true
@@ -171,6 +173,14 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 		s.Top = append(s.Top, one)
 	}
 	return s, ok
+}
+
+// endsAt is the target of a flow, as far as it is known.
+func (f *live) endsAt() netip.AddrPort {
+	if at := flowlog.EndpointAddr(origin.Unpreserved(f.resource)); at.IsValid() || f.target == nil {
+		return at
+	}
+	return f.target()
 }
 
 // length is the round trip of a way, as it is measured now.

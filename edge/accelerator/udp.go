@@ -618,7 +618,7 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 
 func (f *datagramFlow) open(c Candidate, went *course) (Datagrams, error) {
 	l, resource := f.entry.listener, c.Resource
-	if went.drawn.written && f.door.plane.tells(c) {
+	if f.door.plane.tells(c) {
 		resource = origin.Told(resource)
 	}
 	h := backbone.Header{Service: datagramService, Resource: origin.DatagramResource(l.IdleTimeout.Std(), f.after, resource), Client: f.key.client}

@@ -3,6 +3,7 @@ package accelerator
 import (
 	"bytes"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -48,7 +49,7 @@ func TestAFlowOfDatagramsGoesElsewhereWhenItsEndpointTurns(t *testing.T) {
 		s, _ := b.plane.Status("game", 1)
 		want := FlowStatus{
 			Client: c.LocalAddr().(*net.UDPAddr).AddrPort(), Local: local, Protocol: spec.UDP, Region: "icn", Resource: "targetGroup/icn", Node: "icn1",
-			BytesIn: 6, BytesOut: 5,
+			BytesIn: 6, BytesOut: 5, Target: netip.MustParseAddrPort("10.0.0.1:80"),
 		}
 		if len(s.Top) != 1 || s.Endpoints[0].Moved != (Moved{1, 6, 5}) || s.Endpoints[0].Protocol != spec.UDP {
 			b.Fatalf("got %+v", s)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -47,8 +48,8 @@ func onLogged(t *testing.T, n network, rate float64, test func(b *turning), want
 	}
 }
 
-// Of a flow that is written down it is asked at which target it ends, of nodes that know how to say it.
-func TestWhereAFlowEndsIsWrittenDown(t *testing.T) {
+// Of each flow it is asked at which target it ends, of nodes that know how to say it.
+func TestWhereAFlowEndsIsToldAndWrittenDown(t *testing.T) {
 	for _, c := range []struct {
 		name          string
 		tells, logged bool
@@ -59,7 +60,7 @@ func TestWhereAFlowEndsIsWrittenDown(t *testing.T) {
 		{"it is told", true, true, "10.0.0.1:8080", testEndpoint{"a", 128, false}, "icn1 flow targetGroup/a/told", "10.0.0.1 8080"},
 		{"of IPv6", true, true, "[fd00::1]:8080", testEndpoint{"a", 128, false}, "icn1 flow targetGroup/a/told", "fd00::1 8080"},
 		{"its node does not know how", false, true, "", testEndpoint{"a", 128, false}, "icn1 flow targetGroup/a", "- -"},
-		{"it is not written down", true, false, "", testEndpoint{"a", 128, false}, "icn1 flow targetGroup/a", ""},
+		{"it is not written down", true, false, "10.0.0.1:8080", testEndpoint{"a", 128, false}, "icn1 flow targetGroup/a/told", ""},
 		{"the spec says it", true, true, "", testEndpoint{"10.1.0.1", 128, false}, "icn1 flow endpoint/game/10.1.0.1:443", "10.1.0.1 443"},
 		{"what is told is nothing", true, true, "nowhere", testEndpoint{"a", 128, false}, "icn1 flow targetGroup/a/told", "- -"},
 	} {
@@ -91,6 +92,14 @@ func TestWhereAFlowEndsIsWrittenDown(t *testing.T) {
 				if c.told != "nowhere" {
 					if _, err := io.ReadFull(conn, make([]byte, 5)); err != nil {
 						b.Error(err)
+					}
+					want := c.told
+					if strings.HasPrefix(c.asked, "icn1 flow endpoint/") {
+						want = "10.1.0.1:443"
+					}
+					at, _ := netip.ParseAddrPort(want)
+					if s, _ := b.plane.Status("game", 1); len(s.Top) != 1 || s.Top[0].Target != at { // whether it is written down or not
+						b.Errorf("the status is %+v, want %v", s.Top, at)
 					}
 				} else if got, _ := io.ReadAll(conn); len(got) > 0 {
 					b.Errorf("got %q", got)

@@ -538,6 +538,7 @@ type AcceleratorFlow struct {
 	Protocol string         `json:"protocol"`
 	Region   string         `json:"region"` // where it ends
 	Endpoint string         `json:"endpoint"`
+	Target   netip.AddrPort `json:"target,omitzero"` // where it ends; left out where its node does not tell
 	To       string         `json:"to"`
 	By       string         `json:"by,omitempty"`
 	Moves    int            `json:"moves,omitempty"` // ways that were lost under it

@@ -218,6 +218,6 @@ func flowing(q AcceleratorQuery) AcceleratorStatus {
 		Endpoints: []AcceleratorEndpoint{{Protocol: "TCP", Ports: "443", Region: "r", Endpoint: "targetGroup/web", Weight: 128, Healthy: true, FlowCounts: counts}},
 		Paths:     []AcceleratorPath{{From: "a", To: "b", By: "c", Region: "r", RTT: time.Millisecond, FlowCounts: counts}},
 		Top: []AcceleratorFlow{{Node: "a", Client: netip.MustParseAddrPort("192.0.2.1:5"), Local: netip.MustParseAddrPort("198.51.100.1:443"), Protocol: "TCP", Region: "r",
-			Endpoint: "targetGroup/web", To: "b", By: "c", Began: time.Unix(1772352960, 0), BytesIn: int64(q.Top), RTT: time.Millisecond, Retransmitted: &again}},
+			Endpoint: "targetGroup/web", Target: netip.MustParseAddrPort("10.0.0.2:8443"), To: "b", By: "c", Began: time.Unix(1772352960, 0), BytesIn: int64(q.Top), RTT: time.Millisecond, Retransmitted: &again}},
 	}
 }
