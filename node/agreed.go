@@ -226,7 +226,7 @@ func (n *Node) setDoors(s *spec.Spec) {
 			if l.Protocol == spec.UDP {
 				opens.Packets = func(c net.PacketConn) error { return n.accelerator.ServePackets(l, c) }
 			} else {
-				opens.Flow = n.accelerator.ConnHandler(l)
+				opens.Flow, opens.Soon = n.accelerator.ConnHandler(l), n.soon(l)
 			}
 			add("Accelerator "+l.Accelerator, opens)
 			if n.cfg.OwnDoors {

@@ -21,8 +21,10 @@ import (
 	"github.com/perigee-net/perigee/edge/accelerator"
 	"github.com/perigee-net/perigee/edge/cdn"
 	"github.com/perigee-net/perigee/node/api"
+	"github.com/perigee-net/perigee/node/front"
 	"github.com/perigee-net/perigee/origin"
 	"github.com/perigee-net/perigee/origin/relay"
+	"github.com/perigee-net/perigee/origin/relay/loop"
 )
 
 // peerAPI is the API of another node, over the control port. name may be "", for whatever node of the cluster is there.
@@ -327,6 +329,40 @@ func (n *Node) takeFlow(ctx context.Context, resource string, client netip.AddrP
 		return nil, err
 	}
 	return &takenFlow{taken, sync.OnceFunc(n.flows.leave)}, nil
+}
+
+// prospect is what takeFlow would dial first.
+func (n *Node) prospect(resource string, client netip.AddrPort) (accelerator.Prospect, bool) {
+	if !n.flows.enter() {
+		return accelerator.Prospect{}, false
+	}
+	one, ok := n.origin.Prospect(resource, client)
+	if !ok {
+		n.flows.leave()
+		return accelerator.Prospect{}, false
+	}
+	took := func(far net.Conn) accelerator.Taken { return &takenFlow{one.Took(far), n.flows.leave} }
+	return accelerator.Prospect{Target: one.Target, Took: took, Left: n.flows.leave}, true
+}
+
+// loops has the front's doors be accepted of by loops.
+type loops struct{ *loop.Group }
+
+func (l loops) Listen(of net.Listener, accepted func(front.Held), failed func(error)) (end func(done func()), ok bool) {
+	listener, ok := l.Group.Listen(of, func(c *loop.Conn) { accepted(c) }, failed)
+	if !ok {
+		return nil, false
+	}
+	return listener.Close, true
+}
+
+// soon serves what a loop accepts for a listener of an accelerator; nil: that has no endpoints in this region, or this node dials none, so all is for others to carry.
+func (n *Node) soon(l accelerator.Listener) func(c front.Held, ended, back func()) {
+	if n.cfg.dialFlow == nil || !n.accelerator.EndsIn(l, n.cfg.Region) || !n.has(view.Origin) {
+		return nil
+	}
+	serve := n.accelerator.SoonHandler(l)
+	return func(c front.Held, ended, back func()) { serve(c.(*loop.Conn), ended, back) }
 }
 
 // takenFlow is a flow of this node's accelerator that counts among the flows of this region until it has ended.

@@ -167,3 +167,47 @@ func TestATakenFlowThatIsNotCarriedLeaves(t *testing.T) {
 		t.Errorf("%d flows are open after one was carried", n.flows.open)
 	}
 }
+
+// A flow that a loop is to connect takes a place from when it is asked for until it has ended, or came to nothing.
+func TestAProspectTakesAPlace(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	n := &Node{origin: origin.New(origin.Config{Region: "eu"}), flows: flows{ended: make(chan struct{})}}
+	client := netip.MustParseAddrPort("198.51.100.7:40000")
+	if _, ok := n.prospect("endpoint/game/10.0.0.1:5000", client); ok || n.flows.open != 0 {
+		t.Errorf("of nothing comes something, or %d flows are open", n.flows.open)
+	}
+	yes, dial, weight := true, 100.0, 128
+	if err := n.origin.Apply(&spec.Spec{Revision: 1, Accelerators: map[string]*spec.Accelerator{"game": {
+		Name: "game", Enabled: &yes,
+		Listeners: []spec.AcceleratorListener{{
+			Protocol: spec.TCP, PortRanges: []spec.PortRange{{FromPort: 5000}},
+			EndpointGroups: []spec.EndpointGroup{{Region: "eu", TrafficDial: &dial, Endpoints: []spec.Endpoint{{Address: netip.MustParseAddr("10.0.0.1"), Weight: &weight}}}},
+		}},
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	prospect := func() accelerator.Prospect {
+		one, ok := n.prospect("endpoint/game/10.0.0.1:5000", client)
+		if !ok || one.Target != netip.MustParseAddrPort("10.0.0.1:5000") || n.flows.open != 1 {
+			t.Fatalf("%v, and %d flows are open", one.Target, n.flows.open)
+		}
+		return one
+	}
+	prospect().Left()
+	if n.flows.open != 0 {
+		t.Errorf("%d flows are open after one came to nothing", n.flows.open)
+	}
+	_, ended := prospect().Took(far).Hold(near)
+	if n.flows.open != 1 {
+		t.Errorf("%d flows are open as one is carried", n.flows.open)
+	}
+	ended(relay.Result{})
+	if n.flows.open != 0 {
+		t.Errorf("%d flows are open after one was carried", n.flows.open)
+	}
+	n.flows.close(t.Context())
+	if _, ok := n.prospect("endpoint/game/10.0.0.1:5000", client); ok {
+		t.Error("one is begun as the node leaves")
+	}
+}

@@ -48,6 +48,7 @@ import (
 	"github.com/perigee-net/perigee/node/front"
 	"github.com/perigee-net/perigee/node/metrics"
 	"github.com/perigee-net/perigee/origin"
+	"github.com/perigee-net/perigee/origin/relay/loop"
 	"github.com/perigee-net/perigee/origin/transparent"
 )
 
@@ -589,7 +590,7 @@ func (n *Node) openPlanes() error {
 		return err
 	}
 	n.accelerator = accelerator.New(accelerator.Config{
-		View: now, Dial: n.backbone.Dial, DialLasting: n.backbone.DialLasting, Take: n.takeFlow, Open: n.openDatagrams, Blocked: n.isBlocked, FlowLog: written,
+		View: now, Dial: n.backbone.Dial, DialLasting: n.backbone.DialLasting, Take: n.takeFlow, Prospect: n.prospect, Open: n.openDatagrams, Blocked: n.isBlocked, FlowLog: written,
 		Panicked: panicked, Log: log,
 	})
 	queries, err := n.openQueryLog()
@@ -613,12 +614,14 @@ func (n *Node) openPlanes() error {
 		return n.cdn.Hosts(host) || slices.Contains(n.cfg.DNSHTTPS, host)
 	})
 	n.planes = append(n.planes, &certified{to: certificates})
+	held := loop.New(loop.Config{Panicked: panicked})
+	n.onClose("loops", func(context.Context) error { held.Close(); return nil })
 	n.front = front.New(front.Config{
 		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket, ListenPacketAnycast: n.cfg.ListenPacketAnycast,
 		Certificate: certificates.Get, Policy: n.cdn.SecurityPolicy,
 		TokenKey: n.guard.Node().Keys().Cluster.Derive("quic tokens"), ResetKey: n.guard.Node().Keys().Cluster.Derive("quic resets of " + n.cfg.Name),
 		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Seen: n.see, RoundTrip: n.cfg.RoundTrip,
-		FinishPackets: n.accelerator.FinishDatagrams, Panics: panics, Log: log,
+		FinishPackets: n.accelerator.FinishDatagrams, Panics: panics, Log: log, Loop: loops{held},
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())

@@ -74,6 +74,51 @@ func (p *Plane) TakeFlow(ctx context.Context, resource string, client netip.Addr
 	return &Taken{f.target, f}, nil
 }
 
+// Prospect is the target that would be dialled first for a flow, for who connects to it by himself. Until that has taken the flow nothing is counted; where it does
+// not, TakeFlow is to be asked, which tells what is to be known of that.
+type Prospect struct {
+	Target netip.AddrPort
+	flow   flow
+}
+
+// Prospect is for what TakeFlow is for. Not ok: more is to be done for the flow than to connect to a target, or there is none.
+func (p *Plane) Prospect(resource string, client netip.AddrPort) (one *Prospect, ok bool) {
+	t := p.table.Load()
+	resource, as, err := t.seenAs(p.config.Region, resource, client)
+	if err != nil || as.IsValid() {
+		return nil, false
+	}
+	one = &Prospect{flow: flow{plane: p, client: client.Addr(), idle: acceleratedIdle}}
+	f := &one.flow
+	if name, is := strings.CutPrefix(resource, "endpoint/"); is {
+		accelerator, at, _ := strings.Cut(name, "/")
+		if one.Target, err = netip.ParseAddrPort(at); err != nil {
+			return nil, false
+		}
+		f.key, ok = endpointKey(t.spec.Accelerators[accelerator], spec.TCP, p.config.Region, one.Target)
+		return one, ok
+	}
+	g, idle, err := t.flow(resource)
+	if err != nil || g.spec.ProxyProtocolV2 {
+		return nil, false
+	}
+	split := g.splitBy(p.config.View())
+	if one.Target, ok = split.pool.First(g.turn()); !ok {
+		return nil, false
+	}
+	f.key, f.traffic, f.idle, f.balanced = split.texts[one.Target].key, g.traffic, idle, strings.HasPrefix(resource, "loadBalancer/")
+	f.lease = g.traffic.lease(one.Target)
+	return one, f.lease != nil
+}
+
+// Took is the flow once the target has taken it, by this connection.
+func (o *Prospect) Took(target net.Conn) *Taken {
+	o.flow.plane.counters.flows.Add(1)
+	o.flow.plane.counters.connects.Add(1)
+	o.flow.target = target
+	return &Taken{target, &o.flow}
+}
+
 // Taken is a flow that a target has taken: the connection to it.
 type Taken struct {
 	net.Conn

@@ -35,6 +35,7 @@ import (
 	"github.com/perigee-net/perigee/edge/accelerator/flowlog"
 	"github.com/perigee-net/perigee/origin"
 	"github.com/perigee-net/perigee/origin/relay"
+	"github.com/perigee-net/perigee/origin/relay/loop"
 )
 
 const (
@@ -68,6 +69,8 @@ type Config struct {
 	// Take opens a flow to an endpoint by this node itself, named as by the header that Dial would send; nil: Dial is asked. It returns as a
 	// Taken what is to be carried here alone.
 	Take func(ctx context.Context, resource string, client netip.AddrPort) (net.Conn, error)
+	// Prospect is what Take would dial, for flows whose client an event loop holds (StartSoon); nil: they are all for Start.
+	Prospect func(resource string, client netip.AddrPort) (Prospect, bool)
 	// Open opens a flow of datagrams to a node over the backbone (backbone.OpenDatagrams).
 	Open func(node string, h backbone.Header, large bool, to backbone.Receiver) (Datagrams, error)
 	// Blocked says whose datagrams are not taken; nil: nobody's. (Connections are refused at the door.)
@@ -300,6 +303,11 @@ func (p *Plane) ConnHandler(l Listener) func(c net.Conn, ended func()) {
 	return func(c net.Conn, ended func()) { p.Start(c, l.Address, ended) }
 }
 
+// SoonHandler starts the flows of conns that an event loop holds, and that were accepted for a listener, as StartSoon does.
+func (p *Plane) SoonHandler(l Listener) func(c *loop.Conn, ended, back func()) {
+	return func(c *loop.Conn, ended, back func()) { p.StartSoon(c, l.Address, ended, back) }
+}
+
 // Start has one conn be carried that was accepted for an accelerator's address and port. It returns when an endpoint has taken the flow, or none has. It
 // closes the conn, and calls ended when all is done; closing it from outside ends the flow.
 func (p *Plane) Start(client net.Conn, at netip.AddrPort, ended func()) {
@@ -348,21 +356,32 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 		far, ended = taken.Hold(client)
 	}
 	carried := relay.New(client, far, e.listener.IdleTimeout.Std())
-	one := &live{
-		lane: lane{e.accelerator.Name, spec.TCP, at, by.Region, by.Resource}, client: f.Client, by: by, began: time.Now(),
-		drawn: drawn, target: func() netip.AddrPort { return target }, moved: carried.Moved, leg: func() (relay.Leg, bool) { return p.config.Leg(client) }, reset: carried.Break,
-	}
+	one := p.lives(e.accelerator, f, client, by, target, drawn)
+	one.moved, one.reset = carried.Moved, carried.Break
 	one.over, _ = far.(moving)
 	carried.Last, carried.Panicked = one.last, p.config.Panicked
 	end := p.carry(e.accelerator, see(t.spec, v), one)
-	carried.Start(func(r relay.Result) {
-		defer over() // whatever panics, its places are given back
-		defer p.count.live.Add(-1)
-		defer end(r.Err)
-		ended(r)
-	})
+	carried.Start(p.ends(end, ended, over))
 	going = true
 	return true
+}
+
+// lives makes what is known of a flow as long as it is carried, but how.
+func (p *Plane) lives(a *spec.Accelerator, f Flow, client net.Conn, by Candidate, target netip.AddrPort, drawn drawn) *live {
+	return &live{
+		lane: lane{a.Name, spec.TCP, f.Local, by.Region, by.Resource}, client: f.Client, by: by, began: time.Now(),
+		drawn: drawn, target: func() netip.AddrPort { return target }, leg: func() (relay.Leg, bool) { return p.config.Leg(client) },
+	}
+}
+
+// ends is what is done when a flow has ended: here, where its endpoint is, and for who wants to know that it is over.
+func (p *Plane) ends(here func(error), there func(relay.Result), over func()) func(relay.Result) {
+	return func(r relay.Result) {
+		defer over() // whatever panics, its places are given back
+		defer p.count.live.Add(-1)
+		defer here(r.Err)
+		there(r)
+	}
 }
 
 // errUnbegun is the error of a flow that was not carried, as something panicked before.

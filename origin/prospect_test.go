@@ -1,0 +1,72 @@
+package origin
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/origin/relay"
+)
+
+// What a prospect becomes once its target has taken it is what TakeFlow would have made of it, and before nothing is counted.
+func TestAProspectIsWhatTakeFlowWouldDialFirst(t *testing.T) {
+	inWorld(t, 2, func(t *testing.T, w *world) {
+		s := w.udpSpec()
+		web := *s.TargetGroups["web"]
+		web.Name, web.Protocol = "tcp", spec.TCP
+		s.TargetGroups["tcp"] = &web
+		s.TargetGroups["there"] = &spec.TargetGroup{Name: "there", Region: "there", Targets: web.Targets}
+		s.TargetGroups["empty"] = &spec.TargetGroup{Name: "empty", Region: "here"}
+		headed := web
+		headed.Name, headed.ProxyProtocolV2 = "headed", true
+		s.TargetGroups["headed"] = &headed
+		w.apply(s)
+		client := netip.MustParseAddrPort("198.51.100.7:40000")
+		for _, resource := range []string{
+			"targetGroup/none", "targetGroup/there", "targetGroup/empty", "targetGroup/headed", Preserved("targetGroup/tcp", true), "endpoint/b/1.2.3.4:5", "endpoint/a/5", "",
+		} {
+			if one, ok := w.plane.Prospect(resource, client); ok {
+				t.Errorf("%s: %v is to be connected to", resource, one.Target)
+			}
+		}
+		endpoint := netip.AddrPortFrom(w.targets[0].Addr(), 99)
+		for _, c := range []struct {
+			resource string
+			target   netip.AddrPort
+		}{
+			{"targetGroup/tcp", web.Targets[0].AddrPort()},
+			{"endpoint/a/" + endpoint.String(), endpoint},
+			{"targetGroup/tcp", web.Targets[1].AddrPort()},
+		} {
+			before := w.plane.Counters()
+			one, ok := w.plane.Prospect(c.resource, client)
+			if !ok || one.Target != c.target {
+				t.Fatalf("%s: %+v, want %v", c.resource, one, c.target)
+			}
+			for name, n := range w.plane.Counters() {
+				if n != before[name] {
+					t.Errorf("%s is counted before anything has become of it", name)
+				}
+			}
+			near, far := net.Pipe()
+			defer near.Close()
+			target, ended := one.Took(far).Hold(near)
+			key := one.flow.key
+			if target != far || w.plane.Flows(key) != 1 {
+				t.Errorf("%d flows to %s", w.plane.Flows(key), key)
+			}
+			if want := health.TargetKey("tcp", c.target); c.target != endpoint && key != want {
+				t.Errorf("it is known as %s, not %s", key, want)
+			}
+			ended(relay.Result{AToB: 3, BToA: 4})
+			if w.plane.Flows(key) != 0 {
+				t.Errorf("%d flows are left", w.plane.Flows(key))
+			}
+		}
+		w.counted("origin_flows_total", 3)
+		w.counted("origin_flow_bytes_in_total", 9)
+		w.counted("origin_flow_bytes_out_total", 12)
+	})
+}
