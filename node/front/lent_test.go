@@ -3,6 +3,7 @@ package front
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -15,8 +16,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
-
-	"golang.org/x/net/http2"
 
 	"github.com/perigee-net/perigee/edge/http1"
 )
@@ -99,12 +98,11 @@ func TestWhatIsLentComesWholeOrIsCutShort(t *testing.T) {
 					var rt http.RoundTripper
 					switch c := w.dial(443); protocol {
 					case "h2":
-						two, err := new(http2.Transport).NewClientConn(tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}))
-						if err != nil {
-							t.Fatal(err)
-						}
+						two := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: new(http.Protocols),
+							DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}
+						two.Protocols.SetHTTP2(true)
 						rt = two
-						defer two.Close()
+						defer two.CloseIdleConnections()
 					default:
 						if protocol != "" {
 							c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
