@@ -32,6 +32,7 @@ type door struct {
 	tls     *tls.Config
 	server  *http.Server // of what is lent to net/http by HTTP/1 connections
 	loans   *lobby
+	paced   string      // the congestion control of connections over long paths; empty: as they are
 	retired atomic.Bool // answers are the last on their connections
 	closed  atomic.Bool // so they are, and no more are accepted
 
@@ -55,6 +56,7 @@ func (f *Front) open(wanted *Door) (*door, error) {
 		d.serve()
 		return d, nil
 	}
+	d.paced = unpace(listener, pacedControl)
 	d.visits = map[*visit]struct{}{}
 	d.loans = newLobby(listener.Addr())
 	d.server = d.newServer()

@@ -189,6 +189,7 @@ type counters struct {
 	blocked, notAllowed, crowded, quick, relayed         atomic.Uint64
 	desyncRefused, badChunks                             atomic.Uint64
 	silent, slowRequests, slowReaders, headsRefused      atomic.Uint64
+	unpaced                                              atomic.Uint64
 	http2                                                http2Counters
 	http3                                                http3Counters
 
@@ -517,6 +518,7 @@ func (f *Front) Counters() map[string]uint64 {
 		"front_desync_refused_total":       c.desyncRefused.Load(),
 		"front_bad_chunks_total":           c.badChunks.Load(),
 		"front_round_trips_total":          c.seen.Load(),
+		"front_unpaced_total":              c.unpaced.Load(),
 	})
 	c.http2.counters(totals)
 	maps.Copy(totals, c.desync.counters())

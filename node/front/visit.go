@@ -162,6 +162,7 @@ func (p *sheets) put(s *sheet) { p.pool.Put(s) }
 
 // visit is the life of a connection to an HTTP door.
 func (d *door) visit(c *client) {
+	d.pace(c.socket)
 	v := &visit{client: c, conn: c, born: time.Now()}
 	defer v.end()
 	defer func() {
