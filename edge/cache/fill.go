@@ -48,6 +48,9 @@ type Want struct {
 	// Rank is how near the origin those are that are asked; it never falls. A request joins only fills of its own rank and above: who
 	// waits for a fill must not be who that waits for. Nil: 0. It must be quick.
 	Rank func() int
+	// Range is which part its asker wants, as he says it: of a response of which nothing is known the origin is asked for the slices in which that
+	// lies, if it begins after the first. Empty: he wants all.
+	Range string
 	// Origin is what Fetch asks, in the end: of its fills there are not so many that others find none left. Nil: it is not counted.
 	Origin *Origin
 
@@ -274,6 +277,9 @@ func (f *fill) conditions() http.Header {
 	case len(f.others) > 0:
 		return offering(f.others)
 	}
+	if start, last, ok := f.seeks(); ok {
+		return http.Header{"Range": {rangeFrom(start, last)}}
+	}
 	return nil
 }
 
@@ -281,11 +287,26 @@ func (f *fill) conditions() http.Header {
 // answer's body needs.
 func (f *fill) heard(response *http.Response, err error, end context.CancelFunc) {
 	f.rest = nil
-	if err == nil && response.StatusCode == http.StatusNotModified && f.conditions() != nil {
-		response.Body.Close()
-		if f.notModified(response, f.requested) {
-			return
+	again := false
+	if err == nil && f.conditions() != nil {
+		switch _, _, sought := f.seeks(); {
+		case response.StatusCode == http.StatusNotModified:
+			response.Body.Close()
+			if f.notModified(response, f.requested) {
+				return
+			}
+			again = true
+		case sought && response.StatusCode == http.StatusPartialContent:
+			if f.parted(response) {
+				return
+			}
+			again = true
+		case sought && response.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+			again = true
 		}
+	}
+	if again {
+		response.Body.Close()
 		f.asked = true // once more, without conditions
 		f.rest = func(ctx context.Context) {
 			f.requested = time.Now()
@@ -407,7 +428,7 @@ func (f *fill) take(response *http.Response, end context.CancelFunc) {
 		f.cache.counts.badTags.Add(uint64(refused))
 	}
 	if cuts {
-		f.rest = func(ctx context.Context) { f.cut(ctx, o, response, validator, own) }
+		f.rest = func(ctx context.Context) { f.cut(ctx, o, response, Part{0, size}, size, validator, own) }
 		return
 	}
 	f.settle(o)

@@ -61,8 +61,8 @@ type sliced struct {
 
 // slicing is what a Cache counts of slices.
 type slicing struct {
-	streams                                atomic.Int64
-	objects, cut, ranged, changed, refused atomic.Uint64
+	streams                                        atomic.Int64
+	objects, sought, cut, ranged, changed, refused atomic.Uint64
 }
 
 // InSlices says that the object is the head of one that is kept in slices.
@@ -126,21 +126,21 @@ func (o *Object) headOf(size int64, validator string) *Object {
 
 // cut keeps the response in slices. Its body is cut into them as they are asked for, in their order, until it has ended, nobody goes
 // on, or they are asked for too slowly.
-func (f *fill) cut(ctx context.Context, o *Object, response *http.Response, validator string, own http.Header) {
+func (f *fill) cut(ctx context.Context, o *Object, response *http.Response, has Part, size int64, validator string, own http.Header) {
 	defer response.Body.Close()
-	c, size := f.cache, response.ContentLength
+	c := f.cache
 	o = o.headOf(size, validator)
 	c.slicing.objects.Add(1)
 	streams := c.slicing.streams.Add(1) <= maxStreams
 	defer c.slicing.streams.Add(-1)
 	s := &o.more().sliced.stream
 	if streams {
-		s.open(response.Body, (size-1)/SliceSize)
+		s.open(response.Body, has.Start/SliceSize, (has.Start+has.Length-1)/SliceSize)
 	}
 	f.settle(o)
 	f.leave(&entry{object: o})
 	f.over() // a stream takes no fill's place
-	f.answer(Result{How: Filled, Object: o, Size: size, Status: o.Status, Stored: true, Own: own}, o.shared())
+	f.answer(Result{How: Filled, Object: o, Size: size, Status: response.StatusCode, Stored: true, Own: own}, o.shared())
 	f.end() // nothing is to be read of the head
 	if !streams {
 		return
@@ -151,6 +151,64 @@ func (f *fill) cut(ctx context.Context, o *Object, response *http.Response, vali
 		s.end()
 	}
 	s.idle.Stop()
+}
+
+// seeks is from where to where the origin is asked for a response of which nothing is known, when a part of it is wanted that begins after
+// the first slice: whoever seeks waits for nothing that is before, and of the rest nothing is asked for until somebody wants it. Last is the
+// place of a byte, or maxSliced: the end. Not ok: it is asked for the whole.
+func (f *fill) seeks() (start, last int64, ok bool) {
+	if f.want.Range == "" || f.asked || f.stale != nil || len(f.others) > 0 || f.cache.objectLimit() < SliceSize {
+		return 0, 0, false
+	}
+	unit, one, _ := strings.Cut(f.want.Range, "=")
+	if one = trim(one); !strings.EqualFold(trim(unit), "bytes") || strings.HasPrefix(one, "-") {
+		return 0, 0, false
+	}
+	p, is := parsePart(one, maxSliced)
+	if !is || p.Length == 0 || p.Start < SliceSize {
+		return 0, 0, false
+	}
+	last = p.Start + p.Length - 1
+	return p.Start - p.Start%SliceSize, min(last-last%SliceSize+SliceSize-1, maxSliced), true
+}
+
+// rangeFrom is a Range of one part, up to a byte, or to the end (maxSliced).
+func rangeFrom(start, last int64) string {
+	end := ""
+	if last < maxSliced-1 {
+		end = strconv.FormatInt(last, 10)
+	}
+	return "bytes=" + strconv.FormatInt(start, 10) + "-" + end
+}
+
+// parted makes a response that brought what was sought the head of an object in slices, and the first of them (RFC 9111 §3.3). The others are
+// asked for when they are wanted, and what has the same strong validator is one object (§3.4). Not ok: without that, or where the origin sent
+// something else, it is to be asked for the whole.
+func (f *fill) parted(response *http.Response) (ok bool) {
+	p, h, received := f.want.Policy, response.Header, time.Now()
+	start, last, _ := f.seeks()
+	has, size, told := partOf(h)
+	validator := strongValidator(h, received)
+	if !told || validator == "" || has.Start != start || has.Start+has.Length != min(last+1, size) || response.ContentLength != has.Length {
+		return false
+	}
+	delete(h, "Content-Range")
+	cc := ParseControl(h)
+	ok, _ = p.Storable(http.StatusOK, cc, h, f.authorized(), received)
+	_, refused := p.tagged(h)
+	own := cc.separate(h)
+	o := p.head(http.StatusOK, cc, h, f.requested, received)
+	o.era = f.era
+	if alone := o.on(response.Body); !ok || alone || !o.useful() {
+		response.Body.Close()
+		f.leave(apartSince(received)) // each asks for what he wants of it
+		f.fail(ErrAlone)
+		return true
+	}
+	f.cache.counts.badTags.Add(uint64(refused))
+	f.cache.slicing.sought.Add(1)
+	f.rest = func(ctx context.Context) { f.cut(ctx, o, response, has, size, validator, own) }
+	return true
 }
 
 // SliceOf is what a fill is to bring of slice n of an object in slices, where w is what would be to bring of the whole. Its Fetch may
@@ -300,25 +358,25 @@ func (c *Cache) misfit(w Want, o *Object, err error) {
 // Spare says whether there is room for another slice on its way, so that one may be asked for before it is needed.
 func (c *Cache) Spare() bool { return c.bytes.Load()+2*SliceSize <= c.limit-c.slabs.size }
 
-// stream is the body of a response that brought the whole of an object, from which slices are cut in their order. A fill reserves its
-// slice when it starts and takes it when it is its turn: so a viewer who reads all makes one request, and the origin is held to his
+// stream is the body of a response that brought an object, or what of it was sought, from which slices are cut in their order. A fill reserves its
+// slice when it starts and takes it when it is its turn: so a viewer who reads on makes one request, and the origin is held to his
 // pace. The zero stream has ended.
 type stream struct {
 	mu       sync.Mutex
 	moved    sync.Cond
 	body     io.Reader
-	last     int64 // slice
+	last     int64 // slice that it brings
 	next     int64 // the slice that the body stands before, or in
-	reserved int64 // all slices below are; those from next on will be taken
+	reserved int64 // the slice that is to be reserved next; those from next on will be taken
 	taken    bool  // next is being read
 	ended    bool
 	idle     *time.Timer // runs while nothing is reserved
 	over     chan struct{}
 }
 
-func (s *stream) open(body io.Reader, last int64) {
+func (s *stream) open(body io.Reader, first, last int64) {
 	s.moved.L = &s.mu
-	s.body, s.last, s.over = body, last, make(chan struct{})
+	s.body, s.next, s.reserved, s.last, s.over = body, first, first, last, make(chan struct{})
 	s.idle = time.AfterFunc(streamStart, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -147,7 +147,7 @@ func streaming(slices int) *stream {
 	for i := range slices {
 		body.WriteString(strconv.Itoa(10 + i))
 	}
-	s.open(strings.NewReader(body.String()), int64(slices-1))
+	s.open(strings.NewReader(body.String()), 0, int64(slices-1))
 	return s
 }
 

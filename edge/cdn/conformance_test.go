@@ -90,9 +90,6 @@ type step struct {
 var known = map[string]string{
 	"method: a POST that says where its answer lies":         "who POSTs would write what others GET; CloudFront keeps none",
 	"vary: the best language of several is known":            "the cache would guess which languages the origin has",
-	"partial: a part is kept and used for itself":            "parts are kept of large objects only, and only those that the cache asked for",
-	"partial: a part is used for what lies within it":        "parts are kept of large objects only, and only those that the cache asked for",
-	"partial: a part is completed":                           "parts are kept of large objects only, and only those that the cache asked for",
 	"auth: public is for those without credentials":          "what the origin is sent is in the key, Authorization as well",
 	"auth: must-revalidate is for those without credentials": "what the origin is sent is in the key, Authorization as well",
 	"auth: s-maxage is for those without credentials":        "what the origin is sent is in the key, Authorization as well",
@@ -462,10 +459,15 @@ func rules() (all []rule) {
 	add(required, "a range of a HEAD is none", whole, step{method: "HEAD", viewer: []string{"Range: bytes=0-1"}, becomes: cached, code: 200, has: []string{"Content-Length: 10"}})
 	add(required, "parts that overlap are answered with no more than the whole", whole, step{viewer: []string{"Range: bytes=0-9,0-9,0-9"}, becomes: cached, code: 200, reads: "0123456789"})
 	add(optimal, "a range of what is not kept keeps the whole", step{viewer: []string{"Range: bytes=0-1"}, sends: []string{long}, body: "0123456789", code: 206, reads: "01"}, step{becomes: cached, reads: "0123456789"})
-	asPart := step{viewer: []string{"Range: bytes=-5"}, status: 206, sends: []string{long, "Content-Range: bytes 5-9/10"}, body: "56789"}
-	add(optimal, "a part is kept and used for itself", asPart, step{viewer: []string{"Range: bytes=-5"}, becomes: cached, code: 206, reads: "56789"})
-	add(optimal, "a part is used for what lies within it", asPart, step{viewer: []string{"Range: bytes=6-7"}, becomes: cached, code: 206, reads: "67"})
-	add(optimal, "a part is completed", asPart, step{heard: []string{"Range: bytes=0-4"}})
+	// Parts are asked for in slices: of what is within the first, the whole is asked for.
+	first, then := strings.Repeat("0123456789abcdef", 1<<16), "what is beyond"
+	of := func(fields ...string) []string { return append(fields, long, tagged) }
+	asPart := step{viewer: []string{"Range: bytes=1048581-1048583"}, status: 206, sends: of("Content-Range: bytes 1048576-1048589/1048590"), body: then, code: 206, reads: then[5:8], heard: []string{"Range: bytes=1048576-2097151"}}
+	asRest := step{after: time.Second, status: 206, sends: of("Content-Range: bytes 0-1048575/1048590"), body: first, code: 200, reads: first + then, heard: []string{"Range: bytes=0-1048575", "If-Range: \"abcdef\""}}
+	add(optimal, "a part is kept and used for itself", asPart, step{after: time.Second, viewer: asPart.viewer, becomes: cached, code: 206, reads: then[5:8]})
+	add(optimal, "a part is used for what lies beside it", asPart, step{after: time.Second, viewer: []string{"Range: bytes=1048576-"}, becomes: cached, code: 206, reads: then})
+	add(optimal, "a part is completed, and is the whole then", asPart, asRest, step{after: time.Second, becomes: cached, code: 200, reads: first + then, lacks: []string{"Content-Range"}})
+	add(required, "a part is not completed by one of another version", asPart, step{after: time.Second, sends: []string{long, `ETag: "other"`}, body: "another", code: 200, reads: "another"}, step{becomes: cached, code: 200, reads: "another"})
 	add(required, "a part nobody asked for is not taken for the whole", step{status: 206, sends: []string{long, "Content-Range: bytes 5-9/10"}, body: "56789", code: 502}, step{becomes: asked, body: "0123456789", reads: "0123456789"})
 
 	category = "pragma"

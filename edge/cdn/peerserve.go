@@ -100,7 +100,9 @@ func (p *Plane) lend(w *lending, r *http.Request, e errand, conditions http.Head
 		}
 		waited := e // and not the errand of a Refresh, which tells nobody
 		waited.early = w.interim()
-		ask, err := p.cache.Ask(r.Context(), p.wanted(&waited, e.header), found)
+		want := p.wanted(&waited, e.header)
+		want.Range = conditions.Get("Range")
+		ask, err := p.cache.Ask(r.Context(), want, found)
 		if err == nil {
 			err = p.lendFilled(w, r, waited, conditions, ask, forward)
 		}

@@ -153,12 +153,16 @@ func (p *Plane) past(w http.ResponseWriter, r *http.Request, d Decision, demand 
 	p.pass(w, r, d, s)
 }
 
-// want is what a fill for the request is to bring. The origin is asked for the whole with a GET, whatever the viewer
-// asked for. Its interim responses go to early; nil: to nobody. Asking is what was begun; nil: nothing.
+// want is what a fill for the request is to bring. The origin is asked with a GET for the whole, or for what is far within (cache.Want), whatever
+// the viewer asked for. Its interim responses go to early; nil: to nobody. Asking is what was begun; nil: nothing.
 func (p *Plane) want(r *http.Request, d Decision, key cache.Key, id string, early *interim, asking *wire.Asking) cache.Want {
 	e := p.errandOf(r, d, key, d.Behavior.Forward(viewerOf(r), id, false), byViewers)
 	e.early, e.asking = early, asking
-	return p.wanted(&e, r.Header)
+	w := p.wanted(&e, r.Header)
+	if r.Method == http.MethodGet {
+		w.Range = r.Header.Get("Range")
+	}
+	return w
 }
 
 // fetching asks the peers, or else the origin.

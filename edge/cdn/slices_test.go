@@ -2,6 +2,7 @@ package cdn
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -196,11 +197,10 @@ func TestARangeOfALargeObjectAsksForItsSlicesOnly(t *testing.T) {
 	const size = 50 << 30
 	inCinema(t, site(""), alone(), size, func(t *testing.T, f *fleet, c *cinema) {
 		a := f.watch("icn-a", 1, 30<<30+17, 2*mega, size)
-		if got := status(a); got != "perigee; fwd=uri-miss; fwd-status=200; stored; ttl=N; detail=slices" {
+		if got := status(a); got != "perigee; fwd=uri-miss; fwd-status=206; stored; ttl=N; detail=slices" {
 			t.Error(got)
 		}
-		const first = 30 << 10
-		if asked := c.asked(); !slices.Equal(asked, append(ranges(size, first, first+1, first+2), "whole")) {
+		if asked := c.asked(); !slices.Equal(asked, []string{fmt.Sprintf("bytes=%d-%d", 30<<30, 30<<30+3*mega-1)}) {
 			t.Errorf("the origin was asked for %q", asked)
 		}
 		if a = f.watch("icn-a", 1, size-10, 10, size); status(a) != "perigee; fwd=partial; fwd-status=206; stored; ttl=N; detail=slices" || a.Header.Get("X-Cache") != "Miss from perigee" {
@@ -387,6 +387,128 @@ func (c *cutShort) Write(b []byte) (int, error) {
 	return c.ResponseWriter.Write(b)
 }
 
+func TestWhoSeeksInWhatIsNotKnownWaitsForWhatHeWantsAlone(t *testing.T) {
+	const size = 5*mega + 77 // it would be kept whole
+	for name, members := range map[string][]view.Member{"one node": alone(), "a POP of three": three()} {
+		t.Run(name, func(t *testing.T) {
+			inCinema(t, site(""), members, size, func(t *testing.T, f *fleet, c *cinema) {
+				heard := func(want ...string) {
+					t.Helper()
+					slices.Sort(want)
+					if asked := c.asked(); !slices.Equal(asked, want) {
+						t.Errorf("the origin was asked for %q, want %q", asked, want)
+					}
+				}
+				f.watch("icn-a", 1, 3*mega+100, 50, size)
+				heard(ranges(size, 3)...)
+				time.Sleep(time.Second) // till the slice is there whole
+				f.watch("icn-a", 1, 3*mega, mega, size)
+				heard()
+				a, err := f.ask("icn-a", "GET", "/film", http.Header{"Range": {fmt.Sprintf("bytes=%d-", 4*mega+9)}})
+				if err != nil || a.StatusCode != 206 || a.body != string(reel(1, 4*mega+9, size-4*mega-9)) {
+					t.Errorf("%v, %d, %d bytes", err, a.StatusCode, len(a.body))
+				}
+				heard(ranges(size, 4, 5)...)
+				time.Sleep(time.Second)
+				// What is missing is asked for, and all that has come is one object.
+				for range 2 {
+					if a, err = f.ask("icn-a", "GET", "/film", nil); err != nil || a.StatusCode != 200 || a.body != string(reel(1, 0, size)) || a.Header.Get("Content-Range") != "" ||
+						a.Header.Get("Content-Length") != fmt.Sprint(size) || a.Header.Get("Content-Type") != "video/mp4" {
+						t.Errorf("%v, %d, %d bytes, %v", err, a.StatusCode, len(a.body), a.Header)
+					}
+				}
+				heard(ranges(size, 0, 1, 2)...)
+				n := f.sum("cache_slices_sought_total")
+				if want := uint64(len(members)+1) / 2; n == 0 || n > want {
+					t.Errorf("%d sought", n)
+				}
+			})
+		})
+	}
+}
+
+func TestTheRestOfWhatIsNotKnownIsOneRequestForWhoReadsIt(t *testing.T) {
+	const size = 40*mega + 5
+	inCinema(t, site(""), alone(), size, func(t *testing.T, f *fleet, c *cinema) {
+		a, err := f.ask("icn-a", "GET", "/film", http.Header{"Range": {fmt.Sprintf("bytes=%d-", 7*mega+9)}, "If-Range": {`"film-1"`}})
+		if err != nil || a.StatusCode != 206 || a.body != string(reel(1, 7*mega+9, size-7*mega-9)) {
+			t.Errorf("%v, %d, %d bytes", err, a.StatusCode, len(a.body))
+		}
+		if asked := c.asked(); !slices.Equal(asked, []string{fmt.Sprintf("bytes=%d-", 7*mega)}) {
+			t.Errorf("the origin was asked for %q", asked)
+		}
+	})
+}
+
+// Whatever the origin makes of it: the viewer gets what he asked for, and of one version.
+func TestWhereNothingCanBeSoughtTheWholeIsAskedFor(t *testing.T) {
+	const size = 5 * mega
+	sought := ranges(size, 3)[0]
+	wide := fmt.Sprintf("bytes=%d-%d", 3*mega+10, 3*mega+19)
+	for _, c := range []struct {
+		name   string
+		does   func(w http.ResponseWriter, r *http.Request) http.ResponseWriter // to what is sought
+		asks   []string
+		asking string // Range; "": wide
+		again  int    // how often the origin is asked for the same once more
+		stored bool
+	}{
+		{"no ranges", func(w http.ResponseWriter, r *http.Request) http.ResponseWriter { r.Header.Del("Range"); return w }, []string{sought}, "", 0, true},
+		{"no validator", func(w http.ResponseWriter, r *http.Request) http.ResponseWriter { w.Header().Del("Etag"); return w }, []string{sought, "whole"}, "", 0, true},
+		{"a weak validator", func(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+			w.Header().Set("Etag", `W/"film-1"`)
+			return w
+		}, []string{sought, "whole"}, "", 0, true},
+		{"another part", func(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+			r.Header.Set("Range", "bytes=0-9")
+			return w
+		}, []string{sought, "whole"}, "", 0, true},
+		{"nothing is there", nil, []string{fmt.Sprintf("bytes=%d-%d", 7*mega, 8*mega-1), "whole"}, fmt.Sprintf("bytes=%d-%d", 7*mega, 7*mega+9), 0, true},
+		{"not to be kept", func(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+			w.Header().Set("Cache-Control", "no-store")
+			return w
+		}, []string{sought, wide}, "", 1, false},
+		{"the last bytes", nil, []string{"whole"}, "bytes=-10", 0, true},
+		{"several parts", nil, []string{"whole"}, fmt.Sprintf("bytes=%d-%d,%d-", 2*mega, 2*mega+9, 4*mega), 0, true},
+		{"the beginning", nil, []string{"whole"}, "bytes=0-", 0, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inCinema(t, site("minTTL: 0"), alone(), size, func(t *testing.T, f *fleet, o *cinema) {
+				o.changes = func(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+					if asked := r.Header.Get("Range"); c.does != nil && (asked == sought || !c.stored) {
+						return c.does(w, r)
+					}
+					return w
+				}
+				asking := cmp.Or(c.asking, wide)
+				for try := range 2 {
+					a, err := f.ask("icn-a", "GET", "/film", http.Header{"Range": {asking}})
+					switch {
+					case err != nil:
+						t.Fatal(err)
+					case c.name == "nothing is there":
+						if a.StatusCode != 416 {
+							t.Error(a.StatusCode, a.Header)
+						}
+					case c.asking == "" && (a.StatusCode != 206 || a.body != string(reel(1, 3*mega+10, 10))), a.StatusCode != 206:
+						t.Errorf("%d, %d bytes, %v", a.StatusCode, len(a.body), a.Header)
+					}
+					if hit := a.Header.Get("X-Cache") == "Hit from perigee"; c.stored && a.StatusCode < 400 && hit != (try == 1) {
+						t.Error(a.Header)
+					}
+					time.Sleep(time.Second) // till all is there
+				}
+				if asked := o.asked(); len(asked) != len(c.asks)+c.again || !slices.Equal(slices.Compact(slices.Clone(asked)), c.asks) {
+					t.Errorf("the origin was asked for %q", asked)
+				}
+				if n := f.sum("cache_slices_sought_total"); n != 0 {
+					t.Errorf("%d sought", n)
+				}
+			})
+		})
+	}
+}
+
 func TestAnOriginThatLiesAboutRangesIsNotBelieved(t *testing.T) {
 	const size = 20 * mega
 	part := func(w http.ResponseWriter, says string, start, length int64) {
@@ -432,13 +554,14 @@ func TestAnOriginThatLiesAboutRangesIsNotBelieved(t *testing.T) {
 					served++
 					return nil
 				}
+				f.watch("icn-a", 1, 0, 10, size)
 				f.watch("icn-a", 1, 7*mega, 10, size) // as it is asked by who passes it on, the origin tells the truth
 				f.watch("icn-a", 1, 9*mega, 10, size)
 				n := f.nodes["icn-a"].Counters()
 				if n["cache_slices_refused_total"] != 1 || served != 1 || n["cdn_passes_total"] != 2 {
 					t.Errorf("%d refused, %d lies, %d passed", n["cache_slices_refused_total"], served, n["cdn_passes_total"])
 				}
-				if n["cdn_bytes_total"] != 20 {
+				if n["cdn_bytes_total"] != 30 {
 					t.Errorf("%d bytes", n["cdn_bytes_total"])
 				}
 			})
@@ -479,6 +602,14 @@ func TestWhatSlicesNeedAndLackStreamsAsItComes(t *testing.T) {
 	}
 }
 
+// sum is a counter of all nodes together.
+func (f *fleet) sum(counter string) (n uint64) {
+	for _, node := range f.nodes {
+		n += node.Counters()[counter]
+	}
+	return n
+}
+
 func TestTheHeadDecidesForItsSlices(t *testing.T) {
 	const size = 12 * mega
 	tagged := site("") + "cacheTagConfig: {headerName: surrogate-key}\n"
@@ -494,14 +625,14 @@ func TestTheHeadDecidesForItsSlices(t *testing.T) {
 		"purges were missed": {func(f *fleet, c *cinema) { f.nodes["icn-a"].SetFence(true) }, []string{"whole"}, true},
 		"its path was purged": {func(f *fleet, c *cinema) {
 			f.nodes["icn-a"].Purge(cache.Purge{Distribution: "site", Items: []string{"/film"}})
-		}, append(ranges(size, 5), "whole"), false},
+		}, ranges(size, 5), false},
 		"its tag was purged": {func(f *fleet, c *cinema) {
 			f.nodes["icn-a"].Purge(cache.Purge{Distribution: "site", Items: []string{"#cult"}})
-		}, append(ranges(size, 5), "whole"), false},
+		}, ranges(size, 5), false},
 		"it was changed by an unsafe method": {func(f *fleet, c *cinema) {
 			f.ask("icn-a", "DELETE", "/film", nil)
 			c.asked()
-		}, append(ranges(size, 5), "whole"), false},
+		}, ranges(size, 5), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inCinema(t, tagged, alone(), size, func(t *testing.T, f *fleet, c *cinema) {
