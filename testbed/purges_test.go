@@ -882,7 +882,14 @@ func (r *purgesRun) end(ctx context.Context) {
 			if req.Host = p.host; p.host == "" {
 				req.Host = "two.test"
 			}
-			if r.askOnce(transport, req, name, "GET", p) == "" {
+			tries := 1
+			if linesOf(p.path) == largeLines {
+				tries = 2 // it may have changed unpurged, by an order that failed: then its first answer is cut off, and it is forgotten
+			}
+			for tries > 0 && r.askOnce(transport, req, name, "GET", p) == "" {
+				tries--
+			}
+			if tries == 0 {
 				r.fault("in the end %s does not answer %s%s", name, req.Host, p.path)
 			}
 		}
