@@ -411,7 +411,7 @@ func (f *fill) take(response *http.Response, end context.CancelFunc) {
 	case !ok:
 	case alone:
 		ok, why = false, "peer"
-	case !o.useful():
+	case !o.useful() && !p.outlived(cc, response.Header, received):
 		ok, why = false, "ttl"
 	case cuts:
 	case size > f.cache.objectLimit():

@@ -95,3 +95,10 @@ func (p *Policy) given(status int, cc Control, h http.Header, received time.Time
 	}
 	return p.Heuristic && heuristic(status, cc, h, received) > 0
 }
+
+// outlived says whether a response was stale when it came, by a lifetime that the origin gave, and may be used all the same by whoever says that
+// he takes it so (§5.2.1.2).
+func (p *Policy) outlived(cc Control, h http.Header, received time.Time) bool {
+	life, given := lifetime(cc, h, received)
+	return p.Directives && given && life > 0 && !cc.strict()
+}

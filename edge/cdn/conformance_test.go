@@ -200,6 +200,8 @@ func rules() (all []rule) {
 	add(behaviour, "max-stale that allows it", step{sends: []string{"Cache-Control: max-age=1"}}, step{after: 3 * time.Second, viewer: []string{"Cache-Control: max-stale=1000"}, becomes: cached})
 	add(behaviour, "max-stale without a number", step{sends: []string{"Cache-Control: max-age=1"}}, step{after: hour, viewer: []string{"Cache-Control: max-stale"}, becomes: cached})
 	add(behaviour, "max-stale that does not", step{sends: []string{"Cache-Control: max-age=1"}}, step{after: 10 * time.Second, viewer: []string{"Cache-Control: max-stale=3"}, becomes: asked})
+	add(behaviour, "max-stale that allows what was stale on arrival", step{sends: []string{"Cache-Control: max-age=1500", "Age: 2000"}}, step{viewer: []string{"Cache-Control: max-stale=1000"}, becomes: cached}, step{becomes: asked})
+	add(required, "max-stale against must-revalidate, on arrival", step{sends: []string{"Cache-Control: max-age=1500, must-revalidate", "Age: 2000"}}, step{viewer: []string{"Cache-Control: max-stale=1000"}, becomes: asked})
 	add(required, "max-stale against must-revalidate", step{sends: []string{"Cache-Control: max-age=1, must-revalidate"}}, step{after: 3 * time.Second, viewer: []string{"Cache-Control: max-stale=1000"}, becomes: asked})
 	add(behaviour, "min-fresh that is more", step{sends: []string{"Cache-Control: max-age=1500"}}, step{viewer: []string{"Cache-Control: min-fresh=2000"}, becomes: asked})
 	add(behaviour, "min-fresh that is more than the rest", step{sends: []string{"Cache-Control: max-age=1500", "Age: 1000"}}, step{viewer: []string{"Cache-Control: min-fresh=1000"}, becomes: asked})
