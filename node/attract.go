@@ -24,6 +24,9 @@ type BGP struct {
 	// Anycast are addresses that the node announces besides those of accelerators, for as long as it serves. Its doors must
 	// be open on them, as those on all addresses are.
 	Anycast []netip.Addr
+	// NetworkZone is the node's, 1 or 2: of an accelerator that has addresses in both zones it announces those of its own alone, so that what befalls the nodes of
+	// one zone leaves the other's (Global Accelerator). 0: it is in none, and announces all.
+	NetworkZone int
 }
 
 // check says what is wrong with it.
@@ -33,6 +36,9 @@ func (b *BGP) check(advertise netip.Addr) error {
 			return fmt.Errorf("--bgp-as is missing: --bgp-neighbor and --anycast want it")
 		}
 		return nil
+	}
+	if b.NetworkZone < 0 || b.NetworkZone > 2 {
+		return fmt.Errorf("--bgp-network-zone %d: want 1 or 2, or 0 for none", b.NetworkZone)
 	}
 	if len(b.Neighbors) == 0 {
 		return fmt.Errorf("--bgp-neighbor is missing: who is to be told")
@@ -73,7 +79,8 @@ func (n *Node) wish(v *view.View, tr *trace.Trace) anycast.Wish {
 	if lives {
 		w.Leaving, w.Drained = me.Leaving, me.Drained != "" && !slices.Contains(me.Needed, view.Edge)
 	}
-	shut := map[netip.Addr]bool{}
+	shut, own := map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	accelerators := n.running.Get().spec.Accelerators
 	for _, l := range n.accelerator.Listeners() {
 		a := l.Address.Addr()
 		if !n.front.IsOpen(networkOf(l), l.Address) && !shut[a] {
@@ -81,6 +88,15 @@ func (n *Node) wish(v *view.View, tr *trace.Trace) anycast.Wish {
 			tr.Add("%v is not announced: the door %s %v of accelerator %s is closed", a, networkOf(l), l.Address, l.Accelerator)
 		}
 		w.Addresses = append(w.Addresses, a)
+		if is := accelerators[l.Accelerator]; is != nil && n.cfg.BGP.NetworkZone > 0 { // one may be shared, and in the other's both zones
+			zone := is.NetworkZone(a)
+			own[a] = own[a] || zone == 0 || zone == n.cfg.BGP.NetworkZone
+		}
+	}
+	for a, is := range own {
+		if !is {
+			w.Elsewhere = append(w.Elsewhere, a)
+		}
 	}
 	w.Addresses = slices.DeleteFunc(w.Addresses, func(a netip.Addr) bool { return shut[a] })
 	return w

@@ -365,6 +365,25 @@ type Accelerator struct {
 	FlowLogs *Sampling `json:"flowLogs,omitempty"`
 }
 
+// NetworkZone is that of an address of the accelerator, 1 or 2: of those of one family the first is in zone 1, the next in zone 2, and so on (Global Accelerator has one
+// in each). 0: it is the only one of its family, and in both.
+func (a *Accelerator) NetworkZone(address netip.Addr) int {
+	zone, of := 0, 0
+	for _, one := range a.IPAddresses {
+		if one.Is4() != address.Is4() {
+			continue
+		}
+		if one == address {
+			zone = 1 + of%2
+		}
+		of++
+	}
+	if of < 2 {
+		return 0
+	}
+	return zone
+}
+
 // Client affinities.
 const (
 	AffinityNone     = "NONE"      // 5-tuple

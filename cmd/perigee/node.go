@@ -145,6 +145,7 @@ func newNode() *cobra.Command {
 	f.DurationVar(&hold, "bgp-hold", anycast.DefaultHoldTime, "how long a router may take to notice that this machine is gone; 3s or more")
 	f.StringVar(&routerID, "bgp-router-id", "", "this node's BGP identifier, an IPv4 address (default: where the others reach it)")
 	f.StringVar(&nextHop6, "bgp-next-hop6", "", "where routers that are told over IPv4 send IPv6")
+	f.IntVar(&cfg.BGP.NetworkZone, "bgp-network-zone", 0, "1 or 2: of accelerators with addresses in both network zones, announce those of this one alone; 0: all")
 	f.StringSliceVar(&anycasts, "anycast", nil, "more addresses to announce while the node serves; its doors must be on all addresses")
 	f.StringVar(&cfg.GeoDB, "geo-db", "", "a MaxMind-format file to use instead of the built-in country table")
 	f.Int64Var(&cfg.CacheBytes, "cache-bytes", 256<<20, "memory for cached objects")

@@ -10,6 +10,7 @@ import (
 // Wish is what Wanted decides by.
 type Wish struct {
 	Addresses []netip.Addr // of accelerators that are enabled, and whose doors are open on this node; in any order
+	Elsewhere []netip.Addr // such of them as are for nodes of the other network zone to announce
 	Serving   bool         // this node can take traffic: it has a spec, and its doors are open
 	Drained   bool         // an order drains this node, its POP or its region
 	Leaving   bool         // this node stops
@@ -33,16 +34,16 @@ func Wanted(w Wish) []Route {
 	case w.Drained:
 		why = "this node is drained"
 	}
-	addresses := slices.Clone(w.Addresses)
-	for i, a := range addresses {
-		addresses[i] = a.Unmap().WithZone("")
-	}
+	addresses, elsewhere := unmapped(w.Addresses), unmapped(w.Elsewhere)
 	slices.SortFunc(addresses, netip.Addr.Compare)
 	var routes []Route
 	for _, a := range slices.Compact(addresses) {
 		switch {
 		case !routable(a):
 			tr.Add("%v is not announced: no router leads to such an address", a)
+			continue
+		case slices.Contains(elsewhere, a):
+			tr.Add("%v is not announced: it is of the other network zone", a)
 			continue
 		case why != "":
 			tr.Add("%v is announced with GRACEFUL_SHUTDOWN, so that others are preferred: %s", a, why)
@@ -55,6 +56,15 @@ func Wanted(w Wish) []Route {
 		tr.Add("no anycast address is announced: no enabled accelerator has one that routers lead to")
 	}
 	return routes
+}
+
+// unmapped has each address written in one way.
+func unmapped(addresses []netip.Addr) []netip.Addr {
+	addresses = slices.Clone(addresses)
+	for i, a := range addresses {
+		addresses[i] = a.Unmap().WithZone("")
+	}
+	return addresses
 }
 
 // routable says whether an address means the same beyond this machine and its links.

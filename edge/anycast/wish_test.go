@@ -55,6 +55,14 @@ func TestWhatANodeAnnounces(t *testing.T) {
 			Wish{Serving: true, Addresses: append(addrs("127.0.0.9", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "169.254.1.1", "fe80::1%eth0", "255.255.255.255", "198.51.100.7"), netip.Addr{})},
 			[]Route{{Prefix: v4}}, "127.0.0.9 is not announced: no router leads to such an address",
 		},
+		"nor is an address of the other network zone announced": {
+			Wish{Serving: true, Addresses: addrs("198.51.100.7", "198.51.100.8"), Elsewhere: addrs("::ffff:198.51.100.8")},
+			[]Route{{Prefix: v4}}, "198.51.100.8 is not announced: it is of the other network zone",
+		},
+		"not by a node that is drained either": {
+			Wish{Serving: true, Drained: true, Addresses: addrs("198.51.100.7", "198.51.100.8"), Elsewhere: addrs("198.51.100.8")},
+			[]Route{{Prefix: v4, GracefulShutdown: true}}, "198.51.100.8 is not announced",
+		},
 		"and said if nothing else is left": {
 			Wish{Serving: true, Addresses: addrs("127.0.0.9")}, nil, "no enabled accelerator has one",
 		},
