@@ -114,7 +114,7 @@ func withoutPorts(t *testing.T, protocol string, out io.Writer) {
 	defer log.Close()
 	var lacks sync.Map // targets toward which no port is left
 	var against atomic.Int32
-	p, o, end := onOneNode(t, edge, s, v, func(here *Config, far *origin.Config) {
+	p, o, end := onNodes(t, edge, nil, s, v, func(here *Config, far *origin.Config) {
 		here.FlowLog = log
 		far.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 			if _, is := lacks.Load(address); is {

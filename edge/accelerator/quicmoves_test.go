@@ -22,10 +22,7 @@ import (
 	"github.com/quic-go/quic-go"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
-	"github.com/perigee-net/perigee/cluster/identity"
 	"github.com/perigee-net/perigee/cluster/spec"
-	"github.com/perigee-net/perigee/cluster/view"
-	"github.com/perigee-net/perigee/origin"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
@@ -80,94 +77,12 @@ func inQUICWorld(t *testing.T, change func(*spec.Spec), generator func(server in
 		if change != nil {
 			change(s)
 		}
-		p, _, end := onOneNode(t, edge, s, v, nil)
+		p, _, end := onNodes(t, edge, nil, s, v, nil)
 		defer end()
 		roots := x509.NewCertPool()
 		roots.AddCert(ca)
 		test(&quicWorld{T: t, plane: p, client: client, tls: &tls.Config{RootCAs: roots, ServerName: "target.test", NextProtos: []string{"says"}}})
 	})
-}
-
-// onOneNode has a node that takes flows from clients carry them itself to the targets of a spec: the plane behind its first listener, and what ends all.
-func onOneNode(t *testing.T, edge *memnet.Host, s *spec.Spec, v *view.View, change func(*Config, *origin.Config)) (p *Plane, o *origin.Plane, end func()) {
-	t.Helper()
-	looks := func() *view.View { return v }
-	here, far := Config{View: looks}, origin.Config{Region: "icn", View: looks, Dial: edge.Dial}
-	if change != nil {
-		change(&here, &far)
-	}
-	o = origin.New(far)
-	if err := o.Apply(s); err != nil {
-		t.Fatal(err)
-	}
-	authority, err := identity.NewAuthority(identity.NewClusterID(), time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := authority.Node(identity.Claim{Name: "self", Region: "r", POP: "p"}, 1, identity.Keys{Cluster: identity.NewKey()}, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	guard := identity.NewGuard(id, identity.Trust{Authorities: [][]byte{authority.Certificate()}}, time.Now)
-	packets, err := edge.ListenPacket("udp", netip.AddrPortFrom(local.Addr(), 7947).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	node, err := backbone.Open(backbone.Config{
-		Self: "self", PacketConn: packets, PeerName: identity.PeerName,
-		ServerTLS: func() *tls.Config { return guard.ServerTLS(backbone.ALPN) },
-		ClientTLS: func(node string) *tls.Config { return guard.ClientTLS(node, backbone.ALPN) },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	node.HandleDatagrams("udp", o.ServeDatagrams)
-	here.Take = func(ctx context.Context, resource string, client netip.AddrPort) (net.Conn, error) {
-		taken, err := o.TakeFlow(ctx, resource, client)
-		if err != nil {
-			return nil, err
-		}
-		return taken, nil
-	}
-	here.Open = func(name string, h backbone.Header, large bool, to backbone.Receiver) (Datagrams, error) {
-		return node.OpenDatagrams(name, h, large, to)
-	}
-	p = New(here)
-	if err := p.Apply(s); err != nil {
-		t.Fatal(err)
-	}
-	var wait sync.WaitGroup
-	var door io.Closer
-	if one := p.Listeners()[0]; one.Protocol == spec.UDP {
-		conn, err := edge.ListenPacket("udp", local.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		door = conn
-		wait.Go(func() { p.ServePackets(one, conn) })
-	} else {
-		l, err := edge.Listen("tcp", local.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		door = l
-		wait.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				wait.Add(1)
-				go p.ConnHandler(one)(c, wait.Done)
-			}
-		})
-	}
-	return p, o, func() {
-		door.Close()
-		wait.Wait()
-		o.CloseDatagrams()
-		node.Close()
-	}
 }
 
 // quicTLS is a server's configuration, and the certificate that its clients trust.
