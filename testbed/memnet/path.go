@@ -92,12 +92,21 @@ func (in *Internet) CutOneWay(from, to string) {
 	in.link(from, to).cut = true
 }
 
-// Heal takes back Cut and CutOneWay between two hosts.
+// CutStreams makes silence between two hosts for streams alone, both ways: as something between them does that has forgotten them, or lets only UDP pass.
+func (in *Internet) CutStreams(a, b string) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.link(a, b).noStreams = true
+	in.link(b, a).noStreams = true
+}
+
+// Heal takes back Cut, CutOneWay and CutStreams between two hosts.
 func (in *Internet) Heal(a, b string) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.link(a, b).cut = false
-	in.link(b, a).cut = false
+	for _, l := range []*link{in.link(a, b), in.link(b, a)} {
+		l.cut, l.noStreams = false, false
+	}
 	in.resume()
 }
 
@@ -142,7 +151,9 @@ type link struct {
 	set      Path
 	slow     time.Duration
 	cut      bool
-	free     time.Duration // when the last packet has left, on a link with a rate
+
+	noStreams bool          // of streams, nothing passes
+	free      time.Duration // when the last packet has left, on a link with a rate
 }
 
 func (h *Host) link(to *Host) *link {
@@ -171,6 +182,9 @@ func (l *link) open() bool {
 	}
 	return l.from == l.to || !l.cut && !l.from.cutOff && !l.to.cutOff
 }
+
+// streams says whether what streams send passes now.
+func (l *link) streams() bool { return l.open() && !l.noStreams }
 
 func (l *link) mtu() int {
 	if l.from == l.to {

@@ -47,10 +47,11 @@ type stream struct {
 	established chan struct{} // of who dialled: closed when the dial has ended, well or not
 	listener    *listener     // of who accepts: where it waits for the handshake to end
 
-	closed bool  // by this end
-	lost   bool  // the machine forgot it in a crash
-	linger bool  // Close is orderly; SetLinger(0) turns it off
-	err    error // why the stream broke: an errno
+	heard  time.Duration // when Silence found last that the far end would have been
+	closed bool          // by this end
+	lost   bool          // the machine forgot it in a crash
+	linger bool          // Close is orderly; SetLinger(0) turns it off
+	err    error         // why the stream broke: an errno
 
 	readable sync.Cond
 	received [][]byte
@@ -248,6 +249,22 @@ func (s *stream) Broken() bool {
 	s.in.mu.Lock()
 	defer s.in.mu.Unlock()
 	return s.closed || s.err != nil
+}
+
+// Silence is for how long the far end is known not to have been heard, as a kernel that probes would tell; it is as exact as it is asked often. Unanswered
+// says that it would have been, if a way led there and back.
+func (s *stream) Silence() (since time.Duration, unanswered bool) {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	if s.peer == nil {
+		return 0, false
+	}
+	there, back := s.host.link(s.peer.host), s.peer.host.link(s.host)
+	open := there.streams() && back.streams()
+	if open || s.heard == 0 {
+		s.heard = s.in.now()
+	}
+	return s.in.now() - s.heard, !open
 }
 
 func (s *stream) take(b []byte) (n int) {
@@ -538,7 +555,7 @@ func (h *half) push(g segment) {
 	if in.closed {
 		return
 	}
-	if !h.link.open() {
+	if !h.link.streams() {
 		h.stalled = true
 	}
 	g.order = in.nextOrder()
@@ -580,7 +597,7 @@ func (h *half) wait() {
 
 func (h *half) arrive() {
 	h.waiting = false
-	if len(h.queue) > 0 && !h.link.open() {
+	if len(h.queue) > 0 && !h.link.streams() {
 		h.stalled = true
 		return
 	}
@@ -596,7 +613,7 @@ func (h *half) arrive() {
 
 // resume sends again what a cut has held up, if it has healed.
 func (h *half) resume() {
-	if !h.stalled || !h.link.open() {
+	if !h.stalled || !h.link.streams() {
 		return
 	}
 	h.stalled = false
@@ -616,11 +633,11 @@ func (h *half) drop() {
 
 // send sends a packet that nobody misses but who waits for the answer, of a handshake.
 func (l *link) send(chance *rand.Rand, arrived func()) {
-	if !l.open() || l.loses(1, chance) {
+	if !l.streams() || l.loses(1, chance) {
 		return
 	}
 	l.from.in.at(l.carry(0, chance), func() {
-		if l.open() {
+		if l.streams() {
 			arrived()
 		}
 	})
