@@ -501,8 +501,10 @@ func (b *Backbone) measure() {
 				l.leaveSlow()
 			}
 			b.leaveSlowVisits()
-			b.bulk.cutTaken(b.visitsOf(), time.Now())
+			visits := b.visitsOf()
+			b.bulk.cutTaken(visits, time.Now())
 			b.bulk.cutBroken()
+			b.cutSilent(visits)
 			b.changed()
 		case <-b.parity.Due():
 			b.measurePaths()
@@ -510,6 +512,23 @@ func (b *Backbone) measure() {
 			return
 		}
 	}
+}
+
+// cutSilent breaks off the TCP connections by which nothing comes any more. visits are the peers that visit.
+func (b *Backbone) cutSilent(visits map[string]bool) {
+	links := *b.links.Load()
+	up := func(of bulkEnd) bool {
+		if of.taken {
+			return visits[of.peer]
+		}
+		l := links[of.peer]
+		return l != nil && l.upFor() > 0
+	}
+	b.bulk.cutSilent(up, func(peer string) {
+		if l := links[peer]; l != nil {
+			l.pool.vain()
+		}
+	})
 }
 
 func (b *Backbone) changed() {

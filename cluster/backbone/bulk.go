@@ -55,6 +55,11 @@ const (
 	maxBulkIdle = 8
 	maxBulk     = 4096
 
+	// silentTime is how long a connection may hear nothing of its other end, though that was asked, until it is given up: what is on it goes on by QUIC.
+	// Where the QUIC connections of who dialled it are gone, too, lostTime is enough, whether it was asked or not: it is each second (askEvery).
+	silentTime = 3 * time.Second
+	lostTime   = 2 * time.Second
+
 	// bulkGrace is how long the QUIC connections may be gone of who dialled until the connections of flows are cut: TCP itself knows only after a
 	// quarter of an hour. Each end knows of both sorts: of what it dialled by its link, of what it took by who visits it. Flows that outlive their
 	// connections are looked for another way at once, and keep theirs where there is none.
@@ -82,7 +87,7 @@ type bulk struct {
 	idle map[string]int       // of those that peers have dialled, without a flow yet
 	away map[string]time.Time // since when peers of which there are any taken do not visit
 
-	dialled, dialsFailed, flows, taken, fellBack, cut, overflowed, plain atomic.Uint64
+	dialled, dialsFailed, flows, taken, fellBack, cut, silent, overflowed, plain atomic.Uint64
 }
 
 // bulkEnd is who is at the other end of a connection, and whether he dialled it.
@@ -162,6 +167,38 @@ func (k *bulk) those(so func(*bulkConn, bulkEnd) bool) (some []*bulkConn) {
 	return some
 }
 
+// cutSilent breaks off connections by which nothing comes any more: those of flows that outlive them, and those without one. QUIC may be well, where something
+// in between has forgotten the connection, or lets TCP pass no more. up says whether the QUIC connections are of who dialled it. Of each peer that was
+// dialled in vain it says so.
+func (k *bulk) cutSilent(up func(bulkEnd) bool, vain func(peer string)) {
+	for _, c := range k.those(func(c *bulkConn, of bulkEnd) bool {
+		since, unanswered := silence(below(c.conn))
+		return since >= silentTime && unanswered || since >= lostTime && !up(of)
+	}) {
+		of, known := k.end(c)
+		switch {
+		case !known:
+		case c.lasts.Load():
+			k.silent.Add(1)
+			c.giveUp("nothing comes by TCP any more")
+		case c.idles.Load():
+			c.Abort()
+		default:
+			continue // it would end with its connection; it may yet come back
+		}
+		if known && !of.taken && up(of) {
+			vain(of.peer)
+		}
+	}
+}
+
+func (k *bulk) end(c *bulkConn) (of bulkEnd, known bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	of, known = k.all[c]
+	return of, known
+}
+
 // cutTaken breaks off what was taken from peers none of which has visited for bulkGrace.
 func (k *bulk) cutTaken(visiting map[string]bool, now time.Time) {
 	k.mu.Lock()
@@ -212,6 +249,7 @@ func (k *bulk) counters(all map[string]uint64) {
 	all["backbone_tcp_flows_taken_total"] = k.taken.Load()
 	all["backbone_tcp_fallbacks_total"] = k.fellBack.Load()
 	all["backbone_tcp_cut_total"] = k.cut.Load()
+	all["backbone_tcp_silent_total"] = k.silent.Load()
 	all["backbone_tcp_overflow_total"] = k.overflowed.Load()
 	all["backbone_tcp_without_bbr_total"] = k.plain.Load()
 }
@@ -356,6 +394,7 @@ func (p *pool) dial() {
 	p.l.b.bulk.dialled.Add(1)
 	p.known, p.bbr, p.lasts, p.pause = true, bbr, c.knows, 0
 	w := &waiting{bulkConn: c, over: make(chan struct{})}
+	c.idles.Store(true)
 	w.SetReadDeadline(time.Now().Add(bulkLife)) // here, before anybody takes it: who does sets another
 	if !p.l.b.start(func() { p.watch(w) }) {
 		c.Abort()
@@ -398,6 +437,16 @@ func (p *pool) ready(ctx context.Context) bool {
 func (p *pool) failed() {
 	p.pause = min(max(2*p.pause, firstRefusal), lastRefusal)
 	p.refused = time.Now().Add(p.pause)
+}
+
+// vain has the peer not be asked by TCP for a time, and the connections that are kept for its flows closed.
+func (p *pool) vain() {
+	p.mu.Lock()
+	if !time.Now().Before(p.refused) {
+		p.failed()
+	}
+	p.mu.Unlock()
+	p.drop()
 }
 
 // watch notices that a connection without a flow is lost, or too old: its deadline passes.
@@ -464,6 +513,7 @@ func (p *pool) take(ctx context.Context) *bulkConn {
 			return nil
 		}
 		if errors.Is(w.err, os.ErrDeadlineExceeded) {
+			w.idles.Store(false)
 			w.SetReadDeadline(time.Time{})
 			return w.bulkConn
 		}

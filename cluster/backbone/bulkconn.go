@@ -50,6 +50,7 @@ type bulkConn struct {
 	knows bool        // who was dialled takes flows that outlive their connections
 	lasts atomic.Bool // the flow that is on it does
 	leg   atomic.Bool // this node carries a flow on by it
+	idles atomic.Bool // it was dialled here, and carries no flow yet
 
 	mu     sync.Mutex
 	left   func() // called once it is closed at this end; may be nil
@@ -303,6 +304,14 @@ func isBroken(c net.Conn) bool {
 		return b.Broken()
 	}
 	return isReset(c)
+}
+
+// silence is for how long nothing was heard of the other end; unanswered says that it was asked since.
+func silence(c net.Conn) (since time.Duration, unanswered bool) {
+	if s, ok := c.(interface{ Silence() (time.Duration, bool) }); ok {
+		return s.Silence()
+	}
+	return kernelSilence(c)
 }
 
 // explain gives an error of TCP or TLS its meaning here.

@@ -340,7 +340,7 @@ func TestAFlowGoesOnWhenItsPathDies(t *testing.T) {
 					w.Error(err)
 				}
 				moves := uint64(1)
-				if strings.HasPrefix(c.name, "nothing") || w.byTCP && c.name == "its path for a time" { // TCP waits that out
+				if strings.HasPrefix(c.name, "nothing") {
 					moves = 0
 				}
 				if near.Way() != c.way || near.Moves() != int(moves) {
@@ -375,9 +375,6 @@ func TestAFlowWhoseEndsDoNotMeetIsReset(t *testing.T) {
 						_, err := c.Read(make([]byte, 1))
 						took := time.Since(begun)
 						least := meetTime
-						if w.byTCP {
-							least += bulkGrace
-						}
 						if !errors.Is(err, ErrParted) || took < least || took > least+4*time.Second {
 							w.Errorf("read %v after %v", err, took)
 						}

@@ -566,6 +566,7 @@ func (l *link) fell(why error) {
 	l.b.start(func() {
 		l.b.bulk.cutLegs(l.node)
 		l.b.lasting.evade(l.node)
+		l.b.cutSilent(l.b.visitsOf())
 	})
 }
 
