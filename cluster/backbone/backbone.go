@@ -19,6 +19,7 @@
 package backbone
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -156,7 +157,7 @@ type Backbone struct {
 
 	visiting sync.Mutex // guards visitors, and shares
 	visitors map[*visit]bool
-	shares   map[string]int // how many connections each peer has here
+	shares   map[string]*share // of each peer that has a connection here
 
 	pathing sync.Mutex // guards paths
 	paths   map[netip.AddrPort]*path
@@ -173,7 +174,7 @@ func Open(c Config) (*Backbone, error) {
 	if c.windows == (windows{}) {
 		c.windows = defaultWindows
 	}
-	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, shares: map[string]int{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing)}
+	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, shares: map[string]*share{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing)}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.handlers.Store(&map[string]handler{datagramService: {serve: b.serveLarge}})
 	b.datagrams.init()
@@ -189,7 +190,7 @@ func Open(c Config) (*Backbone, error) {
 	}
 	b.holes.at = map[netip.AddrPort]hole{}
 	config := c.windows.quicConfig()
-	config.MaxIncomingStreams = maxStreams
+	config.MaxIncomingStreams = cmp.Or(c.windows.streams, maxStreams)
 	config.GetConfigForClient = func(from *quic.ClientInfo) (*quic.Config, error) {
 		fitting := config.Clone()
 		b.holes.fit(fitting, addrPort(from.RemoteAddr))

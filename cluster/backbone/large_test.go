@@ -144,8 +144,9 @@ func TestAPeerHasAShareOfFlowsAndConnections(t *testing.T) {
 		p.mu.Unlock()
 
 		iad.visiting.Lock()
-		had := iad.shares["icn"]
-		iad.shares["icn"] = maxPeerConnections + 1 // with the one that goes now
+		of := iad.shares["icn"]
+		had := of.connections
+		of.connections = maxPeerConnections + 1 // with the one that goes now
 		iad.visiting.Unlock()
 		icn.Keep(nil)
 		icn.Keep(peers("iad"))
@@ -154,7 +155,7 @@ func TestAPeerHasAShareOfFlowsAndConnections(t *testing.T) {
 			w.Errorf("had %d, link %+v", had, icn.Links().Get()["iad"])
 		}
 		iad.visiting.Lock()
-		iad.shares["icn"] = 0
+		of.connections = 0
 		iad.visiting.Unlock()
 		w.until(icn, "iad", true)
 	})

@@ -45,13 +45,14 @@ const (
 	slowWindow       = connectionWindow / 2
 )
 
-// windows are those of a carrier's streams, and the size of its first packets, in bytes.
+// windows are those of a carrier's streams, and the size of its first packets, in bytes, and how many streams a peer may have here, by one carrier and by all.
 type windows struct {
 	stream, maxStream, connection, slow uint64
 	packet                              uint16 // 0: smallestPacket
+	streams, peerStreams                int64  // 0: maxStreams, maxPeerStreams
 }
 
-var defaultWindows = windows{streamWindow, maxStreamWindow, connectionWindow, slowWindow, 0}
+var defaultWindows = windows{streamWindow, maxStreamWindow, connectionWindow, slowWindow, 0, 0, 0}
 
 const (
 	// drainTime bounds how long the streams on a carrier go on that takes no new ones: what lasts longer is cut.

@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,11 @@ const (
 	// maxPeerConnections bounds those of one peer once it is known who it is; more are closed. A link has one for each of its carriers, and as
 	// many as maxLeaving that it leaves.
 	maxPeerConnections = 256
+
+	// maxPeerStreams bounds the streams of one peer that are open here, over all of its connections; more are reset at once. They are as many as a node
+	// carries flows. maxOwn bounds those of one connection that are for the backbone's own services.
+	maxPeerStreams = 4 * maxStreams
+	maxOwn         = 8
 
 	// freeHandshakes is how many handshakes may be under way before who begins one must first show that it can
 	// be reached at its address (QUIC Retry): a flood from forged addresses then leaves no state.
@@ -149,19 +155,37 @@ func (b *Backbone) serve(conn *quic.Conn) {
 			}
 			return
 		}
+		if v.share.streams.Add(1) > cmp.Or(b.config.windows.peerStreams, maxPeerStreams) {
+			v.share.streams.Add(-1)
+			b.count.streamsCrowded.Add(1)
+			stream.CancelRead(streamAborted)
+			stream.CancelWrite(streamAborted)
+			continue
+		}
 		v.enter() // here, in the order in which they were opened: a bye is the last of them
 		b.wg.Go(func() { b.serveStream(v, stream, from) })
 	}
+}
+
+// share is what one peer has here.
+type share struct {
+	connections int          // by visiting
+	streams     atomic.Int64 // that it has opened, and which are open
 }
 
 // admit says whether a peer may have one more connection here; then gone is to be called.
 func (b *Backbone) admit(v *visit) bool {
 	b.visiting.Lock()
 	defer b.visiting.Unlock()
-	if b.shares[v.from] >= maxPeerConnections {
+	v.share = b.shares[v.from]
+	if v.share == nil {
+		v.share = &share{}
+		b.shares[v.from] = v.share
+	}
+	if v.share.connections >= maxPeerConnections {
 		return false
 	}
-	b.shares[v.from]++
+	v.share.connections++
 	return true
 }
 
@@ -198,7 +222,7 @@ func (b *Backbone) gone(v *visit) {
 	b.visiting.Lock()
 	defer b.visiting.Unlock()
 	delete(b.visitors, v)
-	if b.shares[v.from]--; b.shares[v.from] == 0 {
+	if v.share.connections--; v.share.connections == 0 { // what goes on of its streams is over soon
 		delete(b.shares, v.from)
 	}
 	if v.end != nil {
@@ -220,22 +244,34 @@ func (b *Backbone) serveStream(v *visit, stream *quic.Stream, from string) {
 	c.lasts = h.Passage.lasts()
 	v.unread.enter(c, v.conn, b.config.windows)
 	switch {
-	case h.Service == helloService:
+	case h.Service == helloService, h.Service == byeService, h.Service == warmService:
 		c.unlist()
-		b.sayHello(v, c, h)
-	case h.Service == byeService:
-		c.unlist()
-		b.sayBye(v, c)
-	case h.Service == warmService:
-		c.unlist()
-		b.count.accepted.Add(1)
-		c.Write(appendAnswer(nil, true, ""))
-		b.widen(c, v.conn)
+		defer v.own.Add(-1)
+		if v.own.Add(1) > maxOwn {
+			b.count.streamsCrowded.Add(1)
+			c.Abort()
+			return
+		}
+		b.serveOwn(v, c, h)
 	case v.isOutdated():
 		b.count.moved.Add(1)
 		c.abort(streamMoved)
 	default:
 		b.answer(c, h, from)
+	}
+}
+
+// serveOwn answers a stream for a service of the backbone's own.
+func (b *Backbone) serveOwn(v *visit, c *streamConn, h Header) {
+	switch h.Service {
+	case helloService:
+		b.sayHello(v, c, h)
+	case byeService:
+		b.sayBye(v, c)
+	case warmService:
+		b.count.accepted.Add(1)
+		c.Write(appendAnswer(nil, true, ""))
+		b.widen(c, v.conn)
 	}
 }
 
@@ -323,6 +359,8 @@ type visit struct {
 	conn       *quic.Conn    // from the end of the handshake on, like what follows
 	from       string        // its peer; from before it is among the visitors
 	end        *time.Timer   // by the backbone's visiting: closes it when its time is over
+	share      *share        // of its peer, like from
+	own        atomic.Int32  // streams for the backbone's own services
 	unread     unread        // of the streams that the peer has opened on it
 
 	mu       sync.Mutex
@@ -382,6 +420,7 @@ func (v *visit) enter() {
 }
 
 func (v *visit) exit() {
+	v.share.streams.Add(-1)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.streams--; v.streams == 0 && v.drained != nil {
@@ -453,6 +492,7 @@ type counters struct {
 	packetsDropped, warmBytes   atomic.Uint64
 	slowLeft, slowReset         atomic.Uint64
 	crowded, blackHoles         atomic.Uint64
+	streamsCrowded              atomic.Uint64
 	connections, handshaking    atomic.Int64
 	leaving                     atomic.Int64
 }
@@ -479,6 +519,7 @@ func (b *Backbone) Counters() map[string]uint64 {
 		"backbone_packets_dropped_total":   b.count.packetsDropped.Load(),
 		"backbone_warm_bytes_total":        b.count.warmBytes.Load(),
 		"backbone_peers_crowded_total":     b.count.crowded.Load(),
+		"backbone_streams_crowded_total":   b.count.streamsCrowded.Load(),
 		"backbone_black_holes_total":       b.count.blackHoles.Load(),
 		"backbone_connections":             uint64(b.count.connections.Load()),
 	}
