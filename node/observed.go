@@ -127,7 +127,7 @@ func (n *Node) observe() {
 		switch {
 		case ok && link.Up:
 			v.RTT[m.Name] = link.RTT
-			v.Paths[m.Name] = view.Path{Loss: link.Loss, Parity: link.Parity, TCP: link.TCP, Sent: link.Sent, Received: link.Received}
+			v.Paths[m.Name] = view.Path{Loss: link.Loss, Parity: link.Parity, TCP: link.TCP, Sent: link.Sent, Received: link.Received, Carried: link.Carried, CarriedTCP: link.CarriedTCP}
 		case ok && !link.Since.IsZero():
 			v.Unreachable[m.Name] = true
 		}

@@ -114,6 +114,15 @@ func (n *Node) makeMetrics() {
 	}))
 	m.Gauge("link_sent_bits_per_second", "what is sent to a node over the backbone", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 { return p.Sent }))
 	m.Gauge("link_received_bits_per_second", "what a node sends here over the backbone", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 { return p.Received }))
+	m.Gauge("link_carried_bits_per_second", "the most that arrived at a node in a second of the last ten minutes, by carrier (quic, tcp)", []string{"peer", "region", "carrier"}, func(emit func(float64, ...string)) {
+		v := n.view.Get()
+		for _, one := range v.Members {
+			if p, up := v.Paths[one.Name]; up {
+				emit(p.Carried, one.Name, one.Region, "quic")
+				emit(p.CarriedTCP, one.Name, one.Region, "tcp")
+			}
+		}
+	})
 	m.Gauge("link_up", "whether the backbone reaches a live node", []string{"peer", "region"}, func(emit func(float64, ...string)) {
 		v := n.view.Get()
 		for _, one := range v.Members {

@@ -118,6 +118,9 @@ type Link struct {
 	// Sent and Received are bits a second with the peer, headers of QUIC included, over the last second.
 	Sent     float64 `json:"sent,omitempty"`
 	Received float64 `json:"received,omitempty"`
+	// Carried is the most that arrived at the peer in a second of the last ten minutes, by QUIC, and CarriedTCP by TCP, bits a second; 0: nothing that is known.
+	Carried    float64 `json:"carried,omitempty"`
+	CarriedTCP float64 `json:"carriedTCP,omitempty"`
 }
 
 // What Link.TCP says.
@@ -493,9 +496,11 @@ func (b *Backbone) Links() *latest.Value[map[string]Link] { return &b.states }
 func (b *Backbone) measure() {
 	ticker := time.NewTicker(measureInterval)
 	defer ticker.Stop()
-	for {
+	for last := time.Now(); ; {
 		select {
 		case <-ticker.C:
+			b.rateTCP(time.Since(last))
+			last = time.Now()
 			b.measurePaths()
 			for _, l := range *b.links.Load() {
 				l.measure()

@@ -50,6 +50,7 @@ type bulkConn struct {
 	knows bool        // who was dialled takes flows that outlive their connections
 	lasts atomic.Bool // the flow that is on it does
 	leg   atomic.Bool // this node carries a flow on by it
+	acked uint64      // by the other end, when that was looked at last; by who looks
 	idles atomic.Bool // it was dialled here, and carries no flow yet
 
 	mu     sync.Mutex

@@ -120,8 +120,10 @@ type link struct {
 	changed  chan struct{}
 	rtt      time.Duration
 	seen     seen
-	since    time.Time
-	reason   string
+
+	carriedTCP peak
+	since      time.Time
+	reason     string
 }
 
 // carrier is one connection of a link. Its channels are closed with the link's mutex held.
@@ -226,6 +228,7 @@ func (l *link) state() Link {
 	if state.Up {
 		state.TCP = l.pool.offers()
 		state.Loss, state.Parity, state.Sent, state.Received = l.seen.loss, l.seen.parity, l.seen.sent, l.seen.received
+		state.Carried, state.CarriedTCP = l.seen.carried, l.carriedTCP.of(time.Now())
 	}
 	return state
 }

@@ -117,7 +117,8 @@ type path struct {
 	told     fec.Report // what the peer was told last
 	sent     float64    // bits a second
 	received float64
-	bytes    [2]uint64 // sent and received, since they were rated
+	bytes    [3]uint64 // sent, received, and lost, since they were rated
+	carried  peak
 	rated    time.Time
 	trial    trial
 	doubt    doubt
@@ -253,7 +254,7 @@ func mode(on bool) []byte {
 func (p *path) measure(now time.Time) {
 	elapsed := now.Sub(p.at)
 	p.at = now
-	var sent, lost, bytesSent, bytesReceived uint64
+	var sent, lost, bytesSent, bytesReceived, bytesLost uint64
 	p.rtt, p.least = 0, 0
 	agreed := false
 	for w := range p.watches {
@@ -264,6 +265,7 @@ func (p *path) measure(now time.Time) {
 		bytesSent += stats.BytesSent - w.before.BytesSent
 		w.sent += stats.BytesSent - w.before.BytesSent
 		bytesReceived += stats.BytesReceived - w.before.BytesReceived
+		bytesLost += max(stats.BytesLost, w.before.BytesLost) - w.before.BytesLost // it may become less
 		w.before = stats
 		if p.rtt == 0 || stats.SmoothedRTT < p.rtt {
 			p.rtt = stats.SmoothedRTT
@@ -289,9 +291,11 @@ func (p *path) measure(now time.Time) {
 	}
 	p.bytes[0] += bytesSent
 	p.bytes[1] += bytesReceived
+	p.bytes[2] += bytesLost
 	if seconds := now.Sub(p.rated).Seconds(); seconds >= measureInterval.Seconds()/2 {
 		p.sent, p.received = float64(p.bytes[0])*8/seconds, float64(p.bytes[1])*8/seconds
-		p.bytes, p.rated = [2]uint64{}, now
+		p.carried.add(float64(p.bytes[0]-min(p.bytes[0], p.bytes[2]))*8/seconds, now)
+		p.bytes, p.rated = [3]uint64{}, now
 	}
 
 	against, wait := protection(p.rtt, p.loss.supposed(), p.on)
@@ -347,6 +351,7 @@ type seen struct {
 	loss           float64
 	parity         bool
 	sent, received float64
+	carried        float64
 }
 
 // pathTo is what was last measured of the path to an address; nothing, where there is no connection.
@@ -359,7 +364,7 @@ func (b *Backbone) pathTo(addr netip.AddrPort) seen {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return seen{loss: p.loss.share(), parity: p.on, sent: p.sent, received: p.received}
+	return seen{loss: p.loss.share(), parity: p.on, sent: p.sent, received: p.received, carried: p.carried.of(time.Now())}
 }
 
 // measurePaths measures all paths.

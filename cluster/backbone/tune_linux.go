@@ -64,6 +64,15 @@ func kernelSilence(c net.Conn) (since time.Duration, unanswered bool) {
 	return since, info.Unacked > 0 && info.Retransmits >= 2 || info.Probes >= 2
 }
 
+// kernelAcked is how many bytes the other end has acknowledged.
+func kernelAcked(c net.Conn) uint64 {
+	info, err := tcpInfo(c)
+	if err != nil {
+		return 0
+	}
+	return info.Bytes_acked
+}
+
 func tcpInfo(c net.Conn) (info *unix.TCPInfo, err error) {
 	tcp, ok := c.(syscall.Conn)
 	if !ok {

@@ -15,3 +15,6 @@ func isReset(net.Conn) bool { return false }
 
 // kernelSilence is not known.
 func kernelSilence(net.Conn) (since time.Duration, unanswered bool) { return 0, false }
+
+// kernelAcked is not known.
+func kernelAcked(net.Conn) uint64 { return 0 }

@@ -97,6 +97,8 @@ type Path struct {
 	TCP string
 	// Sent and Received are bits a second.
 	Sent, Received float64
+	// Carried is the most that arrived there in a second of the last ten minutes, by QUIC, and CarriedTCP by TCP, bits a second; 0: nothing that is known.
+	Carried, CarriedTCP float64
 }
 
 // Member returns the live member of that name.

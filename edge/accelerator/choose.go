@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -172,7 +173,7 @@ func (at site) lasting(c Candidate, tr *trace.Trace) {
 // path tells how the way to a candidate's node fares, as far as a packet is lost on it.
 func (at site) path(c Candidate, tr *trace.Trace) {
 	p, measured := at.view.Paths[c.first()]
-	if !tr.On() || !measured || p.Loss == 0 && !p.Parity && p.TCP == "" {
+	if !tr.On() || !measured || p.Loss == 0 && !p.Parity && p.TCP == "" && max(p.Carried, p.CarriedTCP) < worthTelling {
 		return
 	}
 	repaired := "not made good"
@@ -187,7 +188,25 @@ func (at site) path(c Candidate, tr *trace.Trace) {
 	default:
 		tcp = "; TCP " + p.TCP
 	}
-	tr.Add("way to node %s: round trip %v, %.2g %% of packets lost, %s%s", c.first(), at.view.RTT[c.first()].Round(100*time.Microsecond), 100*p.Loss, repaired, tcp)
+	tr.Add("way to node %s: round trip %v, %.2g %% of packets lost, %s%s%s", c.first(), at.view.RTT[c.first()].Round(100*time.Microsecond), 100*p.Loss, repaired, tcp, carried(p))
+}
+
+// worthTelling is from how many bits a second on it is told what a path has carried.
+const worthTelling = 1e6
+
+// carried tells what a path has carried, as far as it was much.
+func carried(p view.Path) string {
+	var by []string
+	for name, rate := range map[string]float64{"QUIC": p.Carried, "TCP": p.CarriedTCP} {
+		if rate >= worthTelling {
+			by = append(by, fmt.Sprintf("%.3g Mbit/s by %s", rate/1e6, name))
+		}
+	}
+	if len(by) == 0 {
+		return ""
+	}
+	slices.Sort(by)
+	return "; carried up to " + strings.Join(by, ", ") + " in the last ten minutes"
 }
 
 // first is the node to which the flow's stream goes.

@@ -32,7 +32,7 @@ func TestACandidateHasADetourWhereThereIsOne(t *testing.T) {
 	cut.nodes = []string{"icn1!"}
 	s, v, a := network{groups: []testGroup{cut, up("nrt", 30, 100), up("iad", 90, 100)}}.build()
 	v.Detour = by(map[string]view.Detour{"icn1": {By: "nrt1", RTT: 40 * ms}, "iad1": {By: "sfo1", RTT: 60 * ms, Direct: 90 * ms}})
-	v.Paths = map[string]view.Path{"nrt1": {Loss: 0.0123, Parity: true}, "sfo1": {Loss: 0.00012, TCP: "BBR"}, "iad1": {Loss: 0.5}}
+	v.Paths = map[string]view.Path{"nrt1": {Loss: 0.0123, Parity: true, Carried: 93.4e6, CarriedTCP: 181.2e6}, "sfo1": {Loss: 0.00012, TCP: "BBR"}, "iad1": {Loss: 0.5}}
 	v.RTT["sfo1"] = 50 * ms
 	tr := new(trace.Trace)
 	got := Choose(s, v, a, &a.Listeners[0], Flow{Client: client(1), Local: local}, tr)
@@ -50,7 +50,7 @@ func TestACandidateHasADetourWhereThereIsOne(t *testing.T) {
 	}
 	for _, line := range []string{
 		"node icn1 by way of nrt1: round trip 40ms, directly not at all", "node iad1 by way of sfo1: round trip 60ms, directly 90ms: 30ms or 33 % less",
-		"2. targetGroup/iad in iad by iad1, by way of sfo1", "way to node nrt1: round trip 30ms, 1.2 % of packets lost, made good by parity",
+		"2. targetGroup/iad in iad by iad1, by way of sfo1", "way to node nrt1: round trip 30ms, 1.2 % of packets lost, made good by parity; carried up to 181 Mbit/s by TCP, 93.4 Mbit/s by QUIC in the last ten minutes",
 		"way to node sfo1: round trip 50ms, 0.012 % of packets lost, not made good; TCP with BBR for flows of many bytes",
 	} {
 		if !slices.Contains(text, line) {

@@ -251,6 +251,13 @@ func (s *stream) Broken() bool {
 	return s.closed || s.err != nil
 }
 
+// Acked is how many bytes have arrived at the far end.
+func (s *stream) Acked() uint64 {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	return s.out.arrived
+}
+
 // Silence is for how long the far end is known not to have been heard, as a kernel that probes would tell; it is as exact as it is asked often. Unanswered
 // says that it would have been, if a way led there and back.
 func (s *stream) Silence() (since time.Duration, unanswered bool) {
@@ -543,8 +550,9 @@ type half struct {
 	link    *link
 	chance  *rand.Rand
 	queue   []segment
-	unread  int   // bytes written that the far end has not credited
-	arrival event // of the first segment, in the internet's events if waiting
+	arrived uint64 // bytes that have reached the far end
+	unread  int    // bytes written that the far end has not credited
+	arrival event  // of the first segment, in the internet's events if waiting
 	waiting bool
 	stalled bool // something was lost to a cut: all stands still until it heals
 }
@@ -605,6 +613,7 @@ func (h *half) arrive() {
 		g := h.queue[0]
 		h.queue[0] = segment{}
 		h.queue = h.queue[1:]
+		h.arrived += uint64(len(g.data))
 		h.from.peer.receive(g)
 	}
 	h.from.forgetIfDone()
