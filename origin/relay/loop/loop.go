@@ -159,7 +159,7 @@ type loop struct {
 	group      *Group
 	poller     *poller
 	room       []byte    // for what is read, until it is written
-	known      []*source // by descriptor
+	known      []source  // by descriptor; of those that are not, the number is 0
 	number     uint32    // given last
 	ready      []*Flow   // that have a turn to come
 	connecting []*Flow   // by when it is given up, those too that have come further
@@ -254,9 +254,9 @@ func (l *loop) tell(e event) {
 	}
 	s := l.known[e.fd]
 	switch {
-	case s == nil || s.number != e.number: // of one that was closed meanwhile
+	case s.number == 0 || s.number != e.number: // of one that was closed meanwhile
 	case s.listener != nil:
-		l.accept(s)
+		l.accept(s.listener, e.fd)
 	default:
 		s.conn.flow.told(s.conn.at, e.readable, e.writable, e.hasty)
 	}
@@ -311,18 +311,20 @@ func (l *loop) watch(c *Conn) error {
 
 func (l *loop) know(fd int, s source) (number uint32) {
 	for len(l.known) <= fd {
-		l.known = append(l.known, nil)
+		l.known = append(l.known, source{})
 	}
-	l.number++
+	if l.number++; l.number == 0 {
+		l.number++
+	}
 	s.number = l.number
-	l.known[fd] = &s
+	l.known[fd] = s
 	return s.number
 }
 
 // forget has nothing be done any more about what the system tells of a connection. It says whether it would tell something.
 func (l *loop) forget(c *Conn) (watched bool) {
-	if fd := c.fd; fd >= 0 && fd < len(l.known) && l.known[fd] != nil && l.known[fd].conn == c {
-		l.known[fd] = nil
+	if fd := c.fd; fd >= 0 && fd < len(l.known) && l.known[fd].conn == c {
+		l.known[fd] = source{}
 		return true
 	}
 	return false
@@ -341,34 +343,34 @@ func (l *loop) listen(s *Listener) {
 }
 
 func (l *loop) unlisten(s *Listener) {
-	if s.fd < len(l.known) && l.known[s.fd] != nil && l.known[s.fd].listener == s { // the descriptor may be another's by now
-		l.known[s.fd] = nil
+	if s.fd < len(l.known) && l.known[s.fd].listener == s { // the descriptor may be another's by now
+		l.known[s.fd] = source{}
 	}
 	s.leave()
 }
 
 // accept takes one connection, and more where the turn before had some, too: what finds none is a call in vain.
-func (l *loop) accept(s *source) {
+func (l *loop) accept(s *Listener, at int) {
 	most := 1
-	if s.accepted+1 == l.turns {
+	if l.known[at].accepted+1 == l.turns {
 		most = burst
 	}
-	s.accepted = l.turns
+	l.known[at].accepted = l.turns
 	for range most {
-		fd, from, err := s.listener.accept()
+		fd, from, err := s.accept()
 		switch {
 		case err == errAgain:
 			return
 		case err != nil:
-			s.listener.failed(err)
-			l.pause(s.listener)
+			s.failed(err)
+			l.pause(s)
 			return
 		}
 		f := &Flow{loop: l}
 		near, far := &f.ends[client], &f.ends[target]
 		near.flow, near.at, near.fd, near.remote = f, client, fd, from
 		far.flow, far.at, far.fd = f, target, -1
-		l.guard(func() { s.listener.accepted(near) })
+		l.guard(func() { s.accepted(near) })
 	}
 }
 
@@ -425,7 +427,7 @@ func (l *loop) giveUp() {
 // end breaks off what is still carried.
 func (l *loop) end() {
 	for _, s := range l.known {
-		if s != nil && s.conn != nil {
+		if s.conn != nil {
 			l.guard(s.conn.closed)
 		}
 	}
