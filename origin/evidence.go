@@ -52,21 +52,58 @@ func reason(what string, err error) string {
 	return "traffic: " + what + ": " + err.Error()
 }
 
-// settles begins to watch a flow; who calls what it returns tells how the flow ended.
-func (f *flow) settles() (ended func(relay.Result)) {
+// settling are flows that have not stood for long enough to count for their target, the oldest first, with one timer for all.
+type settling struct {
+	held
+	runs bool // the timer does
+}
+
+// settle begins to watch a flow: settled tells how it has ended.
+func (f *flow) settle() {
 	p := f.plane
 	if p.config.Evidence == nil {
-		return func(relay.Result) {}
+		return
 	}
-	standing := time.AfterFunc(settled, func() { p.evidence(f.key, f.client, false, "") })
-	return func(r relay.Result) {
-		switch {
-		case !standing.Stop():
-		case r.Err == nil || r.BToA > 0:
-			p.evidence(f.key, f.client, false, "")
-		case r.Broke == relay.B:
-			p.evidence(f.key, f.client, true, reason("broke off before it sent a byte", r.Err))
-		}
+	s := &p.settling
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.settles = time.Now().Add(settled)
+	s.push(&f.settling, f)
+	if !s.runs {
+		s.runs = true
+		time.AfterFunc(settled, p.settled)
+	}
+}
+
+// settled has the flows count that have stood for long enough.
+func (p *Plane) settled() {
+	s := &p.settling
+	var stand []*flow
+	s.mu.Lock()
+	now := time.Now()
+	for one := s.first(); one != nil && !now.Before(one.flow.settles); one = s.first() {
+		s.drop(one)
+		stand = append(stand, one.flow)
+	}
+	next := s.first()
+	if s.runs = next != nil; s.runs {
+		time.AfterFunc(next.flow.settles.Sub(now), p.settled)
+	}
+	s.mu.Unlock()
+	for _, f := range stand {
+		p.evidence(f.key, f.client, false, "")
+	}
+}
+
+// settled tells how a flow has ended, if it was not told that it stands.
+func (f *flow) settled(r relay.Result) {
+	p := f.plane
+	switch {
+	case p.config.Evidence == nil || !p.settling.remove(&f.settling):
+	case r.Err == nil || r.BToA > 0:
+		p.evidence(f.key, f.client, false, "")
+	case r.Broke == relay.B:
+		p.evidence(f.key, f.client, true, reason("broke off before it sent a byte", r.Err))
 	}
 }
 

@@ -252,6 +252,10 @@ type flow struct {
 	// balanced flows came by a load balancer, which ends them with the health of their target (NLB). Those of an
 	// accelerator stay (Global Accelerator), unless it says otherwise.
 	balanced bool
+	conns    [2]net.Conn // that are carried: the client's and the target's
+	leased   place       // among those of the lease
+	settling place       // among those that do not count for their target yet
+	settles  time.Time   // when it does
 }
 
 // openFlow finds a target and dials it, and counts the flow; what cannot be dialed gives way to the next at once.
@@ -422,17 +426,92 @@ func (f *flow) carry(client net.Conn, ended func()) {
 func (f *flow) hold(client net.Conn) (ended func(relay.Result)) {
 	p := f.plane
 	p.flows.enter(f)
-	stop := func() bool { return false }
-	if f.lease != nil {
-		stop = f.traffic.endWith(f.lease, client, f.target)
+	f.conns = [2]net.Conn{client, f.target}
+	if f.lease != nil && !f.lease.flows.add(&f.leased, f) { // its time was up just now
+		go f.traffic.endOf(f.conns[:]...)
 	}
-	settled := f.settles()
+	f.settle()
 	return func(moved relay.Result) {
-		stop()
+		if f.lease != nil {
+			f.lease.flows.remove(&f.leased)
+		}
 		p.flows.leave(f)
-		settled(moved)
+		f.settled(moved)
 		p.counters.flowBytesIn.Add(uint64(moved.AToB))
 		p.counters.flowBytesOut.Add(uint64(moved.BToA))
+	}
+}
+
+// held are flows that something becomes of together, in the order in which they came. The zero value has none.
+type held struct {
+	mu    sync.Mutex
+	head  place // of a ring, once there were some
+	ended bool
+}
+
+// place is that of a flow among others; the zero one is in none. The mutex of those guards it.
+type place struct {
+	prev, next *place
+	flow       *flow
+}
+
+// add takes a flow in; false: they have ended.
+func (h *held) add(p *place, f *flow) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended {
+		return false
+	}
+	h.push(p, f)
+	return true
+}
+
+// push is add with the lock held.
+func (h *held) push(p *place, f *flow) {
+	if h.head.next == nil {
+		h.head.prev, h.head.next = &h.head, &h.head
+	}
+	p.flow, p.prev, p.next = f, h.head.prev, &h.head
+	p.prev.next, p.next.prev = p, p
+}
+
+// remove takes a flow out. It says whether it was in.
+func (h *held) remove(p *place) (was bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.drop(p)
+}
+
+// drop is remove with the lock held.
+func (h *held) drop(p *place) (was bool) {
+	if p.next == nil {
+		return false
+	}
+	p.prev.next, p.next.prev = p.next, p.prev
+	p.prev, p.next = nil, nil
+	return true
+}
+
+// first is the place of the flow that came first; nil: there is none. The lock is held.
+func (h *held) first() *place {
+	if h.head.next == nil || h.head.next == &h.head {
+		return nil
+	}
+	return h.head.next
+}
+
+// end takes all out, and no more in, and has each end.
+func (h *held) end(each func(*flow)) {
+	h.mu.Lock()
+	h.ended = true
+	var all []*flow
+	for p := h.first(); p != nil; p = h.first() {
+		h.drop(p)
+		all = append(all, p.flow)
+	}
+	h.mu.Unlock()
+	for _, f := range all {
+		each(f)
 	}
 }
 

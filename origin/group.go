@@ -108,6 +108,8 @@ type lease struct {
 	context.Context
 	end     context.CancelFunc
 	leaving *time.Timer // runs once the target has left
+
+	flows held // that end with it
 }
 
 // transport keeps the connections to the targets between requests. What has a body or switches protocols is net/http's, with
@@ -175,6 +177,7 @@ func (t *traffic) expire(group string, addr netip.AddrPort, l *lease) {
 	t.mu.Unlock()
 	t.plane.config.Log.Info("a target that left is now without connections", "targetGroup", group, "target", addr)
 	l.end()
+	l.flows.end(func(f *flow) { t.endOf(f.conns[:]...) })
 }
 
 // lease is the lease of a target; nil: it has left the group.
@@ -309,12 +312,15 @@ func (t *traffic) leased(conn net.Conn, l *lease) net.Conn {
 
 // endWith closes connections when a lease ends, until stop is called.
 func (t *traffic) endWith(l *lease, conns ...net.Conn) (stop func() bool) {
-	return context.AfterFunc(l, func() {
-		t.plane.counters.deregistered.Add(1)
-		for _, c := range conns {
-			relay.Abort(c)
-		}
-	})
+	return context.AfterFunc(l, func() { t.endOf(conns...) })
+}
+
+// endOf ends connections whose target has left.
+func (t *traffic) endOf(conns ...net.Conn) {
+	t.plane.counters.deregistered.Add(1)
+	for _, c := range conns {
+		relay.Abort(c)
+	}
 }
 
 type leasedConn struct {

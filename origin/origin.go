@@ -58,9 +58,10 @@ type Plane struct {
 	counters counters
 	buffers  buffers
 
-	table atomic.Pointer[table]
-	mu    sync.Mutex // orders Apply and Close
-	flows flows
+	table    atomic.Pointer[table]
+	mu       sync.Mutex // orders Apply and Close
+	flows    flows
+	settling settling
 
 	sessions sessions
 
