@@ -442,7 +442,11 @@ func (f *Front) cut() int {
 // enter begins to keep track of a connection, leave ends it.
 func (f *Front) enter(c net.Conn, behind *Door) *guest {
 	g := &guest{anyone: behind.Anyone, allowed: behind.Allowed}
-	if !f.believes(c) {
+	if known, is := c.(interface{ Remote() netip.AddrPort }); f.believes(c) {
+	} else if is { // it needs no net.Addr for that, which is made anew each time
+		from := known.Remote().Addr().WithZone("")
+		g.from.Store(&from)
+	} else {
 		g.isFrom(c.RemoteAddr())
 	}
 	f.counters.connections.Add(1)

@@ -15,6 +15,9 @@ const proxyHeaderTimeout = 5 * time.Second
 
 // believes says whether the other end is a load balancer whose PROXY headers count.
 func (f *Front) believes(c net.Conn) bool {
+	if len(f.config.ProxyHeadersFrom) == 0 {
+		return false
+	}
 	peer, ok := c.RemoteAddr().(*net.TCPAddr)
 	if !ok {
 		return false
