@@ -305,6 +305,7 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 		if err == nil {
 			asked.lasts = h.Passage.lasts()
 			carrier.unread.enter(asked, carrier.conn, b.config.windows)
+			asked.turns = &carrier.turns
 		}
 		if err == nil && early {
 			return &earlyConn{duplexConn: asked, moved: func() { l.moved(carrier) }}, nil

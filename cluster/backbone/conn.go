@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/quic-go/quic-go"
 )
@@ -49,13 +50,15 @@ type duplexConn interface {
 
 // streamConn is a QUIC stream with the manners of a TCP connection.
 type streamConn struct {
-	*quic.Stream  // its deadlines
+	*quic.Stream  // the deadline of its reads
 	peer          string
 	local, remote net.Addr
 	left          func()        // called once it is closed at this end; may be nil
 	bytes         atomic.Uint64 // carried, both ways
 	chosen        bool          // rather than a connection of TCP, for a flow of many bytes; from before it is used
 	shifted       atomic.Bool   // its flow goes on by such a one
+	turns         *turns        // nil: it takes none; set before it is used
+	turn          turnTaker
 	arrears
 
 	mu     sync.Mutex
@@ -97,12 +100,24 @@ func (c *streamConn) Peek(p []byte) (int, error) {
 }
 
 func (c *streamConn) Write(p []byte) (int, error) {
-	n, err := c.Stream.Write(p)
+	n, err := c.inTurns(p)
 	c.bytes.Add(uint64(n))
 	if err != nil {
 		err = c.explain("write", err)
 	}
 	return n, err
+}
+
+// SetWriteDeadline ends writes at t with os.ErrDeadlineExceeded; the zero time lets them wait.
+func (c *streamConn) SetWriteDeadline(t time.Time) error {
+	err := c.Stream.SetWriteDeadline(t)
+	c.turn.hurry(!t.IsZero())
+	return err
+}
+
+// SetDeadline sets both deadlines.
+func (c *streamConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 // CloseWrite ends this direction: the other end reads what was written, then io.EOF.

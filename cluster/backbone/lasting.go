@@ -31,8 +31,8 @@ const (
 
 	// ackEvery is how many bytes arrive before they are acknowledged at once, and ackDelay how long fewer may wait. What is written meanwhile takes
 	// the acknowledgement along.
-	ackEvery = 256 << 10
-	ackDelay = 50 * time.Millisecond
+	ackEvery = 128 << 10
+	ackDelay = 200 * time.Millisecond
 
 	// maxLasting bounds the flows of a node, of either end's opening, that may go on over another stream. Those beyond it do not.
 	maxLasting = 1 << 17
@@ -1164,6 +1164,9 @@ func (c *lastingConn) pump(wait bool) error {
 			todo[0] = lasting.AppendForgo(c.heads[:0])
 		default:
 			todo[0], todo[1] = c.out.Next(c.in.Tell(), &c.heads)
+			if on, is := s.(*streamConn); is {
+				on.turn.fits = c.out.OnWay() <= c.b.config.windows.stream/2 // QUIC opens a window anew before a half of it was read
+			}
 		}
 		c.mu.Unlock()
 		for i := 0; i < len(todo) && err == nil; i++ {

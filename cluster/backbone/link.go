@@ -138,6 +138,7 @@ type carrier struct {
 	small      bool   // its packets stay small; from before it is used
 	frames     frames // of datagrams, that went by it
 	unread     unread // of the streams that this node has opened on it
+	turns      turns
 
 	due   chan struct{} // it is to be replaced
 	shut  chan struct{} // it takes no more streams

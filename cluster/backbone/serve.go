@@ -243,6 +243,7 @@ func (b *Backbone) serveStream(v *visit, stream *quic.Stream, from string) {
 	c.remote = client(h, from)
 	c.lasts = h.Passage.lasts()
 	v.unread.enter(c, v.conn, b.config.windows)
+	c.turns = &v.turns
 	switch {
 	case h.Service == helloService, h.Service == byeService, h.Service == warmService:
 		c.unlist()
@@ -362,6 +363,7 @@ type visit struct {
 	share      *share        // of its peer, like from
 	own        atomic.Int32  // streams for the backbone's own services
 	unread     unread        // of the streams that the peer has opened on it
+	turns      turns
 
 	mu       sync.Mutex
 	streams  int           // those open here, without the backbone's own

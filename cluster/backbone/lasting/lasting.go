@@ -194,6 +194,9 @@ func (o *Out) Unsent() bool { return o.sent < o.total() }
 // Kept is how many bytes, the end included, are not known to have arrived.
 func (o *Out) Kept() uint64 { return o.total() - o.acked }
 
+// OnWay is how many bytes were given to the stream of now, and are not known to have arrived.
+func (o *Out) OnWay() uint64 { return o.sent - min(o.sent, o.acked) }
+
 // Done says that all was acknowledged, the end too.
 func (o *Out) Done() bool { return o.ended && o.Kept() == 0 }
 
