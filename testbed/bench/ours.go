@@ -59,10 +59,10 @@ func ours(spec func(s Stage) (string, error), args ...string) Peer {
 }
 
 // oursTwice is two real nodes of two regions: one takes flows, and sends them over the backbone to the other, which has their target. byTCP is
-// when they go by a TCP connection each.
-func oursTwice(byTCP string) Peer {
+// when those of TCP go by a TCP connection each.
+func oursTwice(protocol, byTCP string) Peer {
 	spec := func(s Stage) (string, error) {
-		text, err := relaySpec("TCP")(s)
+		text, err := relaySpec(protocol)(s)
 		text = strings.Replace(text, "region: bench\nprotocol", "region: bench2\nprotocol", 1)
 		text = strings.Replace(text, "endpointGroups: [{region: bench,", "endpointGroups: [{region: bench2,", 1)
 		return strings.NewReplacer("name: bench\n", "name: bench2\n", "bench1", "bench2").Replace(region) + "---\n" + text, err

@@ -92,3 +92,16 @@ func TestDatagramsThroughARelayAreCountedAndLookedAt(t *testing.T) {
 		})
 	}
 }
+
+func TestExchangesThroughARelayAreTimedBesideDirectOnes(t *testing.T) {
+	address, target := relay(t, func(_ int, p []byte) []byte { return p })
+	m, err := (&exchanged{address: address, target: target, size: 64, passages: 2, last: 50 * time.Millisecond}).run(t.Context())
+	if err != nil || m.Failed != "" || m.Count == 0 || m.Bytes != 64*m.Count || m.P50 <= 0 || m.P99 < m.P50 {
+		t.Errorf("%+v, %v", m, err)
+	}
+	address, target = relay(t, func(_ int, p []byte) []byte { p[20]++; return p })
+	m, err = (&exchanged{address: address, target: target, size: 64, passages: 2, last: 50 * time.Millisecond}).run(t.Context())
+	if err != nil || !strings.Contains(m.Failed, "was not sent") {
+		t.Errorf("%+v, %v", m, err)
+	}
+}

@@ -13,7 +13,7 @@ import (
 
 // relayRows are about flows that go through one node.
 func relayRows() []Row {
-	return slices.Concat(streamRows(), backboneRows(), crowdRows(), datagramRows())
+	return slices.Concat(streamRows(), backboneRows(), crowdRows(), datagramRows(), latencyRows())
 }
 
 // backboneRows are about TCP that two nodes carry between them.
@@ -32,7 +32,7 @@ func backboneRows() []Row {
 				}
 				return err
 			},
-			Ours: oursTwice(byTCP), Peers: []Peer{goCarry(peer)}, Goals: []Goal{{"go-" + peer, goal}},
+			Ours: oursTwice("TCP", byTCP), Peers: []Peer{goCarry(peer)}, Goals: []Goal{{"go-" + peer, goal}},
 		}
 	}
 	return []Row{
@@ -86,7 +86,7 @@ func crowdRows() []Row {
 				}
 				return err
 			},
-			Ours: oursTwice("never"), Goals: []Goal{{Want: want}},
+			Ours: oursTwice("TCP", "never"), Goals: []Goal{{Want: want}},
 		}
 	}
 	idle := row("backbone-idle", "B/flow", "memory of a silent flow through two nodes, at both together", 2*8<<10, nil)
@@ -132,6 +132,31 @@ func datagramRows() []Row {
 		row("relay-udp-bulk", "2 flows, 32 datagrams of each under way, whose two ends write and read them together, as QUIC does", 2, 32, 1200, true, 2),
 		row("relay-udp-alone", "128 flows, one datagram of each under way, so that none goes with another of its flow", 128, 1, 64, false, 0),
 	}
+}
+
+// latencyRows are about what nodes add to the way of a datagram.
+func latencyRows() []Row {
+	row := func(name, through string, nodes int, peer Peer) Row {
+		load := func(s Stage, d time.Duration) *exchanged {
+			return &exchanged{address: s.at(s.Port), target: s.at(s.TLS), size: 64, passages: 2 * nodes, last: d}
+		}
+		return Row{
+			Name: name, Unit: "µs a passage, p99", Less: true, Size: 64,
+			Work: "what a node adds to the way of a datagram of 64 bytes, one at a time there and back through " + through,
+			Load: Load{Tool: "own", Args: []string{"exchanged"}, Own: func(ctx context.Context, s Stage, d time.Duration) (Measured, error) { return load(s, d).run(ctx) }},
+			Check: func(ctx context.Context, s Stage) error {
+				m, err := load(s, checkTime).run(ctx)
+				if err == nil && (m.Failed != "" || m.Count == 0) {
+					err = fmt.Errorf("%d datagrams came back: %s", m.Count, m.Failed)
+				}
+				return err
+			},
+			Ours: peer, Goals: []Goal{{Want: 200}},
+		}
+	}
+	one := row("relay-udp-latency", "one node", 1, ours(relaySpec("UDP"), "--http", "", "--https", "", "--dns", ""))
+	one.Peers = []Peer{nginxStream(" udp")}
+	return []Row{one, row("backbone-udp-latency", "two nodes", 2, oursTwice("UDP", "never"))}
 }
 
 // checkTime is how long a relay is looked at.
