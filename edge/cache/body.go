@@ -44,6 +44,7 @@ type Body struct {
 	large  *largeBody // that it is; nil: it is not large, or on disk
 	at     *spot      // where that is, if it is in pages
 	lease  *Lease     // has taken over
+	remote string     // who it is read for; empty: nobody says
 	disk   *disk.Entry
 }
 
@@ -101,7 +102,7 @@ func (b *Body) Piece(start, length int64, space func() []byte) ([]byte, error) {
 	piece := space()
 	if b.disk == nil {
 		if b.lease == nil {
-			b.lease = newLease(b.large, b.memory, b.at, start)
+			b.lease = newLease(b.large, b.memory, b.at, start, clientOf(b.remote))
 			b.memory, b.at = nil, nil
 		}
 		n, err := b.lease.ReadAt(piece[:min(length, int64(len(piece)))], start)

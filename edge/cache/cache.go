@@ -12,6 +12,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,7 +101,7 @@ type Cache struct {
 func New(cfg Config) *Cache {
 	c := &Cache{opened: time.Now(), limit: max(cfg.Bytes, leastBytes), fills: map[string]*fill{}, active: map[*fill]struct{}{}, next: make(chan *fill), unneeded: make(chan *pages, maxUnmapping), maxPages: pagesLimit()}
 	c.useSlabs()
-	c.readers.cache, c.readers.most, c.readers.many = c, c.limit/slowShare, make(chan struct{}, 1)
+	c.readers.cache, c.readers.most, c.readers.many, c.readers.each = c, c.limit/slowShare, make(chan struct{}, 1), map[netip.Addr]int64{}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.stored = otter.Must(&otter.Options[string, *entry]{
 		// The last eighth is for fills, whatever slabs waste. The library evicts behind its writes, by its own count, so the bytes

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"container/list"
 	"io"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,11 +19,14 @@ const (
 	// slowShare is what part of the cache's bytes, besides these, may be what only slow readers need: such copies, and bodies of their own that are
 	// not kept any more. Where it would be more, who has read for longest loses what he has not read.
 	slowShare = 8
+	// clientShare is which part of that one client may have before others lose anything.
+	clientShare = 8
 )
 
 // Lease is a large body that is read by who may be slow: an http1.Lease.
 type Lease struct {
-	large *largeBody
+	large  *largeBody
+	client netip.Addr // whom it counts for; not valid: nobody
 
 	mu     sync.Mutex // taken before largeBody.mu and slowReaders.mu. It guards:
 	memory []byte     // the body, from base on
@@ -32,6 +36,7 @@ type Lease struct {
 	over   bool  // it is closed, or lost
 	timer  *time.Timer
 	slow   *list.Element // among those of the cache; nil: it is not
+	own    bool          // it is, of the body itself, not of a copy
 	copied int64         // bytes
 }
 
@@ -42,9 +47,10 @@ type slowReaders struct {
 	many  chan struct{} // end is to be called
 	ended atomic.Uint64
 
-	mu   sync.Mutex // guards:
-	all  list.List  // of *Lease, who began first first
-	held int64      // bytes that only they need
+	mu   sync.Mutex           // guards:
+	all  list.List            // of *Lease, who began first first
+	held int64                // bytes that only they need
+	each map[netip.Addr]int64 // bytes of what clients read, copied or not. It holds no more than there are readers
 }
 
 // Lent is the body for who may be slow, if it is large and in memory; nil: it is not.
@@ -59,20 +65,22 @@ func (b *Body) Lent() http1.Lent {
 }
 
 // Lease takes over the use of who has the spot from an opened body, or from Pages.
-func (at *spot) Lease(from int64) http1.Lease { return newLease(at.body, at.memory, at, from) }
+func (at *spot) Lease(from int64, client netip.Addr) http1.Lease {
+	return newLease(at.body, at.memory, at, from, client)
+}
 
 // Lease opens the body, which is on the heap, or was.
-func (l *largeBody) Lease(from int64) http1.Lease {
+func (l *largeBody) Lease(from int64, client netip.Addr) http1.Lease {
 	b, ok := l.open()
-	x := newLease(l, b.memory, b.at, from)
+	x := newLease(l, b.memory, b.at, from, client)
 	if !ok {
 		x.end()
 	}
 	return x
 }
 
-func newLease(l *largeBody, memory []byte, at *spot, from int64) *Lease {
-	x := &Lease{large: l, memory: memory, at: at, next: from}
+func newLease(l *largeBody, memory []byte, at *spot, from int64, client netip.Addr) *Lease {
+	x := &Lease{large: l, client: client, memory: memory, at: at, next: from}
 	x.timer = time.AfterFunc(patience, x.tarries)
 	return x
 }
@@ -124,12 +132,13 @@ func (x *Lease) end() bool {
 	x.timer.Stop()
 	if x.slow != nil {
 		r := x.large.readers
-		if x.copied == 0 {
+		if x.own {
 			x.large.leave()
 		}
 		r.mu.Lock()
 		r.all.Remove(x.slow)
 		r.held -= x.copied
+		r.count(x.client, -x.reads())
 		r.mu.Unlock()
 	}
 	x.letGo()
@@ -174,16 +183,37 @@ func (x *Lease) becomesSlow(r *slowReaders) bool {
 		x.letGo()
 		x.memory, x.base, x.copied = rest, x.next, int64(len(rest))
 	} else {
+		x.own = true
 		x.large.enter()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	x.slow = r.all.PushBack(x)
 	r.held += x.copied
+	r.count(x.client, x.reads())
 	return r.held > r.most
 }
 
-// end has those who began first lose what they read, until what is held for such is within its bound.
+// reads is what a slow reader counts for.
+func (x *Lease) reads() int64 {
+	if x.own {
+		return x.large.size
+	}
+	return x.copied
+}
+
+// count counts what a client reads more, or less. r.mu is held.
+func (r *slowReaders) count(client netip.Addr, bytes int64) {
+	if !client.IsValid() {
+		return
+	}
+	if r.each[client] += bytes; r.each[client] == 0 {
+		delete(r.each, client)
+	}
+}
+
+// end has those who began first lose what they read, those of clients with more than their share before others, until what is held for such is within its
+// bound.
 func (r *slowReaders) end() {
 	for {
 		x := r.first()
@@ -196,19 +226,48 @@ func (r *slowReaders) end() {
 	}
 }
 
-// first is who began first of those for whom something is held; nil: no more is held than may be.
+// first is who is to lose what he reads; nil: no more is held than may be.
 func (r *slowReaders) first() *Lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.held <= r.most {
 		return nil
 	}
+	var first *Lease
 	for e := r.all.Front(); e != nil; e = e.Next() {
-		if x := e.Value.(*Lease); x.copied > 0 || x.large.lingers.Load() {
+		x := e.Value.(*Lease)
+		if x.copied == 0 && !(x.own && x.large.lingers.Load()) {
+			continue
+		}
+		if r.each[x.client] > r.most/clientShare {
 			return x
 		}
+		if first == nil {
+			first = x
+		}
 	}
-	return nil
+	return first
+}
+
+// For says whose request a body is read for, as net/http does.
+func (b *Body) For(remote string) { b.remote = remote }
+
+// clientOf is whom a request counts for: an IPv4 address, or a /64 of IPv6. What is on this machine stands for many.
+func clientOf(remote string) netip.Addr {
+	at, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Addr{}
+	}
+	a := at.Addr().Unmap().WithZone("")
+	if a.IsLoopback() {
+		return netip.Addr{}
+	}
+	if a.Is6() {
+		if p, err := a.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return a
 }
 
 // counted is how many there are, and for how many bytes.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -52,7 +53,7 @@ func TestWhoReadsSlowlyTakesNothingFromTheCache(t *testing.T) {
 					return
 				}
 				last = b.at.pages
-				x := b.Lent().Lease(0)
+				x := b.Lent().Lease(0, netip.Addr{})
 				slow = append(slow, x)
 				if copies(len(slow)) {
 					if n, err := x.ReadAt(make([]byte, 1), 0); n != 1 || err != nil {
@@ -127,7 +128,7 @@ func TestWhatOnlySlowReadersNeedIsBounded(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					slow, bodies = append(slow, b.Lent().Lease(0)), append(bodies, body)
+					slow, bodies = append(slow, b.Lent().Lease(0, netip.Addr{})), append(bodies, body)
 					time.Sleep(time.Millisecond)
 				}
 				time.Sleep(2 * patience)
@@ -165,6 +166,59 @@ func TestWhatOnlySlowReadersNeedIsBounded(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who has much read slowly at a time loses of that before anybody else does, however long others have read.
+func TestASlowReaderLosesNothingForWhatAnotherClientReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 100 << 10
+		p, c := policy(), New(Config{Bytes: 2 * slabShare * slabBytes})
+		defer c.Close()
+		lease := func(path string, client netip.Addr) http1.Lease {
+			c.keep(p, path, patterned(1, size))
+			b, err := c.OpenFile(c.object(p, path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond)
+			return b.Lent().Lease(0, client)
+		}
+		one, other := clientOf("192.0.2.1:1000"), clientOf("[2001:db8::1]:1000")
+		if other != clientOf("[2001:db8::2]:2000") || other == clientOf("[2001:db8:0:1::1]:1") || clientOf("127.0.0.1:1").IsValid() || clientOf("").IsValid() {
+			t.Error("clients are not told apart by their networks")
+		}
+		early := []http1.Lease{lease("/a", one), lease("/b", netip.Addr{})}
+		read := lease("/read", one)
+		if _, err := read.ReadAt(make([]byte, size), 0); err != nil { // and is not closed yet, for who reads it waits
+			t.Fatal(err)
+		}
+		many := int(c.readers.most) / size
+		var late []http1.Lease
+		for i := range many + 5 {
+			late = append(late, lease(fmt.Sprint("/", i), other))
+		}
+		time.Sleep(2 * patience)
+		for _, x := range early {
+			if _, err := sipped(x, 0, patterned(1, size)); err != nil {
+				t.Error(err)
+			}
+			x.Close()
+		}
+		read.Close()
+		ended := int(c.readers.ended.Load())
+		if ended != len(late)+len(early)-many {
+			t.Errorf("%d were ended", ended)
+		}
+		for i, x := range late {
+			if _, err := sipped(x, 0, patterned(1, size)); (err == ErrLost) != (i < ended) {
+				t.Errorf("of %d that were ended viewer %d sees %v", ended, i, err)
+			}
+			x.Close()
+		}
+		if n, held := c.readers.counted(); n != 0 || held != 0 || len(c.readers.each) != 0 {
+			t.Errorf("with none left there are %d, for %d bytes: %v", n, held, c.readers.each)
+		}
+	})
 }
 
 // Many read at all speeds what others replace and purge meanwhile, by all ways: each has what the object that he found has, or sees that he does not.
@@ -213,7 +267,7 @@ func TestSlowReadersSeeTheirOwnToTheEnd(t *testing.T) {
 						continue
 					}
 					f, offset, _, _ := b.Pages()
-					x := b.Lent().Lease(0)
+					x := b.Lent().Lease(0, netip.Addr{})
 					for at := int64(0); at < int64(len(body)); time.Sleep(pause) {
 						rest, inFile, ok := x.Hold(at)
 						if !ok {

@@ -301,6 +301,7 @@ func (p *Plane) hit(w http.ResponseWriter, r *http.Request, o *cache.Object, now
 		return false
 	}
 	defer body.Close()
+	body.For(r.RemoteAddr)
 	p.counts.hits.Add(1)
 	parts := p.head(w, o, answer, size, p.fields.hit, hitStatus(o, now, detail), o.Age(now), "")
 	p.write(w, r, &body, answer, parts)

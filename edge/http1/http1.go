@@ -57,8 +57,8 @@ type Response struct {
 // Lent is a body in memory that may be wanted back.
 type Lent interface {
 	// Lease is for who may have to wait for the client, from what is left to be sent on. It takes the place of the answer's Done, which is not called
-	// any more.
-	Lease(from int64) Lease
+	// any more. Client is whom it counts for; not valid: nobody.
+	Lease(from int64, client netip.Addr) Lease
 }
 
 // Lease is a body that is read from its beginning to its end, as slowly as the client takes it.

@@ -367,7 +367,7 @@ func (c *h2) hit(id uint32, a *http1.Response, head, received bool) error {
 		if lent {
 			s.file, s.offset, s.fileLeft, s.done = a.File, a.Offset, file, a.Done
 			if a.Lent != nil { // it is copied from there by this process in any case, so without a call of the system
-				lease := a.Lent.Lease(0)
+				lease := a.Lent.Lease(0, c.counts())
 				s.file, s.offset, s.done = lease, 0, lease.Close
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -31,7 +32,7 @@ type lent struct {
 	goes   int64 // from there on it is gone; 0: nothing is
 }
 
-func (l *lent) Lease(int64) http1.Lease {
+func (l *lent) Lease(int64, netip.Addr) http1.Lease {
 	if l.leased != nil {
 		close(l.leased)
 	}

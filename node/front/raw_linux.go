@@ -81,7 +81,7 @@ var errTakenBack = errors.New("the client was too slow for how much there was of
 // waits is for when the connection takes no more: from then on the body is under a lease. It says that not all is done.
 func (t *transfer) waits() bool {
 	if t.lent != nil && t.lease == nil {
-		t.lease = t.lent.Lease(t.offset - t.start)
+		t.lease = t.lent.Lease(t.offset-t.start, t.visit.counts())
 	}
 	return false
 }

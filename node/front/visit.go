@@ -598,7 +598,7 @@ func (v *visit) writeBoth(a, b []byte) bool {
 
 // writeLent writes what was gathered and then a body that is lent, by way of the sheet: what waits for the client is a copy.
 func (v *visit) writeLent(out []byte, a *http1.Response) bool {
-	lease := a.Lent.Lease(0)
+	lease := a.Lent.Lease(0, v.counts())
 	a.Done = nil
 	defer lease.Close()
 	if cap(out) < bodyCopied || len(out) > bodyCopied/2 {
@@ -644,6 +644,7 @@ type transfer struct {
 	paced        paced // the connection
 	start        int64 // of the body in the file
 	lent         http1.Lent
+	visit        *visit
 	lease        http1.Lease // nil: the client was not waited for yet
 }
 
@@ -659,7 +660,7 @@ const (
 // sendFile has the kernel send a piece of a file, behind what was gathered.
 func (v *visit) sendFile(out []byte, a *http1.Response) bool {
 	t := &v.sending
-	*t = transfer{head: out, file: a.File, offset: a.Offset, left: a.Length, atOnce: a.Lent != nil, paced: t.paced, start: a.Offset, lent: a.Lent}
+	*t = transfer{head: out, file: a.File, offset: a.Offset, left: a.Length, atOnce: a.Lent != nil, paced: t.paced, start: a.Offset, lent: a.Lent, visit: v}
 	for {
 		v.writeIn()
 		t.sent = 0
