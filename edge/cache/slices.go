@@ -154,13 +154,19 @@ func (f *fill) cut(ctx context.Context, o *Object, response *http.Response, has 
 }
 
 // seeks is from where to where the origin is asked for a response of which nothing is known, when a part of it is wanted that begins after
-// the first slice: whoever seeks waits for nothing that is before, and of the rest nothing is asked for until somebody wants it. Last is the
-// place of a byte, or maxSliced: the end. Not ok: it is asked for the whole.
+// the first slice: whoever seeks waits for nothing that is before, and of the rest nothing is asked for until somebody wants it. Not ok: it is
+// asked for the whole.
 func (f *fill) seeks() (start, last int64, ok bool) {
 	if f.want.Range == "" || f.asked || f.stale != nil || len(f.others) > 0 || f.cache.objectLimit() < SliceSize {
 		return 0, 0, false
 	}
-	unit, one, _ := strings.Cut(f.want.Range, "=")
+	return slicesOf(f.want.Range)
+}
+
+// slicesOf is from where to where the slices are that a Range of one part touches, of a body whose size nobody knows. Last is the place of their
+// last byte; maxSliced-1: they go to the end. Not ok: it is none, or one that begins in the first slice, or counts from the end.
+func slicesOf(asked string) (start, last int64, ok bool) {
+	unit, one, _ := strings.Cut(asked, "=")
 	if one = trim(one); !strings.EqualFold(trim(unit), "bytes") || strings.HasPrefix(one, "-") {
 		return 0, 0, false
 	}
@@ -169,13 +175,13 @@ func (f *fill) seeks() (start, last int64, ok bool) {
 		return 0, 0, false
 	}
 	last = p.Start + p.Length - 1
-	return p.Start - p.Start%SliceSize, min(last-last%SliceSize+SliceSize-1, maxSliced), true
+	return p.Start - p.Start%SliceSize, last - last%SliceSize + SliceSize - 1, true
 }
 
-// rangeFrom is a Range of one part, up to a byte, or to the end (maxSliced).
+// rangeFrom is a Range of one part, as slicesOf has it.
 func rangeFrom(start, last int64) string {
 	end := ""
-	if last < maxSliced-1 {
+	if last != maxSliced-1 {
 		end = strconv.FormatInt(last, 10)
 	}
 	return "bytes=" + strconv.FormatInt(start, 10) + "-" + end

@@ -121,6 +121,23 @@ func TestAStrongValidatorIsNeverGuessed(t *testing.T) {
 	}
 }
 
+func TestARangeOfABodyOfWhichNothingIsKnownIsAskedForInSlices(t *testing.T) {
+	for asked, want := range map[string]string{
+		"bytes=1048576-1048576": "bytes=1048576-2097151", "bytes=1048577-": "bytes=1048576-", "bytes=3145728-6291456": "bytes=3145728-7340031",
+		"bytes=2097151-17592186044415": "bytes=1048576-", "bytes=2097151-99999999999999999999": "bytes=1048576-", "Bytes = 1048576-1048576": "bytes=1048576-2097151",
+		"bytes=0-": "", "bytes=1048575-2097152": "", "bytes=-1048577": "", "bytes=1048576-1048577,2097152-": "", "bytes=1048577-1048576": "", "lines=1048576-": "", "bytes=": "",
+		"bytes": "", "bytes=1048576": "", "bytes=17592186044416-": "",
+	} {
+		got := ""
+		if start, last, ok := slicesOf(asked); ok {
+			got = rangeFrom(start, last)
+		}
+		if got != want {
+			t.Errorf("%q: the origin is asked for %q, want %q", asked, got, want)
+		}
+	}
+}
+
 func FuzzContentRange(f *testing.F) {
 	for _, s := range []string{"bytes 0-0/1", "bytes 1048576-2097151/3145733", "bytes */7", "bytes 5-4/9", "bytes 0-9/*", "bytes 0-99999999999999999999/9", "", "bytes", "-/"} {
 		f.Add(s)

@@ -151,7 +151,7 @@ func TestWithoutLastModifiedTheDateStandsIn(t *testing.T) {
 }
 
 func FuzzRange(f *testing.F) {
-	for _, s := range []string{"bytes=0-9", "bytes=-5", "bytes=5-", "bytes=0-1,3-4", "bytes=99999999999999999999-", "=", "-", "bytes=,0-0,,-1"} {
+	for _, s := range []string{"bytes=0-9", "bytes=-5", "bytes=5-", "bytes=0-1,3-4", "bytes=99999999999999999999-", "=", "-", "bytes=,0-0,,-1", "bytes=1048576-", "bytes=3145738-3145747", "BYTES = 1048575-1048576"} {
 		f.Add(s, int64(10))
 	}
 	f.Fuzz(func(t *testing.T, s string, size int64) {
@@ -168,6 +168,20 @@ func FuzzRange(f *testing.F) {
 		}
 		if (kind == parts206) != (len(parts) > 0) || len(parts) > maxParts {
 			t.Fatalf("%q of %d bytes: %v, %v", s, size, parts, kind)
+		}
+		// The slices that are asked for are whole ones, and have what is wanted of any body.
+		start, last, ok := slicesOf(s)
+		if !ok {
+			return
+		}
+		if start < SliceSize || start%SliceSize != 0 || last%SliceSize != SliceSize-1 || last < start || last >= maxSliced {
+			t.Fatalf("%q: slices from %d to %d", s, start, last)
+		}
+		if asked, is := parseRange(rangeFrom(start, last), maxSliced); is != parts206 || len(asked) != 1 || asked[0] != (Part{start, last + 1 - start}) {
+			t.Fatalf("%q: %s", s, rangeFrom(start, last))
+		}
+		if wanted, is := parseRange(s, maxSliced); is != parts206 || len(wanted) != 1 || wanted[0].Start < start || wanted[0].Start+wanted[0].Length-1 > last {
+			t.Fatalf("%q: slices from %d to %d", s, start, last)
 		}
 	})
 }
