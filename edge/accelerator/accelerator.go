@@ -94,6 +94,7 @@ type Plane struct {
 	more    moreTallies
 	live    flows
 	udp     datagrams
+	late    late
 
 	carriedFlows carriedFlows // of datagrams, of others
 }

@@ -1,8 +1,10 @@
 package accelerator
 
 import (
+	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -12,7 +14,7 @@ import (
 )
 
 // soonTimeout is how long an endpoint has to take a flow that an event loop holds. It is in this region, and most answer within a millisecond; who is later is asked
-// anew, as one of those that may be (race.go).
+// anew, as one of those that may be (race.go), and by no loop for a while.
 const soonTimeout = 50 * time.Millisecond
 
 // Prospect is the connection that Config.Take would open first, for who opens it by himself.
@@ -44,9 +46,9 @@ func (p *Plane) StartSoon(client *loop.Conn, at netip.AddrPort, ended, back func
 		back()
 		return
 	}
-	if !p.enter() {
+	if p.late.is(prospect.Target) || !p.enter() {
 		prospect.Left()
-		back() // who says why it is refused
+		back() // who says why, where it is refused
 		return
 	}
 	s := &soon{plane: p, client: client, flow: f, entry: e, by: candidates[0], prospect: prospect, chosen: see(t.spec, v), ended: ended, back: back}
@@ -76,6 +78,9 @@ type soon struct {
 func (s *soon) taken(far *loop.Conn, err error) {
 	p := s.plane
 	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			p.late.was(s.prospect.Target)
+		}
 		p.config.Log.Debug("an endpoint does not take a flow at once", "candidate", s.by.String(), "error", err)
 		p.count.live.Add(-1)
 		s.prospect.Left()

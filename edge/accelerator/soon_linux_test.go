@@ -329,6 +329,10 @@ func TestAFlowThatNobodyTakesAtOnceIsGivenBack(t *testing.T) {
 		w.target.Close()
 		w.refused()
 	})
+	eitherWay(t, here(false), 1, func(w *pairOf) {
+		w.plane.late.was(relay.AddrPort(w.target.Addr()))
+		w.whole(1, 2)
+	})
 	elsewhere := network{groups: []testGroup{up("nrt", 30, 100)}}
 	eitherWay(t, elsewhere, 1, func(w *pairOf) { w.refused() })
 	eitherWay(t, here(false), 1, func(w *pairOf) {

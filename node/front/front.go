@@ -442,11 +442,12 @@ func (f *Front) cut() int {
 // enter begins to keep track of a connection, leave ends it.
 func (f *Front) enter(c net.Conn, behind *Door) *guest {
 	g := &guest{anyone: behind.Anyone, allowed: behind.Allowed}
-	if known, is := c.(interface{ Remote() netip.AddrPort }); f.believes(c) {
-	} else if is { // it needs no net.Addr for that, which is made anew each time
+	switch known, is := c.(interface{ Remote() netip.AddrPort }); {
+	case f.believes(c):
+	case is: // a net.Addr is made anew each time
 		from := known.Remote().Addr().WithZone("")
 		g.from.Store(&from)
-	} else {
+	default:
 		g.isFrom(c.RemoteAddr())
 	}
 	f.counters.connections.Add(1)

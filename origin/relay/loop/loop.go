@@ -158,11 +158,11 @@ func (g *Group) Close() {
 type loop struct {
 	group      *Group
 	poller     *poller
-	room       []byte    // for what is read, until it is written
-	known      []source  // by descriptor; of those that are not, the number is 0
-	number     uint32    // given last
-	ready      []*Flow   // that have a turn to come
-	connecting []*Flow   // by when it is given up, those too that have come further
+	room       []byte   // for what is read, until it is written
+	known      []source // by descriptor; of those that are not, the number is 0
+	number     uint32   // given last
+	ready      []*Flow  // that have a turn to come
+	connecting []*Flow  // by when it is given up, those too that have come further
 	wheel      wheel
 	turns      uint64
 	over       bool

@@ -20,18 +20,19 @@ import (
 
 // desk is loops that carry what comes to an address to a target, as nobody's choice.
 type desk struct {
-	t       *testing.T
-	group   *Group
-	address string
-	target  net.Listener
-	within  time.Duration
-	idle    time.Duration
-	before  func(*Flow)       // before it is started
-	refused chan error        // why a target did not take a flow
-	started chan *Flow        // those that were
-	ended   chan relay.Result // what became of them
-	close   func()            // of the listener; it waits
-	panics  chan any
+	t        *testing.T
+	group    *Group
+	listener *Listener
+	address  string
+	target   net.Listener
+	within   time.Duration
+	idle     time.Duration
+	before   func(*Flow)       // before it is started
+	refused  chan error        // why a target did not take a flow
+	started  chan *Flow        // those that were
+	ended    chan relay.Result // what became of them
+	close    func()            // of the listener; it waits
+	panics   chan any
 }
 
 func newDesk(t *testing.T, change func(*desk)) *desk {
@@ -48,6 +49,7 @@ func newDesk(t *testing.T, change func(*desk)) *desk {
 	if !ok {
 		t.Fatal("nothing is accepted")
 	}
+	d.listener = s
 	done := make(chan struct{})
 	d.close = func() {
 		s.Close(func() { close(done) })
@@ -436,6 +438,21 @@ func TestWhatIsCarriedAsLoopsCloseIsBrokenOff(t *testing.T) {
 	if _, ok := d.group.Listen(listen(t), nil, nil); ok {
 		t.Error("a group that is closed accepts")
 	}
+}
+
+func TestALoopAcceptsAgainAfterAPause(t *testing.T) {
+	d := newDesk(t, nil)
+	paused := make(chan struct{}, 2)
+	for _, l := range d.group.loops {
+		l.post(func() { // as where there are no descriptors
+			l.pause(d.listener)
+			paused <- struct{}{}
+		})
+	}
+	<-paused
+	<-paused
+	client, target := d.flow()
+	sends(t, client, target, []byte("x"))
 }
 
 func TestManyFlowsAtOnce(t *testing.T) {
