@@ -17,7 +17,6 @@ var errHeld = errors.New("a loop holds the connection")
 type Conn struct {
 	flow   *Flow
 	at     side
-	number uint32 // tells it from others that have had the same descriptor
 	remote netip.AddrPort
 
 	mu      sync.Mutex

@@ -64,6 +64,7 @@ type Listener struct {
 	group    *Group
 	accepted func(*Conn)
 	failed   func(error)
+	take     func(fd int) (int, netip.AddrPort, error) // accept, but in tests
 
 	mu     sync.RWMutex // held by who uses the socket, for the moment, and by Close
 	fd     int          // the listener's own
@@ -86,7 +87,7 @@ func (g *Group) Listen(l net.Listener, accepted func(*Conn), failed func(error))
 	if g.closed || !g.run() {
 		return nil, false
 	}
-	s = &Listener{group: g, fd: fd, accepted: accepted, failed: failed}
+	s = &Listener{group: g, fd: fd, accepted: accepted, failed: failed, take: accept}
 	s.left.Store(int64(len(g.loops)))
 	for _, one := range g.loops {
 		one.post(func() { one.listen(s) })
@@ -100,7 +101,7 @@ func (s *Listener) Close(done func()) {
 	s.mu.Lock()
 	s.closed = true
 	for _, one := range s.group.loops {
-		one.poller.remove(s.fd)
+		one.drop(s.fd)
 	}
 	s.mu.Unlock()
 	for _, one := range s.group.loops {
@@ -123,7 +124,7 @@ func (s *Listener) accept() (fd int, from netip.AddrPort, err error) {
 	if s.closed {
 		return -1, from, errAgain
 	}
-	return accept(s.fd)
+	return s.take(s.fd)
 }
 
 // run starts the loops, if they do not run.
@@ -181,22 +182,31 @@ type source struct {
 	number   uint32
 	conn     *Conn
 	listener *Listener
-	accepted uint64 // the turn in which something was
+	told     uint64 // the turn in which there was something to be accepted
+	paused   bool   // nothing is accepted until a timer has run out
 }
 
 // post has something be done on the loop's goroutine; false: it has ended. What is posted are closes, breaks, and listeners: no more than there are of them.
 func (l *loop) post(do func()) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.ended {
-		l.mu.Unlock()
 		return false
 	}
 	l.posted = append(l.posted, do)
-	l.mu.Unlock()
 	if l.asleep.Load() {
-		l.poller.wake()
+		l.poller.wake() // under the lock: the poller is not closed before the loop has ended
 	}
 	return true
+}
+
+// drop has the system tell nothing more of a descriptor. It may be called on any goroutine.
+func (l *loop) drop(fd int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.ended {
+		l.poller.remove(fd)
+	}
 }
 
 // queue has a flow have a turn more.
@@ -256,7 +266,9 @@ func (l *loop) tell(e event) {
 	switch {
 	case s.number == 0 || s.number != e.number: // of one that was closed meanwhile
 	case s.listener != nil:
-		l.accept(s.listener, e.fd)
+		if !s.paused && s.told != l.turns { // it may be told twice in a turn: what it has then is told in the next
+			l.accept(s.listener, e.fd)
+		}
 	default:
 		s.conn.flow.told(s.conn.at, e.readable, e.writable, e.hasty)
 	}
@@ -305,20 +317,28 @@ func (l *loop) watch(c *Conn) error {
 	if c.fd < 0 {
 		return net.ErrClosed
 	}
-	c.number = l.know(c.fd, source{conn: c})
-	return l.poller.add(c.fd, c.number)
+	number := l.next()
+	if err := l.poller.add(c.fd, number); err != nil {
+		return err
+	}
+	l.know(c.fd, source{number: number, conn: c})
+	return nil
 }
 
-func (l *loop) know(fd int, s source) (number uint32) {
-	for len(l.known) <= fd {
-		l.known = append(l.known, source{})
-	}
+// next is a number that no source has.
+func (l *loop) next() uint32 {
 	if l.number++; l.number == 0 {
 		l.number++
 	}
-	s.number = l.number
+	return l.number
+}
+
+// know has what is told of a descriptor be a source's, which the system has under its number already.
+func (l *loop) know(fd int, s source) {
+	for len(l.known) <= fd {
+		l.known = append(l.known, source{})
+	}
 	l.known[fd] = s
-	return s.number
 }
 
 // forget has nothing be done any more about what the system tells of a connection. It says whether it would tell something.
@@ -330,16 +350,24 @@ func (l *loop) forget(c *Conn) (watched bool) {
 	return false
 }
 
-// listen begins to accept of a listener.
+// listen begins to accept of a listener, or tries again later.
 func (l *loop) listen(s *Listener) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.closed {
 		return
 	}
-	if err := l.poller.addListener(s.fd, l.know(s.fd, source{listener: s})); err != nil {
+	number := l.next()
+	if err := l.poller.addListener(s.fd, number); err != nil {
 		s.failed(err)
+		l.listenLater(s)
+		return
 	}
+	l.know(s.fd, source{number: number, listener: s})
+}
+
+func (l *loop) listenLater(s *Listener) {
+	time.AfterFunc(acceptPause, func() { l.post(func() { l.listen(s) }) })
 }
 
 func (l *loop) unlisten(s *Listener) {
@@ -352,10 +380,10 @@ func (l *loop) unlisten(s *Listener) {
 // accept takes one connection, and more where the turn before had some, too: what finds none is a call in vain.
 func (l *loop) accept(s *Listener, at int) {
 	most := 1
-	if l.known[at].accepted+1 == l.turns {
+	if l.known[at].told+1 == l.turns {
 		most = burst
 	}
-	l.known[at].accepted = l.turns
+	l.known[at].told = l.turns
 	for range most {
 		fd, from, err := s.accept()
 		switch {
@@ -363,7 +391,7 @@ func (l *loop) accept(s *Listener, at int) {
 			return
 		case err != nil:
 			s.failed(err)
-			l.pause(s)
+			l.pause(s, at)
 			return
 		}
 		f := &Flow{loop: l}
@@ -375,14 +403,15 @@ func (l *loop) accept(s *Listener, at int) {
 }
 
 // pause has nothing be accepted of a listener for a moment.
-func (l *loop) pause(s *Listener) {
+func (l *loop) pause(s *Listener, at int) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.closed {
+	if s.closed || l.known[at].paused {
 		return
 	}
-	l.poller.remove(s.fd)
-	time.AfterFunc(acceptPause, func() { l.post(func() { l.listen(s) }) })
+	l.known[at].paused = true
+	l.poller.remove(at)
+	l.listenLater(s)
 }
 
 // arm has the loop wake when something is due, if a timer does not already.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"syscall"
@@ -445,7 +446,7 @@ func TestALoopAcceptsAgainAfterAPause(t *testing.T) {
 	paused := make(chan struct{}, 2)
 	for _, l := range d.group.loops {
 		l.post(func() { // as where there are no descriptors
-			l.pause(d.listener)
+			l.pause(d.listener, d.listener.fd)
 			paused <- struct{}{}
 		})
 	}
@@ -535,4 +536,121 @@ func TestNothingIsConnectedToItself(t *testing.T) {
 	if err := standing(fd, at, false); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Error(err)
 	}
+}
+
+// on has something be done on a loop, and waits for it.
+func on(l *loop, do func()) {
+	done := make(chan struct{})
+	l.post(func() {
+		do()
+		close(done)
+	})
+	<-done
+}
+
+// shut is a listener of which a loop does not accept before it is told to.
+func shut(t *testing.T) (g *Group, l net.Listener, s *Listener, failed chan error) {
+	g, l, failed = New(Config{Loops: 1}), listen(t), make(chan error, 100)
+	fd, ok := listening(l)
+	if !ok || !g.run() {
+		t.Fatal("nothing is accepted")
+	}
+	s = &Listener{
+		group: g, fd: fd, take: accept, failed: func(err error) { failed <- err },
+		accepted: func(c *Conn) { c.Close() },
+	}
+	s.left.Store(1)
+	t.Cleanup(func() {
+		done := make(chan struct{})
+		s.Close(func() { close(done) })
+		l.Close()
+		<-done
+		g.Close()
+	})
+	return g, l, s, failed
+}
+
+// isAccepted connects, and waits until what is accepted is closed.
+func isAccepted(t *testing.T, at net.Listener) {
+	t.Helper()
+	c, err := net.Dial("tcp", at.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	wantEnd(t, c, io.EOF)
+}
+
+func TestWhatCouldNotBeAcceptedIsLater(t *testing.T) {
+	g, l, s, failed := shut(t)
+	one := g.loops[0]
+	lacking := true
+	s.take = func(fd int) (int, netip.AddrPort, error) {
+		if lacking { // of descriptors, for a moment
+			return -1, netip.AddrPort{}, syscall.EMFILE
+		}
+		return accept(fd)
+	}
+	on(one, func() {
+		one.listen(s)
+		e := event{fd: s.fd, number: one.known[s.fd].number, readable: true}
+		one.tell(e)
+		one.tell(e) // the system may say it twice in one batch
+		one.turns++
+		one.tell(e) // or have said it before
+		one.pause(s, s.fd)
+		lacking = false
+	})
+	if err := <-failed; !errors.Is(err, syscall.EMFILE) {
+		t.Error(err)
+	}
+	isAccepted(t, l)
+	on(one, func() {
+		if one.known[s.fd].paused {
+			t.Error("nothing is accepted")
+		}
+	})
+	select {
+	case err := <-failed:
+		t.Errorf("it failed again: %v", err)
+	default:
+	}
+}
+
+func TestAListenerIsToldOfOnceInATurn(t *testing.T) {
+	g, _, s, failed := shut(t)
+	one := g.loops[0]
+	asked := 0
+	s.take = func(int) (int, netip.AddrPort, error) {
+		asked++
+		return -1, netip.AddrPort{}, errAgain
+	}
+	on(one, func() {
+		one.listen(s)
+		e := event{fd: s.fd, number: one.known[s.fd].number, readable: true}
+		one.tell(e)
+		one.tell(e)
+		if asked != 1 {
+			t.Errorf("it is asked %d times", asked)
+		}
+	})
+	if len(failed) > 0 {
+		t.Error(<-failed)
+	}
+}
+
+func TestAListenerThatTheSystemDoesNotTakeIsTriedAgain(t *testing.T) {
+	g, l, s, failed := shut(t)
+	one := g.loops[0]
+	on(one, func() {
+		if err := one.poller.addListener(s.fd, one.next()); err != nil { // so that it is there already
+			t.Error(err)
+		}
+		one.listen(s)
+		if !errors.Is(<-failed, syscall.EEXIST) {
+			t.Error("it is taken twice")
+		}
+		one.poller.remove(s.fd)
+	})
+	isAccepted(t, l)
 }
