@@ -3,6 +3,7 @@ package loop
 import (
 	"net"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -81,10 +82,23 @@ func (c *Conn) Connect(to netip.AddrPort, within time.Duration, taken func(targe
 	f.loop.connecting = append(f.loop.connecting, f)
 }
 
+// late ends connecting whose time is up, unless it has come to something of which the loop was not told yet: so a loop that was held up blames no target for that.
+func (f *Flow) late() {
+	if come, hasty := writable(f.ends[target].fd); come {
+		f.settle(hasty)
+	} else {
+		f.calledOff(os.ErrDeadlineExceeded)
+	}
+}
+
 // settle finds out what has become of connecting; hasty: it may have failed.
 func (f *Flow) settle(hasty bool) {
 	far := &f.ends[target]
-	if err := standing(far.fd, far.remote, hasty); err != nil {
+	err := standing(far.fd, far.remote, hasty)
+	if err == nil {
+		err = f.loop.watch(&f.ends[client]) // before it is said to be taken, and counted
+	}
+	if err != nil {
 		f.calledOff(err)
 		return
 	}
@@ -122,7 +136,7 @@ func (f *Flow) Start(ended func(relay.Result)) {
 	f.state = carried
 	near, far := &f.ends[client], &f.ends[target]
 	f.machine.told(client, true, true, false) // its first bytes are there, mostly; of the target's the system tells
-	if err := f.loop.watch(near); near.fd < 0 || far.fd < 0 || err != nil {
+	if near.fd < 0 || far.fd < 0 {
 		f.finish(net.ErrClosed, relay.Unknown)
 		return
 	}

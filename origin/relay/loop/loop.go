@@ -13,7 +13,6 @@ package loop
 import (
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -446,7 +445,7 @@ func (l *loop) giveUp() {
 			if time.Now().Before(f.due) {
 				return
 			}
-			l.guard(func() { f.calledOff(os.ErrDeadlineExceeded) })
+			l.guard(f.late)
 		}
 		l.connecting[0] = nil
 		l.connecting = l.connecting[1:]

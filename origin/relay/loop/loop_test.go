@@ -316,13 +316,86 @@ func TestWhoDoesNotTakeAFlowIsTold(t *testing.T) {
 	if err := <-d.refused; !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Error(err)
 	}
+}
 
-	d = newDesk(t, func(d *desk) { d.within = -time.Second }) // so it is late before it is asked
-	if c, err := net.Dial("tcp", d.address); err == nil {
-		wantEnd(t, c, syscall.ECONNRESET)
-		c.Close()
+// A target is late if its socket says nothing as its time is up. What the loop was not told of in time, since it did something else, is no lateness.
+func TestWhoIsLateIsTold(t *testing.T) {
+	g, l, _, _ := shut(t)
+	one := g.loops[0]
+	connects := func(fd int) (err error) {
+		f := &Flow{loop: one, state: connecting, due: time.Now().Add(-time.Hour)}
+		near, far := &f.ends[client], &f.ends[target]
+		near.flow, near.at, far.flow, far.at, far.fd = f, client, f, target, fd
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(pair[1])
+		near.fd = pair[0]
+		told := errors.New("nothing is told")
+		f.taken = func(_ *Conn, e error) { told = e }
+		one.connecting = append(one.connecting, f)
+		one.giveUp()
+		near.shut(false)
+		far.shut(false)
+		return told
 	}
-	if err := <-d.refused; !errors.Is(err, os.ErrDeadlineExceeded) {
+	on(one, func() {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(pair[1])
+		for err == nil { // until it has no room, and so is as one that is not connected yet
+			_, err = unix.Write(pair[0], make([]byte, 64<<10))
+		}
+		if err := connects(pair[0]); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("of one that is late is told %v", err)
+		}
+		fd, err := connect(relay.AddrPort(l.Addr()))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for is := false; !is; is, _ = writable(fd) {
+			runtime.Gosched()
+		}
+		if err := connects(fd); err != nil {
+			t.Errorf("of one that stands is told %v", err)
+		}
+	})
+}
+
+// A flow that its loop cannot be told of has not begun: whoever asked takes another way.
+func TestAClientOfWhomTheLoopIsNotToldIsGivenBack(t *testing.T) {
+	group, l, target := New(Config{Loops: 1}), listen(t), listen(t)
+	told := make(chan error, 2)
+	s, ok := group.Listen(l, func(c *Conn) {
+		p := c.flow.loop.poller
+		if err := p.add(c.fd, 1); err != nil { // so that it is there already
+			told <- err
+		}
+		c.Connect(relay.AddrPort(target.Addr()), time.Hour, func(_ *Conn, err error) {
+			told <- err
+			p.remove(c.fd)
+			tcp, err := c.Detach()
+			told <- err
+			if err == nil {
+				tcp.Close()
+			}
+		})
+	}, func(err error) { t.Error(err) })
+	if !ok {
+		t.Fatal("nothing is accepted")
+	}
+	defer group.Close()
+	defer s.Close(func() {})
+	isAccepted(t, l)
+	if err := <-told; !errors.Is(err, syscall.EEXIST) {
+		t.Error(err)
+	}
+	if err := <-told; err != nil {
 		t.Error(err)
 	}
 }

@@ -229,6 +229,13 @@ func connect(to netip.AddrPort) (fd int, err error) {
 	return fd, nil
 }
 
+// writable says what the poller will, of one socket, if it has not yet.
+func writable(fd int) (is, hasty bool) {
+	one, now := unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT | unix.POLLRDHUP}, unix.Timespec{}
+	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&one)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	return errno == 0 && n > 0, one.Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+}
+
 // standing says why a socket that was connecting is not connected; hasty: there may be an error. One to itself is not: where a port of this machine that nobody listens
 // on is connected to from that very port, TCP takes it (RFC 9293, 3.5, figure 7), and package net does not either.
 func standing(fd int, to netip.AddrPort, hasty bool) error {

@@ -37,6 +37,7 @@ func listening(net.Listener) (int, bool)       { return -1, false }
 func accept(int) (int, netip.AddrPort, error)  { return -1, netip.AddrPort{}, errUnsupported }
 func connect(netip.AddrPort) (int, error)      { return -1, errUnsupported }
 func standing(int, netip.AddrPort, bool) error { return errUnsupported }
+func writable(int) (is, hasty bool)            { return false, false }
 func localOf(int) (netip.AddrPort, error)      { return netip.AddrPort{}, errUnsupported }
 func readSocket(int, []byte) (int, error)      { return 0, errUnsupported }
 func writeSocket(int, []byte) (int, error)     { return 0, errUnsupported }
