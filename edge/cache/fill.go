@@ -112,9 +112,10 @@ type fill struct {
 	since  int64     // bytes that have come from then on
 
 	// Of who runs it:
-	requested time.Time             // when the origin was asked
-	asked     bool                  // once, and now without conditions
-	rest      func(context.Context) // what is left to be done, if anything is
+	requested time.Time // when the origin was asked
+	asked     bool      // once, and now without conditions
+	// What is left to be done, if anything is; end ends the context, and is for who needs that for longer.
+	rest func(ctx context.Context, end context.CancelFunc)
 }
 
 // firstPiece is the room a body whose size is not known begins with. It doubles from there.
@@ -238,7 +239,7 @@ func (f *fill) run() {
 		f.heard(response, err, cancel)
 	}
 	if f.rest != nil {
-		f.rest(ctx)
+		f.rest(ctx, cancel)
 	}
 }
 
@@ -301,19 +302,19 @@ func (f *fill) heard(response *http.Response, err error, end context.CancelFunc)
 				return
 			}
 			again = true
-		case sought && response.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+		case sought && response.StatusCode != http.StatusOK: // it may be about the Range, which is ours: who asks for the whole may get that
 			again = true
 		}
 	}
 	if again {
 		response.Body.Close()
 		f.asked = true // once more, without conditions
-		f.rest = func(ctx context.Context) {
+		f.rest = func(ctx context.Context, end context.CancelFunc) {
 			f.requested = time.Now()
 			response, err := f.want.Fetch(ctx, nil)
 			f.heard(response, err, end)
 			if f.rest != nil {
-				f.rest(ctx)
+				f.rest(ctx, end)
 			}
 		}
 		return
@@ -428,7 +429,9 @@ func (f *fill) take(response *http.Response, end context.CancelFunc) {
 		f.cache.counts.badTags.Add(uint64(refused))
 	}
 	if cuts {
-		f.rest = func(ctx context.Context) { f.cut(ctx, o, response, Part{0, size}, size, validator, own) }
+		f.rest = func(ctx context.Context, _ context.CancelFunc) {
+			f.cut(ctx, o, response, Part{0, size}, size, validator, own)
+		}
 		return
 	}
 	f.settle(o)
@@ -440,7 +443,7 @@ func (f *fill) take(response *http.Response, end context.CancelFunc) {
 		f.bring(f.cache.ctx, o, response)
 		return
 	}
-	f.rest = func(ctx context.Context) {
+	f.rest = func(ctx context.Context, _ context.CancelFunc) {
 		if end == nil {
 			defer context.AfterFunc(ctx, func() { response.Body.Close() })()
 		}

@@ -213,7 +213,7 @@ func (f *fill) parted(response *http.Response) (ok bool) {
 	}
 	f.cache.counts.badTags.Add(uint64(refused))
 	f.cache.slicing.sought.Add(1)
-	f.rest = func(ctx context.Context) { f.cut(ctx, o, response, has, size, validator, own) }
+	f.rest = func(ctx context.Context, _ context.CancelFunc) { f.cut(ctx, o, response, has, size, validator, own) }
 	return true
 }
 

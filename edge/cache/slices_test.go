@@ -286,6 +286,42 @@ func TestWhatIsLargeIsNoFillOnceItsHeadIsThere(t *testing.T) {
 	})
 }
 
+// What the origin sends to a Range of ours is one thing, and what it sends when it is asked for the whole another, which may be one request's alone.
+func TestWhoIsAskedOnceMoreLeavesNoContextBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Bytes: 16 << 20})
+		defer c.Close()
+		var all []context.Context
+		w := bigFilm("/")
+		w.Range = "bytes=1048576-"
+		w.Soon = func(http.Header) (*http.Response, error) {
+			return &http.Response{StatusCode: 416, Header: http.Header{}, Body: http.NoBody}, nil
+		}
+		w.Fetch = func(ctx context.Context, conditions http.Header) (*http.Response, error) {
+			if all = append(all, ctx); conditions != nil {
+				t.Errorf("it is asked for the whole by %v", conditions)
+			}
+			return &http.Response{StatusCode: 200, Header: http.Header{"Cache-Control": {"no-store"}}, ContentLength: 3, Body: io.NopCloser(strings.NewReader("abc"))}, nil
+		}
+		for range 100 {
+			ask, res := c.ask(t, w)
+			if b, err := ask.Next(); string(b) != "abc" || err != nil || res.Stored || res.Shared {
+				t.Fatalf("%+v, %q, %v", res, b, err)
+			}
+			if ctx := all[len(all)-1]; ctx.Err() != nil {
+				t.Fatal("its body has no context any more")
+			}
+			ask.Close()
+		}
+		synctest.Wait()
+		for i, ctx := range all {
+			if ctx.Err() == nil {
+				t.Fatalf("of %d requests the %d. has a context still", len(all), i)
+			}
+		}
+	})
+}
+
 func TestStreamsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New(Config{Bytes: 16 << 20})

@@ -509,6 +509,35 @@ func TestWhereNothingCanBeSoughtTheWholeIsAskedFor(t *testing.T) {
 	}
 }
 
+// An origin, or what stands before it, may refuse ranges alone: what it says of one that we have made is no word on the whole.
+func TestWhatIsSaidToARangeIsNotTakenForWhatIsSaidOfTheWhole(t *testing.T) {
+	const size = 5 * mega
+	for _, code := range []int{204, 301, 403, 404, 410, 429, 500, 501, 503} {
+		t.Run(fmt.Sprint(code), func(t *testing.T) {
+			inCinema(t, site(""), alone(), size, func(t *testing.T, f *fleet, c *cinema) {
+				c.changes = func(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+					if r.Header.Get("Range") == "" {
+						return w
+					}
+					w.WriteHeader(code)
+					return nil
+				}
+				f.watch("icn-a", 1, 3*mega+10, 10, size)
+				time.Sleep(time.Second) // till all is there
+				for _, asks := range []http.Header{nil, {"Range": {"bytes=0-"}}} {
+					if a, err := f.ask("icn-a", "GET", "/film", asks); err != nil || a.StatusCode >= 300 || a.body != string(reel(1, 0, size)) ||
+						a.Header.Get("X-Cache") != "Hit from perigee" {
+						t.Errorf("%v, %d, %d bytes, %v", err, a.StatusCode, len(a.body), a.Header)
+					}
+				}
+				if asked, want := c.asked(), []string{ranges(size, 3)[0], "whole"}; !slices.Equal(asked, want) {
+					t.Errorf("the origin was asked for %q, want %q", asked, want)
+				}
+			})
+		})
+	}
+}
+
 func TestAnOriginThatLiesAboutRangesIsNotBelieved(t *testing.T) {
 	const size = 20 * mega
 	part := func(w http.ResponseWriter, says string, start, length int64) {
