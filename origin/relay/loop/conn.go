@@ -99,16 +99,26 @@ func (c *Conn) Control(f func(fd uintptr)) error {
 	return raw.Control(f)
 }
 
-// Detach takes the connection from its loop, whose goroutine this must be, and returns it as one of package net. It is for those that are not carried.
+// Detach takes the connection from its loop, whose goroutine this must be, and returns it as one of package net. It is for those that are not carried. Where it cannot be
+// one, for there is no descriptor left, it is reset; one that somebody closed is closed, and that is net.ErrClosed.
 func (c *Conn) Detach() (net.Conn, error) {
 	if c.fd < 0 || c.flow.state != held {
 		return nil, net.ErrClosed
 	}
-	tcp, err := connOf(c.fd)
+	c.flow.loop.forget(c)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fd := c.fd
+	c.fd = -1
+	if c.closing {
+		closeSocket(fd, c.reset)
+		return nil, net.ErrClosed
+	}
+	tcp, err := become(fd, true)
 	if err != nil {
 		return nil, err
 	}
-	c.leave(tcp)
+	c.tcp = tcp
 	return tcp, nil
 }
 

@@ -727,3 +727,84 @@ func TestAListenerThatTheSystemDoesNotTakeIsTriedAgain(t *testing.T) {
 	})
 	isAccepted(t, l)
 }
+
+// lacks has this process have no descriptor of a number from most on, for as long as do runs.
+func lacks(t *testing.T, most int, do func()) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Error(err)
+		return
+	}
+	less := limit
+	less.Cur = uint64(most)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &less); err != nil {
+		t.Error(err)
+		return
+	}
+	do()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Error(err)
+	}
+}
+
+// To take a connection from its loop takes one descriptor more, for the moment. Where there is none it is reset, and one that was closed meanwhile is not taken.
+func TestAConnectionIsTakenWithOneDescriptor(t *testing.T) {
+	group, l := New(Config{Loops: 1}), listen(t)
+	var way func(c *Conn)
+	s, ok := group.Listen(l, func(c *Conn) { way(c) }, func(err error) { t.Error(err) })
+	if !ok {
+		t.Fatal("nothing is accepted")
+	}
+	defer group.Close()
+	defer s.Close(func() {})
+	for _, one := range []struct {
+		way  func(c *Conn)
+		want error
+	}{
+		{func(c *Conn) {
+			free, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				t.Error(err)
+			}
+			unix.Close(free)
+			lacks(t, free+1, func() {
+				tcp, err := c.Detach()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				tcp.Close()
+			})
+		}, io.EOF},
+		{func(c *Conn) {
+			lacks(t, 3, func() {
+				if _, err := c.Detach(); !errors.Is(err, syscall.EMFILE) {
+					t.Error(err)
+				}
+			})
+			c.Close() // which is nothing any more
+		}, syscall.ECONNRESET},
+		{func(c *Conn) {
+			c.Close()
+			if _, err := c.Detach(); !errors.Is(err, net.ErrClosed) {
+				t.Error(err)
+			}
+		}, io.EOF},
+		{func(c *Conn) {
+			c.Abort()
+			if _, err := c.Detach(); !errors.Is(err, net.ErrClosed) {
+				t.Error(err)
+			}
+		}, syscall.ECONNRESET},
+	} {
+		on(group.loops[0], func() { way = one.way })
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err == nil { // a reset may come before that returns
+			_, err = c.Read(make([]byte, 1))
+			c.Close()
+		}
+		if !errors.Is(err, one.want) {
+			t.Errorf("its client sees %v, want %v", err, one.want)
+		}
+	}
+}

@@ -342,10 +342,19 @@ func connOf(fd int) (*net.TCPConn, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	file := os.NewFile(uintptr(dup), "tcp")
+	return become(dup, false)
+}
+
+// become is a connection of package net in the place of a socket, which is closed where that cannot be, so that the other end sees a reset if it is to. One descriptor
+// more is needed for the moment.
+func become(fd int, reset bool) (*net.TCPConn, error) {
+	file := os.NewFile(uintptr(fd), "tcp")
 	defer file.Close()
 	c, err := net.FileConn(file)
 	if err != nil {
+		if reset {
+			unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		}
 		return nil, err
 	}
 	return c.(*net.TCPConn), nil

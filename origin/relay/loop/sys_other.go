@@ -46,4 +46,5 @@ func closeSocket(int, bool)                    {}
 func noDelay(int)                              {}
 func keepAlive(int)                            {}
 func kernelCount(int) int64                    { return 0 }
+func become(int, bool) (*net.TCPConn, error)   { return nil, errUnsupported }
 func connOf(int) (*net.TCPConn, error)         { return nil, errUnsupported }
