@@ -323,26 +323,43 @@ func (n *Node) takeFlow(ctx context.Context, resource string, client netip.AddrP
 	if !n.flows.enter() {
 		return nil, errors.New(leavingReason)
 	}
-	taken, err := n.origin.TakeFlow(ctx, resource, client)
+	leave := sync.OnceFunc(n.flows.leave)
+	taken := false
+	defer func() { // also where it panics
+		if !taken {
+			leave()
+		}
+	}()
+	flow, err := n.origin.TakeFlow(ctx, resource, client)
 	if err != nil {
-		n.flows.leave()
 		return nil, err
 	}
-	return &takenFlow{taken, sync.OnceFunc(n.flows.leave)}, nil
+	taken = true
+	return &takenFlow{flow, leave}, nil
 }
 
 // prospect is what takeFlow would dial first.
-func (n *Node) prospect(resource string, client netip.AddrPort) (accelerator.Prospect, bool) {
+func (n *Node) prospect(resource string, client netip.AddrPort) (wanted accelerator.Prospect, ok bool) {
 	if !n.flows.enter() {
-		return accelerator.Prospect{}, false
+		return wanted, false
 	}
-	one, ok := n.origin.Prospect(resource, client)
-	if !ok {
-		n.flows.leave()
-		return accelerator.Prospect{}, false
+	defer func() { // also where it panics
+		if !ok {
+			n.flows.leave()
+		}
+	}()
+	one, is := n.origin.Prospect(resource, client)
+	if !is {
+		return wanted, false
 	}
-	took := func(far net.Conn) accelerator.Taken { return &takenFlow{one.Took(far), n.flows.leave} }
-	return accelerator.Prospect{Target: one.Target, Took: took, Left: n.flows.leave}, true
+	return accelerator.Prospect{
+		Target: one.Target,
+		Took:   func(far net.Conn) accelerator.Taken { return &takenFlow{one.Took(far), n.flows.leave} },
+		Left: func(err error) {
+			defer n.flows.leave()
+			one.Left(err)
+		},
+	}, true
 }
 
 // loops has the front's doors be accepted of by loops.
@@ -357,12 +374,12 @@ func (l loops) Listen(of net.Listener, accepted func(front.Held), failed func(er
 }
 
 // soon serves what a loop accepts for a listener of an accelerator; nil: that has no endpoints in this region, or this node dials none, so all is for others to carry.
-func (n *Node) soon(l accelerator.Listener) func(c front.Held, ended, back func()) {
+func (n *Node) soon(l accelerator.Listener) func(c front.Held, ended func(), back func() error) {
 	if n.cfg.dialFlow == nil || !n.accelerator.EndsIn(l, n.cfg.Region) || !n.has(view.Origin) {
 		return nil
 	}
 	serve := n.accelerator.SoonHandler(l)
-	return func(c front.Held, ended, back func()) { serve(c.(*loop.Conn), ended, back) }
+	return func(c front.Held, ended func(), back func() error) { serve(c.(*loop.Conn), ended, back) }
 }
 
 // takenFlow is a flow of this node's accelerator that counts among the flows of this region until it has ended.

@@ -194,7 +194,7 @@ func TestAProspectTakesAPlace(t *testing.T) {
 		}
 		return one
 	}
-	prospect().Left()
+	prospect().Left(nil)
 	if n.flows.open != 0 {
 		t.Errorf("%d flows are open after one came to nothing", n.flows.open)
 	}

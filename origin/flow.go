@@ -74,8 +74,8 @@ func (p *Plane) TakeFlow(ctx context.Context, resource string, client netip.Addr
 	return &Taken{f.target, f}, nil
 }
 
-// Prospect is the target that would be dialled first for a flow, for who connects to it by himself. Until that has taken the flow nothing is counted; where it does
-// not, TakeFlow is to be asked, which tells what is to be known of that.
+// Prospect is the target that would be dialled first for a flow, for who connects to it by himself. One of Took and Left tells what has become of that; where it was not
+// taken, TakeFlow is to be asked.
 type Prospect struct {
 	Target netip.AddrPort
 	flow   flow
@@ -104,11 +104,39 @@ func (p *Plane) Prospect(resource string, client netip.AddrPort) (one *Prospect,
 	}
 	split := g.splitBy(p.config.View())
 	if one.Target, ok = split.pool.First(g.turn()); !ok {
+		g.traffic.turnBack()
 		return nil, false
 	}
 	f.key, f.traffic, f.idle, f.balanced = split.texts[one.Target].key, g.traffic, idle, strings.HasPrefix(resource, "loadBalancer/")
-	f.lease = g.traffic.lease(one.Target)
-	return one, f.lease != nil
+	if f.lease = g.traffic.lease(one.Target); f.lease == nil {
+		g.traffic.turnBack()
+		return nil, false
+	}
+	return one, true
+}
+
+// Left tells that the target has not taken the flow, and why; nil: it was not asked. What says something of it counts, as a dial of TakeFlow's does: then the flow is the
+// next target's. Else TakeFlow has the same turn: it asks the target anew, which may only have been late.
+func (o *Prospect) Left(err error) {
+	f := &o.flow
+	p := f.plane
+	gone := err == nil || errors.Is(err, net.ErrClosed) || isTimeout(err) // given up
+	if err != nil {
+		p.counters.connects.Add(1)
+	}
+	if !gone {
+		p.dialFailed(err)
+		gone = isOurs(err)
+	}
+	switch {
+	case !gone:
+		p.evidence(f.key, f.client, true, reason("dial", &dialError{o.Target, err}))
+		if f.traffic != nil {
+			p.counters.retries.Add(1)
+		}
+	case f.traffic != nil:
+		f.traffic.turnBack()
+	}
 }
 
 // Took is the flow once the target has taken it, by this connection.

@@ -84,6 +84,9 @@ func (g *group) candidates(v *view.View) iter.Seq[netip.AddrPort] {
 // turn takes the next turn.
 func (g *group) turn() uint64 { return g.traffic.turn.Add(1) - 1 }
 
+// turnBack has a turn be the next one's, for nothing came of it. (Where others have had theirs meanwhile, one of those is.)
+func (t *traffic) turnBack() { t.turn.Add(^uint64(0)) }
+
 // explain records what candidates would return next, and takes no turn.
 func (g *group) explain(v *view.View, t *trace.Trace) {
 	target.Explain(g.spec, v, g.pool(v), g.traffic.turn.Load(), t)
@@ -228,14 +231,21 @@ func (p *Plane) dialTarget(ctx context.Context, dial dialer, network string, add
 	if err != nil {
 		switch {
 		case ctx.Err() != nil, errors.Is(err, transparent.ErrImpossible): // it was given up, not refused
-		case isOurs(err):
-			p.counters.connectFaults.Add(1)
 		default:
-			p.counters.connectErrors.Add(1)
+			p.dialFailed(err)
 		}
 		return nil, &dialError{addr, err}
 	}
 	return conn, nil
+}
+
+// dialFailed counts a dial that was not given up.
+func (p *Plane) dialFailed(err error) {
+	if isOurs(err) {
+		p.counters.connectFaults.Add(1)
+	} else {
+		p.counters.connectErrors.Add(1)
+	}
 }
 
 // within is a context that ends in a time at the latest: the same one where it ends before.

@@ -3,6 +3,9 @@ package origin
 import (
 	"net"
 	"net/netip"
+	"os"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/perigee-net/perigee/cluster/health"
@@ -68,5 +71,70 @@ func TestAProspectIsWhatTakeFlowWouldDialFirst(t *testing.T) {
 		w.counted("origin_flows_total", 3)
 		w.counted("origin_flow_bytes_in_total", 9)
 		w.counted("origin_flow_bytes_out_total", 12)
+	})
+}
+
+// A target that takes no flows is found by those that loops connect, and others share them out. What says nothing of it is for TakeFlow to ask again.
+func TestAProspectThatComesToNothingSaysWhatItIsWorth(t *testing.T) {
+	inWorld(t, 3, func(t *testing.T, w *world) {
+		e := listening(w)
+		w.listen(w.targets[1], ":80", func(c net.Conn) { c.Close() })
+		w.listen(w.targets[2], ":80", func(c net.Conn) { c.Close() })
+		client := netip.MustParseAddrPort("198.51.100.7:40000")
+		prospect := func() *Prospect {
+			one, ok := w.plane.Prospect("targetGroup/web", client)
+			if !ok {
+				t.Fatal("there is no target")
+			}
+			return one
+		}
+		taken := map[string]int{}
+		const flows = 9
+		refused := uint64(0)
+		for range flows {
+			one := prospect()
+			far, err := w.node.Dial(t.Context(), "tcp", one.Target.String())
+			if err == nil {
+				far.Close()
+				one.Took(far)
+				taken[one.Target.String()]++
+				continue
+			}
+			refused++
+			one.Left(err)
+			if got, want := e.take(), "target/web/10.0.0.1:80 by 198.51.100.7 failed: traffic: dial: "; !strings.HasPrefix(got, want) || strings.Contains(got, ";") {
+				t.Errorf("told %q", got)
+			}
+			f, err := w.plane.TakeFlow(t.Context(), "targetGroup/web", client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			taken[f.RemoteAddr().String()]++
+		}
+		if two, three := taken["10.0.0.2:80"], taken["10.0.0.3:80"]; two+three != flows || two-three < -1 || two-three > 1 {
+			t.Errorf("they are shared out: %v", taken)
+		}
+		w.counted("origin_flows_total", flows)
+		w.counted("origin_target_connects_total", flows+refused)
+		w.counted("origin_target_connect_errors_total", refused)
+		w.counted("origin_target_retries_total", refused)
+
+		for w.plane.table.Load().groups.Get("web").turn()%3 != 0 { // the first's, so that it is the second's
+		}
+		for i, err := range []error{nil, net.ErrClosed, os.ErrDeadlineExceeded, os.NewSyscallError("socket", syscall.EMFILE)} {
+			one := prospect()
+			if one.Target != w.addrs()[1] {
+				t.Errorf("%d: it is the turn of %v", i, one.Target)
+			}
+			one.Left(err)
+		}
+		if told := e.take(); told != "" {
+			t.Errorf("told %s", told)
+		}
+		w.counted("origin_target_connects_total", flows+refused+3)
+		w.counted("origin_target_connect_errors_total", refused)
+		w.counted("origin_target_connect_faults_total", 1)
+		w.counted("origin_target_retries_total", refused)
 	})
 }

@@ -71,6 +71,8 @@ type Config struct {
 	Take func(ctx context.Context, resource string, client netip.AddrPort) (net.Conn, error)
 	// Prospect is what Take would dial, for flows whose client an event loop holds (StartSoon); nil: they are all for Start.
 	Prospect func(resource string, client netip.AddrPort) (Prospect, bool)
+	// SoonTimeout is how long an endpoint has to take a flow that an event loop holds; 0: 50 ms.
+	SoonTimeout time.Duration
 	// Open opens a flow of datagrams to a node over the backbone (backbone.OpenDatagrams).
 	Open func(node string, h backbone.Header, large bool, to backbone.Receiver) (Datagrams, error)
 	// Blocked says whose datagrams are not taken; nil: nobody's. (Connections are refused at the door.)
@@ -153,6 +155,7 @@ func New(c Config) *Plane {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	c.SoonTimeout = cmp.Or(c.SoonTimeout, soonTimeout)
 	p := &Plane{config: c}
 	p.table.Store(&table{spec: &spec.Spec{}})
 	p.udp.table = newFlowTable(maxDatagramFlows, maxClientFlows)
@@ -305,8 +308,8 @@ func (p *Plane) ConnHandler(l Listener) func(c net.Conn, ended func()) {
 }
 
 // SoonHandler starts the flows of conns that an event loop holds, and that were accepted for a listener, as StartSoon does.
-func (p *Plane) SoonHandler(l Listener) func(c *loop.Conn, ended, back func()) {
-	return func(c *loop.Conn, ended, back func()) { p.StartSoon(c, l.Address, ended, back) }
+func (p *Plane) SoonHandler(l Listener) func(c *loop.Conn, ended func(), back func() error) {
+	return func(c *loop.Conn, ended func(), back func() error) { p.StartSoon(c, l.Address, ended, back) }
 }
 
 // Start has one conn be carried that was accepted for an accelerator's address and port. It returns when an endpoint has taken the flow, or none has. It

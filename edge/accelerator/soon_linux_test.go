@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -41,8 +42,10 @@ type pairOf struct {
 	mu       sync.Mutex
 	notes    []string
 	panics   int
-	backs    int         // flows that were given back
-	panicked atomic.Bool // Hold is to panic
+	backs    int          // flows that were given back
+	left     atomic.Int64 // prospects
+	lacking  atomic.Bool  // nothing that a loop holds is taken from it, and nothing dialled
+	panicked atomic.Bool  // Hold is to panic
 }
 
 func (w *pairOf) note(format string, values ...any) {
@@ -104,8 +107,11 @@ func (w *pairOf) run(n network, test func(w *pairOf)) string {
 		w.panics++
 	}
 	w.plane = New(Config{
-		View: w.view.Load, FlowLog: log, Panicked: told,
+		View: w.view.Load, FlowLog: log, Panicked: told, SoonTimeout: time.Hour,
 		Take: func(ctx context.Context, resource string, client netip.AddrPort) (net.Conn, error) {
+			if w.lacking.Load() {
+				return nil, syscall.EMFILE
+			}
 			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", w.target.Addr().String())
 			if err != nil {
 				return nil, err
@@ -113,7 +119,10 @@ func (w *pairOf) run(n network, test func(w *pairOf)) string {
 			return takenHere{c, w}, nil
 		},
 		Prospect: func(resource string, client netip.AddrPort) (Prospect, bool) {
-			return Prospect{Target: relay.AddrPort(w.target.Addr()), Took: took, Left: func() {}}, true
+			if w.lacking.Load() {
+				return Prospect{}, false
+			}
+			return Prospect{Target: relay.AddrPort(w.target.Addr()), Took: took, Left: func(error) { w.left.Add(1) }}, true
 		},
 		Dial: func(context.Context, string, backbone.Header) (net.Conn, error) {
 			return nil, errors.New("nobody is there")
@@ -137,13 +146,19 @@ func (w *pairOf) run(n network, test func(w *pairOf)) string {
 	}
 	if w.soon {
 		s, ok := group.Listen(w.door, func(c *loop.Conn) {
-			w.plane.StartSoon(c, local, w.flows.Done, func() {
+			w.plane.StartSoon(c, local, w.flows.Done, func() error {
 				w.backs++ // nothing else is under way by then, in these tests
+				if w.lacking.Load() {
+					relay.Abort(c)
+					w.flows.Done()
+					return syscall.EMFILE
+				}
 				tcp, err := c.Detach()
 				if err != nil {
 					w.Error(err)
 				}
 				go start(tcp)
+				return nil
 			})
 		}, func(err error) { w.Error(err) })
 		if !ok {
@@ -348,5 +363,13 @@ func TestAFlowOfALoopThatPanicsGivesItsPlacesBack(t *testing.T) {
 		if n := w.plane.count.live.Load(); n != 0 {
 			w.Errorf("%d places are taken", n)
 		}
+	})
+}
+
+// What cannot be carried since this node lacks descriptors is told of, whoever finds it out.
+func TestAFlowThatCannotBeTakenFromItsLoopIsToldOf(t *testing.T) {
+	eitherWay(t, here(false), 1, func(w *pairOf) {
+		w.lacking.Store(true)
+		w.refused()
 	})
 }

@@ -1,6 +1,7 @@
 package front
 
 import (
+	"errors"
 	"net"
 	"sync/atomic"
 )
@@ -79,7 +80,8 @@ type Loop interface {
 	Listen(l net.Listener, accepted func(Held), failed func(error)) (end func(done func()), ok bool)
 }
 
-// Held is a connection that a Loop holds. Detach makes it one of package net, on the loop's goroutine; this one goes on as the same.
+// Held is a connection that a Loop holds. Detach makes it one of package net, on the loop's goroutine; this one goes on as the same. One that was closed before stays
+// so, which is net.ErrClosed.
 type Held interface {
 	net.Conn
 	Detach() (net.Conn, error)
@@ -89,7 +91,7 @@ type Held interface {
 func (d *door) arrives(c Held) {
 	f, behind := d.front, d.behind.Load()
 	if behind.Soon == nil || f.believes(c) {
-		if tcp := d.detach(c); tcp != nil && d.admits(tcp) {
+		if tcp, err := d.detach(c); err == nil && d.admits(tcp) {
 			d.begin(tcp)
 		}
 		return
@@ -105,8 +107,9 @@ func (d *door) arrives(c Held) {
 			all.end()
 		}
 	}()
-	behind.Soon(c, all.end, func() {
-		if tcp := d.detach(c); tcp == nil {
+	behind.Soon(c, all.end, func() error {
+		tcp, err := d.detach(c)
+		if err != nil {
 			all.end()
 		} else if behind := d.behind.Load(); behind.Flow != nil {
 			f.start(begun{all, tcp, behind.Flow})
@@ -114,18 +117,18 @@ func (d *door) arrives(c Held) {
 			reset(tcp)
 			all.end()
 		}
+		return err
 	})
 }
 
-// detach takes a connection from its loop; nil: it cannot be, and is closed.
-func (d *door) detach(c Held) net.Conn {
+// detach takes a connection from its loop. One that cannot be is reset.
+func (d *door) detach(c Held) (net.Conn, error) {
 	tcp, err := c.Detach()
-	if err != nil {
+	if err != nil && !errors.Is(err, net.ErrClosed) {
 		d.front.counters.unaccept.Add(1)
 		reset(c)
-		return nil
 	}
-	return tcp
+	return tcp, err
 }
 
 // held is the room that a connection of a Flow door has taken.

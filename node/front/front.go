@@ -116,8 +116,8 @@ type Door struct {
 	// and takes the next that comes.
 	Flow func(c net.Conn, ended func())
 	// Soon is asked before Flow for what a Loop has accepted, on its goroutine, so it must not wait. It calls ended as Flow does, once, or back, on that goroutine too: then
-	// the connection is for Flow. Nil: no Loop accepts here.
-	Soon func(c Held, ended, back func())
+	// the connection is for Flow, or has ended, and back says why: it was closed meanwhile (net.ErrClosed), or could not be taken from the Loop, and was reset. Nil: no Loop accepts here.
+	Soon func(c Held, ended func(), back func() error)
 	// Packets serves the socket, on a goroutine of its own, until it is closed. Who may come is its to judge: there is no connection that the front
 	// could refuse, or wait for.
 	Packets func(net.PacketConn) error

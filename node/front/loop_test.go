@@ -27,6 +27,7 @@ type memLoop struct {
 type memHeld struct {
 	net.Conn
 	broken   bool // it cannot be detached
+	closed   bool // it was closed before
 	detached bool
 }
 
@@ -35,7 +36,11 @@ func (h *memHeld) SetLinger(s int) error {
 }
 
 func (h *memHeld) Detach() (net.Conn, error) {
-	if h.broken || h.detached {
+	switch {
+	case h.closed:
+		h.Conn.Close()
+		return nil, net.ErrClosed
+	case h.broken || h.detached:
 		return nil, errors.New("it is gone")
 	}
 	h.detached = true
@@ -77,7 +82,7 @@ func (l *memLoop) Listen(of net.Listener, accepted func(Held), _ func(error)) (e
 }
 
 // soonEcho is Soon that takes what it is asked for.
-func soonEcho(c Held, ended, _ func()) { flowing(c, ended) }
+func soonEcho(c Held, ended func(), _ func() error) { flowing(c, ended) }
 
 // says1 sends a byte and says whether it comes back.
 func says1(c net.Conn) bool {
@@ -120,7 +125,7 @@ func TestWhatALoopGivesBackIsForFlow(t *testing.T) {
 	inWorld(t, Config{Loop: l}, func(w *world) {
 		var later atomic.Bool
 		var left atomic.Int64
-		door := Door{Network: "tcp", Address: at(9000), Flow: flowing, Soon: func(c Held, _, back func()) {
+		door := Door{Network: "tcp", Address: at(9000), Flow: flowing, Soon: func(c Held, _ func(), back func() error) {
 			if later.Load() {
 				go func() {
 					time.Sleep(time.Second)
@@ -143,13 +148,28 @@ func TestWhatALoopGivesBackIsForFlow(t *testing.T) {
 		}
 		// One that cannot be given back is reset, and so is one whose door has become another's meanwhile.
 		broken := door
-		broken.Soon = func(c Held, _, back func()) {
+		broken.Soon = func(c Held, _ func(), back func() error) {
 			c.(*memHeld).broken = true
-			back()
+			if back() == nil {
+				t.Error("it is said to go on")
+			}
 		}
 		w.set(broken)
 		wantReset(t, w.dial(9000))
 		w.counted("front_accept_errors_total", 1)
+		// One that was closed meanwhile is nobody's.
+		shut := door
+		shut.Flow = func(net.Conn, func()) { t.Error("Flow is asked") }
+		shut.Soon = func(c Held, _ func(), back func() error) {
+			c.(*memHeld).closed = true
+			if err := back(); !errors.Is(err, net.ErrClosed) {
+				t.Error(err)
+			}
+		}
+		w.set(shut)
+		ended(w.dial(9000))
+		w.counted("front_accept_errors_total", 1)
+		w.counted("front_connections", 0)
 		w.set(door)
 		c := w.dial(9000)
 		time.Sleep(time.Second / 2)
@@ -198,7 +218,7 @@ func TestWhomALoopHoldsIsJudgedAsOthersAre(t *testing.T) {
 func TestWhatComesToALoopFromALoadBalancerIsForFlow(t *testing.T) {
 	l := &memLoop{}
 	inWorld(t, Config{Loop: l, ProxyHeadersFrom: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, func(w *world) {
-		w.set(Door{Network: "tcp", Address: at(9000), Soon: func(Held, func(), func()) { t.Error("the loop serves it") }, Flow: func(c net.Conn, ended func()) {
+		w.set(Door{Network: "tcp", Address: at(9000), Soon: func(Held, func(), func() error) { t.Error("the loop serves it") }, Flow: func(c net.Conn, ended func()) {
 			fmt.Fprint(c, c.RemoteAddr())
 			c.Close()
 			ended()
@@ -216,7 +236,7 @@ func TestWhatComesToALoopFromALoadBalancerIsForFlow(t *testing.T) {
 func TestSoonThatPanicsCostsItsOwnConnection(t *testing.T) {
 	inWorld(t, Config{Loop: &memLoop{}}, func(w *world) {
 		var calm atomic.Bool
-		w.set(Door{Network: "tcp", Address: at(9000), Flow: flowing, Soon: func(c Held, ended, back func()) {
+		w.set(Door{Network: "tcp", Address: at(9000), Flow: flowing, Soon: func(c Held, ended func(), back func() error) {
 			if !calm.Load() {
 				panic("at the loop")
 			}
