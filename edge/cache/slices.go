@@ -195,26 +195,47 @@ func (f *fill) parted(response *http.Response) (ok bool) {
 	start, last, _ := f.seeks()
 	has, size, told := partOf(h)
 	validator := strongValidator(h, received)
-	if !told || validator == "" || has.Start != start || has.Start+has.Length != min(last+1, size) || response.ContentLength != has.Length {
+	switch {
+	case !told || has.Start != start || has.Start+has.Length != min(last+1, size) || response.ContentLength != has.Length:
+		return false
+	case validator == "" && size > f.cache.objectLimit(): // nor would the whole be kept
+		f.partAlone(response, tooLong)
+		return true
+	case validator == "":
 		return false
 	}
-	delete(h, "Content-Range")
+	for _, name := range []string{"Content-Range", "Content-Digest", "Content-Md5"} { // these are about the part (RFC 9530 §2)
+		delete(h, name)
+	}
 	cc := ParseControl(h)
-	ok, _ = p.Storable(http.StatusOK, cc, h, f.authorized(), received)
+	ok, why := p.Storable(http.StatusOK, cc, h, f.authorized(), received)
 	_, refused := p.tagged(h)
 	own := cc.separate(h)
 	o := p.head(http.StatusOK, cc, h, f.requested, received)
 	o.era = f.era
-	if alone := o.on(response.Body); !ok || alone || !o.useful() {
-		response.Body.Close()
-		f.leave(apartSince(received)) // each asks for what he wants of it
-		f.fail(ErrAlone)
+	alone := o.on(response.Body)
+	switch {
+	case !ok:
+	case alone:
+		why = "peer"
+	case !o.useful():
+		why = "ttl"
+	}
+	if why != "" {
+		f.partAlone(response, why)
 		return true
 	}
 	f.cache.counts.badTags.Add(uint64(refused))
 	f.cache.slicing.sought.Add(1)
 	f.rest = func(ctx context.Context, _ context.CancelFunc) { f.cut(ctx, o, response, has, size, validator, own) }
 	return true
+}
+
+// partAlone ends a fill that brought a part of what may not be kept, and why: each asks for what he wants of it.
+func (f *fill) partAlone(response *http.Response, why string) {
+	response.Body.Close()
+	f.leaveAlone(why, response.StatusCode)
+	f.fail(ErrAlone)
 }
 
 // SliceOf is what a fill is to bring of slice n of an object in slices, where w is what would be to bring of the whole. Its Fetch may

@@ -57,6 +57,8 @@ func (p *Plane) head(w http.ResponseWriter, o *cache.Object, a cache.Answer, siz
 		}
 	case http.StatusPartialContent:
 		add(h, o)
+		delete(h, "Content-Digest") // of the content, which is another one (RFC 9530 §2)
+		delete(h, "Content-Md5")
 		if a.Parts != nil {
 			parts = newByteranges(h, a, o.Header.Get("Content-Type"), size)
 			break
