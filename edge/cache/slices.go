@@ -30,6 +30,9 @@ const (
 	// maxStreams is how many responses that brought the whole of an object are kept open to be cut into slices. One more is closed at
 	// once, and all its slices are asked for by ranges.
 	maxStreams = 256
+	// maxSingles is how many of these have but one slice: such a one is over with the fill of that, or when nobody wants it, so it keeps no place
+	// from those that are read for long.
+	maxSingles = maxFills
 	// streamStart is how long the first slice of such a response may be left untouched: else it is ranges that are wanted.
 	streamStart = time.Second
 	// streamPatience is how long it may stand between two slices, while its viewer reads what came; then ranges go on.
@@ -61,7 +64,7 @@ type sliced struct {
 
 // slicing is what a Cache counts of slices.
 type slicing struct {
-	streams                                        atomic.Int64
+	streams, singles                               atomic.Int64
 	objects, sought, cut, ranged, changed, refused atomic.Uint64
 }
 
@@ -131,11 +134,16 @@ func (f *fill) cut(ctx context.Context, o *Object, response *http.Response, has 
 	c := f.cache
 	o = o.headOf(size, validator)
 	c.slicing.objects.Add(1)
-	streams := c.slicing.streams.Add(1) <= maxStreams
-	defer c.slicing.streams.Add(-1)
+	first, last := has.Start/SliceSize, (has.Start+has.Length-1)/SliceSize
+	opened, most := &c.slicing.streams, int64(maxStreams)
+	if first == last {
+		opened, most = &c.slicing.singles, maxSingles
+	}
+	streams := opened.Add(1) <= most
+	defer opened.Add(-1)
 	s := &o.more().sliced.stream
 	if streams {
-		s.open(response.Body, has.Start/SliceSize, (has.Start+has.Length-1)/SliceSize)
+		s.open(response.Body, first, last)
 	}
 	f.settle(o)
 	f.leave(&entry{object: o})

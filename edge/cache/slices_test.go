@@ -341,3 +341,37 @@ func TestStreamsAreBounded(t *testing.T) {
 		}
 	})
 }
+
+func TestPartsOfOneSliceTakeNoStreamsPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Bytes: 16 << 20})
+		defer c.Close()
+		seek := func(i, last int) *Object {
+			w := bigFilm(fmt.Sprint("/", i))
+			w.Range = fmt.Sprintf("bytes=%d-%d", SliceSize, last)
+			w.Fetch = func(_ context.Context, conditions http.Header) (*http.Response, error) {
+				if got, want := conditions.Get("Range"), fmt.Sprintf("bytes=%d-%d", SliceSize, last); got != want {
+					t.Errorf("%q, want %q", got, want)
+				}
+				h := http.Header{"Etag": {`"a"`}, "Content-Range": {fmt.Sprintf("bytes %d-%d/%d", SliceSize, last, 5<<20)}}
+				length := last + 1 - SliceSize
+				return &http.Response{StatusCode: 206, Header: h, ContentLength: int64(length), Body: io.NopCloser(bytes.NewReader(make([]byte, length)))}, nil
+			}
+			ask, res := c.ask(t, w)
+			defer ask.Close()
+			return res.Object
+		}
+		for i := range maxStreams + 10 {
+			o := seek(i, 2*SliceSize-1)
+			synctest.Wait()
+			if s := &o.more().sliced.stream; !s.reserve(1) {
+				t.Fatalf("seek %d brought nothing", i)
+			}
+		}
+		o := seek(-1, 3*SliceSize-1)
+		synctest.Wait()
+		if n := c.Counters()["cache_slice_streams"]; n != 1 || !o.more().sliced.stream.reserve(1) {
+			t.Errorf("%d streams of several slices", n)
+		}
+	})
+}
