@@ -137,7 +137,7 @@ func (a *Ask) Wait() (Result, error) {
 		if p.secondary(r.Object.more().vary, a.header) != p.secondary(r.Object.more().vary, f.want.Header) {
 			return Result{}, ErrOther
 		}
-		if !f.shared {
+		if !f.shared && (f.alone != nil || !p.takesStale(a.header, r.Object, time.Now())) {
 			return Result{}, ErrAlone
 		}
 	}

@@ -87,5 +87,10 @@ func (d Demand) Reuse(f Found, now time.Time, tr *trace.Trace) Reuse {
 	return was
 }
 
+// takesStale says whether who asks with that header takes a response that is stale.
+func (p *Policy) takesStale(h http.Header, o *Object, now time.Time) bool {
+	return p.Demand(h).Reuse(Found{Object: o}, now, nil) == StaleOnDemand
+}
+
 // mayBeStale says whether the origin lets the response be used stale at all (§4.2.4).
 func (o *Object) mayBeStale() bool { return !ParseControl(o.Header.HTTP()).strict() }

@@ -412,7 +412,7 @@ func (f *fill) take(response *http.Response, end context.CancelFunc) {
 	case !ok:
 	case alone:
 		ok, why = false, "peer"
-	case !o.useful() && !p.outlived(cc, response.Header, received):
+	case !o.useful() && (!p.outlived(cc, response.Header, received) || f.refused(o, received)):
 		ok, why = false, "ttl"
 	case cuts:
 	case size > f.cache.objectLimit():
@@ -757,6 +757,18 @@ func (f *fill) leaveAlone(why string, status int) {
 	f.cache.mu.Lock()
 	defer f.cache.mu.Unlock()
 	f.cache.remove(f)
+}
+
+// refused says whether others ask besides the first who do not take a response that is stale.
+func (f *fill) refused(o *Object, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for a := range f.asks {
+		if a != f.first && !f.want.Policy.takesStale(a.header, o, now) {
+			return true
+		}
+	}
+	return false
 }
 
 // crowded says whether others ask besides the first.

@@ -316,6 +316,44 @@ func TestAHundredAskersMakeOneFill(t *testing.T) {
 	})
 }
 
+// Who takes what was stale when it came has it together with others; beside one who does not each asks on his own, and none waits for another from then on.
+func TestWhatWasStaleOnArrivalIsSharedByWhoTakesItSo(t *testing.T) {
+	const takes = "Cache-Control: max-stale"
+	for _, c := range []struct {
+		name               string
+		first, then        []string
+		alone, apart, kept bool
+	}{
+		{"all take it", []string{takes}, []string{takes}, false, false, true},
+		{"who asks first does not", nil, []string{takes}, false, false, true},
+		{"who comes then does not", []string{takes}, nil, true, true, false},
+		{"none does", nil, nil, true, true, false},
+		{"it is too old for who comes then", []string{takes}, []string{takes + ", max-age=50"}, true, true, false},
+		{"it is not too old", []string{takes}, []string{takes + ", max-age=70"}, false, false, true},
+	} {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.policy.Directives = true
+			w.answer = soon("old", "Cache-Control: max-age=10", "Age: 60")
+			var wg sync.WaitGroup
+			wg.Go(func() { w.mustGet("/", "filled", "old", c.first...) })
+			synctest.Wait()
+			for range 3 {
+				wg.Go(func() {
+					switch how, body, err := w.get(t.Context(), w.want("/", c.then...)); {
+					case c.alone && !errors.Is(err, ErrAlone), !c.alone && (err != nil || how != "filled" || body != "old"):
+						t.Errorf("%s: %s, %q, %v", c.name, how, body, err)
+					}
+				})
+			}
+			wg.Wait()
+			synctest.Wait()
+			if found, n := w.find(w.want("/")), w.asked.Load(); found.Apart != c.apart || (found.Object != nil) != c.kept || n != 1 {
+				t.Errorf("%s: %+v, asked %d times", c.name, found, n)
+			}
+		})
+	}
+}
+
 func TestWhoLookedBeforeTheFillEndedLooksAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.answer = soon("hello")
