@@ -33,16 +33,44 @@ type asked struct {
 	n  uint8
 }
 
+// unadmitted is why a body is not kept that was not asked for often enough.
+const unadmitted = "unadmitted"
+
 // admitted says whether what a fill has brought is to be kept. What takes the place of what was kept is, what is in slices, and what several ask for at a
 // time. On disk there is room for all. c.mu is held.
 func (f *fill) admitted(e *entry) bool {
-	if f.cache.shelf != nil || f.stale != nil || f.want.begin != nil || e.is(renewal) || e.object.InSlices() {
+	switch {
+	case !f.judged() || e.is(renewal) || e.object.InSlices() || f.isJoined():
+		return true
+	case f.weighed:
+		return !f.tooLight
+	}
+	return f.cache.admits(f.slot, e.object.Size())
+}
+
+// willBeAdmitted says so of a body of which only the size is known, for as long as nobody joins: then it is. Where not even that is known (−1) it
+// is judged when it has come, and taken to be kept till then.
+func (f *fill) willBeAdmitted(size int64) bool {
+	c := f.cache
+	if size <= c.limit/admitShare || !f.judged() {
 		return true
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f.isJoined() {
+		return true
+	}
+	f.weighed, f.tooLight = true, !c.admits(f.slot, size)
+	return !f.tooLight
+}
+
+// judged says whether what a fill brings has to be asked for often enough.
+func (f *fill) judged() bool { return f.cache.shelf == nil && f.stale == nil && f.want.begin == nil }
+
+func (f *fill) isJoined() bool {
 	f.mu.Lock()
-	joined := f.joined
-	f.mu.Unlock()
-	return joined || f.cache.admits(f.slot, e.object.Size())
+	defer f.mu.Unlock()
+	return f.joined
 }
 
 // admits says whether a body of that size is to be kept, and remembers that it was asked for if not. c.mu is held.

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -166,6 +167,56 @@ func TestALargeBodyIsKeptOnceItWasAskedForOftenEnough(t *testing.T) {
 		}
 		if both.Wait(); w.admission.passed.Load() != before {
 			t.Error("what two want at a time was passed over")
+		}
+		// What is said of it is so: who asks alone is told, with the head, whether it will be kept, and who joins that it will.
+		told := func(path string, r Result, stored bool) {
+			if why := map[bool]string{false: unadmitted}[stored]; r.Stored != stored || r.WhyNot != why {
+				t.Errorf("%s: stored: %v, %q, want %v", path, r.Stored, r.WhyNot, stored)
+			}
+		}
+		begin := func(path string) (*Ask, Result) {
+			ask, err := w.Ask(t.Context(), w.want(path), w.find(w.want(path)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := ask.Wait()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return ask, r
+		}
+		readers := []*io.PipeWriter{}
+		w.answer = func(context.Context, http.Header) (*http.Response, error) {
+			r, pipe := io.Pipe()
+			readers = append(readers, pipe)
+			return response(200, int64(size), r, "Cache-Control: max-age=60"), nil
+		}
+		size = 4 * unit
+		come := func() {
+			io.WriteString(readers[len(readers)-1], strings.Repeat("x", size))
+			readers[len(readers)-1].Close()
+			synctest.Wait()
+		}
+		for i := range 3 {
+			before := w.counts.stored.Load()
+			ask, r := begin("/told")
+			told("/told", r, i == 2)
+			come()
+			ask.Close()
+			if kept := w.counts.stored.Load() != before; kept != (i == 2) {
+				t.Errorf("/told, asked for the %d. time, is put: %v", i+1, kept)
+			}
+		}
+		stored := w.counts.stored.Load()
+		first, one := begin("/joined")
+		second, two := begin("/joined")
+		told("/joined", one, false)
+		told("/joined", two, true)
+		come()
+		first.Close()
+		second.Close()
+		if w.counts.stored.Load() != stored+1 {
+			t.Error("/joined is not put")
 		}
 	})
 }

@@ -133,6 +133,9 @@ func (a *Ask) Wait() (Result, error) {
 	r.Shared = f.shared
 	if r.Collapsed = a.joined; a.joined {
 		r.Own = nil
+		if r.WhyNot == unadmitted { // several want it
+			r.Stored, r.WhyNot = true, ""
+		}
 		p := f.want.Policy
 		if p.secondary(r.Object.more().vary, a.header) != p.secondary(r.Object.more().vary, f.want.Header) {
 			return Result{}, ErrOther

@@ -88,6 +88,8 @@ type fill struct {
 	origin   *Origin // want's when it began
 	slot     string  // guarded by cache.mu, like
 	outdated bool    // it was purged or invalidated: not to be kept
+	weighed  bool    // whether it is kept was decided by its size, before it came, and
+	tooLight bool    // it is not, if nobody joins
 	headed   bool    // the response's head has come, and so its
 	tags     string
 
@@ -435,8 +437,11 @@ func (f *fill) take(response *http.Response, end context.CancelFunc) {
 		return
 	}
 	f.settle(o)
-	if !f.keeps() {
+	switch {
+	case !f.keeps():
 		result.Stored, result.WhyNot = false, "peer"
+	case !f.willBeAdmitted(size):
+		result.Stored, result.WhyNot = false, unadmitted
 	}
 	f.answer(result, o.shared())
 	if isHere(response.Body) {
