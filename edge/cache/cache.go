@@ -174,6 +174,7 @@ func (c *Cache) Counters() map[string]uint64 {
 
 		"cache_sliced_total":         c.slicing.objects.Load(),
 		"cache_slices_sought_total":  c.slicing.sought.Load(),
+		"cache_slices_joined_total":  c.slicing.joined.Load(),
 		"cache_slice_streams":        uint64(c.slicing.streams.Load()),
 		"cache_slices_cut_total":     c.slicing.cut.Load(),
 		"cache_slices_ranged_total":  c.slicing.ranged.Load(),

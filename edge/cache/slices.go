@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,12 +61,14 @@ type sliced struct {
 	version   uint64
 	validator string // strong: an entity tag or a date, as If-Range has it
 	stream    stream
+	joining   atomic.Bool // its slices are being made one body
 }
 
 // slicing is what a Cache counts of slices.
 type slicing struct {
 	streams, singles                               atomic.Int64
 	objects, sought, cut, ranged, changed, refused atomic.Uint64
+	joined                                         atomic.Uint64
 }
 
 // InSlices says that the object is the head of one that is kept in slices.
@@ -392,6 +395,122 @@ func (c *Cache) misfit(w Want, o *Object, err error) {
 
 // Spare says whether there is room for another slice on its way, so that one may be asked for before it is needed.
 func (c *Cache) Spare() bool { return c.bytes.Load()+2*SliceSize <= c.limit-c.slabs.size }
+
+// Join makes one body of the slices of an object that was sought in before anybody asked for it, and is not too large to be kept whole: where all of them
+// are kept, and there is room for both. W is what would be to bring of the whole. It does not wait for that, but may for the disk.
+func (c *Cache) Join(w Want, o *Object) {
+	s := o.more().sliced
+	if s.size > c.objectLimit() || !s.joining.CompareAndSwap(false, true) {
+		return
+	}
+	if c.allSlices(w, o) == nil {
+		s.joining.Store(false)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx.Err() != nil {
+		return
+	}
+	c.running.Go(func() {
+		defer s.joining.Store(false)
+		c.join(w, o)
+	})
+}
+
+// allSlices are the slices of an object, the last first, for the end is what is missing most often; nil: some are not kept.
+func (c *Cache) allSlices(w Want, o *Object) (all []Found) {
+	for n := (o.Size() - 1) / SliceSize; n >= 0; n-- {
+		found := c.Find(o.SliceKey(w.Key, n), w.Policy, w.Header, time.Now(), nil)
+		if found.Object == nil || found.Object.Size() != o.Slice(n).Length {
+			return nil
+		}
+		all = append(all, found)
+	}
+	return all
+}
+
+func (c *Cache) join(w Want, o *Object) {
+	size := o.Size()
+	reserved := allocated(int(size))
+	if !c.reserve(reserved) {
+		return
+	}
+	defer func() { c.reserve(-reserved) }()
+	all, body := c.allSlices(w, o), make([]byte, 0, size)
+	for _, slice := range slices.Backward(all) {
+		var err error
+		if body, err = slice.Object.appendBody(body); err != nil {
+			return
+		}
+	}
+	if all == nil {
+		return
+	}
+	slot := ""
+	defer func() { c.shelf.writeOut(slot) }()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	head := c.find(w.Key, w.Policy, w.Header, time.Now(), nil, false)
+	slot = head.slot
+	is := head.Object
+	if is == nil || !is.InSlices() || is.more().sliced.version != o.more().sliced.version || is.Soft() || is.more().held != 0 || c.fills[slot] != nil {
+		return // it is another by now, or about to be
+	}
+	whole := *is
+	if whole.body, whole.at = 0, nil; size < largeBytes {
+		whole.Body = body
+	} else {
+		whole.large = newLarge(body)
+	}
+	whole.amend(func(r *rare) { r.sliced = nil })
+	for _, slice := range all {
+		c.stored.Invalidate(slice.slot)
+		c.shelf.forget(slice.slot)
+	}
+	if c.put(slot, &entry{object: &whole}, reserved) {
+		reserved = 0
+		c.slicing.joined.Add(1)
+	}
+}
+
+// appendBody appends the body of a kept object.
+func (o *Object) appendBody(to []byte) ([]byte, error) {
+	body, err := o.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	if err := body.Check(); err != nil {
+		return nil, err
+	}
+	var block []byte
+	space := func() []byte {
+		if block == nil {
+			block = make([]byte, BodyPiece)
+		}
+		return block
+	}
+	for at, size := int64(0), o.Size(); at < size; {
+		piece, err := body.Piece(at, size-at, space)
+		if err != nil {
+			return nil, err
+		}
+		to = append(to, piece...)
+		at += int64(len(piece))
+	}
+	return to, nil
+}
+
+// IsWhole says that an object is in one body what another is the head of.
+func (o *Object) IsWhole(head *Object) bool {
+	s := head.more().sliced
+	name := "Last-Modified"
+	if strings.HasPrefix(s.validator, `"`) {
+		name = "Etag"
+	}
+	return o.Status == http.StatusOK && !o.InSlices() && o.Size() == s.size && o.Header.Get(name) == s.validator
+}
 
 // stream is the body of a response that brought an object, or what of it was sought, from which slices are cut in their order. A fill reserves its
 // slice when it starts and takes it when it is its turn: so a viewer who reads on makes one request, and the origin is held to his

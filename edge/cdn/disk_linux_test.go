@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/edge/cache"
@@ -149,6 +150,46 @@ func TestQuickAnswersFromDiskAsServeHTTPDoes(t *testing.T) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if len(w.asked) != len(sizes) {
+			t.Errorf("the origin was asked %d times", len(w.asked))
+		}
+	})
+}
+
+func TestWhatWasSoughtInIsOneBodyOnDiskToo(t *testing.T) {
+	inDiskWorld(t, func(t *testing.T, w *diskWorld) {
+		const size = 1<<20 + 500<<10
+		w.origin(func(rw http.ResponseWriter, r *http.Request) {
+			rw.Header().Set("Cache-Control", "max-age=3600")
+			rw.Header().Set("Etag", `"a"`)
+			rw.Header().Set("Content-Type", "text/plain")
+			http.ServeContent(rw, r, "", time.Time{}, strings.NewReader(bodyOf(size)))
+		})
+		if r := slowly(t, w.plane, get(size, "Range: bytes=1048577-1048580")); r.StatusCode != 206 || !strings.HasSuffix(written(t, r), bodyOf(size)[1048577:1048581]) {
+			t.Fatal(r.StatusCode)
+		}
+		for i := range 3 {
+			w.restart()
+			joined := w.plane.Counters()["cache_slices_joined_total"]
+			for range 2 {
+				if _, _, quick := fileQuickly(t, w.plane, get(size)); quick && i == 0 {
+					t.Error("what is in slices is answered quickly")
+				}
+				r := slowly(t, w.plane, get(size))
+				if r.StatusCode != 200 || !strings.HasSuffix(written(t, r), bodyOf(size)) {
+					t.Error(r.StatusCode, r.Header)
+				}
+				time.Sleep(time.Second) // till the slices are there whole, or are one body
+			}
+			if joined = w.plane.Counters()["cache_slices_joined_total"] - joined; (joined == 1) != (i == 0) {
+				t.Errorf("after %d restarts %d objects were joined", i+1, joined)
+			}
+			if _, byFile, quick := fileQuickly(t, w.plane, get(size)); !quick || !byFile {
+				t.Errorf("after %d restarts it is answered quickly: %v, by a file: %v", i+1, quick, byFile)
+			}
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.asked) != 2 {
 			t.Errorf("the origin was asked %d times", len(w.asked))
 		}
 	})

@@ -47,6 +47,7 @@ type slicer struct {
 type slice struct {
 	number int64
 	kept   *cache.Object
+	base   int64 // where it is in that: what was sought in may be kept whole by now
 	ask    *cache.Ask
 	result cache.Result
 	alone  *http.Response
@@ -77,7 +78,10 @@ func (s *slicer) want(n int64) cache.Want {
 // look finds a slice, or asks for it.
 func (s *slicer) look(n int64) (*slice, error) {
 	key := s.object.SliceKey(s.errand.key, n)
-	s.p.cache.Find(s.errand.key, s.errand.Behavior.Policy, s.header, time.Now(), nil) // so that the head counts as used, and outlives its slices
+	head := s.p.cache.Find(s.errand.key, s.errand.Behavior.Policy, s.header, time.Now(), nil) // so that it counts as used, and outlives its slices
+	if head.Object != nil && head.Object.IsWhole(s.object) {
+		return &slice{number: n, kept: head.Object, base: s.object.Slice(n).Start}, nil
+	}
 	for range looks {
 		found := s.p.cache.Find(key, s.errand.Behavior.Policy, s.header, time.Now(), nil)
 		switch {
@@ -171,6 +175,7 @@ func (s *slicer) close() {
 	for _, x := range s.ahead {
 		s.done(x)
 	}
+	s.p.cache.Join(cache.Want{Key: s.errand.key, Policy: s.errand.Behavior.Policy, Header: s.header}, s.object)
 }
 
 // askAhead asks for the slices after n, up to last, that will be needed soon. What is kept already is not held: it may be evicted
@@ -277,7 +282,7 @@ func (s *slicer) copy(x *slice, p cache.Part) (wrote int64, err error) {
 	}
 	switch {
 	case x.kept != nil:
-		return s.copyKept(x.kept, p, put)
+		return s.copyKept(x.kept, cache.Part{Start: x.base + p.Start, Length: p.Length}, put)
 	case x.alone != nil:
 		return s.copyAlone(x, p)
 	}

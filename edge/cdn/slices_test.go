@@ -427,6 +427,45 @@ func TestWhoSeeksInWhatIsNotKnownWaitsForWhatHeWantsAlone(t *testing.T) {
 	}
 }
 
+// What is not too large to be kept whole is one body again, as if nobody had sought in it, as soon as all of it is there.
+func TestWhatWasSoughtInIsOneBodyOnceAllOfItIsThere(t *testing.T) {
+	const size = 3*mega + 77
+	for name, members := range map[string][]view.Member{"one node": alone(), "a POP of three": three()} {
+		t.Run(name, func(t *testing.T) {
+			inCinema(t, site(""), members, size, func(t *testing.T, f *fleet, c *cinema) {
+				f.watch("icn-a", 1, mega+100, 50, size)
+				time.Sleep(time.Second)
+				if n := f.sum("cache_slices_joined_total"); n != 0 {
+					t.Errorf("%d joined of which one slice is there", n)
+				}
+				all := func() string {
+					a, err := f.ask("icn-a", "GET", "/film", nil)
+					if err != nil || a.StatusCode != 200 || a.body != string(reel(1, 0, size)) || len(a.Header["Content-Length"]) != 1 {
+						t.Errorf("%v, %d, %d bytes, %v", err, a.StatusCode, len(a.body), a.Header)
+					}
+					time.Sleep(time.Second) // till the slices are there whole, or are one body
+					return status(a.Response)
+				}
+				for i := range 4 {
+					if said := all(); len(members) == 1 && i == 3 && said != "perigee; hit; ttl=N" {
+						t.Errorf("the object is kept as %s", said)
+					}
+				}
+				f.watch("icn-a", 1, 2*mega-5, 50, size)
+				if asked, want := c.asked(), ranges(size, 0, 1, 2, 3); !slices.Equal(asked, want) {
+					t.Errorf("the origin was asked for %q, want %q", asked, want)
+				}
+				if n := f.sum("cache_slices_joined_total"); n == 0 || len(members) == 1 && n != 1 {
+					t.Errorf("%d joined", n)
+				}
+				if n := f.sum("cache_objects"); len(members) == 1 && n != 1 {
+					t.Errorf("%d objects", n)
+				}
+			})
+		})
+	}
+}
+
 func TestTheRestOfWhatIsNotKnownIsOneRequestForWhoReadsIt(t *testing.T) {
 	const size = 40*mega + 5
 	inCinema(t, site(""), alone(), size, func(t *testing.T, f *fleet, c *cinema) {
