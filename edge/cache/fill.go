@@ -27,7 +27,7 @@ var (
 	errLength    = errors.New("the body is not as long as its Content-Length")
 )
 
-// Fetch asks the origin for the whole response, with the conditions added to the request if there are any. The
+// Fetch asks the origin for the whole response, or what conditions make of that: they are added to the request, if there are any, and may have a Range. The
 // response's header must be clean: end to end fields only. Its body fails if it ends early. The context stays the
 // body's until that is closed.
 type Fetch func(ctx context.Context, conditions http.Header) (*http.Response, error)

@@ -18,6 +18,8 @@ import (
 // without which parts of two versions could not be told apart (RFC 9110 §15.3.7.3). Under its key stands its head, an Object
 // without a body. Each slice is an Object of its own, under a key that is made of the head's, its version and the slice's number:
 // so the bound of memory, eviction, purges and the one fill for all who wait hold for slices as they do for any response.
+// So is one, of any size above a slice, whose first asker wants what is far within it (seeks): until all of it is there, and then it is kept
+// whole if it is not too large for that (Join).
 //
 // The head alone knows the version, and that alone is fresh or stale: a slice is as good as the head that leads to it. So one 304
 // is good for all slices, whoever takes the head away takes them all, and an object that has changed begins with a new version

@@ -15,8 +15,8 @@ const (
 	ifGiven          // only for a lifetime that the origin gives, and an error then for at least ErrorTTL
 )
 
-// kept says how responses of a status are kept. 206 would be kept in parts, 304 is an update, 416 is about a range that
-// the cache did not ask for, 425 about how one viewer asked (RFC 8470 §5.2), and 1xx are not the response yet.
+// kept says how responses of a status are kept. 206 is kept as what it is a part of, if it was asked for (parted), 304 is an update, 416 is about a
+// range, 425 about how one viewer asked (RFC 8470 §5.2), and 1xx are not the response yet.
 func kept(status int) keeping {
 	switch status {
 	case 200, 203, 204, 300, 301, 302, 303, 307, 308:

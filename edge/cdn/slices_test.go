@@ -1230,3 +1230,129 @@ func TestItIsExplainedThatAnObjectIsInSlices(t *testing.T) {
 		}
 	})
 }
+
+// Whatever an origin makes of ranges, and whatever ranges viewers ask for: no body is of two versions, none is taken for another part than it is, and
+// nothing is kept that was said to a Range alone but the part that was asked for.
+func TestNoOriginAndNoRangeMixVersions(t *testing.T) {
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 7))
+			size := []int64{2*mega + 77, 4 * mega, 9*mega + 5}[r.IntN(3)]
+			members := alone()
+			if seed%4 == 3 {
+				members = three()
+			}
+			var mu sync.Mutex // guards
+			chance := rand.New(rand.NewPCG(seed, 8))
+			lies := chance.Float64() * 0.7
+			inCinema(t, site(""), members, size, func(t *testing.T, f *fleet, c *cinema) {
+				c.changes = func(w http.ResponseWriter, q *http.Request) http.ResponseWriter {
+					mu.Lock()
+					defer mu.Unlock()
+					switch chance.IntN(16) {
+					case 0:
+						w.Header().Set("Etag", "W/"+w.Header().Get("Etag"))
+					case 1:
+						w.Header().Del("Etag")
+					}
+					w = &digested{w}
+					if q.Header.Get("Range") == "" || chance.Float64() > lies {
+						return w
+					}
+					if n := chance.IntN(9); n < 6 {
+						w.Header().Set("Content-Length", "0")
+						w.WriteHeader([]int{204, 403, 404, 416, 500, 503}[n])
+						return nil
+					}
+					c.mu.Lock()
+					version, of := c.film.version, c.film.size
+					c.mu.Unlock()
+					switch chance.IntN(3) {
+					case 0:
+						q.Header.Del("Range")
+						return w
+					case 1:
+						of += mega
+					}
+					start := chance.Int64N(mega)
+					w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, start+99, of))
+					w.Header().Set("Content-Length", "100")
+					w.WriteHeader(206)
+					w.Write(reel(version, start, 100))
+					return nil
+				}
+				version := int64(1)
+				for range 12 {
+					switch r.IntN(10) {
+					case 0:
+						version++
+						c.shows(version, size)
+					case 1:
+						time.Sleep(61 * time.Second)
+					case 2:
+						time.Sleep(time.Second)
+					}
+					var viewers sync.WaitGroup
+					for range 1 + r.IntN(3) {
+						start := r.Int64N(size)
+						part := fmt.Sprintf("bytes=%d-%d", start, start+r.Int64N(mega))
+						asked := [...]string{"", fmt.Sprintf("bytes=%d-", start), part, part, part, part, "bytes=-99", "bytes=1048576-1048576"}[r.IntN(8)]
+						viewers.Go(func() {
+							header := http.Header{}
+							if asked != "" {
+								header.Set("Range", asked)
+							}
+							a, err := f.ask("icn-a", "GET", "/film", header)
+							if err != nil {
+								return // cut off, as is due to who has begun to read what has changed
+							}
+							hit, digest := a.Header.Get("X-Cache") == "Hit from perigee", a.Header.Get("Content-Digest")
+							at, total := int64(0), size
+							switch a.StatusCode {
+							case 200:
+							case 206:
+								var last int64
+								if _, err := fmt.Sscanf(a.Header.Get("Content-Range"), "bytes %d-%d/%d", &at, &last, &total); err != nil || int64(len(a.body)) != last-at+1 {
+									t.Errorf("%q: %v", asked, a.Header)
+								}
+							default:
+								if hit || asked == "" {
+									t.Errorf("%q: %d, %v", asked, a.StatusCode, a.Header)
+								}
+								return
+							}
+							if (a.StatusCode == 200 || hit) && (digest == "part" || total != size) || a.StatusCode == 206 && digest == "whole" {
+								t.Errorf("%q: %d, %v", asked, a.StatusCode, a.Header)
+							}
+							for v := version; v > 0; v-- {
+								is := func(length int64) bool { return a.body[:length] == string(reel(v, at, length)) }
+								if n := int64(len(a.body)); is(min(n, frame)) && is(n) && (a.StatusCode == 206 || n == size) {
+									return
+								}
+							}
+							t.Errorf("%q: %d, %d bytes of no version, %v", asked, a.StatusCode, len(a.body), a.Header)
+						})
+					}
+					viewers.Wait()
+				}
+				n := f.sum
+				t.Logf("%d bytes: sought %d, joined %d, cut %d, ranged %d, changed %d, refused %d", size, n("cache_slices_sought_total"), n("cache_slices_joined_total"),
+					n("cache_slices_cut_total"), n("cache_slices_ranged_total"), n("cache_slices_changed_total"), n("cache_slices_refused_total"))
+			})
+		})
+	}
+}
+
+// digested is an answer whose part has a digest of its own, and that has no date, which would be the same for all versions.
+type digested struct{ http.ResponseWriter }
+
+func (d *digested) WriteHeader(code int) {
+	d.Header().Del("Last-Modified")
+	switch code {
+	case 200:
+		d.Header().Set("Content-Digest", "whole")
+	case 206:
+		d.Header().Set("Content-Digest", "part")
+	}
+	d.ResponseWriter.WriteHeader(code)
+}
