@@ -763,7 +763,7 @@ func asks(t *testing.T, c net.Conn, p string) (string, time.Duration) {
 
 func TestDatagramsGoOverTheBackboneAndBack(t *testing.T) {
 	overUDP(t, only(testEndpoint{"a", 128, false}), true, func(t *testing.T, c net.Conn, planes map[string]interface{ Counters() map[string]uint64 }) {
-		for i, p := range []string{"first", "second", strings.Repeat("x", 1200), strings.Repeat("y", 1400)} {
+		for i, p := range []string{"first", "second", strings.Repeat("x", 1100), strings.Repeat("y", 1400)} {
 			got, took := asks(t, c, p)
 			if got != p {
 				t.Errorf("%d: %d of %d bytes came back", i, len(got), len(p))
@@ -788,7 +788,7 @@ func TestDatagramsGoOverTheBackboneAndBack(t *testing.T) {
 // Where a node cannot be reached its flows go by one that can reach it; whatever that does with them, they go on where they can.
 func TestDatagramsGoByARelay(t *testing.T) {
 	overUDPBy(t, only(testEndpoint{"a", 128, false}), true, "sfo1", func(t *testing.T, c net.Conn, planes map[string]interface{ Counters() map[string]uint64 }) {
-		for i, p := range []string{"first", "second", strings.Repeat("x", 1200), strings.Repeat("y", 1400)} {
+		for i, p := range []string{"first", "second", strings.Repeat("x", 1100), strings.Repeat("y", 1400)} {
 			got, took := asks(t, c, p)
 			if got != p {
 				t.Errorf("%d: %d of %d bytes came back", i, len(got), len(p))
