@@ -304,12 +304,41 @@ func (p *Plane) Review() []Ended {
 	return all
 }
 
+// turned is flows of a lane that stands otherwise than before.
+type turned struct {
+	lane
+	fate    fate
+	endsNow bool
+	told    bool // where some are to end
+	flows   []*live
+}
+
 func (a *flows) review(s *spec.Spec, v *view.View) (all []Ended, ending []*live) {
+	for _, t := range a.turn(s, v) {
+		ends, count := t.ending(t.fate, s, v), 0
+		for _, one := range t.flows {
+			if !ends(one.client) {
+				continue
+			}
+			if count++; t.endsNow {
+				ending = append(ending, one)
+			}
+		}
+		if count > 0 && t.told {
+			all = append(all, Ended{t.accelerator, t.region, t.resource, t.local, t.fate.why, count, t.fate.after})
+		}
+	}
+	return all, ending
+}
+
+// turn has lanes stand as they do now, and returns those with a fate. Their flows are for the caller to judge, without the lock, which each flow takes that begins or ends, on a
+// loop, too: which end depends on their clients. One that comes meanwhile turns by itself.
+func (a *flows) turn(s *spec.Spec, v *view.View) (all []turned) {
 	now := see(s, v)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.reviewed == now {
-		return nil, nil
+		return nil
 	}
 	a.reviewed = now
 	for _, l := range slices.SortedFunc(maps.Keys(a.lanes), lane.compare) {
@@ -323,18 +352,11 @@ func (a *flows) review(s *spec.Spec, v *view.View) (all []Ended, ending []*live)
 			t.stay()
 			continue
 		}
-		ends, count, endsNow := l.ending(f, s, v), 0, t.endsNow(a, l, f)
-		for one := range t.flows {
-			if !ends(one.client) {
-				continue
-			}
-			if count++; endsNow {
-				ending = append(ending, one)
-			}
-		}
-		if count > 0 && (was.gone == "" || is.gone == "") {
-			all = append(all, Ended{l.accelerator, l.region, l.resource, l.local, f.why, count, f.after})
+		one := turned{lane: l, fate: f, endsNow: t.endsNow(a, l, f), told: was.gone == "" || is.gone == ""}
+		if one.endsNow || one.told {
+			one.flows = slices.Collect(maps.Keys(t.flows))
+			all = append(all, one)
 		}
 	}
-	return all, ending
+	return all
 }
