@@ -579,6 +579,8 @@ func (p *Plane) Explain(protocol string, address netip.AddrPort, client netip.Ad
 type counters struct {
 	flows, refused, dropped   atomic.Uint64
 	failovers, attemptsFailed atomic.Uint64
+	looped                    atomic.Uint64
+	givenBack, handedOver     atomic.Uint64
 	attemptsCalledOff         atomic.Uint64
 	detours, detoursFailed    atomic.Uint64 // by others
 	carried, detoursRefused   atomic.Uint64 // of others
@@ -607,6 +609,9 @@ func (p *Plane) Counters() map[string]uint64 {
 		"accelerator_flows_idle_total":                      p.count.idle.Load(),
 		"accelerator_flows_broken_total":                    p.count.broken.Load(),
 		"accelerator_flows_terminated_total":                p.count.terminated.Load(),
+		"accelerator_flows_looped_total":                    p.count.looped.Load(),
+		"accelerator_flows_given_back_total":                p.count.givenBack.Load(),
+		"accelerator_flows_handed_over_total":               p.count.handedOver.Load(),
 		"accelerator_failovers_total":                       p.count.failovers.Load(),
 		"accelerator_attempts_failed_total":                 p.count.attemptsFailed.Load(),
 		"accelerator_attempts_called_off_total":             p.count.attemptsCalledOff.Load(),

@@ -102,6 +102,7 @@ func (s *soon) leave(err error) {
 // giveBack has the flow be for Start. Where its connection cannot be, it ends here, and is told of as Start would.
 func (s *soon) giveBack() {
 	p := s.plane
+	p.count.givenBack.Add(1)
 	err := s.back()
 	if err == nil || errors.Is(err, net.ErrClosed) {
 		return
@@ -151,6 +152,13 @@ func (s *soon) taken(far *loop.Conn, err error) {
 	one.moved, one.reset = carried.Moved, carried.Break
 	carried.Last, carried.Panicked = one.last, p.config.Panicked
 	end := p.carry(s.entry.accelerator, s.chosen, one)
+	p.count.looped.Add(1)
 	going, s.entered = true, false
-	carried.Start(p.ends(end, there, s.ended))
+	ended := p.ends(end, there, s.ended)
+	carried.Start(func(r relay.Result) {
+		if carried.HandedOver() {
+			p.count.handedOver.Add(1)
+		}
+		ended(r)
+	})
 }

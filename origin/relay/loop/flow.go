@@ -172,6 +172,9 @@ func (f *Flow) Moved() (fromClient, fromTarget int64) {
 	return f.machine.sent[client].Load(), f.machine.sent[target].Load()
 }
 
+// HandedOver says whether the flow goes on, or has ended, by package relay. It may be called on any goroutine.
+func (f *Flow) HandedOver() bool { return f.over.Load() != nil }
+
 // told is called when the system says something of an end.
 func (f *Flow) told(at side, readable, writable, hasty bool) {
 	defer f.recovered()
