@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
-	"time"
 )
 
 // slabbed is a cache with slabs, which are small, so that there are many and bodies move often.
@@ -311,16 +310,14 @@ func TestAFullCacheWithSlabsKeepsTheLargestObject(t *testing.T) {
 			Fetch: func(context.Context, http.Header) (*http.Response, error) {
 				return response(200, size, bytes.NewReader(make([]byte, size)), "Cache-Control: max-age=60"), nil
 			}}
-		ask, err := c.Ask(t.Context(), want, c.Find(want.Key, p, want.Header, time.Now(), nil))
-		if err != nil {
-			t.Fatal(err)
+		for i := range 4 { // it is kept the fourth time, and there is room for it each time
+			ask, r := c.ask(t, want)
+			if last := i == 3; r.Stored != last || !last && r.WhyNot != unadmitted {
+				t.Errorf("the largest object is kept: %v, %q; %d of %d bytes, %d of waste", r.Stored, r.WhyNot, c.bytes.Load(), c.limit, c.slabs.waste.Load())
+			}
+			synctest.Wait()
+			ask.Close()
 		}
-		r, err := ask.Wait()
-		if err != nil || !r.Stored {
-			t.Errorf("the largest object is not kept: %q, %v; %d of %d bytes, %d of waste", r.WhyNot, err, c.bytes.Load(), c.limit, c.slabs.waste.Load())
-		}
-		synctest.Wait()
-		ask.Close()
 		if c.Close(); c.counts.refused.Load() > 0 {
 			t.Errorf("%d were refused", c.counts.refused.Load())
 		}
