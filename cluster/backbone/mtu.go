@@ -2,6 +2,7 @@ package backbone
 
 import (
 	"errors"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -9,15 +10,13 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
-
-	"github.com/perigee-net/perigee/cluster/fec"
 )
 
 // QUIC finds out how large packets may be that a path carries, and never takes that back (RFC 9000, 14.3, leaves it to the sender to detect a black hole as
 // RFC 8899, 4.3 has it; quic-go does not). So where a path comes to carry less under a live connection, its full packets are lost from then on, each time that
 // they are sent again, while small ones go on and keep the connection up. That is looked for by probes beneath QUIC (fec.Peer.Probe): while full packets are sent by
-// a path, once a second one as large as those and a small one. Where small ones are answered and large ones are not, holeRounds times in a row, the
-// connections with packets that large are closed, and dialled again with small ones.
+// a path, once a second one as large as those and one as small as packets are that every path carries. Where small ones are answered and large ones are
+// not, some ten times in a row, the connections with packets that large are closed, and dialled again with small ones.
 const (
 	// smallestPacket is what each connection begins with, bytes of UDP payload: what QUIC needs at least (RFC 9000, 14). A tunnel over IPv6 with the
 	// least MTU that there is, 1,280, carries 1,232; quic-go's own first size is 1,280.
@@ -26,18 +25,26 @@ const (
 	// payloadOverhead is what quic-go takes a packet to have beside a DATAGRAM frame's payload, bytes.
 	payloadOverhead = 1 + 20 + 16
 
-	// holeRounds is how many probes in a row of the large size have to be lost, beside small ones that are not. Of losses by chance, be they
-	// one in ten, that is as many as happen once in weeks; and what it costs is a connection.
-	holeRounds = 5
+	// fullShare is the part of smallestPacket that packets have to have on average for full ones to be taken to be among them, and fullBytes is
+	// what is sent in a second, bytes, for which it is not asked how large they are.
+	fullShare = 2
+	fullBytes = 10 * smallestPacket
 
-	// roundFloor is how long the answers to two probes may take at least, beside two round trips; after roundCeiling none is awaited.
+	// minRounds and maxRounds bound how many probes of the large size have to be lost in a row, beside small ones that are not: see roundsFor.
+	minRounds, maxRounds = 10, 20
+
+	// roundTime is how long a round takes at least, and roundFloor how long the answers to its two probes may, beside two round trips; after roundCeiling
+	// none is awaited. So a hole is found 4.5 s after full packets began to vanish, on a path of 100 ms that lost none before, and within 9 s on one that
+	// loses one packet in ten each way; and no second of congestion is taken for one.
+	roundTime    = 300 * time.Millisecond
 	roundFloor   = 100 * time.Millisecond
 	roundCeiling = 2 * time.Second
 
-	// maxRounds bounds the rounds of one doubt, where probes of neither size are answered, and doubtRest is how long none is sent after that: the peer may
-	// be of a release that does not know them.
-	maxRounds = 12
-	doubtRest = 30 * time.Second
+	// maxSilent bounds the rounds in a row of which neither probe is answered, and doubtRest is how long none is sent after that. strangerRest is that for a
+	// peer that has never answered: it may be of a release that does not know probes.
+	maxSilent    = 12
+	doubtRest    = 30 * time.Second
+	strangerRest = 30 * time.Minute
 
 	// holeMemory is how long a path is taken for one whose MTU changes after a hole was found there. If there is another, connections by it stay at
 	// smallestPacket for as long as that.
@@ -56,6 +63,10 @@ type doubt struct {
 	size    int       // of the large one of the round
 	round   int       // 0: none is under way
 	missed  int       // large ones in a row that were not answered, beside small ones that were
+	rounds  int       // as many as missed has to become
+	silent  int       // rounds in a row in which nothing was answered
+	loss    float64   // what the path lost when a large one was answered last: since then it may be a hole that loses packets
+	talks   bool      // the peer has answered one, ever
 	asked   time.Time // when its first round began
 	resting time.Time
 	timer   *time.Timer
@@ -78,8 +89,8 @@ func (p *path) probe(now time.Time) {
 	}
 	size, due := 0, false
 	for w := range p.watches {
-		due = due || w.agreed && w.sent >= smallestPacket
-		w.sent = 0
+		due = due || w.agreed && fullPackets(w.sent, w.packets)
+		w.sent, w.packets = 0, 0
 	}
 	if !due {
 		return
@@ -90,8 +101,34 @@ func (p *path) probe(now time.Time) {
 	if size <= smallestPacket {
 		return // there are none that could be smaller
 	}
-	d.size, d.missed, d.asked = size, 0, now
+	d.size, d.asked = size, now
+	d.begin()
 	p.ask()
+}
+
+// begin has the rounds be counted anew.
+func (d *doubt) begin() { d.missed, d.silent, d.rounds = 0, 0, roundsFor(d.loss) }
+
+// fullPackets says whether full packets are likely to be among those that were sent in a second. A few that carry little are none; how large each was QUIC
+// does not say.
+func fullPackets(sent, packets uint64) bool {
+	return sent >= smallestPacket && sent >= packets*smallestPacket/fullShare || sent >= fullBytes
+}
+
+// roundsFor is how many rounds have to speak for a hole on a path that loses a share of its packets by chance, as many one way as the other.
+//
+// Of probes and their answers q = 1-(1-loss)² are lost. A round that decides (the large one is answered, or the small one alone) speaks for a hole by
+// chance in q(1-q)/(1-q²) = q/(1+q) of all cases. Begun each second, 3.2e7 times a year, n rounds in a row do so once in ((1+q)/q)ⁿ seconds: with 10 % loss each
+// way (q = 0.19) and 10 rounds, which is the least, once in three years; with 20 % (q = 0.36) and 13, once in one. Two more are for loss that was measured
+// too low. maxRounds is enough for that up to 40 %; at 50 % it is once in nine months.
+func roundsFor(loss float64) int {
+	q := 1 - (1-loss)*(1-loss)
+	if q <= 0 {
+		return minRounds
+	}
+	const doubts = 365 * 24 * 60 * 60 // in a year
+	n := math.Ceil(math.Log(doubts)/math.Log((1+q)/q)) + 2
+	return int(min(max(n, minRounds), maxRounds))
 }
 
 // ask sends the two probes of a round. mu is held.
@@ -102,9 +139,15 @@ func (p *path) ask() {
 	if d.number < 2 {
 		d.number = 2 // 0 is none
 	}
-	p.peer.Probe(d.number, fec.MinProbe)
+	small := func() { p.peer.Probe(d.number, smallestPacket) } // less proves nothing of the packets that are to take the place of large ones
+	if d.round%2 == 0 {
+		small()
+	}
 	p.peer.Probe(d.number+1, d.size)
-	wait := min(2*p.rtt+roundFloor, roundCeiling)
+	if d.round%2 != 0 { // a queue or a bucket that has room for one of them has it for the first, which is not to be the same one each time
+		small()
+	}
+	wait := min(max(2*p.rtt+roundFloor, roundTime), roundCeiling)
 	if d.timer == nil {
 		d.timer = time.AfterFunc(wait, p.judge)
 	} else {
@@ -112,30 +155,61 @@ func (p *path) ask() {
 	}
 }
 
+// verdict is what the rounds of a doubt so far say.
+type verdict uint8
+
+const (
+	unsure verdict = iota // another one is to be asked
+	passes                // the path carries large packets
+	hollow                // it carries small ones alone
+	mute                  // nothing is answered
+)
+
+// hears takes the answers to a round.
+func (d *doubt) hears(small, large bool) verdict {
+	d.talks = d.talks || small || large
+	d.silent++
+	if small {
+		d.silent = 0
+		d.missed++
+	}
+	switch {
+	case large:
+		return passes
+	case d.missed >= d.rounds:
+		return hollow
+	case d.silent >= maxSilent:
+		return mute
+	}
+	return unsure
+}
+
 // judge looks at the answers to a round.
 func (p *path) judge() {
 	p.mu.Lock()
 	d := &p.doubt
 	small, large := p.peer.Answered(d.number), p.peer.Answered(d.number+1)
+	size := d.size // of the next doubt it may be another
 	var narrow []*watch
-	switch {
-	case len(p.watches) == 0:
+	switch v := d.hears(small, large); {
+	case !p.lives():
 		d.round = 0
-	case large:
-		d.round = 0
-	case small && d.missed+1 >= holeRounds:
+	case v == passes:
+		d.round, d.loss = 0, max(p.loss.share(), p.queue.share())
+	case v == hollow:
 		d.round = 0
 		for w := range p.watches {
 			if packetSize(w.conn) >= d.size {
 				narrow = append(narrow, w)
 			}
 		}
-	case d.round >= maxRounds:
-		d.round, d.resting = 0, time.Now().Add(doubtRest)
-	default:
-		if small {
-			d.missed++
+	case v == mute:
+		rest := doubtRest
+		if !d.talks {
+			rest = strangerRest
 		}
+		d.round, d.resting = 0, time.Now().Add(rest)
+	default:
 		p.ask()
 	}
 	p.mu.Unlock()
@@ -145,10 +219,20 @@ func (p *path) judge() {
 	b := narrow[0].b
 	b.count.blackHoles.Add(1)
 	b.holes.add(p.addr)
-	b.log.Warn("full packets do not arrive any more; connections are made anew", "address", p.addr, "bytes", d.size, "connections", len(narrow))
+	b.log.Warn("full packets do not arrive any more; connections are made anew", "address", p.addr, "bytes", size, "connections", len(narrow))
 	for _, w := range narrow {
 		w.narrow()
 	}
+}
+
+// lives says whether a connection goes by a path that has not ended, as all do soon after the path is dead. mu is held.
+func (p *path) lives() bool {
+	for w := range p.watches {
+		if w.conn.Context().Err() == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // holes is where they were found, of late.

@@ -126,15 +126,15 @@ type path struct {
 
 // watch is one connection of a path for as long as its hello stream is open.
 type watch struct {
-	b      *Backbone
-	path   *path
-	conn   *quic.Conn
-	hello  net.Conn
-	narrow func() // has it closed, for that its packets are too large
-	agreed bool   // the other end has sent its token; by path.mu, like what follows
-	deaf   bool
-	before quic.ConnectionStats
-	sent   uint64 // bytes, since probes were last asked for
+	b             *Backbone
+	path          *path
+	conn          *quic.Conn
+	hello         net.Conn
+	narrow        func() // has it closed, for that its packets are too large
+	agreed        bool   // the other end has sent its token; by path.mu, like what follows
+	deaf          bool
+	before        quic.ConnectionStats
+	sent, packets uint64 // bytes, and in how many packets, since probes were last asked for
 }
 
 // watch has a connection counted among those of its path. narrow is to have it closed, for that its packets are too large.
@@ -264,6 +264,7 @@ func (p *path) measure(now time.Time) {
 		lost += stats.PacketsLost - w.before.PacketsLost
 		bytesSent += stats.BytesSent - w.before.BytesSent
 		w.sent += stats.BytesSent - w.before.BytesSent
+		w.packets += stats.PacketsSent - w.before.PacketsSent
 		bytesReceived += stats.BytesReceived - w.before.BytesReceived
 		bytesLost += max(stats.BytesLost, w.before.BytesLost) - w.before.BytesLost // it may become less
 		w.before = stats
