@@ -142,10 +142,6 @@ func skipped(n *procs.Node, revision uint64) bool {
 	return err == nil && st.Running > revision
 }
 
-func group(name string, port int) []api.File {
-	return []api.File{{Name: name, Data: fmt.Sprintf("kind: TargetGroup\nname: %s\nregion: eu-central-1\nprotocol: HTTP\nport: %d\n", name, port)}}
-}
-
 // middle is the value below which a share of the others lies.
 func middle(of []time.Duration, share float64) float64 {
 	if len(of) == 0 {

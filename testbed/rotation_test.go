@@ -145,3 +145,7 @@ func TestARotationOfTheAuthorityCostsNobodyAnything(t *testing.T) {
 		}
 	})
 }
+
+func group(name string, port int) []api.File {
+	return []api.File{{Name: name, Data: fmt.Sprintf("kind: TargetGroup\nname: %s\nregion: eu-central-1\nprotocol: HTTP\nport: %d\n", name, port)}}
+}

@@ -36,31 +36,6 @@ func bare(response []byte) func(net.Conn) {
 	}
 }
 
-// onLoopback opens doors at ports of the system's choice, and returns where.
-func onLoopback(tb testing.TB, c Config, doors ...Door) []string {
-	var at []string
-	c.Listen = func(network, _ string) (net.Listener, error) {
-		l, err := Listen(network, "127.0.0.1:0")
-		if err == nil {
-			at = append(at, l.Addr().String())
-		}
-		return l, err
-	}
-	f := New(c)
-	for i := range doors {
-		doors[i].Network, doors[i].Address = "tcp", netip.AddrPortFrom(netip.Addr{}, uint16(i+1))
-	}
-	if err := f.Set(doors); err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		if err := f.Close(tb.Context()); err != nil && tb.Context().Err() == nil {
-			tb.Error(err)
-		}
-	})
-	return at
-}
-
 // processorTime is what this process has used.
 func processorTime(b *testing.B) time.Duration {
 	var u unix.Rusage
