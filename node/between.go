@@ -362,10 +362,10 @@ func (n *Node) prospect(resource string, client netip.AddrPort) (wanted accelera
 	}, true
 }
 
-// loops has the front's doors be accepted of by loops.
-type loops struct{ *loop.Group }
+// eventLoops has the front's doors be accepted of by loops.
+type eventLoops struct{ *loop.Group }
 
-func (l loops) Listen(of net.Listener, accepted func(front.Held), failed func(error)) (end func(done func()), ok bool) {
+func (l eventLoops) Listen(of net.Listener, accepted func(front.Held), failed func(error)) (end func(done func()), ok bool) {
 	listener, ok := l.Group.Listen(of, func(c *loop.Conn) { accepted(c) }, failed)
 	if !ok {
 		return nil, false

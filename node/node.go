@@ -615,13 +615,13 @@ func (n *Node) openPlanes() error {
 	})
 	n.planes = append(n.planes, &certified{to: certificates})
 	held := loop.New(loop.Config{Panicked: panicked})
-	n.onClose("loops", func(context.Context) error { held.Close(); return nil })
+	n.onClose("event loops", func(context.Context) error { held.Close(); return nil })
 	n.front = front.New(front.Config{
 		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket, ListenPacketAnycast: n.cfg.ListenPacketAnycast,
 		Certificate: certificates.Get, Policy: n.cdn.SecurityPolicy,
 		TokenKey: n.guard.Node().Keys().Cluster.Derive("quic tokens"), ResetKey: n.guard.Node().Keys().Cluster.Derive("quic resets of " + n.cfg.Name),
 		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Seen: n.see, RoundTrip: n.cfg.RoundTrip,
-		FinishPackets: n.accelerator.FinishDatagrams, Panics: panics, Log: log, Loop: loops{held},
+		FinishPackets: n.accelerator.FinishDatagrams, Panics: panics, Log: log, Loop: eventLoops{held},
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())

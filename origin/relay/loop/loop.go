@@ -143,7 +143,8 @@ func (g *Group) run() bool {
 	return len(g.loops) > 0
 }
 
-// Close breaks off what is still carried, and returns when nothing runs any more. Listeners are to be closed before.
+// Close breaks off what loops still carry, and returns when none runs any more. Listeners are to be closed before. Flows that go on elsewhere (Flow.HandedOver) are not broken off, nor
+// waited for, and what is done for connections that were detached is not either.
 func (g *Group) Close() {
 	g.mu.Lock()
 	g.closed = true
@@ -253,7 +254,11 @@ func (l *loop) sleep(told []event) (n int) {
 	if posted {
 		return 0
 	}
-	return l.poller.wait(told)
+	n, err := l.poller.wait(told)
+	if err != nil {
+		l.over = true // it would go round for ever
+	}
+	return n
 }
 
 // tell passes on what the system says.

@@ -74,6 +74,30 @@ func listen(t *testing.T) net.Listener {
 	return l
 }
 
+// deaf is an address at which nobody listens, and nobody else will: it is taken.
+func deaf(t *testing.T) net.Listener {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := localOf(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bound{at: net.TCPAddrFromAddrPort(at)}
+}
+
+type bound struct {
+	net.Listener
+	at net.Addr
+}
+
+func (b bound) Addr() net.Addr { return b.at }
+
 func (d *desk) accepted(c *Conn) {
 	c.Connect(relay.AddrPort(d.target.Addr()), d.within, func(far *Conn, err error) {
 		if err != nil {
@@ -308,7 +332,7 @@ func TestAFlowIsBrokenOffFromOutside(t *testing.T) {
 }
 
 func TestWhoDoesNotTakeAFlowIsTold(t *testing.T) {
-	d := newDesk(t, func(d *desk) { d.target.Close() })
+	d := newDesk(t, func(d *desk) { d.target = deaf(t) })
 	if c, err := net.Dial("tcp", d.address); err == nil {
 		wantEnd(t, c, syscall.ECONNRESET)
 		c.Close()
@@ -471,20 +495,29 @@ func TestASilentFlowEnds(t *testing.T) {
 	d := newDesk(t, func(d *desk) { d.idle = time.Hour })
 	client, target := d.flow()
 	f := <-d.started
+	kernel := func() (n int64) {
+		on(f.loop, func() { n = kernelCount(f.ends[0].fd) + kernelCount(f.ends[1].fd) })
+		return n
+	}
+	before := kernel()
+	arrived := func(bytes int64) { // and the system has heard of it, which counts as a move
+		for kernel() != before+2*bytes {
+			runtime.Gosched()
+		}
+	}
 	sends(t, client, target, []byte("x"))
+	arrived(1)
 	look := func(later time.Duration) {
-		done := make(chan struct{})
-		f.loop.post(func() {
+		on(f.loop, func() {
 			f.since = f.since.Add(-later)
 			f.loop.wheel.remove(&f.spoke)
 			f.look()
-			close(done)
 		})
-		<-done
 	}
 	look(0)
 	look(59 * time.Minute)
 	sends(t, target, client, []byte("y"))
+	arrived(2)
 	look(59 * time.Minute) // something has moved
 	look(59 * time.Minute)
 	look(2 * time.Minute)
@@ -806,5 +839,15 @@ func TestAConnectionIsTakenWithOneDescriptor(t *testing.T) {
 		if !errors.Is(err, one.want) {
 			t.Errorf("its client sees %v, want %v", err, one.want)
 		}
+	}
+}
+
+func TestALoopThatCannotWaitEnds(t *testing.T) {
+	g, _, _, _ := shut(t)
+	one := g.loops[0]
+	on(one, func() { one.poller.file.Close() })
+	g.wg.Wait()
+	if one.post(func() {}) {
+		t.Error("it has not ended")
 	}
 }

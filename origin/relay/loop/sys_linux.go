@@ -4,11 +4,13 @@ package loop
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +57,9 @@ func newPoller() (p *poller, err error) {
 		return nil, err
 	}
 	p.file = os.NewFile(uintptr(p.fd), "epoll")
+	if err = p.file.SetDeadline(time.Time{}); err != nil { // the runtime does not wait for it, which NewFile does not say
+		return nil, fmt.Errorf("wait for epoll: %w", err)
+	}
 	p.raw, err = p.file.SyscallConn()
 	return p, err
 }
@@ -83,7 +88,8 @@ func (p *poller) add(fd int, number uint32) error {
 	return p.ctl(unix.EPOLL_CTL_ADD, fd, number, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLPRI|unix.EPOLLET)
 }
 
-// addListener has be told that there is something to be accepted: of pollers that wait for the same, not all.
+// addListener has be told that there is something to be accepted. Of pollers that wait for the same not all are told where a thread waits in them (EPOLLEXCLUSIVE); these the
+// runtime's poller waits for, so all that have nothing to do are woken, and all but one find nothing: hence there are few (maxLoops).
 func (p *poller) addListener(fd int, number uint32) error {
 	return p.ctl(unix.EPOLL_CTL_ADD, fd, number, unix.EPOLLIN|unix.EPOLLEXCLUSIVE)
 }
@@ -117,13 +123,13 @@ func (p *poller) look(told []event) int {
 	return int(n)
 }
 
-// wait is look that waits until the system has something to say.
-func (p *poller) wait(told []event) (n int) {
-	p.raw.Read(func(uintptr) bool {
+// wait is look that waits until the system has something to say. With an error nothing can be waited for any more.
+func (p *poller) wait(told []event) (n int, err error) {
+	err = p.raw.Read(func(uintptr) bool {
 		n = p.look(told)
 		return n > 0
 	})
-	return n
+	return n, err
 }
 
 // yield is look, after others have had the processor and what the runtime waits for has come up.

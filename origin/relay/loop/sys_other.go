@@ -29,7 +29,7 @@ func (p *poller) add(int, uint32) error         { return errUnsupported }
 func (p *poller) addListener(int, uint32) error { return errUnsupported }
 func (p *poller) remove(int)                    {}
 func (p *poller) look([]event) int              { return 0 }
-func (p *poller) wait([]event) int              { return 0 }
+func (p *poller) wait([]event) (int, error)     { return 0, errUnsupported }
 func (p *poller) yield([]event) int             { return 0 }
 func (p *poller) wake()                         {}
 
