@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
@@ -36,7 +38,8 @@ type pairOf struct {
 	view   atomic.Pointer[view.View]
 	door   net.Listener
 	target net.Listener
-	flows  sync.WaitGroup // that were dialled and have not ended
+	deaf   atomic.Pointer[netip.AddrPort] // nil: the target takes flows
+	flows  sync.WaitGroup                 // that were dialled and have not ended
 	log    bytes.Buffer
 
 	mu       sync.Mutex
@@ -121,7 +124,7 @@ func (w *pairOf) run(n network, test func(w *pairOf)) string {
 			if w.lacking.Load() {
 				return nil, syscall.EMFILE
 			}
-			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", w.target.Addr().String())
+			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", w.at().String())
 			if err != nil {
 				return nil, err
 			}
@@ -131,7 +134,7 @@ func (w *pairOf) run(n network, test func(w *pairOf)) string {
 			if w.lacking.Load() {
 				return Prospect{}, false
 			}
-			return Prospect{Target: relay.AddrPort(w.target.Addr()), Took: took, Left: func(error) { w.left.Add(1) }}, true
+			return Prospect{Target: w.at(), Took: took, Left: func(error) { w.left.Add(1) }}, true
 		},
 		Dial: func(context.Context, string, backbone.Header) (net.Conn, error) {
 			return nil, errors.New("nobody is there")
@@ -217,6 +220,32 @@ func (w *pairOf) listen() net.Listener {
 	}
 	w.Cleanup(func() { l.Close() })
 	return l
+}
+
+// at is where flows are to end.
+func (w *pairOf) at() netip.AddrPort {
+	if deaf := w.deaf.Load(); deaf != nil {
+		return *deaf
+	}
+	return relay.AddrPort(w.target.Addr())
+}
+
+// deafen has flows end at an address at which nobody listens, and nobody else will: it is taken.
+func (w *pairOf) deafen() {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		w.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		w.Fatal(err)
+	}
+	deaf := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(at.(*unix.SockaddrInet4).Port))
+	w.deaf.Store(&deaf)
 }
 
 // flow is a new one: its two ends.
@@ -354,7 +383,7 @@ func TestFlowsOfALoopEndAsTheSpecSays(t *testing.T) {
 
 func TestAFlowThatNobodyTakesAtOnceIsGivenBack(t *testing.T) {
 	eitherWay(t, here(false), 1, func(w *pairOf) {
-		w.target.Close()
+		w.deafen()
 		w.refused()
 	})
 	eitherWay(t, here(false), 1, func(w *pairOf) {
