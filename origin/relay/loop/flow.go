@@ -10,7 +10,7 @@ import (
 	"github.com/perigee-net/perigee/origin/relay"
 )
 
-// looks is how many times in an idle time a flow is looked at.
+// looks is how many times in an idle time a flow is looked at. When it moved last is known by the next look, and its time is up by another, so one is cut off at most two eighths later.
 const looks = 8
 
 // state is how far a flow has come. It is the loop's alone.

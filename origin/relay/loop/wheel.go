@@ -3,8 +3,8 @@ package loop
 import "time"
 
 const (
-	// tick is how often silent flows are looked at whose time it is; so one ends up to that much later.
-	tick = time.Second
+	// tick is how often silent flows are looked at whose time it is: a fifth of how often a flow is that may be silent for 10 s, the least that listeners of accelerators have.
+	tick = 250 * time.Millisecond
 	// slots is how many ticks ahead a wheel knows whom to look at; who has longer is looked at in between.
 	slots = 64
 )

@@ -58,3 +58,31 @@ func TestAWheelLooksAtEachInItsTick(t *testing.T) {
 		t.Errorf("%d are left", w.count)
 	}
 }
+
+// A flow ends at most a quarter of its idle time late, a tick aside, however short that is.
+func TestASilentFlowEndsInTime(t *testing.T) {
+	for _, idle := range []time.Duration{10 * time.Second, 11 * time.Second, 12500 * time.Millisecond, time.Minute, 340 * time.Second, 6000 * time.Second} {
+		var w wheel
+		s := &spoke{flow: &Flow{}}
+		w.add(s, idle/looks)
+		last := time.Duration(-1) // when it was looked at first after it moved, which is just after the one before
+		over := false
+		for !over {
+			w.turn(func(*Flow) {
+				now := time.Duration(w.ticks) * tick
+				switch {
+				case last < 0:
+					last = now
+				case now-last >= idle:
+					over = true
+					return
+				}
+				w.add(s, idle/looks)
+			})
+		}
+		late := time.Duration(w.ticks)*tick - idle
+		if most := idle/4 + 2*tick; late < 0 || late > most {
+			t.Errorf("one of %v ends %v late, want %v at most", idle, late, most)
+		}
+	}
+}
