@@ -1294,7 +1294,7 @@ func TestNoOriginAndNoRangeMixVersions(t *testing.T) {
 					}
 					var viewers sync.WaitGroup
 					for range 1 + r.IntN(3) {
-						start := r.Int64N(size)
+						start, path := r.Int64N(size), fmt.Sprint("/films/", r.IntN(4))
 						part := fmt.Sprintf("bytes=%d-%d", start, start+r.Int64N(mega))
 						asked := [...]string{"", fmt.Sprintf("bytes=%d-", start), part, part, part, part, "bytes=-99", "bytes=1048576-1048576"}[r.IntN(8)]
 						viewers.Go(func() {
@@ -1302,7 +1302,7 @@ func TestNoOriginAndNoRangeMixVersions(t *testing.T) {
 							if asked != "" {
 								header.Set("Range", asked)
 							}
-							a, err := f.ask("icn-a", "GET", "/film", header)
+							a, err := f.ask("icn-a", "GET", path, header)
 							if err != nil {
 								return // cut off, as is due to who has begun to read what has changed
 							}
