@@ -107,6 +107,8 @@ type table struct {
 	spec *spec.Spec
 	at   *kept.Map[place, []span] // sorted, and apart
 	open []Listener               // of at, sorted
+
+	servers sync.Map // *spec.AcceleratorListener: func() map[serverID]*quicServer, of those that were asked for
 }
 
 // place is an address, as one protocol has its ports.

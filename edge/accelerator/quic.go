@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 )
@@ -19,13 +20,16 @@ import (
 //     packet that can begin no connection, from an address that has one, so is taken to be of that.
 //   - The ID itself, where servers have put into it who they are (QUIC-LB).
 //
-// The server sees the client's new address and port and finds out by itself whether that is the client (path validation), as without anybody between: a stranger
-// who has seen an ID gains nothing by it. A client that goes to another network on purpose, to servers whose IDs say nothing, is a new flow like others.
+// The server sees the client's new address and port and finds out by itself whether that is the client (path validation), as without anybody between. A stranger
+// who has seen an ID is led to the server that it is of, and takes nothing away: the ID is of the flow before until the server has answered the new one. From then on it
+// leads to the new one, which goes where the other does. A client that goes to another network on purpose, to servers whose IDs say nothing, is a new flow like others.
 const (
 	// minID and maxID bound IDs, in bytes: shorter ones would be found in what is no QUIC, and longer ones there are not.
 	minID, maxID = 4, 20
 	// maxIDs bounds how many are known of a flow; the oldest goes for one more.
 	maxIDs = 4
+	// maxLearned bounds how many IDs of those that a client uses are remembered in a second, of a flow: no client changes it that often.
+	maxLearned = 2
 	// initialSize is what a client's first packet has at least.
 	initialSize = 1200
 	// maxBeside bounds how many flows of a client are looked at for one that has a connection of QUIC.
@@ -96,19 +100,51 @@ func (t *flowTable) learn(f *datagramFlow, id []byte) {
 	t.remember(f, id)
 }
 
-// used remembers the ID by which a flow's client calls its server, if that has chosen one before: those of one server are of one length.
+// usage is what a flow's client calls its server.
+type usage struct {
+	last   [maxID]byte // by its last packet, as long as IDs of its server were
+	second time.Time   // in which IDs are counted that were remembered of that
+	number int
+}
+
+// used remembers the ID by which a flow's client calls its server, if that has chosen one before: those of one server are of one length, mostly. Of one that
+// makes them of several, or a client that likes to change, what would be taken for an ID is another with each packet. So it takes two packets that have it.
 func (t *flowTable) used(f *datagramFlow, p []byte) {
-	if n := f.idLength; n > 0 && len(p) > n && isShort(p) {
-		t.remember(f, p[1:1+n])
+	n := f.idLength
+	if n == 0 || len(p) <= n || !isShort(p) {
+		return
 	}
+	id, u := p[1:1+n], &f.usage
+	if !bytes.Equal(u.last[:n], id) {
+		copy(u.last[:], id)
+		return
+	}
+	if f.knows(id) {
+		return
+	}
+	if now := time.Now(); now.Sub(u.second) >= time.Second {
+		u.second, u.number = now, 0
+	}
+	if u.number < maxLearned {
+		u.number++
+		t.remember(f, id)
+	}
+}
+
+// knows says whether an ID is one of a flow's.
+func (f *datagramFlow) knows(id []byte) bool {
+	for i := len(f.ids) - 1; i >= 0; i-- {
+		if c := &f.ids[i]; bytes.Equal(c.id[:c.length], id) {
+			return true
+		}
+	}
+	return false
 }
 
 // remember has an ID be a flow's, unless it is another's.
 func (t *flowTable) remember(f *datagramFlow, id []byte) {
-	for i := len(f.ids) - 1; i >= 0; i-- {
-		if c := &f.ids[i]; bytes.Equal(c.id[:c.length], id) {
-			return
-		}
+	if f.knows(id) {
+		return
 	}
 	c := connIDOf(f.key.at, id)
 	if t.ids[c] != nil {
@@ -123,9 +159,25 @@ func (t *flowTable) remember(f *datagramFlow, id []byte) {
 	f.ids = append(f.ids, c)
 }
 
-// inherit has the IDs of a flow be another's, whose client is the same.
-func (t *flowTable) inherit(f, from *datagramFlow) {
-	f.ids, from.ids = from.ids, nil
+// inherit has a flow have the IDs of the one that has the ID it came by, as its server has answered it: its client is the same.
+func (t *flowTable) inherit(f *datagramFlow) {
+	came := f.came
+	if f.came = (connID{}); came.length == 0 {
+		return
+	}
+	from := t.ids[came]
+	switch from {
+	case nil: // it is over already
+		t.remember(f, came.id[:came.length])
+		return
+	case f:
+		return
+	}
+	f.ids, from.ids = slices.Concat(from.ids, f.ids), nil
+	for len(f.ids) > maxIDs {
+		t.forget(f.ids[0])
+		f.ids = slices.Delete(f.ids, 0, 1)
+	}
 	for _, c := range f.ids {
 		t.ids[c] = f
 	}
@@ -143,26 +195,28 @@ func (t *flowTable) forget(c connID) {
 	t.lengths[c.length]--
 }
 
-// before is the flow whose server knows a packet's ID; nil: none is known. A short header does not say how long its ID is, so those lengths are tried that
+// before is the flow whose server knows a packet's ID, and that; nil: none is known. A short header does not say how long its ID is, so those lengths are tried that
 // there are.
-func (t *flowTable) before(at netip.AddrPort, p []byte) *datagramFlow {
+func (t *flowTable) before(at netip.AddrPort, p []byte) (*datagramFlow, connID) {
 	if len(t.ids) == 0 || len(p) == 0 {
-		return nil
+		return nil, connID{}
 	}
 	if _, id, _, ok := longHeader(p); ok {
-		return t.ids[connIDOf(at, id)]
+		c := connIDOf(at, id)
+		return t.ids[c], c
 	}
 	if p[0]&0x80 != 0 {
-		return nil
+		return nil, connID{}
 	}
 	for n := minID; n <= maxID && n < len(p); n++ {
 		if t.lengths[n] > 0 {
-			if f := t.ids[connIDOf(at, p[1:1+n])]; f != nil {
-				return f
+			c := connIDOf(at, p[1:1+n])
+			if f := t.ids[c]; f != nil {
+				return f, c
 			}
 		}
 	}
-	return nil
+	return nil, connID{}
 }
 
 // beside is a flow that may be of the connection whose packet came from another port of its client, or from another of its addresses; nil: none is known.
@@ -180,6 +234,14 @@ func (t *flowTable) beside(key tuple, p []byte) *datagramFlow {
 		f = f.links[byClient].prev
 	}
 	return nil
+}
+
+// predecessor is the flow of whose connection a packet is that begins another; nil: none is known. Came is the ID that says so, if one does.
+func (t *flowTable) predecessor(key tuple, p []byte) (f *datagramFlow, came connID) {
+	if f, came = t.before(key.at, p); f == nil {
+		f, came = t.beside(key, p), connID{}
+	}
+	return f, came
 }
 
 // quicServer is a server of QUIC behind a listener.
@@ -200,26 +262,13 @@ func serverOf(p []byte) (id serverID, ok bool) {
 	return serverID(p[2:]), true
 }
 
-// quicServers are those of a spec by listener, as far as they were asked for.
-type quicServers struct {
-	mu   sync.Mutex
-	spec *spec.Spec
-	by   map[*spec.AcceleratorListener]map[serverID]*quicServer
-}
-
-// find is the server of an ID behind a listener; nil: there is none.
-func (q *quicServers) find(s *spec.Spec, l *spec.AcceleratorListener, id serverID) *quicServer {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.spec != s {
-		q.spec, q.by = s, map[*spec.AcceleratorListener]map[serverID]*quicServer{}
-	}
-	servers, known := q.by[l]
+// server is the one of an ID behind a listener of the table; nil: there is none.
+func (t *table) server(l *spec.AcceleratorListener, id serverID) *quicServer {
+	of, known := t.servers.Load(l)
 	if !known {
-		servers = serversOf(s, l)
-		q.by[l] = servers
+		of, _ = t.servers.LoadOrStore(l, sync.OnceValue(func() map[serverID]*quicServer { return serversOf(t.spec, l) }))
 	}
-	return servers[id]
+	return of.(func() map[serverID]*quicServer)()[id]
 }
 
 func serversOf(s *spec.Spec, l *spec.AcceleratorListener) map[serverID]*quicServer {

@@ -2,10 +2,15 @@ package accelerator
 
 import (
 	"bytes"
+	"context"
+	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/view"
@@ -59,10 +64,10 @@ func FuzzQUIC(f *testing.F) {
 		table.admit(known)
 		if id := chosenID(p); id != nil {
 			table.learn(known, id)
-			if found := table.before(local, append([]byte{0x40}, id...)); len(id) > 0 && found != nil && found != known {
+			if found, _ := table.before(local, append([]byte{0x40}, id...)); len(id) > 0 && found != nil && found != known {
 				t.Fatal("it is another's")
 			}
-			if table.before(local, append(append([]byte{0x40}, id...), 0)) != known {
+			if found, _ := table.before(local, append(append([]byte{0x40}, id...), 0)); found != known {
 				t.Fatalf("%x is not found", id)
 			}
 		}
@@ -114,12 +119,115 @@ func TestAClientOfQUICMayMove(t *testing.T) {
 				b.Errorf("move %d went to %s by %s, want %s", i, f.header.Resource, f.node, want)
 			}
 			before = moved
+			f.to.Receive([][]byte{[]byte(short("clientschoice"))})
+			b.settle()
 		}
 		b.counted(map[string]uint64{"datagram_flows_moved_total": 5})
 		// What is not QUIC, or not known, is a flow like others.
 		b.send(b.dial(), short("otherchoice"))
 		b.send(b.dial(), "serverschoice")
 		b.counted(map[string]uint64{"datagram_flows_moved_total": 5, "datagram_flows": 8})
+	})
+}
+
+// A stranger who has seen an ID takes nothing away from the flow that it is of: that is known by it until the server answers the stranger, and then is what it was.
+func TestAnIDIsOfTheFlowThatWasAnswered(t *testing.T) {
+	onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
+		victim := b.dial()
+		b.send(victim, long(1, "clientschoice", "", 1200))
+		b.fars(1)[0].to.Receive([][]byte{[]byte(long(1, "", "serverschoice", 1200))})
+		b.settle()
+		after := func(n int, want net.Conn) {
+			b.Helper()
+			b.send(b.dial(), short("serverschoice"))
+			if f := b.fars(n)[n-1]; !strings.HasPrefix(f.header.Resource, "30@"+want.LocalAddr().String()+"/") {
+				b.Errorf("flow %d went to %s, want that of %v", n, f.header.Resource, want.LocalAddr())
+			}
+		}
+		stranger := b.dial()
+		b.send(stranger, short("serverschoice"))
+		after(3, victim)
+		all := b.fars(3)
+		all[1].to.Receive([][]byte{[]byte(short("clientschoice"))})
+		b.settle()
+		after(4, stranger)
+		all[2].to.Receive([][]byte{[]byte(short("clientschoice"))}) // who is answered last, whoever was before
+		b.settle()
+		table := b.plane.udp.table
+		for _, f := range b.plane.datagramFlows(func(f *datagramFlow) bool { return f.key.client.String() == stranger.LocalAddr().String() }) {
+			b.plane.endFlow(f, closed)
+		}
+		b.plane.udp.mu.Lock()
+		if len(table.ids) != 1 {
+			b.Errorf("%d IDs are known", len(table.ids))
+		}
+		b.plane.udp.mu.Unlock()
+	})
+}
+
+// Where the flow that an ID was of is over when its successor is answered, it is that one's all the same.
+func TestAnIDOutlivesItsFlow(t *testing.T) {
+	table := newFlowTable(4, 4)
+	first, second := flowOf("192.0.2.1:1"), flowOf("192.0.2.2:1")
+	table.admit(first)
+	table.learn(first, []byte("serverschoice"))
+	_, second.came = table.before(local, []byte(short("serverschoice")))
+	table.admit(second)
+	table.remove(first)
+	table.wasAnswered(second)
+	if f, _ := table.before(local, []byte(short("serverschoice"))); f != second {
+		t.Errorf("it is %v's", f)
+	}
+}
+
+// What a server's shorter IDs look like, if those of its handshake were longer, is another ID with each packet: none of that is remembered, and what is known stays. The
+// same goes for a client that calls its server by whatever it likes.
+func TestIDsThatAreUsedOnceAreNotRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newFlowTable(4, 4)
+		f := flowOf("192.0.2.1:1")
+		table.admit(f)
+		table.learn(f, []byte("handshake"))
+		used := func(i int) { table.used(f, fmt.Appendf(nil, "A%09dand more", i)) }
+		for i := range 1000 {
+			used(i)
+		}
+		if len(f.ids) != 1 {
+			t.Errorf("%d are remembered that were used once", len(f.ids))
+		}
+		for i := range 1000 {
+			used(i)
+			used(i)
+		}
+		if len(f.ids) != 1+maxLearned || len(table.ids) != 1+maxLearned {
+			t.Errorf("%d are remembered of a second", len(f.ids))
+		}
+		time.Sleep(time.Second)
+		used(5000)
+		used(5000)
+		if len(f.ids) != 2+maxLearned {
+			t.Errorf("%d are remembered in the next", len(f.ids))
+		}
+	})
+}
+
+// A connection that stands goes on where it was also while the node ends, by a flow that is new; one that is new does not begin.
+func TestAClientOfQUICMayMoveWhileItsNodeEnds(t *testing.T) {
+	onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
+		b.send(b.dial(), long(1, "clientschoice", "", 1200))
+		b.fars(1)[0].to.Receive([][]byte{[]byte(long(1, "", "serverschoice", 1200))})
+		b.settle()
+		ctx, cancel := context.WithTimeout(b.Context(), 10*time.Second)
+		defer cancel()
+		var over sync.WaitGroup
+		over.Go(func() { b.plane.FinishDatagrams(ctx) })
+		b.settle()
+		b.send(b.dial(), short("serverschoice"))
+		b.send(b.dial(), short("anotherchoice"))
+		b.send(b.dial(), long(1, "clientschoice", "", 1200))
+		b.fars(2)
+		b.counted(map[string]uint64{"datagram_flows_moved_total": 1, "datagram_flows_refused_total": 2})
+		over.Wait()
 	})
 }
 

@@ -14,7 +14,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,6 +25,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
@@ -404,8 +407,42 @@ func TestTheIDOfAServerLeadsToItsEndpoint(t *testing.T) {
 		b.settle()
 		b.counted(map[string]uint64{"datagram_flows_named_total": 2, "datagrams_dropped_total": 0})
 		// A listener that led to nobody of that name leads there when it is applied, and the table of names is of the newest spec.
-		if got := b.plane.udp.servers.find(s, l, serverID([]byte(id))); got == nil || got.target != target.AddrPort() || *far.Endpoints[0].Weight != 0 {
+		if got := b.plane.table.Load().server(l, serverID([]byte(id))); got == nil || got.target != target.AddrPort() || *far.Endpoints[0].Weight != 0 {
 			b.Errorf("found %+v", got)
+		}
+	})
+}
+
+// A flow that was led by its server's ID, and from there led away, is to have that target no more.
+func TestWhatIsLedAwayFromAServerIsNotLedThereByOthers(t *testing.T) {
+	n := terminating()
+	onUDPBench(t, n, func(b *udpBench) {
+		n.protocol, n.idle = spec.UDP, 5*time.Minute
+		build := func() (*spec.Spec, *view.View) {
+			s, v, _ := n.build()
+			s.TargetGroups[s.Accelerators["game"].Listeners[0].EndpointGroups[0].Endpoints[0].TargetGroup].Targets[0].QUICServerID = "0x000000000000ab01"
+			return s, v
+		}
+		s, v := build()
+		if err := b.plane.Apply(s); err != nil {
+			b.Fatal(err)
+		}
+		var now atomic.Pointer[view.View]
+		now.Store(v)
+		b.plane.config.View = now.Load
+		c := b.dial()
+		p := "\x41\x00\x00\x00\x00\x00\x00\x00\xab\x01nonce and more"
+		b.send(c, p)
+		if f := b.fars(1)[0]; !strings.Contains(f.header.Resource, "@") {
+			b.Errorf("it went to %s", f.header.Resource)
+		}
+		n.groups[0].endpoints[0].sick = true
+		_, v = build()
+		now.Store(v)
+		b.plane.Review()
+		b.send(c, p)
+		if f := b.fars(2)[1]; strings.Contains(f.header.Resource, "@") || f.node != "nrt1" {
+			b.Errorf("then it went to %s by %s", f.header.Resource, f.node)
 		}
 	})
 }

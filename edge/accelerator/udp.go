@@ -69,6 +69,8 @@ type datagramFlow struct {
 	links    [2]links
 	ids      []connID // that its server has chosen, the newest last
 	idLength int      // of those; 0: it is not known
+	usage    usage
+	came     connID // by which its first packet was known to be of another flow's connection, until it is answered
 
 	idler    relay.Idler
 	answered atomic.Bool // the endpoint has sent something
@@ -76,8 +78,10 @@ type datagramFlow struct {
 
 	pending [][]byte // of its door's goroutine
 
+	moved netip.AddrPort // the client of the flow before it, of one that goes on with that one's connection
+
 	turn  sync.Mutex     // held by who sends what the client sent; guards:
-	after netip.AddrPort // the client of the flow before it, of one that goes on with that one's connection, or the target that it is to have
+	after netip.AddrPort // moved, or the target that it is to have
 	pause time.Time      // until which it looks for no endpoint
 	told  bool           // it was written down that it found none
 
@@ -164,8 +168,6 @@ type datagrams struct {
 	ends   bool // no flow begins any more
 	idlers relay.Idlers
 	keeper keeper
-
-	servers quicServers
 }
 
 // ServePackets carries the datagrams that come to a listener's socket, until that is closed or fails; it closes it. All flows of the socket end with it.
@@ -186,7 +188,7 @@ func (p *Plane) ServePackets(l Listener, conn net.PacketConn) error {
 	return err
 }
 
-// FinishDatagrams has no flow of datagrams begin any more, and waits until those that there are, and those that are carried on here, are finished, as far as
+// FinishDatagrams has no flow of datagrams begin any more but those by which a connection of QUIC that stands goes on, and waits until those that there are, and those that are carried on here, are finished, as far as
 // that can be seen, or the context ends. What a new client sends meanwhile is dropped, and counted: this node is to be closed.
 func (p *Plane) FinishDatagrams(ctx context.Context) {
 	p.udp.mu.Lock()
@@ -285,7 +287,12 @@ func (d *datagramDoor) admit(key tuple, one datagram.Datagram) (f, goes *datagra
 	u := &p.udp
 	t := p.table.Load()
 	e, ok := t.entry(spec.UDP, d.at)
-	if !ok || u.ends {
+	var before *datagramFlow
+	var came connID
+	if u.ends && ok { // a connection that stands may move to the last
+		before, came = u.table.predecessor(key, one.Data)
+	}
+	if !ok || u.ends && before == nil {
 		c.udpRefused.Add(1)
 		return nil, nil
 	}
@@ -304,10 +311,8 @@ func (d *datagramDoor) admit(key tuple, one datagram.Datagram) (f, goes *datagra
 	}
 	f = &datagramFlow{key: key, door: d, entry: e, source: one.At, quic: beginsQUIC(one.Data)}
 	f.server, f.named = serverOf(one.Data)
-	before := u.table.before(key.at, one.Data)
-	known := before != nil
-	if !known {
-		before = u.table.beside(key, one.Data)
+	if !u.ends {
+		before, came = u.table.predecessor(key, one.Data)
 	}
 	goes, v := u.table.admit(f)
 	switch v {
@@ -332,10 +337,7 @@ func (d *datagramDoor) admit(key tuple, one datagram.Datagram) (f, goes *datagra
 		by, same := before.by, before.entry.listener == e.listener
 		before.mu.Unlock()
 		if same {
-			f.quic, f.after, f.first, f.idLength = true, before.key.client, by, before.idLength
-			if known {
-				u.table.inherit(f, before)
-			}
+			f.quic, f.moved, f.came, f.first, f.idLength = true, before.key.client, came, by, before.idLength
 			c.udpMoved.Add(1)
 		}
 	}
@@ -523,8 +525,9 @@ func (f *datagramFlow) connect() bool {
 	if first.Node != "" {
 		candidates = ahead(candidates, first)
 	}
+	f.after = f.moved
 	if named {
-		if to := p.udp.servers.find(t.spec, e.listener, server); to != nil {
+		if to := t.server(e.listener, server); to != nil {
 			f.after = to.target
 			candidates = ahead(candidates, Choose(t.spec, v, e.accelerator, to.listener, flow, nil)...)
 			p.count.udpNamed.Add(1)

@@ -228,7 +228,11 @@ func (t *flowTable) heard(key tuple) *datagramFlow {
 
 // wasAnswered takes note that the endpoint has sent something.
 func (t *flowTable) wasAnswered(f *datagramFlow) {
-	if f.standing == fresh && f.of != nil {
+	if f.of == nil {
+		return
+	}
+	t.inherit(f)
+	if f.standing == fresh {
 		t.unlink(f)
 		f.standing = answered
 		t.link(f)
