@@ -211,3 +211,24 @@ func TestAProspectTakesAPlace(t *testing.T) {
 		t.Error("one is begun as the node leaves")
 	}
 }
+
+func TestWhatPanicsAsAFlowBeginsIsNotOpen(t *testing.T) {
+	n := &Node{} // without a plane, so that it panics
+	client := netip.MustParseAddrPort("198.51.100.7:40000")
+	for name, begin := range map[string]func(){
+		"takeFlow": func() { n.takeFlow(t.Context(), "targetGroup/web", client) },
+		"prospect": func() { n.prospect("targetGroup/web", client) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s does not panic", name)
+				}
+			}()
+			begin()
+		}()
+		if n.flows.open != 0 {
+			t.Errorf("%d flows are open after %s", n.flows.open, name)
+		}
+	}
+}

@@ -47,6 +47,7 @@ type pairOf struct {
 	panics   int
 	backs    int          // flows that were given back
 	left     atomic.Int64 // prospects
+	breaks   atomic.Bool  // as one is left, that panics
 	lacking  atomic.Bool  // nothing that a loop holds is taken from it, and nothing dialled
 	panicked atomic.Bool  // Hold is to panic
 }
@@ -134,7 +135,7 @@ func (w *pairOf) run(n network, test func(w *pairOf)) string {
 			if w.lacking.Load() {
 				return Prospect{}, false
 			}
-			return Prospect{Target: w.at(), Took: took, Left: func(error) { w.left.Add(1) }}, true
+			return Prospect{Target: w.at(), Took: took, Left: w.leaves}, true
 		},
 		Dial: func(context.Context, string, backbone.Header) (net.Conn, error) {
 			return nil, errors.New("nobody is there")
@@ -220,6 +221,14 @@ func (w *pairOf) listen() net.Listener {
 	}
 	w.Cleanup(func() { l.Close() })
 	return l
+}
+
+// leaves is called for a prospect that comes to nothing.
+func (w *pairOf) leaves(error) {
+	w.left.Add(1)
+	if w.breaks.Load() {
+		panic("as it is left")
+	}
 }
 
 // at is where flows are to end.
@@ -414,4 +423,19 @@ func TestAFlowThatCannotBeTakenFromItsLoopIsToldOf(t *testing.T) {
 		w.lacking.Store(true)
 		w.refused()
 	})
+}
+
+func TestAProspectThatPanicsGivesItsPlacesBack(t *testing.T) {
+	w := &pairOf{T: t, soon: true}
+	w.run(here(false), func(w *pairOf) {
+		w.deafen()
+		w.breaks.Store(true)
+		w.refused() // and has ended
+		if n, left := w.plane.count.live.Load(), w.left.Load(); n != 0 || left != 1 {
+			t.Errorf("%d places are taken, and it was left %d times", n, left)
+		}
+	})
+	if w.panics != 1 || w.backs != 0 {
+		t.Errorf("%d panics are told, and %d flows given back", w.panics, w.backs)
+	}
 }
