@@ -230,14 +230,14 @@ func withALPN(c *tls.Config) *tls.Config {
 // ErrDown says that the node cannot be reached, without waiting for it. The stream has CloseWrite() error and
 // Abort() as well. To dial oneself is a connection within the process, to the same handlers.
 func (b *Backbone) Dial(ctx context.Context, node string, h Header) (net.Conn, error) {
-	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, h, nil, false) })
+	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, &h, nil, false) })
 }
 
 // DialEarly is Dial that waits for nobody: what is written is on its way at once, and the first Read awaits the far
 // handler's answer, of which a no is its *RefusedError. So a message is there after half a round trip, and whoever sends
 // it must be ready to send it again. To dial oneself is Dial.
 func (b *Backbone) DialEarly(ctx context.Context, node string, h Header) (net.Conn, error) {
-	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, h, nil, true) })
+	return b.counted(node, func() (net.Conn, error) { return b.dial(ctx, node, &h, nil, true) })
 }
 
 func (b *Backbone) counted(node string, dial func() (net.Conn, error)) (net.Conn, error) {
@@ -271,9 +271,9 @@ func (c *earlyConn) Read(p []byte) (int, error) {
 	return c.duplexConn.Read(p)
 }
 
-// dial opens a stream. The first bytes travel with its header.
-func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte, early bool) (net.Conn, error) {
-	header, err := AppendHeader(make([]byte, 0, 64), h)
+// dial opens a stream. The first bytes travel with its header. A flow that outlives it may have got another name, which h has then.
+func (b *Backbone) dial(ctx context.Context, node string, h *Header, first []byte, early bool) (net.Conn, error) {
+	header, err := AppendHeader(make([]byte, 0, 64), *h)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +282,7 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 	defer cancel()
 	if node == b.config.Self {
 		h.Passage = Passage{} // nothing can happen on the way
-		return b.dialSelf(ctx, h)
+		return b.dialSelf(ctx, *h)
 	}
 	l := (*b.links.Load())[node]
 	if l == nil {
@@ -294,6 +294,9 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 		var c net.Conn
 		if c, chosen, err = l.byTCP(ctx, h); c != nil || err != nil {
 			return c, err
+		}
+		if header, err = AppendHeader(header[:0], *h); err != nil {
+			return nil, err
 		}
 	}
 	for moves := 0; ; moves++ {
@@ -320,7 +323,7 @@ func (b *Backbone) dial(ctx context.Context, node string, h Header, first []byte
 			c, err = awaits(ctx, asked, giveUp)
 		}
 		if many && err == nil && h.Passage.Epoch == 0 {
-			l.sized(asked, h) // what was refused, or goes on from another stream, says nothing of how many bytes flows are
+			l.sized(asked, *h) // what was refused, or goes on from another stream, says nothing of how many bytes flows are
 		}
 		if !errors.Is(err, errMoved) {
 			return c, err

@@ -597,7 +597,9 @@ func readGreeting(r io.Reader) (g greeting, err error) {
 
 // openBulk has a warm connection carry a flow; nil, nil: there is none, or the peer did not hear of the flow in half of the time that there is. Once
 // it has, what it answers is the answer, and takes the time that it takes. Where it does not take flows that outlive their connection, this is none.
-func (l *link) openBulk(ctx context.Context, h Header, first []byte) (*bulkConn, error) {
+// A new flow of which was not heard has another name in ask from there on: by the one that was asked for it may yet be waiting for its stream there.
+func (l *link) openBulk(ctx context.Context, ask *Header, first []byte) (*bulkConn, error) {
+	h := *ask
 	c := l.pool.take(ctx)
 	if c == nil {
 		return nil, ctx.Err()
@@ -631,6 +633,7 @@ func (l *link) openBulk(ctx context.Context, h Header, first []byte) (*bulkConn,
 		l.pool.mu.Lock()
 		l.pool.failed()
 		l.pool.mu.Unlock()
+		ask.Passage.rename()
 		return nil, nil
 	}
 	giveUp := c.Abort
@@ -700,7 +703,7 @@ func (c *bulkConn) send(ctx context.Context, header []byte) error {
 // byTCP has a connection of its own carry a flow, where it is expected to be one of many bytes that is faster so; nil: a stream is to, which was
 // chosen for a flow of many bytes, or not.
 // One that turns out to be of many bytes under way is moved there then (lastingConn.shift).
-func (l *link) byTCP(ctx context.Context, h Header) (on net.Conn, chosen bool, err error) {
+func (l *link) byTCP(ctx context.Context, h *Header) (on net.Conn, chosen bool, err error) {
 	a := asked{h.Service, h.Resource}
 	k := &l.b.config.Bulk
 	if k.Dial == nil || !k.Always && !l.b.bulk.sizes.many(a) {
@@ -735,7 +738,7 @@ func (l *link) shifts(service string) bool {
 
 // goOn has a warm connection carry on a flow that outlives its streams. What it carries counts for how fast the way is.
 func (l *link) goOn(ctx context.Context, h Header, first []byte) (net.Conn, error) {
-	c, err := l.openBulk(ctx, h, first)
+	c, err := l.openBulk(ctx, &h, first)
 	if c == nil {
 		return nil, cmp.Or(err, errNone)
 	}

@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -69,6 +70,13 @@ func (p Passage) lasts() bool { return p.ID != [16]byte{} }
 
 // fixed says that both ends know already that the flow outlives its streams, so that it can be on none by which it would not.
 func (p Passage) fixed() bool { return p.lasts() && (p.Epoch > 0 || p.Opener != "") }
+
+// rename gives a flow another name that nobody but its opener has heard of yet.
+func (p *Passage) rename() {
+	if p.lasts() && !p.fixed() {
+		rand.Read(p.ID[:])
+	}
+}
 
 // AppendHeader appends h as it is sent: version, service and resource each after a length byte, then the length
 // of the client's address (0, 4 or 16), the address, and its port in two bytes. Then, of a passage, its ID, its epoch in four bytes, and its opener after

@@ -305,7 +305,7 @@ func (b *Backbone) DialLasting(ctx context.Context, way Way, ways func() []Way) 
 	}
 	h := way.Header
 	rand.Read(h.Passage.ID[:])
-	raw, err := b.Dial(ctx, way.Node, h)
+	raw, err := b.counted(way.Node, func() (net.Conn, error) { return b.dial(ctx, way.Node, &h, nil, false) })
 	if err != nil {
 		return nil, err
 	}
@@ -778,7 +778,7 @@ func (c *lastingConn) goBy(ctx context.Context, way Way, moves int) (err error) 
 		if l := (*c.b.links.Load())[way.Node]; way.byTCP && l != nil {
 			return l.goOn(ctx, h, first)
 		}
-		return c.b.dial(ctx, way.Node, h, first, false)
+		return c.b.dial(ctx, way.Node, &h, first, false)
 	})
 	if err != nil {
 		return err

@@ -274,7 +274,7 @@ func bulkFetches(t *testing.T, near, far *netns.Namespace, size, runs int) (all 
 		time.Sleep(2 * time.Second)
 		h := Header{Service: "blob", Resource: strconv.Itoa(size)}
 		begun := time.Now()
-		c, err := l.openBulk(t.Context(), h, nil)
+		c, err := l.openBulk(t.Context(), &h, nil)
 		if err != nil || c == nil {
 			t.Fatalf("no connection of TCP: %v, %v", err, client.Counters())
 		}
