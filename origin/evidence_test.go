@@ -468,7 +468,7 @@ func TestTargetsThatAreNotCheckedAllTakeTraffic(t *testing.T) {
 
 // What this node lacks is no evidence against a target, and the next one is tried.
 func TestWhatThisNodeLacksIsNoEvidence(t *testing.T) {
-	for _, lack := range []error{syscall.EADDRNOTAVAIL, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+	for _, lack := range []error{syscall.EADDRNOTAVAIL, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ENOSPC} {
 		inWorld(t, 2, func(t *testing.T, w *world) {
 			e := listening(w)
 			w.listen(w.targets[0], ":80", func(c net.Conn) { c.Close() })

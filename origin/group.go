@@ -299,7 +299,7 @@ func isTimeout(err error) bool {
 // isOurs says that a dial failed for what this node lacks: no port is left toward the target, no file descriptor, no memory of the kernel's.
 func isOurs(err error) bool {
 	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
-		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOSPC) // of epoll's watches
 }
 
 // dialHTTP is dial for the transport, whose connections outlive requests.
