@@ -27,8 +27,8 @@ const (
 	// many as maxLeaving that it leaves.
 	maxPeerConnections = 256
 
-	// maxPeerStreams bounds the streams of one peer that are open here, over all of its connections; more are reset at once. They are as many as a node
-	// carries flows. maxOwn bounds those of one connection that are for the backbone's own services.
+	// maxPeerStreams bounds the streams of one peer that are open here, over all of its connections; more are reset at once, but for the first of each. They
+	// are as many as a node carries flows. maxOwn bounds those of one connection that are for the backbone's own services.
 	maxPeerStreams = 4 * maxStreams
 	maxOwn         = 8
 
@@ -155,7 +155,8 @@ func (b *Backbone) serve(conn *quic.Conn) {
 			}
 			return
 		}
-		if v.share.streams.Add(1) > cmp.Or(b.config.windows.peerStreams, maxPeerStreams) {
+		first := stream.StreamID() == 0 // its hello, without which the connection is none
+		if v.share.streams.Add(1) > cmp.Or(b.config.windows.peerStreams, maxPeerStreams) && !first {
 			v.share.streams.Add(-1)
 			b.count.streamsCrowded.Add(1)
 			stream.CancelRead(streamAborted)
