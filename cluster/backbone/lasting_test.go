@@ -347,7 +347,7 @@ func TestAFlowGoesOnWhenItsPathDies(t *testing.T) {
 						}
 					})
 				}
-				if err := carries(near, far, 600_000, 400_000, rand.New(rand.NewPCG(1, 1))); err != nil {
+				if err := carries(near, far, 300_000, 200_000, rand.New(rand.NewPCG(1, 1))); err != nil {
 					w.Error(err)
 				}
 				moves := uint64(1)

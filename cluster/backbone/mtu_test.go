@@ -118,12 +118,12 @@ func TestAFlowOutlivesThatItsPathCarriesLess(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			overTunnel(t, memnet.Path{Delay: 40 * ms, Rate: 100e6}, func(w *tunnel) {
 				near, far := w.flow()
-				time.AfterFunc(500*ms, func() {
+				time.AfterFunc(300*ms, func() {
 					for _, from := range c.narrows {
 						w.narrows(from, map[string]string{"icn": "iad", "iad": "icn"}[from])
 					}
 				})
-				const size = 10_000_000
+				const size = 4_000_000
 				begun := time.Now()
 				var wg sync.WaitGroup
 				for _, one := range []struct {
