@@ -114,6 +114,7 @@ type lastingConn struct {
 	patience      time.Duration
 	returning     *time.Timer // to go home
 	local, remote net.Addr
+	onTCP         bool // it began there
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -329,8 +330,21 @@ func (b *Backbone) acceptLasting(raw stream, h Header, from string) *lastingConn
 	c := b.newLasting(raw, flowKey{opener(h, from), h.Passage.ID})
 	c.to, c.way, c.through = c.key.opener, from, h.Passage.Opener != ""
 	b.lasting.accepted.Add(1)
+	if before := b.lasting.find(c.key); before != nil && !c.onTCP {
+		before.yieldTo(c)
+	}
 	c.begin()
 	return c
+}
+
+// yieldTo ends a flow of whose opening by TCP the node in between has not heard in time, so that it has asked again, by QUIC and under the name that is the
+// opener's: nobody knows of this end, and other streams are for the one that has answered.
+func (c *lastingConn) yieldTo(other *lastingConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ways == nil && c.onTCP && c.epoch == 0 && c.through && other.through && c.way == other.way {
+		c.finish(fmt.Errorf("%w: it was asked for again", ErrReset))
+	}
 }
 
 // opener is who has opened a flow: who dialled its stream, or whom that node has carried it on for.
@@ -342,7 +356,7 @@ func opener(h Header, from string) string {
 }
 
 func (b *Backbone) newLasting(raw stream, key flowKey) *lastingConn {
-	c := &lastingConn{b: b, key: key, stream: raw, local: raw.LocalAddr(), remote: raw.RemoteAddr()}
+	c := &lastingConn{b: b, key: key, stream: raw, onTCP: isMute(raw), local: raw.LocalAddr(), remote: raw.RemoteAddr()}
 	c.changed.L = &c.mu
 	c.out.Held = &b.lasting.held
 	return c

@@ -752,6 +752,43 @@ func TestAFlowThatIsAskedForAgainOutlivesItsPath(t *testing.T) {
 	}
 }
 
+// A node in between that asks again does so under the same name. The other end goes by what it has asked last.
+func TestAFlowThatANodeInBetweenAsksForAgainOutlivesItsPath(t *testing.T) {
+	newFlowWorld(t, 1, true, func(w *flowWorld) {
+		w.warm()
+		var first sync.Once
+		w.nodes["iad"].Handle("flow", func(in *Incoming) {
+			first.Do(func() { w.reset("fra", "iad") }) // before it is heard of there
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.arrived[in.Passage.ID] = append(w.arrived[in.Passage.ID], in.Accept().(*lastingConn))
+		})
+		c, err := w.icn.DialLasting(w.Context(), flowWays("fra")[0], func() []Way { return flowWays("nrt") })
+		if err != nil {
+			w.Fatal(err)
+		}
+		near := c.(*lastingConn)
+		if n := w.nodes["fra"].Counters()["backbone_tcp_fallbacks_total"]; n != 1 {
+			w.Fatalf("it was asked again %d times", n)
+		}
+		far := w.takes(near.key.id)
+		if left := w.arrived[near.key.id]; len(left) != 1 {
+			w.Fatalf("%d have arrived beside it", len(left))
+		} else if _, err := left[0].Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
+			w.Errorf("who was asked for first reads %v", err)
+		}
+		w.in.Cut("icn", "fra")
+		if err := carries(near, far, 100_000, 100_000, rand.New(rand.NewPCG(1, 1))); err != nil {
+			w.Error(err)
+		}
+		if near.Moves() != 1 || near.Way() != "nrt" {
+			w.Errorf("it went on %d times, by %s at last", near.Moves(), near.Way())
+		}
+		w.settled()
+		w.counts("iad", map[string]uint64{"flows_accepted_total": 2, "flows_forgone_total": 0})
+	})
+}
+
 // Two who ask for a stream at once know the same of what has come. When the first brings one, which is lost again, what the second knows is old.
 func TestAFlowIsLostTwiceInARowAndNothingComesTwice(t *testing.T) {
 	inFlowWorld(t, 1, func(w *flowWorld) {
