@@ -1316,7 +1316,8 @@ func TestNoOriginAndNoRangeMixVersions(t *testing.T) {
 									t.Errorf("%q: %v", asked, a.Header)
 								}
 							default:
-								if hit || asked == "" {
+								// Of who asks for no range, the first slice may be missing, and not come from the origin in any try.
+								if hit || asked == "" && a.StatusCode != http.StatusBadGateway {
 									t.Errorf("%q: %d, %v", asked, a.StatusCode, a.Header)
 								}
 								return
