@@ -411,13 +411,22 @@ func (c *Cache) Join(w Want, o *Object) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ctx.Err() != nil {
+	if _, ok := c.joins(w, o); !ok || c.ctx.Err() != nil {
+		s.joining.Store(false)
 		return
 	}
 	c.running.Go(func() {
 		defer s.joining.Store(false)
 		c.join(w, o)
 	})
+}
+
+// joins finds the head of an object as it is kept now. Not ok: it is another by now, or about to be, and nothing is to be made one body. c.mu is held.
+func (c *Cache) joins(w Want, o *Object) (head Found, ok bool) {
+	head = c.find(w.Key, w.Policy, w.Header, time.Now(), nil, false)
+	is := head.Object
+	ok = is != nil && is.InSlices() && is.more().sliced.version == o.more().sliced.version && !is.Soft() && is.more().held == 0 && c.fills[head.slot] == nil
+	return head, ok
 }
 
 // allSlices are the slices of an object, the last first, for the end is what is missing most often; nil: some are not kept.
@@ -449,31 +458,44 @@ func (c *Cache) join(w Want, o *Object) {
 	if all == nil {
 		return
 	}
-	slot := ""
-	defer func() { c.shelf.writeOut(slot) }()
+	if slot, ok := c.putJoined(w, o, all, body, &reserved); ok {
+		c.shelf.writeOut(slot)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, slice := range all {
+			c.shelf.forget(slice.slot)
+		}
+	}
+}
+
+// putJoined keeps the body in the place of a head, and its slices in memory no more. Not ok: all stays as it is. On disk the slices are still, for what
+// takes their place has yet to be written.
+func (c *Cache) putJoined(w Want, o *Object, all []Found, body []byte, reserved *int64) (slot string, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	head := c.find(w.Key, w.Policy, w.Header, time.Now(), nil, false)
-	slot = head.slot
-	is := head.Object
-	if is == nil || !is.InSlices() || is.more().sliced.version != o.more().sliced.version || is.Soft() || is.more().held != 0 || c.fills[slot] != nil {
-		return // it is another by now, or about to be
+	head, ok := c.joins(w, o)
+	if !ok {
+		return "", false
 	}
-	whole := *is
-	if whole.body, whole.at = 0, nil; size < largeBytes {
+	whole := *head.Object
+	if whole.body, whole.at = 0, nil; len(body) < largeBytes {
 		whole.Body = body
 	} else {
 		whole.large = newLarge(body)
 	}
 	whole.amend(func(r *rare) { r.sliced = nil })
+	e := &entry{object: &whole}
+	e.seen.Store(c.newest.Load())
+	if !c.hold(head.slot, e, *reserved) {
+		return "", false
+	}
+	*reserved = 0
+	c.shelf.put(head.slot, e)
 	for _, slice := range all {
 		c.stored.Invalidate(slice.slot)
-		c.shelf.forget(slice.slot)
 	}
-	if c.put(slot, &entry{object: &whole}, reserved) {
-		reserved = 0
-		c.slicing.joined.Add(1)
-	}
+	c.slicing.joined.Add(1)
+	return head.slot, true
 }
 
 // appendBody appends the body of a kept object.

@@ -138,6 +138,75 @@ func TestARangeOfABodyOfWhichNothingIsKnownIsAskedForInSlices(t *testing.T) {
 	}
 }
 
+// sliced keeps an object of some slices, all of them.
+func (c *Cache) sliced(size int64) (Want, *Object) {
+	p, head := policy(), large(size)
+	head.ttl, head.received = time.Hour, time.Now()
+	w := Want{Key: p.Key(Target{Distribution: "shop", Path: "/film", Host: "www.example.com"}, nil), Policy: p, Header: http.Header{}}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.put(w.Key.URI, &entry{object: head}, 0)
+	for n := range (size-1)/SliceSize + 1 {
+		c.put(head.SliceKey(w.Key, n).URI, &entry{object: typicalHead().whole(make([]byte, head.Slice(n).Length))}, 0)
+	}
+	return w, head
+}
+
+func TestWhereThereIsNoRoomForTheWholeTheSlicesStay(t *testing.T) {
+	const size = 2*SliceSize + 5
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Bytes: 16 << 20})
+		defer c.Close()
+		w, o := c.sliced(size)
+		others := c.limit - c.slabs.size - allocated(size) - c.bytes.Load()
+		c.bytes.Add(others) // there is room for the body, and for nothing of its entry
+		c.join(w, o)
+		head := c.Find(w.Key, w.Policy, w.Header, time.Now(), nil).Object
+		if n := c.slicing.joined.Load(); n != 0 || head == nil || !head.InSlices() || c.allSlices(w, o) == nil {
+			t.Errorf("%d joined, head %v, %d slices", n, head, len(c.allSlices(w, o)))
+		}
+		c.bytes.Add(-others)
+		c.join(w, o)
+		head = c.Find(w.Key, w.Policy, w.Header, time.Now(), nil).Object
+		if n := c.slicing.joined.Load(); n != 1 || head == nil || !head.IsWhole(o) || c.allSlices(w, o) != nil {
+			t.Errorf("%d joined, head %v, %d slices", n, head, len(c.allSlices(w, o)))
+		}
+	})
+}
+
+func TestWhatMayNotBeJoinedIsNotRead(t *testing.T) {
+	for name, change := range map[string]func(c *Cache, w Want, head *Object){
+		"a fill under way":   func(c *Cache, w Want, _ *Object) { c.fills[w.Key.URI] = new(fill) },
+		"purged softly":      func(_ *Cache, _ Want, head *Object) { head.amend(func(r *rare) { r.soft = true }) },
+		"held in a failure":  func(_ *Cache, _ Want, head *Object) { head.amend(func(r *rare) { r.held = 1 }) },
+		"another version":    func(c *Cache, w Want, _ *Object) { c.put(w.Key.URI, &entry{object: large(5)}, 0) },
+		"no head any more":   func(c *Cache, w Want, _ *Object) { c.stored.Invalidate(w.Key.URI) },
+		"nothing is against": nil,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := New(Config{Bytes: 64 << 20})
+			defer c.Close()
+			w, o := c.sliced(2*SliceSize + 5)
+			c.mu.Lock()
+			if change != nil {
+				change(c, w, o)
+			}
+			c.mu.Unlock()
+			c.Join(w, o)
+			if change != nil && o.more().sliced.joining.Load() {
+				t.Errorf("%s: it is begun", name)
+			}
+			synctest.Wait()
+			if n := c.slicing.joined.Load(); (n == 1) != (change == nil) {
+				t.Errorf("%s: %d joined", name, n)
+			}
+			c.mu.Lock()
+			clear(c.fills)
+			c.mu.Unlock()
+		})
+	}
+}
+
 func FuzzContentRange(f *testing.F) {
 	for _, s := range []string{"bytes 0-0/1", "bytes 1048576-2097151/3145733", "bytes */7", "bytes 5-4/9", "bytes 0-9/*", "bytes 0-99999999999999999999/9", "", "bytes", "-/"} {
 		f.Add(s)
