@@ -140,11 +140,17 @@ func (a *Ask) Wait() (Result, error) {
 		if p.secondary(r.Object.more().vary, a.header) != p.secondary(r.Object.more().vary, f.want.Header) {
 			return Result{}, ErrOther
 		}
-		if !f.shared && (f.alone != nil || !p.takesStale(a.header, r.Object, time.Now())) {
+		if !f.shared && (f.alone != nil || !r.keepable() || !p.takesStale(a.header, r.Object, time.Now())) {
 			return Result{}, ErrAlone
 		}
 	}
 	return r, nil
+}
+
+// keepable says whether the response may be kept, here or by a peer: what may not is not for others than who asked for it.
+func (r *Result) keepable() bool {
+	lent := r.Object.more().lent
+	return r.Stored || r.WhyNot == "peer" && (lent == nil || lent.Kept)
 }
 
 // From makes Next go on at a position in a body that is kept, which is not before what it returned last.

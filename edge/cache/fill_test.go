@@ -354,6 +354,33 @@ func TestWhatWasStaleOnArrivalIsSharedByWhoTakesItSo(t *testing.T) {
 	}
 }
 
+// A 304 may say that what was for all is for one request alone: who joined then asks on his own, though he would take it stale.
+func TestWhatA304MakesOneRequestsIsNotForWhoTakesItStale(t *testing.T) {
+	for lines, alone := range map[string]bool{"Vary: *": true, "Vary: X-Other": false} {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.policy.Directives = true
+			w.answer = soon("old", "Cache-Control: max-age=10", `Etag: "1"`)
+			w.mustGet("/", "filled", "old")
+			synctest.Wait()
+			time.Sleep(time.Minute)
+			w.answer = func(context.Context, http.Header) (*http.Response, error) {
+				time.Sleep(time.Second)
+				return response(304, 0, strings.NewReader(""), `Etag: "1"`, "Cache-Control: max-age=10", "Age: 60", lines), nil
+			}
+			var wg sync.WaitGroup
+			wg.Go(func() { w.mustGet("/", "validated", "old") })
+			synctest.Wait()
+			wg.Go(func() {
+				how, body, err := w.get(t.Context(), w.want("/", "Cache-Control: max-stale"))
+				if alone && !errors.Is(err, ErrAlone) || !alone && (err != nil || body != "old") {
+					t.Errorf("%s: %s, %q, %v", lines, how, body, err)
+				}
+			})
+			wg.Wait()
+		})
+	}
+}
+
 func TestWhoLookedBeforeTheFillEndedLooksAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.answer = soon("hello")
