@@ -51,6 +51,7 @@ type slowReaders struct {
 	all  list.List            // of *Lease, who began first first
 	held int64                // bytes that only they need
 	each map[netip.Addr]int64 // bytes of what clients read, copied or not. It holds no more than there are readers
+	over int                  // how many of them have more than their share
 }
 
 // Lent is the body for who may be slow, if it is large and in memory; nil: it is not.
@@ -207,7 +208,15 @@ func (r *slowReaders) count(client netip.Addr, bytes int64) {
 	if !client.IsValid() {
 		return
 	}
-	if r.each[client] += bytes; r.each[client] == 0 {
+	share, was := r.most/clientShare, r.each[client]
+	is := was + bytes
+	switch {
+	case was <= share && is > share:
+		r.over++
+	case was > share && is <= share:
+		r.over--
+	}
+	if r.each[client] = is; is == 0 {
 		delete(r.each, client)
 	}
 }
@@ -239,7 +248,7 @@ func (r *slowReaders) first() *Lease {
 		if x.copied == 0 && !(x.own && x.large.lingers.Load()) {
 			continue
 		}
-		if r.each[x.client] > r.most/clientShare {
+		if r.over == 0 || r.each[x.client] > r.most/clientShare {
 			return x
 		}
 		if first == nil {

@@ -215,10 +215,30 @@ func TestASlowReaderLosesNothingForWhatAnotherClientReads(t *testing.T) {
 			}
 			x.Close()
 		}
-		if n, held := c.readers.counted(); n != 0 || held != 0 || len(c.readers.each) != 0 {
-			t.Errorf("with none left there are %d, for %d bytes: %v", n, held, c.readers.each)
+		if n, held := c.readers.counted(); n != 0 || held != 0 || len(c.readers.each) != 0 || c.readers.over != 0 {
+			t.Errorf("with none left there are %d, for %d bytes: %v, %d above their share", n, held, c.readers.each, c.readers.over)
 		}
 	})
+}
+
+func TestClientsAboveTheirShareAreCounted(t *testing.T) {
+	r := slowReaders{most: 80, each: map[netip.Addr]int64{}}
+	random, reads := rand.New(rand.NewPCG(1, 2)), [4]int64{}
+	for range 2000 {
+		i := random.IntN(len(reads))
+		more := random.Int64N(reads[i]+8) - reads[i]
+		reads[i] += more
+		r.count(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), more)
+		over := 0
+		for _, n := range reads {
+			if n > 10 {
+				over++
+			}
+		}
+		if r.over != over {
+			t.Fatalf("%d are above their share in %v, not %d", over, reads, r.over)
+		}
+	}
 }
 
 // Many read at all speeds what others replace and purge meanwhile, by all ways: each has what the object that he found has, or sees that he does not.
