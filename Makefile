@@ -24,7 +24,7 @@ ROUNDS   ?= 7
 SAMPLE   ?= 3s
 
 # They begin first, or one processor waits for the other in the end.
-LONGEST := ./testbed ./testbed/procs ./edge/cdn ./cluster/store ./dnsgeo
+LONGEST := ./testbed ./cluster/backbone ./testbed/procs ./edge/cdn ./cluster/store ./dnsgeo
 
 # The race detector needs a C compiler; without one the tests run without it, and say so.
 RACE := $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo -race)
