@@ -65,7 +65,7 @@ func TestFlowsOfTCPComeOnceWhateverComesTwice(t *testing.T) {
 	}
 }
 
-// Datagrams come as often as the network on either side has them come: between the nodes none is made more of, and where nothing is lost none is lost.
+// Datagrams come as often as the network on either side has them come: between the nodes none is made more of, and where nothing is lost none is, but what QUIC takes for a copy.
 func TestDatagramsComeAsOftenAsTheNetworkHasThem(t *testing.T) {
 	for seed := range uint64(3) {
 		for _, where := range []string{"between the nodes", "at the client"} {
@@ -121,12 +121,19 @@ func comesAsOften(t *testing.T, chance *rand.Rand, c net.Conn, copies func() int
 		time.Sleep(time.Duration(chance.Int64N(int64(10 * time.Millisecond))))
 	}
 	reader.Wait()
-	all := 0
+	all, missing := 0, 0
 	for i, n := range came {
-		if n == 0 || !counts && n > 1 || n > 4 {
+		if n == 0 {
+			missing++
+		}
+		if !counts && n > 1 || n > 4 {
 			t.Errorf("%d came %d times", i, n)
 		}
 		all += n
+	}
+	// QUIC throws away what is so late that it cannot tell it from a copy (RFC 9000, 12.3), once in some hundred times here; nobody else throws anything away.
+	if missing > 5 || counts && missing > 0 {
+		t.Errorf("%d did not come", missing)
 	}
 	switch n := copies(); {
 	case n == 0:
