@@ -38,9 +38,10 @@ func asFile(c *Cache, o *Object, meanwhile func()) (file, memory []byte, err err
 	return file, bytes.Clone(memory), err
 }
 
-// countsRight says what is wrong with what is counted when nobody is at work.
+// countsRight waits until nobody is at work, in a bubble, and says what is wrong with what is counted then.
 func (c *Cache) countsRight(t *testing.T) {
 	t.Helper()
+	synctest.Wait()
 	var weights, waste int64
 	for _, e := range c.stored.All() {
 		weights += int64(e.weight)
