@@ -261,22 +261,10 @@ func (r *slowReaders) first() *Lease {
 // For says whose request a body is read for, as net/http does.
 func (b *Body) For(remote string) { b.remote = remote }
 
-// clientOf is whom a request counts for: an IPv4 address, or a /64 of IPv6. What is on this machine stands for many.
+// clientOf is whom a request counts for.
 func clientOf(remote string) netip.Addr {
-	at, err := netip.ParseAddrPort(remote)
-	if err != nil {
-		return netip.Addr{}
-	}
-	a := at.Addr().Unmap().WithZone("")
-	if a.IsLoopback() {
-		return netip.Addr{}
-	}
-	if a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return a
+	at, _ := netip.ParseAddrPort(remote)
+	return http1.ClientOf(at.Addr())
 }
 
 // counted is how many there are, and for how many bytes.

@@ -3,6 +3,8 @@ package front
 import (
 	"net/netip"
 	"sync"
+
+	"github.com/perigee-net/perigee/edge/http1"
 )
 
 // crowd counts a door's connections by who they are from, those of TCP and of QUIC together. It holds no more clients than there are
@@ -14,29 +16,13 @@ type crowd struct {
 
 func newCrowd() *crowd { return &crowd{held: map[netip.Addr]int{}} }
 
-// clientBits is how much of an IPv6 address tells clients apart: whoever has one address has its whole /64.
-const clientBits = 64
-
-// clientKey is whom an address counts for; not valid: it does not count.
-func clientKey(a netip.Addr) netip.Addr {
-	if a.IsLoopback() {
-		return netip.Addr{}
-	}
-	if a.Is6() {
-		if p, err := a.Prefix(clientBits); err == nil {
-			return p.Addr()
-		}
-	}
-	return a
-}
-
 // enter counts a guest, unless its client has as many as it may. One of whom nobody knows yet is counted when that is known.
 func (c *crowd) enter(g *guest, limit int) bool {
 	from := g.from.Load()
 	if from == nil || g.key.IsValid() {
 		return true
 	}
-	key := clientKey(*from)
+	key := http1.ClientOf(*from)
 	if !c.add(key, limit) {
 		return false
 	}

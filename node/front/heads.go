@@ -14,7 +14,7 @@ type heads struct {
 
 	mu   sync.Mutex
 	all  int64
-	held map[netip.Addr]int64 // by clientKey
+	held map[netip.Addr]int64 // by http1.ClientOf
 }
 
 func newHeads(most int64) heads {

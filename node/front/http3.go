@@ -17,6 +17,8 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+
+	"github.com/perigee-net/perigee/edge/http1"
 )
 
 const http3ALPN = http3.NextProtoH3
@@ -30,7 +32,7 @@ const (
 	maxHandshakes = 2048
 	// handshakeTimeout is how long a client may be silent in a handshake; after twice that it is ended in any case.
 	handshakeTimeout = headerTimeout / 2
-	// connectionsPerClient is how many of QUIC one client (clientKey) has at once, those with whom a handshake is under way included:
+	// connectionsPerClient is how many of QUIC one client (http1.ClientOf) has at once, those with whom a handshake is under way included:
 	// more are refused. Config.ConnectionsPerClient bounds those of TCP and QUIC together whose address is proven: a forged one is
 	// to keep nobody from TCP.
 	connectionsPerClient = 1024
@@ -234,7 +236,7 @@ func (d *quicDoor) arrives(ctx context.Context, info *quic.ClientInfo) (context.
 	g := &quicGuest{door: d, anyone: behind.Anyone, came: addressOf(info.RemoteAddr)}
 	c := &d.front.counters
 	d.mu.Lock()
-	key := clientKey(g.came)
+	key := http1.ClientOf(g.came)
 	switch {
 	case d.closing:
 		d.mu.Unlock()
@@ -285,7 +287,7 @@ func (d *quicDoor) listens() bool {
 // The door's mu is held.
 func (g *quicGuest) proven() bool {
 	if !g.counted {
-		g.counted = g.door.crowd.add(clientKey(g.came), g.door.front.config.ConnectionsPerClient)
+		g.counted = g.door.crowd.add(http1.ClientOf(g.came), g.door.front.config.ConnectionsPerClient)
 	}
 	return g.counted
 }
@@ -296,9 +298,9 @@ func (d *quicDoor) leaves(g *quicGuest) bool {
 	defer d.mu.Unlock()
 	delete(d.guests, g)
 	d.front.counters.http3.open.Add(-1)
-	d.comers.remove(clientKey(g.came))
+	d.comers.remove(http1.ClientOf(g.came))
 	if g.counted {
-		d.crowd.remove(clientKey(g.came))
+		d.crowd.remove(http1.ClientOf(g.came))
 	}
 	if g.settled {
 		return false

@@ -92,7 +92,7 @@ type desk struct {
 func (d *desk) unread() []byte { return d.buf[d.r:d.w] }
 
 // counts is whom the connection counts for; not valid: it does not count.
-func (v *visit) counts() netip.Addr { return clientKey(v.remote.Addr().Unmap().WithZone("")) }
+func (v *visit) counts() netip.Addr { return http1.ClientOf(v.remote.Addr()) }
 
 // more is where more may be read to; nowhere if the head is too long, or too much is held of such.
 func (v *visit) more() ([]byte, error) {
