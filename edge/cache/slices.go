@@ -405,13 +405,13 @@ func (c *Cache) Join(w Want, o *Object) {
 	if s.size > c.objectLimit() || !s.joining.CompareAndSwap(false, true) {
 		return
 	}
-	if c.allSlices(w, o) == nil {
-		s.joining.Store(false)
-		return
-	}
+	c.mu.Lock()
+	_, ok := c.joins(w, o)
+	c.mu.Unlock()
+	ok = ok && c.allSlices(w, o) != nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.joins(w, o); !ok || c.ctx.Err() != nil {
+	if !ok || c.ctx.Err() != nil {
 		s.joining.Store(false)
 		return
 	}
