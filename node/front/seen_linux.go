@@ -9,20 +9,14 @@ import (
 
 // roundTrip is the least round trip that the kernel saw of a TCP connection: of its handshake at least (tcp(7), TCP_INFO).
 func roundTrip(c net.Conn) (rtt time.Duration, ok bool) {
-	tcp, is := c.(*net.TCPConn)
-	if !is {
-		return 0, false
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return 0, false
-	}
 	var us uint32
-	if raw.Control(func(fd uintptr) {
-		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+	if !onSocket(c, func(fd int) error {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
 			us = info.Min_rtt
 		}
-	}) != nil {
+		return err
+	}) {
 		return 0, false
 	}
 	// A kernel that has seen none says the greatest number.
