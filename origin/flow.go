@@ -91,12 +91,8 @@ func (p *Plane) Prospect(resource string, client netip.AddrPort) (one *Prospect,
 	one = &Prospect{flow: flow{plane: p, client: client.Addr(), idle: acceleratedIdle}}
 	f := &one.flow
 	if name, is := strings.CutPrefix(resource, "endpoint/"); is {
-		accelerator, at, _ := strings.Cut(name, "/")
-		if one.Target, err = netip.ParseAddrPort(at); err != nil {
-			return nil, false
-		}
-		f.key, ok = endpointKey(t.spec.Accelerators[accelerator], spec.TCP, p.config.Region, one.Target)
-		return one, ok
+		one.Target, f.key, err = t.endpoint(p.config.Region, name)
+		return one, err == nil
 	}
 	g, idle, err := t.flow(resource)
 	if err != nil || g.spec.ProxyProtocolV2 {
@@ -369,14 +365,9 @@ func introduce(g *spec.TargetGroup, conn net.Conn, from ends, target netip.AddrP
 
 // openEndpoint dials an endpoint that an accelerator gives by address: name is "<accelerator>/<address>:<port>".
 func (p *Plane) openEndpoint(ctx context.Context, t *table, name string, client netip.Addr, dial dialer) (*flow, error) {
-	accelerator, at, _ := strings.Cut(name, "/")
-	addr, err := netip.ParseAddrPort(at)
+	addr, key, err := t.endpoint(p.config.Region, name)
 	if err != nil {
-		return nil, fmt.Errorf("endpoint of accelerator %s: %w", accelerator, err)
-	}
-	key, ok := endpointKey(t.spec.Accelerators[accelerator], spec.TCP, p.config.Region, addr)
-	if !ok {
-		return nil, fmt.Errorf("%s is no endpoint of accelerator %s in this region", addr, accelerator)
+		return nil, err
 	}
 	f := &flow{plane: p, key: key, client: client, idle: acceleratedIdle}
 	began := time.Now()
@@ -387,6 +378,19 @@ func (p *Plane) openEndpoint(ctx context.Context, t *table, name string, client 
 		return nil, err
 	}
 	return f, nil
+}
+
+// endpoint is what a flow of the resource "endpoint/<name>" ends at, and the key by which it is known.
+func (t *table) endpoint(region, name string) (addr netip.AddrPort, key health.Key, err error) {
+	accelerator, at, _ := strings.Cut(name, "/")
+	if addr, err = netip.ParseAddrPort(at); err != nil {
+		return addr, "", fmt.Errorf("endpoint of accelerator %s: %w", accelerator, err)
+	}
+	key, ok := endpointKey(t.spec.Accelerators[accelerator], spec.TCP, region, addr)
+	if !ok {
+		return addr, "", fmt.Errorf("%s is no endpoint of accelerator %s in this region", addr, accelerator)
+	}
+	return addr, key, nil
 }
 
 // endpointKey is the key by which an accelerator's endpoint is known that flows to an address and port end at; not ok: no
