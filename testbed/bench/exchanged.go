@@ -34,11 +34,7 @@ var errLost = errors.New("lost")
 func (l *exchanged) run(ctx context.Context) (m Measured, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	relay, err := inet4(l.address)
-	if err != nil {
-		return m, err
-	}
-	behind, err := inet4(l.target)
+	relay, behind, err := bothInet4(l.address, l.target)
 	if err != nil {
 		return m, err
 	}

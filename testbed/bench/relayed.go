@@ -88,15 +88,19 @@ func inet4(address string) (*unix.SockaddrInet4, error) {
 	return &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}, nil
 }
 
+// bothInet4 are the addresses of a relay and of what is behind it.
+func bothInet4(address, target string) (relay, behind *unix.SockaddrInet4, err error) {
+	if relay, err = inet4(address); err == nil {
+		behind, err = inet4(target)
+	}
+	return relay, behind, err
+}
+
 // run makes the load. The error is of this machine or the context; what is wrong with the relay is Measured.Failed.
 func (l *relayed) run(ctx context.Context) (m Measured, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	relay, err := inet4(l.address)
-	if err != nil {
-		return m, err
-	}
-	behind, err := inet4(l.target)
+	relay, behind, err := bothInet4(l.address, l.target)
 	if err != nil {
 		return m, err
 	}
