@@ -174,11 +174,15 @@ func (n *Node) nodeAccelerator(q api.AcceleratorQuery) (api.AcceleratorStatus, e
 		c := counts(e.Moved)
 		all.FlowCounts = sum(all.FlowCounts, c)
 		all.Endpoints = append(all.Endpoints, api.AcceleratorEndpoint{
-			Protocol: e.Protocol, Ports: e.Ports, Region: e.Region, Endpoint: e.Endpoint, Weight: e.Weight, Healthy: e.Healthy, Gone: e.Gone, FlowCounts: c,
+			Protocol: e.Protocol, Ports: e.Ports, Region: e.Region, Endpoint: e.Endpoint, Weight: e.Weight, TrafficDial: e.Dial,
+			Healthy: e.Healthy, State: string(e.State), Reason: e.Reason, Gone: e.Gone, FlowCounts: c,
 		})
 	}
 	for _, p := range s.Paths {
-		all.Paths = append(all.Paths, api.AcceleratorPath{From: n.cfg.Name, To: p.Node, By: p.By, Region: p.Region, RTT: p.RTT, FlowCounts: counts(p.Moved)})
+		all.Paths = append(all.Paths, api.AcceleratorPath{
+			From: n.cfg.Name, To: p.Node, By: p.By, Region: p.Region, RTT: p.RTT,
+			Loss: p.Loss, Repaired: p.Parity, Carried: max(p.Carried, p.CarriedTCP), FlowCounts: counts(p.Moved),
+		})
 	}
 	for _, f := range s.Top {
 		one := api.AcceleratorFlow{

@@ -172,7 +172,7 @@ func TestWhatTurnsIsToldWithAllThatFollows(t *testing.T) {
 `},
 		{"an endpoint group", well, sick(map[health.Key]string{game: "x"}), `
 0 health target/game-eu/10.0.0.9:9000: target game-eu 10.0.0.9:9000 unhealthy in 3 of 3 views: x
-1 route accelerator/game/9000/eu [0]: accelerator game, port 9000: endpoint group eu is out: no endpoint is healthy
+1 route accelerator/game/tcp/9000/eu [0]: accelerator game, TCP 9000: endpoint group eu is out: no endpoint is healthy
 `},
 		{"both checks of a failover", well, sick(map[health.Key]string{health.CheckKey("one"): "x", health.CheckKey("two"): "y"}), `
 0 health check/one: health check one unhealthy in 3 of 3 views: x
@@ -183,7 +183,7 @@ func TestWhatTurnsIsToldWithAllThatFollows(t *testing.T) {
 `},
 		{"nobody checks any more", well, sick(map[health.Key]string{game: "nobody"}), `
 0 health target/game-eu/10.0.0.9:9000: target game-eu 10.0.0.9:9000 has no verdict any more: nobody checks it
-1 route accelerator/game/9000/eu [0]: accelerator game, port 9000: endpoint group eu is out: no endpoint is healthy
+1 route accelerator/game/tcp/9000/eu [0]: accelerator game, TCP 9000: endpoint group eu is out: no endpoint is healthy
 `},
 		{"one of two nodes", well, without("fra2"), `
 0 member node/fra2: node fra2 is gone, in eu, POP fra1
@@ -193,7 +193,7 @@ func TestWhatTurnsIsToldWithAllThatFollows(t *testing.T) {
 1 route region/us [0]: region us runs its load balancers no more: no node there takes the role origin
 2 route pop/iad1 [0]: POP iad1 answers no more
 3 route loadBalancer/web-us [1]: load balancer web-us is out: no node of us takes the role origin (1 of 1 targets are healthy)
-4 route accelerator/game/9000/us [1]: accelerator game, port 9000: endpoint group us is out: no node there takes the role origin
+4 route accelerator/game/tcp/9000/us [1]: accelerator game, TCP 9000: endpoint group us is out: no node there takes the role origin
 5 route record/example.com/www/A/green [3]: record www.example.com A "green" is out (weight 20 → 0): no node of us takes the role origin
 `},
 		{"it comes back", without("iad1"), well, `
@@ -201,7 +201,7 @@ func TestWhatTurnsIsToldWithAllThatFollows(t *testing.T) {
 1 route region/us [0]: region us runs its load balancers
 2 route pop/iad1 [0]: POP iad1 takes viewers and answers names
 3 route loadBalancer/web-us [1]: load balancer web-us is in: 1 of 1 targets are healthy
-4 route accelerator/game/9000/us [1]: accelerator game, port 9000: endpoint group us is in: 1 of 1 endpoints are healthy
+4 route accelerator/game/tcp/9000/us [1]: accelerator game, TCP 9000: endpoint group us is in: 1 of 1 endpoints are healthy
 5 route record/example.com/www/A/green [3]: record www.example.com A "green" is in (weight 0 → 20)
 `},
 		{"all that run load balancers in eu", well, without("fra1", "fra2"), `
@@ -210,13 +210,13 @@ func TestWhatTurnsIsToldWithAllThatFollows(t *testing.T) {
 2 route region/eu [0 1]: region eu runs its load balancers no more: no node there takes the role origin
 3 route pop/fra1 [0 1]: POP fra1 answers no more
 4 route loadBalancer/web-eu [2]: load balancer web-eu is out: no node of eu takes the role origin (2 of 2 targets are healthy)
-5 route accelerator/game/9000/eu [2]: accelerator game, port 9000: endpoint group eu is out: no node there takes the role origin
+5 route accelerator/game/tcp/9000/eu [2]: accelerator game, TCP 9000: endpoint group eu is out: no node there takes the role origin
 6 route record/example.com/www/A/blue [4]: record www.example.com A "blue" is out (weight 100 → 0): no node of eu takes the role origin
 7 route record/example.com/lone/A [4]: record lone.example.com A cannot be answered (SERVFAIL): no node of eu takes the role origin
 `},
 		{"a link", well, with(func(v *view.View) { v.Unreachable = map[string]bool{"iad1": true} }), `
 0 link node/iad1: node iad1 cannot be reached from here
-1 route accelerator/game/9000/us [0]: accelerator game, port 9000: endpoint group us is out: no node there can be reached from here
+1 route accelerator/game/tcp/9000/us [0]: accelerator game, TCP 9000: endpoint group us is out: no node there can be reached from here
 `},
 		{"a POP is drained", well, with(func(v *view.View) {
 			v.Members[0].Drained, v.Members[1].Drained = "pop fra1", "pop fra1"
@@ -226,7 +226,7 @@ func TestWhatTurnsIsToldWithAllThatFollows(t *testing.T) {
 2 route region/eu [0 1]: region eu runs its load balancers no more: no node there takes the role origin
 3 route pop/fra1 [0 1]: POP fra1 answers no more
 4 route loadBalancer/web-eu [2]: load balancer web-eu is out: no node of eu takes the role origin (2 of 2 targets are healthy)
-5 route accelerator/game/9000/eu [2]: accelerator game, port 9000: endpoint group eu is out: no node there takes the role origin
+5 route accelerator/game/tcp/9000/eu [2]: accelerator game, TCP 9000: endpoint group eu is out: no node there takes the role origin
 6 route record/example.com/www/A/blue [4]: record www.example.com A "blue" is out (weight 100 → 0): no node of eu takes the role origin
 7 route record/example.com/lone/A [4]: record lone.example.com A cannot be answered (SERVFAIL): no node of eu takes the role origin
 `},
@@ -338,7 +338,7 @@ func TestAnEndpointGivenByAddressHasItsOwnVerdict(t *testing.T) {
 	before := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, nil)}}
 	after := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, map[health.Key]string{key: "x"})}}
 	want := `0 health endpoint/game/eu/203.0.113.9:81: endpoint game eu 203.0.113.9:81 unhealthy in 3 of 3 views: x
-1 route accelerator/game/9000/eu [0]: accelerator game, port 9000: endpoint group eu is out: no endpoint is healthy
+1 route accelerator/game/tcp/9000/eu [0]: accelerator game, TCP 9000: endpoint group eu is out: no endpoint is healthy
 `
 	if diff := cmp.Diff(want, tell(Effects(before, after))); diff != "" {
 		t.Error(diff)
@@ -353,7 +353,7 @@ func TestASubnetIsUpAsLongAsANodeOfItsRegionIs(t *testing.T) {
 	s.Accelerators["game"].Listeners[0].EndpointGroups = g[:1]
 	before := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, nil)}}
 	after := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, nil), Unreachable: map[string]bool{"fra1": true, "fra2": true}}}
-	want := "accelerator game, port 9000: endpoint group eu is out: no node there can be reached from here\n"
+	want := "accelerator game, TCP 9000: endpoint group eu is out: no node there can be reached from here\n"
 	if got := tell(Effects(before, after)); !strings.Contains(got, want) {
 		t.Errorf("got %s", got)
 	}
@@ -532,5 +532,34 @@ func BenchmarkEffects(b *testing.B) {
 				Effects(before, State{s, v(after), x})
 			}
 		})
+	}
+}
+
+func TestTCPAndUDPOnOnePortAreToldApart(t *testing.T) {
+	text := strings.Replace(world, "{kind: LoadBalancer, name: web-eu,", `{kind: Accelerator, name: voice, ipAddresses: [127.77.0.9], listeners: [
+  {protocol: TCP, portRanges: [{fromPort: 80}], endpointGroups: [{region: eu, endpoints: [{loadBalancer: lines}], portOverrides: [{listenerPort: 80, endpointPort: 7000}]}]},
+  {protocol: UDP, portRanges: [{fromPort: 80}], endpointGroups: [{region: eu, endpoints: [{targetGroup: lines-udp}]}]}]}
+---
+{kind: TargetGroup, name: lines, region: eu, protocol: TCP, targets: [{address: 10.0.0.9, port: 5060}]}
+---
+{kind: TargetGroup, name: lines-udp, region: eu, protocol: UDP, targets: [{address: 10.0.0.8, port: 5060}], healthCheck: {protocol: TCP}}
+---
+{kind: LoadBalancer, name: lines, region: eu, type: network, listeners: [{protocol: TCP, port: 7000, default: {forward: lines}}]}
+---
+{kind: LoadBalancer, name: web-eu,`, 1)
+	s := build(t, 1, text)
+	well := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, nil)}}
+	for _, c := range []struct {
+		sick health.Key
+		want string
+	}{
+		{target("lines-udp", "10.0.0.8:5060"), "1 route accelerator/voice/udp/80/eu [0]: accelerator voice, UDP 80: endpoint group eu is out: no endpoint is healthy\n"},
+		// By way of a load balancer whose listener is at the port that the override leads to.
+		{target("lines", "10.0.0.9:5060"), "2 route accelerator/voice/tcp/80/eu [1]: accelerator voice, TCP 80: endpoint group eu is out: no endpoint is healthy\n"},
+	} {
+		sick := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, map[health.Key]string{c.sick: "x"})}}
+		if got := tell(Effects(well, sick)); !strings.HasSuffix(got, c.want) {
+			t.Errorf("%s: got\n%s", c.sick, got)
+		}
 	}
 }

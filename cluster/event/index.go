@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -282,7 +283,7 @@ func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener
 		if i, ok := b.groups[e.TargetGroup]; ok && e.TargetGroup != "" {
 			rests = append(rests, i)
 		}
-		if i, ok := b.balancers[e.LoadBalancer]; ok && e.LoadBalancer != "" && listens(b.spec.LoadBalancers[e.LoadBalancer], l.PortRanges) {
+		if i, ok := b.balancers[e.LoadBalancer]; ok && e.LoadBalancer != "" && g.Reaches(l, b.spec.LoadBalancers[e.LoadBalancer]) {
 			rests = append(rests, i)
 		}
 	}
@@ -300,8 +301,8 @@ func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener
 		}
 		return n
 	}
-	name := fmt.Sprintf("accelerator %s, port %s: endpoint group %s", a.Name, port, g.Region)
-	i := b.put(thing{kind: Route, subject: "accelerator/" + a.Name + "/" + port + "/" + g.Region, resource: a,
+	name := fmt.Sprintf("accelerator %s, %s %s: endpoint group %s", a.Name, l.Protocol, port, g.Region)
+	i := b.put(thing{kind: Route, subject: "accelerator/" + a.Name + "/" + strings.ToLower(l.Protocol) + "/" + port + "/" + g.Region, resource: a,
 		look: func(m *moment) status {
 			here := m.at(place{region: g.Region})
 			st := status{alive: here.origin > 0, n: healthy(m), of: weighty}
@@ -335,12 +336,6 @@ func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener
 		}
 	}
 	b.regions[g.Region] = append(b.regions[g.Region], i)
-}
-
-func listens(lb *spec.LoadBalancer, ranges []spec.PortRange) bool {
-	return slices.ContainsFunc(lb.Listeners, func(l spec.Listener) bool {
-		return slices.ContainsFunc(ranges, func(r spec.PortRange) bool { return r.FromPort <= l.Port && l.Port <= max(r.FromPort, r.ToPort) })
-	})
 }
 
 func either(is bool, yes, no string) string {

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
@@ -79,6 +80,11 @@ func (s *Spec) Place(region, pop string) (Location, bool) {
 		return Location{}, false
 	}
 	return *r.Location, true
+}
+
+// Has says whether a listener is at a port.
+func (lb *LoadBalancer) Has(port uint16) bool {
+	return slices.ContainsFunc(lb.Listeners, func(l Listener) bool { return l.Port == port })
 }
 
 // TargetGroups are the names of the target groups the load balancer forwards to, each once, in the order

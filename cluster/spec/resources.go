@@ -483,10 +483,27 @@ func (g *EndpointGroup) EndpointPort(listener uint16) uint16 {
 	return listener
 }
 
+// ListenerPort is a port of the listener whose flows end at a port of the group's endpoints; not ok: none do.
+func (g *EndpointGroup) ListenerPort(l *AcceleratorListener, port uint16) (at uint16, ok bool) {
+	if l.Has(port) && g.EndpointPort(port) == port {
+		return port, true
+	}
+	i := slices.IndexFunc(g.PortOverrides, func(o PortOverride) bool { return o.EndpointPort == port })
+	if i < 0 {
+		return 0, false
+	}
+	return g.PortOverrides[i].ListenerPort, true
+}
+
 // Takes says whether flows of a listener may end at a port of the group's endpoints.
 func (g *EndpointGroup) Takes(l *AcceleratorListener, port uint16) bool {
-	return l.Has(port) && g.EndpointPort(port) == port ||
-		slices.ContainsFunc(g.PortOverrides, func(o PortOverride) bool { return o.EndpointPort == port })
+	_, ok := g.ListenerPort(l, port)
+	return ok
+}
+
+// Reaches says whether flows of a listener can end at a listener of a load balancer that is an endpoint of the group.
+func (g *EndpointGroup) Reaches(l *AcceleratorListener, lb *LoadBalancer) bool {
+	return slices.ContainsFunc(lb.Listeners, func(at Listener) bool { return g.Takes(l, at.Port) })
 }
 
 // CheckAddr is where an endpoint of the group that is given by address is checked.

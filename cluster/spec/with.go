@@ -298,7 +298,7 @@ func (b *builder) standing() claims {
 			}
 		case *LoadBalancer:
 			for j := range r.Listeners {
-				if old := b.base.LoadBalancers[b.docs[i].Name]; old == nil || old.Region != r.Region || !old.listens(r.Listeners[j].Port) {
+				if old := b.base.LoadBalancers[b.docs[i].Name]; old == nil || old.Region != r.Region || !old.Has(r.Listeners[j].Port) {
 					if doors == nil {
 						doors = map[regionPort]bool{}
 					}
@@ -347,8 +347,4 @@ func (b *builder) standing() claims {
 		}
 	}
 	return standing
-}
-
-func (lb *LoadBalancer) listens(port uint16) bool {
-	return slices.ContainsFunc(lb.Listeners, func(l Listener) bool { return l.Port == port })
 }

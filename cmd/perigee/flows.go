@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -52,21 +53,21 @@ func printAccelerator(w io.Writer, s api.AcceleratorStatus) error {
 		return err
 	}
 	fmt.Fprintln(w)
-	t = newTable("LISTENER", "REGION", "ENDPOINT", "WEIGHT", "STATE", "FLOWS", "IN", "OUT")
+	t = newTable("LISTENER", "REGION", "ENDPOINT", "DIAL", "WEIGHT", "STATE", "FLOWS", "IN", "OUT", "REASON")
 	for _, e := range s.Endpoints {
-		weight, is := strconv.Itoa(e.Weight), healthState(e.Healthy)
+		dial, weight, is := strconv.FormatFloat(e.TrafficDial, 'g', 4, 64)+" %", strconv.Itoa(e.Weight), cmp.Or(e.State, healthState(e.Healthy))
 		if e.Gone {
-			weight, is = "", "removed"
+			dial, weight, is = "", "", "removed"
 		}
-		t.row(e.Protocol+" "+e.Ports, e.Region, e.Endpoint, weight, is, strconv.Itoa(e.Flows), size(e.BytesIn), size(e.BytesOut))
+		t.row(e.Protocol+" "+e.Ports, e.Region, e.Endpoint, dial, weight, is, strconv.Itoa(e.Flows), size(e.BytesIn), size(e.BytesOut), e.Reason)
 	}
 	if err := t.print(w); err != nil || len(s.Paths) == 0 {
 		return err
 	}
 	fmt.Fprintln(w)
-	t = newTable("FROM", "TO", "REGION", "BY WAY OF", "ROUND TRIP", "FLOWS", "IN", "OUT")
+	t = newTable("FROM", "TO", "REGION", "BY WAY OF", "ROUND TRIP", "LOSS", "CARRIED", "FLOWS", "IN", "OUT")
 	for _, p := range s.Paths {
-		t.row(p.From, p.To, p.Region, orDirect(p.By), roundTrip(p.RTT), strconv.Itoa(p.Flows), size(p.BytesIn), size(p.BytesOut))
+		t.row(p.From, p.To, p.Region, orDirect(p.By), roundTrip(p.RTT), loss(p), carried(p.Carried), strconv.Itoa(p.Flows), size(p.BytesIn), size(p.BytesOut))
 	}
 	if err := t.print(w); err != nil || len(s.Top) == 0 {
 		return err
@@ -89,6 +90,25 @@ func orDirect(by string) string {
 		return "direct"
 	}
 	return by
+}
+
+// loss is what is lost on the first leg of a path, where its round trip is known.
+func loss(p api.AcceleratorPath) string {
+	switch {
+	case p.RTT == 0:
+		return ""
+	case p.Loss > 0 && p.Repaired:
+		return fmt.Sprintf("%.2g %%, repaired", 100*p.Loss)
+	}
+	return fmt.Sprintf("%.2g %%", 100*p.Loss)
+}
+
+// carried is the most that a path has carried of late.
+func carried(bits float64) string {
+	if bits < 1e6 {
+		return ""
+	}
+	return fmt.Sprintf("%.3g Mbit/s", bits/1e6)
 }
 
 func roundTrip(d time.Duration) string {

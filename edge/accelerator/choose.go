@@ -295,8 +295,12 @@ func (g *group) look(at site, nodes []view.Member, tr *trace.Trace) bool {
 	canReach := g.rankNodes(at, nodes, tr)
 	canTake := g.rankEndpoints(at, tr)
 	g.ready = canReach && canTake
-	if len(g.nodes) == 0 || len(g.resources) == 0 {
-		tr.Add("no node there takes flows, or there are no endpoints: passed over")
+	switch {
+	case len(g.resources) == 0:
+		tr.Add("there are no endpoints: passed over")
+		return false
+	case len(g.nodes) == 0:
+		tr.Add("no node there takes flows: passed over")
 		return false
 	}
 	return true
@@ -371,11 +375,11 @@ func (g *group) rankEndpoints(at site, tr *trace.Trace) bool {
 		}
 		endpoints[i] = ranked{resource, class, -weight / math.Log(at.key.draw("endpoint", origin.Unpreserved(resource)))}
 		if tr.On() {
-			condition := "healthy"
-			if !fit {
-				condition = "unhealthy"
+			state, why := at.view.EndpointState(at.spec, at.accelerator, g.spec, e, g.spec.EndpointPort(at.flow.Local.Port()))
+			if why != "" {
+				why = ": " + why
 			}
-			tr.Add("%s, weight %d, %s", resource, *e.Weight, condition)
+			tr.Add("%s, weight %d, %s%s", resource, *e.Weight, state, why)
 		}
 	}
 	rank(endpoints)
@@ -401,7 +405,7 @@ func (g *group) judge(at site, e spec.Endpoint) (resource string, healthy bool) 
 	default:
 		resource = "loadBalancer/" + e.LoadBalancer + "/" + strconv.Itoa(int(port))
 		lb := at.spec.LoadBalancers[e.LoadBalancer]
-		if lb == nil || !slices.ContainsFunc(lb.Listeners, func(l spec.Listener) bool { return l.Port == port }) {
+		if lb == nil || !lb.Has(port) {
 			return resource, false
 		}
 	}
@@ -411,7 +415,7 @@ func (g *group) judge(at site, e spec.Endpoint) (resource string, healthy bool) 
 // dial returns the index of the group that the traffic dials send the flow to. Health does not enter: a flow that a dial
 // sends on is not the group's to fail over.
 func dial(groups []*group, key flowKey, tr *trace.Trace) int {
-	last := 0
+	last, open := 0, false
 	for i, g := range groups {
 		percent := *g.spec.TrafficDial
 		drawn := 100 * key.draw("dial", g.spec.Region)
@@ -425,11 +429,15 @@ func dial(groups []*group, key flowKey, tr *trace.Trace) int {
 			tr.Add("%s: the traffic dial takes %v %%, the flow draws %.1f: sent on", g.spec.Region, percent, drawn)
 		}
 		if percent > 0 {
-			last = i
+			last, open = i, true
 		}
 	}
 	if tr.On() {
-		tr.Add("no dial takes it: directed to %s", groups[last].spec.Region)
+		why := "no dial takes it"
+		if !open {
+			why = "all dials are at 0, so none counts"
+		}
+		tr.Add("%s: directed to %s", why, groups[last].spec.Region)
 	}
 	return last
 }

@@ -42,8 +42,11 @@ type EndpointStatus struct {
 	Protocol, Ports  string // of the listener: "TCP", "80,8000-8080"
 	Region, Endpoint string // targetGroup/web, loadBalancer/web, or an address
 	Weight           int
+	Dial             float64 // of its group, percent
 	Healthy          bool
-	Gone             bool // it is in the spec no more
+	State            view.State
+	Reason           string // why it is not healthy, or why its region takes no flows; "": it is, and does
+	Gone             bool   // it is in the spec no more
 	Moved
 }
 
@@ -53,6 +56,8 @@ type PathStatus struct {
 	By           string // the node in between; "": none
 	RTT          time.Duration
 	Measured     bool // the round trip is known
+	// Path is what else is measured of its first leg, the one to By if there is one; zero: nothing is, as within this node.
+	view.Path
 	Moved
 }
 
@@ -100,14 +105,18 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 		s.Enabled = *a.Enabled
 		for i := range a.Listeners {
 			l := &a.Listeners[i]
-			at := site{spec: now, view: v, accelerator: a, flow: firstFlow(l)}
+			at := site{spec: now, view: v, accelerator: a}
 			for j := range l.EndpointGroups {
 				g := &group{spec: &l.EndpointGroups[j]}
+				shut := regionTakesNone(v, g.spec.Region)
 				for _, e := range g.spec.Endpoints {
+					at.flow = flowTo(e, g.spec, l, now)
 					resource, healthy := g.judge(at, e)
 					where := place{l.Protocol, l.Ports(), g.spec.Region, endpointName(resource)}
+					state, why := v.EndpointState(now, a, g.spec, e, g.spec.EndpointPort(at.flow.Local.Port()))
 					endpoints[where] = &EndpointStatus{
-						Protocol: where.protocol, Ports: where.ports, Region: where.region, Endpoint: where.endpoint, Weight: *e.Weight, Healthy: healthy,
+						Protocol: where.protocol, Ports: where.ports, Region: where.region, Endpoint: where.endpoint, Weight: *e.Weight, Dial: *g.spec.TrafficDial,
+						Healthy: healthy, State: state, Reason: cmp.Or(why, shut),
 					}
 				}
 			}
@@ -143,6 +152,9 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 		if paths[by] == nil {
 			paths[by] = &PathStatus{Region: by.region, Node: by.node, By: by.by}
 			paths[by].RTT, paths[by].Measured = length(v, path)
+			if v != nil {
+				paths[by].Path = v.Paths[path.first()]
+			}
 		}
 		paths[by].add(in, out)
 	}
@@ -173,6 +185,18 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 		s.Top = append(s.Top, one)
 	}
 	return s, ok
+}
+
+// regionTakesNone is why no node of a region takes flows; "": one does.
+func regionTakesNone(v *view.View, region string) string {
+	switch over := v.PassedOver(region, view.Origin); {
+	case len(v.In(region, view.Origin)) > 0:
+		return ""
+	case len(over) == 0:
+		return "no live node of the region takes the role origin"
+	default:
+		return "the region takes no flows: " + strings.Join(over, "; ")
+	}
 }
 
 // endsAt is the target of a flow, as far as it is known.

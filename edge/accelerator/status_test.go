@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/origin"
 	"github.com/perigee-net/perigee/origin/relay"
 )
@@ -31,9 +32,9 @@ func TestTheStatusOfAnAcceleratorIsItsFlowsEndpointsAndPaths(t *testing.T) {
 		}
 		carried := Moved{Flows: 2, BytesIn: 7, BytesOut: 7}
 		for i, want := range []EndpointStatus{
-			{Protocol: "TCP", Ports: "443", Region: "icn", Endpoint: "10.0.0.7"},
-			{Protocol: "TCP", Ports: "443", Region: "icn", Endpoint: "targetGroup/icn", Weight: 128, Healthy: true, Moved: carried},
-			{Protocol: "TCP", Ports: "443", Region: "nrt", Endpoint: "targetGroup/nrt", Weight: 128, Healthy: true},
+			{Protocol: "TCP", Ports: "443", Region: "icn", Endpoint: "10.0.0.7", Dial: 100, State: view.Unhealthy},
+			{Protocol: "TCP", Ports: "443", Region: "icn", Endpoint: "targetGroup/icn", Weight: 128, Dial: 100, Healthy: true, State: view.Healthy, Moved: carried},
+			{Protocol: "TCP", Ports: "443", Region: "nrt", Endpoint: "targetGroup/nrt", Weight: 128, Dial: 100, Healthy: true, State: view.Healthy},
 		} {
 			if s.Endpoints[i] != want {
 				b.Errorf("endpoint %d: got %+v", i, s.Endpoints[i])

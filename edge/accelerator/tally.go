@@ -87,8 +87,8 @@ type Endpoints struct {
 	All, Healthy        int
 }
 
-// Endpoints are by accelerator and region, in their order, of accelerators that are enabled. An endpoint of two listeners counts in each; that of
-// a load balancer is judged at the listener's first port.
+// Endpoints are by accelerator and region, in their order, of accelerators that are enabled. An endpoint of two listeners counts in each; one
+// that is a load balancer is judged at a port at which it listens.
 func (p *Plane) Endpoints() []Endpoints {
 	s, v := p.table.Load().spec, p.config.View()
 	count := map[way]*Endpoints{}
@@ -106,7 +106,7 @@ func (p *Plane) Endpoints() []Endpoints {
 					n = &Endpoints{Accelerator: w.accelerator, Region: w.region}
 					count[w] = n
 				}
-				n.count(g, site{spec: s, view: v, accelerator: a, flow: firstFlow(l)})
+				n.count(g, l, site{spec: s, view: v, accelerator: a})
 			}
 		}
 	}
@@ -117,22 +117,34 @@ func (p *Plane) Endpoints() []Endpoints {
 	return all
 }
 
-func (n *Endpoints) count(g *group, at site) {
+func (n *Endpoints) count(g *group, l *spec.AcceleratorListener, at site) {
 	for _, e := range g.spec.Endpoints {
 		if *e.Weight == 0 {
 			continue
 		}
 		n.All++
+		at.flow = flowTo(e, g.spec, l, at.spec)
 		if _, healthy := g.judge(at, e); healthy {
 			n.Healthy++
 		}
 	}
 }
 
-// firstFlow is one to the first port of a listener.
-func firstFlow(l *spec.AcceleratorListener) (f Flow) {
-	if len(l.PortRanges) > 0 {
-		f.Local = netip.AddrPortFrom(netip.Addr{}, l.PortRanges[0].FromPort)
+// flowTo is a flow to a listener that an endpoint can take, as far as there is one: to the first of the listener's ports, but where the endpoint is a load balancer to one that leads to
+// a listener of that.
+func flowTo(e spec.Endpoint, g *spec.EndpointGroup, l *spec.AcceleratorListener, s *spec.Spec) (f Flow) {
+	if len(l.PortRanges) == 0 {
+		return f
 	}
+	port := l.PortRanges[0].FromPort
+	if lb := s.LoadBalancers[e.LoadBalancer]; lb != nil && !lb.Has(g.EndpointPort(port)) {
+		for _, at := range lb.Listeners {
+			if from, ok := g.ListenerPort(l, at.Port); ok {
+				port = from
+				break
+			}
+		}
+	}
+	f.Local = netip.AddrPortFrom(netip.Addr{}, port)
 	return f
 }

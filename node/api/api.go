@@ -515,8 +515,14 @@ type AcceleratorEndpoint struct {
 	Region   string `json:"region"`
 	Endpoint string `json:"endpoint"` // targetGroup/web, loadBalancer/web, or an address
 	Weight   int    `json:"weight"`
-	Healthy  bool   `json:"healthy"`
-	Gone     bool   `json:"gone,omitempty"` // it is in the spec no more
+	// TrafficDial is its group's, percent.
+	TrafficDial float64 `json:"trafficDial"`
+	Healthy     bool    `json:"healthy"`
+	// State is healthy, unhealthy, initial (nobody has looked yet) or unchecked (nobody looks); "": the node that was asked does not tell.
+	State string `json:"state,omitempty"`
+	// Reason is why it is not healthy, or why its region takes no flows.
+	Reason string `json:"reason,omitempty"`
+	Gone   bool   `json:"gone,omitempty"` // it is in the spec no more
 	FlowCounts
 }
 
@@ -527,6 +533,11 @@ type AcceleratorPath struct {
 	By     string        `json:"by,omitempty"`  // the node in between
 	Region string        `json:"region"`        // of To
 	RTT    time.Duration `json:"rtt,omitempty"` // over the backbone, in nanoseconds; 0: not known, or within one node
+	// Loss is the share of the packets sent to the first node of the path that were lost of late, 0 to 1, and Repaired says that parity makes losses good there.
+	Loss     float64 `json:"loss,omitempty"`
+	Repaired bool    `json:"repaired,omitempty"`
+	// Carried is the most that arrived there in a second of the last ten minutes, bits a second, by QUIC or TCP, whichever is more.
+	Carried float64 `json:"carried,omitempty"`
 	FlowCounts
 }
 

@@ -177,6 +177,8 @@ func (t *types) of(of reflect.Type, taken bool) schema {
 		return schema{"type": "integer", "format": "int64"}
 	case reflect.Uint32, reflect.Uint64:
 		return schema{"type": "integer", "format": "int64", "minimum": 0}
+	case reflect.Float64:
+		return schema{"type": "number", "format": "double"}
 	case reflect.Slice:
 		return schema{"type": "array", "items": t.of(of.Elem(), taken)}
 	case reflect.Map:
