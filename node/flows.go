@@ -261,7 +261,7 @@ func (n *Node) flowMetrics(m *metrics.Set) {
 				emit(float64(c.Flows), c.Labels[:]...)
 			}
 		})
-		m.Counter("accelerator_"+by.name+"_processed_bytes_total", "bytes of flows that have ended by "+by.what+", from clients (in) and to them (out)",
+		m.Counter("accelerator_"+by.name+"_processed_bytes_total", "bytes of flows by "+by.what+", from clients (in) and to them (out)",
 			append(by.labels, "direction"), func(emit func(float64, ...string)) {
 				for _, c := range by.each() {
 					emit(float64(c.BytesIn), append(c.Labels[:], "in")...)
@@ -269,4 +269,27 @@ func (n *Node) flowMetrics(m *metrics.Set) {
 				}
 			})
 	}
+	for _, by := range []struct {
+		name, what string
+		labels     []string
+		each       func() []accelerator.Counted
+	}{
+		{"accelerator_flows_rejected_total", "flows that were refused, by why, as flow logs say it", []string{"accelerator", "listener", "reason"}, n.accelerator.Rejected},
+		{"accelerator_flows_ended_total", "flows that have ended, by how, as flow logs say it", []string{"accelerator", "endpoint_region", "how"}, n.accelerator.Ended},
+	} {
+		m.Counter(by.name, by.what, by.labels, func(emit func(float64, ...string)) {
+			for _, c := range by.each() {
+				emit(float64(c.NewFlows), c.Labels[:]...)
+			}
+		})
+	}
+	m.Gauge("accelerator_endpoint_healthy", "1: an endpoint can take flows, as this node sees it; 0: it can't", []string{"accelerator", "listener", "endpoint_region", "endpoint"}, func(emit func(float64, ...string)) {
+		for e := range n.accelerator.Healths {
+			fit := 0.0
+			if e.Healthy {
+				fit = 1
+			}
+			emit(fit, e.Accelerator, e.Listener, e.Region, e.Endpoint)
+		}
+	})
 }

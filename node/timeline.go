@@ -206,7 +206,7 @@ func (n *Node) makeMetrics() {
 			emit(float64(t.Flows), t.Accelerator, t.Region, t.Protocol)
 		}
 	})
-	m.Counter("accelerator_processed_bytes_total", "bytes from clients (in) and to them (out); of TCP, of flows that have ended", append(flows, "direction"), func(emit func(float64, ...string)) {
+	m.Counter("accelerator_processed_bytes_total", "bytes from clients (in) and to them (out)", append(flows, "direction"), func(emit func(float64, ...string)) {
 		for _, t := range n.accelerator.Traffic() {
 			emit(float64(t.BytesIn), t.Accelerator, t.Region, t.Protocol, "in")
 			emit(float64(t.BytesOut), t.Accelerator, t.Region, t.Protocol, "out")
@@ -219,6 +219,9 @@ func (n *Node) makeMetrics() {
 		}
 	})
 	n.flowMetrics(m)
+	m.Gauge("node_info", "1: what this node is", []string{"node", "pop", "region"}, func(emit func(float64, ...string)) {
+		emit(1, n.cfg.Name, n.cfg.POP, n.cfg.Region)
+	})
 	m.Gauge("revision", "the newest that is known, and the one that runs", []string{"of"}, func(emit func(float64, ...string)) {
 		state := n.agreed.Get()
 		emit(float64(state.Own.Revision), "own")

@@ -266,6 +266,9 @@ func (c check) customRouting(field string, a *Accelerator, l *AcceleratorListene
 			case !e.Subnet.IsValid() && (e.ListenerPort != 0 || e.AllowAllTraffic || len(e.AllowedTraffic) > 0):
 				c.fault(one, "listenerPort, allowAllTraffic and allowedTraffic are for subnets")
 			}
+			if e.AllowAllTraffic && len(e.AllowedTraffic) > 0 {
+				c.fault(one+".allowedTraffic", "has no meaning beside allowAllTraffic")
+			}
 			for k, t := range e.AllowedTraffic {
 				for _, a := range t.DestinationAddresses {
 					if e.Subnet.IsValid() && a.IsValid() && !e.Subnet.Contains(a) {
@@ -281,6 +284,9 @@ func (c check) customRouting(field string, a *Accelerator, l *AcceleratorListene
 		}
 	}
 	if custom {
+		if l.ClientAffinity != "" && l.ClientAffinity != "NONE" {
+			c.fault(field+".clientAffinity", "has no meaning in accelerators of type %s: a port leads to one destination", CustomRoutingAccelerator)
+		}
 		l.blocks(func(b block, what string) {
 			c.fault(at(at(field+".endpointGroups", b.group)+".endpoints", b.endpoint), "%s", what)
 		})
@@ -304,13 +310,25 @@ func (c check) destinations(item string, g *EndpointGroup) {
 			}
 		}
 	}
-	if len(g.PortOverrides) > 0 {
-		c.fault(item+".portOverrides", "has no meaning in accelerators of type %s", CustomRoutingAccelerator)
-	}
-	if g.UnhealthyConnectionTermination {
-		c.fault(item+".unhealthyConnectionTermination", "has no meaning in accelerators of type %s: subnets are not checked", CustomRoutingAccelerator)
+	for _, f := range []struct {
+		field string
+		is    bool
+		why   string
+	}{
+		{"portOverrides", len(g.PortOverrides) > 0, ""},
+		{"trafficDial", g.TrafficDial != nil && *g.TrafficDial != 100, ": a port leads to one destination"},
+		{"unhealthyConnectionTermination", g.UnhealthyConnectionTermination, ": subnets are not checked"},
+		{"healthCheckProtocol", g.HealthCheckProtocol != "" && g.HealthCheckProtocol != TCP, ": subnets are not checked"},
+		{"healthCheckPath", g.HealthCheckPath != "", ": subnets are not checked"},
+	} {
+		if f.is {
+			c.fault(item+"."+f.field, "has no meaning in accelerators of type %s%s", CustomRoutingAccelerator, f.why)
+		}
 	}
 	for i, e := range g.Endpoints {
+		if e.Subnet.IsValid() && e.Weight != nil && *e.Weight != 128 {
+			c.fault(at(item+".endpoints", i)+".weight", "has no meaning in accelerators of type %s: a port leads to one destination", CustomRoutingAccelerator)
+		}
 		for j, o := range g.Endpoints[:i] {
 			if e.Subnet.IsValid() && o.Subnet.IsValid() && e.Subnet.Overlaps(o.Subnet) {
 				c.fault(at(item+".endpoints", i)+".subnet", "%s overlaps that of endpoints[%d]", e.Subnet, j)

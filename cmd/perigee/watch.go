@@ -332,7 +332,7 @@ func newExplain() *cobra.Command {
 				}
 				if from != "" {
 					if _, err := netip.ParseAddr(from); err != nil {
-						return usageError{fmt.Errorf("--from: %w", err)}
+						return usagef("--from %q: want an IP address", from)
 					}
 				}
 				if subnet != "" {

@@ -402,11 +402,8 @@ type Taken interface {
 // carry counts a flow of TCP that was chosen by a spec and a view, until it is told that it has ended, and why it was broken off; f.last is to be called
 // just before the flow's ends are closed.
 func (p *Plane) carry(a *spec.Accelerator, chosen seen, f *live) (ended func(err error)) {
-	end := p.begin(a, chosen, f, p.tallies.of(way{f.accelerator, f.region, f.protocol}, otherWays()))
+	end := p.begin(a, chosen, f, &p.more.tcp, p.tallies.of(way{f.accelerator, f.region, f.protocol}, otherWays()))
 	return func(err error) {
-		in, out := f.moved()
-		p.count.bytesIn.Add(uint64(in))
-		p.count.bytesOut.Add(uint64(out))
 		switch {
 		case err == nil:
 			end(closed)
@@ -438,19 +435,17 @@ func (p *Plane) begin(a *spec.Accelerator, chosen seen, f *live, more ...*tally)
 		t.flows.Add(1)
 		t.live.Add(1)
 	}
-	f.counted.begins(&p.more, f)
+	f.counted.begins(&p.more, f, tallies)
 	f.written = p.write(a, f)
 	leave := p.live.enter(p, chosen, f)
 	return func(how string) {
 		leave()
 		f.counted.look(&p.more, f)
 		f.counted.ends(f)
-		in, out := f.moved()
 		for _, t := range tallies {
 			t.live.Add(-1)
-			t.in.Add(uint64(in))
-			t.out.Add(uint64(out))
 		}
+		p.more.ended.of(labels{f.accelerator, f.region, how}, labels{Other, Other, Other}).flows.Add(1)
 		f.written.end(how)
 	}
 }
@@ -587,7 +582,6 @@ type counters struct {
 	detours, detoursFailed    atomic.Uint64 // by others
 	carried, detoursRefused   atomic.Uint64 // of others
 	idle, broken, terminated  atomic.Uint64
-	bytesIn, bytesOut         atomic.Uint64
 	live                      atomic.Int64
 
 	// Of datagrams:
@@ -602,8 +596,9 @@ type counters struct {
 	datagramsIn, datagramsOut        atomic.Uint64
 }
 
-// Counters are the plane's counts since it was made, and how many flows it has now. Bytes are counted when their flow ends.
+// Counters are the plane's counts since it was made, and how many flows it has now. Bytes are as of a second ago at most.
 func (p *Plane) Counters() map[string]uint64 {
+	p.countLive()
 	return map[string]uint64{
 		"accelerator_flows_total":                           p.count.flows.Load(),
 		"accelerator_flows_refused_total":                   p.count.refused.Load(),
@@ -621,8 +616,8 @@ func (p *Plane) Counters() map[string]uint64 {
 		"accelerator_detours_failed_total":                  p.count.detoursFailed.Load(),
 		"accelerator_detours_carried_total":                 p.count.carried.Load(),
 		"accelerator_detours_refused_total":                 p.count.detoursRefused.Load(),
-		"accelerator_processed_bytes_in_total":              p.count.bytesIn.Load(),
-		"accelerator_processed_bytes_out_total":             p.count.bytesOut.Load(),
+		"accelerator_processed_bytes_in_total":              p.more.tcp.in.Load(),
+		"accelerator_processed_bytes_out_total":             p.more.tcp.out.Load(),
 		"accelerator_flows":                                 uint64(p.count.live.Load()),
 		"accelerator_datagram_flows":                        p.liveDatagramFlows(),
 		"accelerator_datagram_flows_total":                  p.count.udpFlows.Load(),

@@ -351,7 +351,8 @@ func TestDisablingClosesTheDoorAndLeavesFlowsAlone(t *testing.T) {
 		if _, err := io.ReadFull(before, make([]byte, 1)); err != nil {
 			b.Errorf("the established flow read %v", err)
 		}
-		b.count(map[string]uint64{"accelerator_flows_total": 1, "accelerator_flows_refused_total": 1, "accelerator_flows": 1})
+		b.count(map[string]uint64{"accelerator_flows_total": 1, "accelerator_flows_refused_total": 1, "accelerator_flows": 1,
+			"accelerator_processed_bytes_in_total": 2, "accelerator_processed_bytes_out_total": 2})
 	})
 }
 

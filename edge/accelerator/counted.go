@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/edge/accelerator/flowlog"
@@ -20,7 +21,28 @@ func (l labels) compare(o labels) int { return slices.Compare(l[:], o[:]) }
 const direct = "direct"
 
 // moreTallies count flows by endpoint and by path. Each bounds what is counted apart, as tallies do.
-type moreTallies struct{ endpoints, paths tallies[labels] }
+type moreTallies struct {
+	endpoints, paths, rejected, ended tallies[labels]
+	tcp                               tally // bytes of all flows of TCP
+
+	mu   sync.Mutex
+	seen time.Time // when what flows carry was looked at last
+}
+
+// countEvery is how often what flows have carried that go on is looked at, at most: it takes as long as there are flows.
+const countEvery = time.Second
+
+// count counts what flows have carried that go on, by what they are counted by.
+func (p *Plane) countLive() {
+	p.more.mu.Lock()
+	defer p.more.mu.Unlock()
+	if now := time.Now(); now.Sub(p.more.seen) >= countEvery {
+		p.more.seen = now
+		for _, f := range p.live.all() {
+			f.counted.look(&p.more, f)
+		}
+	}
+}
 
 // endpoint is the tally of a flow's endpoint.
 func (m *moreTallies) endpoint(a *spec.Accelerator, f *live) *tally {
@@ -32,28 +54,32 @@ func (m *moreTallies) path(f *live, way Candidate) *tally {
 	return m.paths.of(labels{f.region, way.Node, cmp.Or(way.By, direct)}, labels{Other, Other, Other})
 }
 
-// counted is by which way a flow is counted.
+// counted is what a flow is counted by: its way, and what else, which stays.
 type counted struct {
 	mu      sync.Mutex
 	by      Candidate
-	at      *tally
+	at      *tally // of the way; nil: the flow has ended
+	also    []*tally
 	in, out int64 // that are counted already
 }
 
-// begins has a new flow be counted by its way.
-func (c *counted) begins(m *moreTallies, f *live) {
+// begins has a new flow be counted by its way, and the bytes of it by more.
+func (c *counted) begins(m *moreTallies, f *live, also []*tally) {
 	c.by, _ = f.now()
-	c.at = m.path(f, c.by)
+	c.at, c.also = m.path(f, c.by), also
 	c.at.flows.Add(1)
 	c.at.live.Add(1)
 }
 
-// look has the flow be counted by the way that it goes now: what it carried until it is seen there was carried by the one before.
+// look counts what the flow has carried, and has it be counted by the way that it goes now: what it carried until it is seen there was carried by the one before.
 func (c *counted) look(m *moreTallies, f *live) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if by, _ := f.now(); c.at != nil && by.By != c.by.By {
-		c.carried(f)
+	if c.at == nil {
+		return
+	}
+	c.carried(f)
+	if by, _ := f.now(); by.By != c.by.By {
 		c.at.live.Add(-1)
 		c.by, c.at = by, m.path(f, by)
 		c.at.live.Add(1)
@@ -71,9 +97,12 @@ func (c *counted) ends(f *live) {
 
 func (c *counted) carried(f *live) {
 	in, out := f.moved()
-	c.at.in.Add(uint64(max(in-c.in, 0)))
-	c.at.out.Add(uint64(max(out-c.out, 0)))
-	c.in, c.out = max(in, c.in), max(out, c.out)
+	in, out = max(in, c.in), max(out, c.out) // what a client had sent and its endpoint never took counts no more once they are closed
+	c.at.carried(in-c.in, out-c.out)
+	for _, t := range c.also {
+		t.carried(in-c.in, out-c.out)
+	}
+	c.in, c.out = in, out
 }
 
 // endpointOf is where a flow ends, as the spec names it, whatever the port.
@@ -90,21 +119,28 @@ func endpointOf(a *spec.Accelerator, f *live) string {
 type Counted struct {
 	Labels            [3]string
 	NewFlows          uint64 // since the plane was made
-	BytesIn, BytesOut uint64 // from clients and to them, of flows that have ended
+	BytesIn, BytesOut uint64 // from clients and to them, as of a second ago at most
 	Flows             int64  // now
 }
 
 // ByEndpoint is by accelerator, region and endpoint, of those that had flows, and Other for what is beyond 500.
-func (p *Plane) ByEndpoint() []Counted { return countedBy(&p.more.endpoints) }
+func (p *Plane) ByEndpoint() []Counted {
+	p.countLive()
+	return countedBy(&p.more.endpoints)
+}
 
 // ByPath is by the region and node that dials the endpoint, and the node in between or "direct". A flow that has gone on by another way is counted there from when this
 // is asked next, or it ends; as a new flow it is where it began.
 func (p *Plane) ByPath() []Counted {
-	for _, f := range p.live.moved() {
-		f.counted.look(&p.more, f)
-	}
+	p.countLive()
 	return countedBy(&p.more.paths)
 }
+
+// Rejected is flows that were refused, by accelerator, listener ("TCP 443") and why, as flow logs say it. NewFlows counts.
+func (p *Plane) Rejected() []Counted { return countedBy(&p.more.rejected) }
+
+// Ended is flows that have ended, by accelerator, region and how, as flow logs say it. NewFlows counts.
+func (p *Plane) Ended() []Counted { return countedBy(&p.more.ended) }
 
 func countedBy(t *tallies[labels]) []Counted {
 	t.mu.Lock()

@@ -2,6 +2,7 @@ package accelerator
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -94,6 +95,47 @@ func endpointName(resource string) string {
 	return resource
 }
 
+// EndpointHealth is whether an endpoint of a listener can take flows, as this node sees it.
+type EndpointHealth struct {
+	Accelerator, Listener string // of the listener: "TCP 443"
+	Region, Endpoint      string
+	Healthy               bool
+}
+
+// Healths are those of the endpoints of accelerators that are enabled, by accelerator, as long as they are taken.
+func (p *Plane) Healths(yield func(EndpointHealth) bool) {
+	s, v := p.table.Load().spec, p.config.View()
+	for _, name := range slices.Sorted(maps.Keys(s.Accelerators)) {
+		a := s.Accelerators[name]
+		if !*a.Enabled {
+			continue
+		}
+		for l, g := range endpointGroups(a) {
+			at := site{spec: s, view: v, accelerator: a}
+			for _, e := range g.Endpoints {
+				at.flow = flowTo(e, g, l, s)
+				resource, healthy := (&group{spec: g}).judge(at, e)
+				if !yield(EndpointHealth{name, l.Protocol + " " + l.Ports(), g.Region, endpointName(resource), healthy}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// endpointGroups are those of an accelerator, with their listeners.
+func endpointGroups(a *spec.Accelerator) iter.Seq2[*spec.AcceleratorListener, *spec.EndpointGroup] {
+	return func(yield func(*spec.AcceleratorListener, *spec.EndpointGroup) bool) {
+		for i := range a.Listeners {
+			for j := range a.Listeners[i].EndpointGroups {
+				if !yield(&a.Listeners[i], &a.Listeners[i].EndpointGroups[j]) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // Status is that of an accelerator, with its top flows at most; not ok: there is none of that name, and no flow of one.
 func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 	now, v := p.table.Load().spec, p.config.View()
@@ -103,21 +145,17 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 	endpoints := map[place]*EndpointStatus{}
 	if ok {
 		s.Enabled = *a.Enabled
-		for i := range a.Listeners {
-			l := &a.Listeners[i]
+		for l, g := range endpointGroups(a) {
 			at := site{spec: now, view: v, accelerator: a}
-			for j := range l.EndpointGroups {
-				g := &group{spec: &l.EndpointGroups[j]}
-				shut := regionTakesNone(v, g.spec.Region)
-				for _, e := range g.spec.Endpoints {
-					at.flow = flowTo(e, g.spec, l, now)
-					resource, healthy := g.judge(at, e)
-					where := place{l.Protocol, l.Ports(), g.spec.Region, endpointName(resource)}
-					state, why := v.EndpointState(now, a, g.spec, e, g.spec.EndpointPort(at.flow.Local.Port()))
-					endpoints[where] = &EndpointStatus{
-						Protocol: where.protocol, Ports: where.ports, Region: where.region, Endpoint: where.endpoint, Weight: *e.Weight, Dial: *g.spec.TrafficDial,
-						Healthy: healthy, State: state, Reason: cmp.Or(why, shut),
-					}
+			shut := regionTakesNone(v, g.Region)
+			for _, e := range g.Endpoints {
+				at.flow = flowTo(e, g, l, now)
+				resource, healthy := (&group{spec: g}).judge(at, e)
+				where := place{l.Protocol, l.Ports(), g.Region, endpointName(resource)}
+				state, why := v.EndpointState(now, a, g, e, g.EndpointPort(at.flow.Local.Port()))
+				endpoints[where] = &EndpointStatus{
+					Protocol: where.protocol, Ports: where.ports, Region: where.region, Endpoint: where.endpoint, Weight: *e.Weight, Dial: *g.TrafficDial,
+					Healthy: healthy, State: state, Reason: cmp.Or(why, shut),
 				}
 			}
 		}
@@ -238,16 +276,12 @@ func (a *flows) of(accelerator string) (all []*live) {
 	return all
 }
 
-// moved are the flows that may have gone on by other ways.
-func (a *flows) moved() (all []*live) {
+// all are the flows that are carried now.
+func (a *flows) all() (all []*live) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, t := range a.lanes {
-		for f := range t.flows {
-			if f.over != nil {
-				all = append(all, f)
-			}
-		}
+		all = slices.AppendSeq(all, maps.Keys(t.flows))
 	}
 	return all
 }

@@ -33,6 +33,11 @@ type tally struct {
 	live           atomic.Int64
 }
 
+func (t *tally) carried(in, out int64) {
+	t.in.Add(uint64(in))
+	t.out.Add(uint64(out))
+}
+
 // tallies count flows by a key, such as a way. What was counted stays when the accelerator changes, or goes.
 type tallies[K comparable] struct {
 	mu  sync.Mutex
@@ -63,12 +68,13 @@ type Traffic struct {
 	Accelerator, Region string
 	Protocol            string // spec.TCP or spec.UDP
 	NewFlows            uint64 // since the plane was made
-	BytesIn, BytesOut   uint64 // from clients and to them; of TCP, of flows that have ended
+	BytesIn, BytesOut   uint64 // from clients and to them; of TCP, as of a second ago at most
 	Flows               int64  // now
 }
 
 // Traffic is by accelerator, region and protocol, in their order: of those that had flows, and Other for what is beyond 500.
 func (p *Plane) Traffic() []Traffic {
+	p.countLive()
 	t := &p.tallies
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -96,18 +102,14 @@ func (p *Plane) Endpoints() []Endpoints {
 		if !*a.Enabled {
 			continue
 		}
-		for i := range a.Listeners {
-			l := &a.Listeners[i]
-			for j := range l.EndpointGroups {
-				g := &group{spec: &l.EndpointGroups[j]}
-				w := way{accelerator: a.Name, region: g.spec.Region}
-				n := count[w]
-				if n == nil {
-					n = &Endpoints{Accelerator: w.accelerator, Region: w.region}
-					count[w] = n
-				}
-				n.count(g, l, site{spec: s, view: v, accelerator: a})
+		for l, g := range endpointGroups(a) {
+			w := way{accelerator: a.Name, region: g.Region}
+			n := count[w]
+			if n == nil {
+				n = &Endpoints{Accelerator: w.accelerator, Region: w.region}
+				count[w] = n
 			}
+			n.count(&group{spec: g}, l, site{spec: s, view: v, accelerator: a})
 		}
 	}
 	all := make([]Endpoints, 0, len(count))

@@ -27,7 +27,7 @@ func TestFlowsAreCountedByAcceleratorAndRegion(t *testing.T) {
 		defer c.Close()
 		io.WriteString(c, "hello")
 		time.Sleep(time.Second)
-		if got, want := b.plane.Traffic(), []Traffic{{Accelerator: "game", Region: "nrt", Protocol: spec.TCP, NewFlows: 1, Flows: 1}}; !slices.Equal(got, want) {
+		if got, want := b.plane.Traffic(), []Traffic{{Accelerator: "game", Region: "nrt", Protocol: spec.TCP, NewFlows: 1, BytesIn: 5, BytesOut: 5, Flows: 1}}; !slices.Equal(got, want) {
 			b.Errorf("while it lasts: %+v", got)
 		}
 		c.CloseWrite()
@@ -73,6 +73,51 @@ func TestEndpointsAreCountedByRegion(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := p.Endpoints(); len(got) != 0 {
+		t.Errorf("of one that is disabled: %+v", got)
+	}
+}
+
+func TestWhatIsRefusedAndHowFlowsEndIsCountedByAccelerator(t *testing.T) {
+	n := network{groups: []testGroup{up("icn", 5, 100)}}
+	onBench(t, n, nil, func(b *bench) {
+		c := b.dial()
+		io.WriteString(c, "x")
+		c.CloseWrite()
+		io.ReadAll(c)
+		c.Close()
+		b.plane.count.live.Add(maxFlows)
+		io.ReadAll(b.dial())
+		b.plane.count.live.Add(-maxFlows)
+		time.Sleep(time.Second)
+		if got, want := b.plane.Rejected(), []Counted{{Labels: [3]string{"game", "TCP 443", tooMany}, NewFlows: 1}}; !slices.Equal(got, want) {
+			b.Errorf("refused: %+v", got)
+		}
+		if got, want := b.plane.Ended(), []Counted{{Labels: [3]string{"game", "icn", closed}, NewFlows: 1}}; !slices.Equal(got, want) {
+			b.Errorf("ended: %+v", got)
+		}
+	})
+}
+
+func TestEachEndpointsHealthIsToldByListener(t *testing.T) {
+	three := up("nrt", 30, 100)
+	three.endpoints = []testEndpoint{{name: "b", weight: 1}, {name: "10.1.0.1", weight: 1, sick: true}, {name: "lb:c", weight: 0}}
+	s, v, a := network{groups: []testGroup{three}}.build()
+	// The load balancer listens at a port that the second of the listener's ports leads to.
+	l := &s.Accelerators[a.Name].Listeners[0]
+	l.PortRanges = append(l.PortRanges, spec.PortRange{FromPort: 8443, ToPort: 8443})
+	l.EndpointGroups[0].PortOverrides = []spec.PortOverride{{ListenerPort: 8443, EndpointPort: 9443}}
+	s.LoadBalancers["c"].Listeners[0].Port = 9443
+	p := New(Config{View: func() *view.View { return v }})
+	if err := p.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := slices.Collect(p.Healths), []EndpointHealth{
+		{"game", "TCP 443,8443", "nrt", "targetGroup/b", true}, {"game", "TCP 443,8443", "nrt", "10.1.0.1", false}, {"game", "TCP 443,8443", "nrt", "loadBalancer/c", true},
+	}; !slices.Equal(got, want) {
+		t.Errorf("got %+v", got)
+	}
+	*s.Accelerators[a.Name].Enabled = false
+	if got := slices.Collect(p.Healths); len(got) > 0 {
 		t.Errorf("of one that is disabled: %+v", got)
 	}
 }

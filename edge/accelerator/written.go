@@ -67,8 +67,9 @@ func (p *Plane) write(a *spec.Accelerator, f *live) *written {
 	return w
 }
 
-// rejected writes down that a flow was refused, if its accelerator wants that and chance does.
+// rejected counts a flow that was refused, and writes it down, if its accelerator wants that and chance does.
 func (p *Plane) rejected(a *spec.Accelerator, protocol string, f Flow, why string) {
+	p.more.rejected.of(labels{a.Name, listenerOf(a, protocol, f.Local.Port()), why}, labels{Other, Other, Other}).flows.Add(1)
 	drawn := p.sampled(a)
 	if !drawn.written {
 		return
@@ -77,6 +78,16 @@ func (p *Plane) rejected(a *spec.Accelerator, protocol string, f Flow, why strin
 	e.Protocol = protocol
 	e.Rejected, e.Packets, e.Ended = why, -1, "refused"
 	p.config.FlowLog.Add(&e)
+}
+
+// listenerOf is the listener of a protocol at a port, in words; only the protocol where there is none any more.
+func listenerOf(a *spec.Accelerator, protocol string, port uint16) string {
+	for i := range a.Listeners {
+		if l := &a.Listeners[i]; l.Protocol == protocol && l.Has(port) {
+			return protocol + " " + l.Ports()
+		}
+	}
+	return protocol
 }
 
 func (p *Plane) entry(f Flow, a *spec.Accelerator, rate float64, began time.Time) flowlog.Entry {
