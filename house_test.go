@@ -47,7 +47,7 @@ var doors = []struct {
 	{"cluster/lane", nil},
 	{"cluster/fec", nil},
 	{"cluster/backbone", []string{"cluster/latest", "cluster/fec"}},
-	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view", "cluster/kept", "cluster/rendezvous", "cluster/proxy"}},
+	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view", "cluster/kept", "cluster/rendezvous", "cluster/proxy", "cluster/socket"}},
 	{"origin/relay", []string{"cluster/socket"}},
 	{"origin/relay/loop", []string{"origin/relay"}},
 	{"origin/transparent", nil},

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/socket"
 	"github.com/perigee-net/perigee/origin/relay"
 )
 
@@ -133,7 +134,7 @@ func (x *exchange) witness(addr netip.AddrPort, a *attempt, res *http.Response, 
 	case x.ended():
 		return
 	case unsent:
-		if errors.Is(dial.err, errLeft) || isOurs(dial.err) {
+		if errors.Is(dial.err, errLeft) || socket.Lacking(dial.err) {
 			return
 		}
 		failed, why = true, reason("dial", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/proxy"
+	"github.com/perigee-net/perigee/cluster/socket"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/origin/rule"
@@ -122,7 +123,7 @@ func (o *Prospect) Left(err error) {
 	}
 	if !gone {
 		p.dialFailed(err)
-		gone = isOurs(err)
+		gone = socket.Lacking(err)
 	}
 	switch {
 	case !gone:

@@ -11,10 +11,10 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/socket"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
@@ -241,7 +241,7 @@ func (p *Plane) dialTarget(ctx context.Context, dial dialer, network string, add
 
 // dialFailed counts a dial that was not given up.
 func (p *Plane) dialFailed(err error) {
-	if isOurs(err) {
+	if socket.Lacking(err) {
 		p.counters.connectFaults.Add(1)
 	} else {
 		p.counters.connectErrors.Add(1)
@@ -281,7 +281,7 @@ func (p *Plane) dialerOf(as netip.AddrPort, own dialer) dialer {
 // gaveUp says whether a dial tells nothing of the target: it had left, nobody waited for it long enough, or it was not dialled.
 func gaveUp(ctx context.Context, err error, took time.Duration) bool {
 	switch {
-	case errors.Is(err, errLeft), errors.Is(err, transparent.ErrImpossible), isOurs(err):
+	case errors.Is(err, errLeft), errors.Is(err, transparent.ErrImpossible), socket.Lacking(err):
 		return true
 	case errors.Is(ctx.Err(), context.Canceled):
 		return took < longPatience
@@ -294,12 +294,6 @@ func gaveUp(ctx context.Context, err error, took time.Duration) bool {
 func isTimeout(err error) bool {
 	late, is := errors.AsType[net.Error](err)
 	return is && late.Timeout()
-}
-
-// isOurs says that a dial failed for what this node lacks: no port is left toward the target, no file descriptor, no memory of the kernel's.
-func isOurs(err error) bool {
-	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
-		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOSPC) // of epoll's watches
 }
 
 // dialHTTP is dial for the transport, whose connections outlive requests.

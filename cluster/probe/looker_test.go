@@ -62,7 +62,7 @@ func TestANameIsLookedUpAtEachProbe(t *testing.T) {
 		} {
 			found, failure = c.found, c.failure
 			check := named()
-			r := looker.run(t.Context(), &check)
+			r, _ := looker.run(t.Context(), &check)
 			if r.Passed != (c.want == "") || !strings.HasPrefix(r.Reason, c.want) {
 				t.Errorf("%s: got %+v, want %q", c.name, r, c.want)
 			}
@@ -81,7 +81,7 @@ func TestALookUpEndsInTheTimeToConnect(t *testing.T) {
 			return nil, ctx.Err()
 		}
 		start, c := time.Now(), named()
-		r := looker.run(t.Context(), &c)
+		r, _ := looker.run(t.Context(), &c)
 		if took := time.Since(start); r.Reason != "resolve: timeout after 4s" || took != 4*time.Second {
 			t.Errorf("got %+v after %v", r, took)
 		}
@@ -96,7 +96,7 @@ func TestANodeStaysWithOneAddressOfANameAndNodesDiffer(t *testing.T) {
 	c := named()
 	by := map[netip.AddrPort]int{}
 	for i := range 100 {
-		l := &looker{node: fmt.Sprintf("node-%d", i), resolve: func(context.Context, string) ([]netip.Addr, error) { return all, nil }}
+		l := look{looker: &looker{node: fmt.Sprintf("node-%d", i), resolve: func(context.Context, string) ([]netip.Addr, error) { return all, nil }}}
 		first, reason := l.address(t.Context(), &c)
 		all[0], all[1], all[2], all[3] = all[3], all[0], all[1], all[2] // as name servers do
 		if again, _ := l.address(t.Context(), &c); again != first || reason != "" {
@@ -195,7 +195,7 @@ func TestACertificateIsJudgedWhereTheCheckSaysSo(t *testing.T) {
 			looker := l.looker()
 			looker.roots = x509.NewCertPool()
 			looker.roots.AddCert(known.cert)
-			r := looker.run(t.Context(), &c.check)
+			r, _ := looker.run(t.Context(), &c.check)
 			if r.Passed != (c.want == "") || r.Reason != c.want {
 				t.Errorf("%s: got %+v, want %q", c.name, r, c.want)
 			}
@@ -219,7 +219,7 @@ func TestAServerThatCannotShakeHandsIsAskedTwiceAndNoMore(t *testing.T) {
 			l.asked.Store(0)
 			c := byTLS(checkTerms)
 			c.SNI = sni
-			if r := l.looker().run(t.Context(), &c); !strings.HasPrefix(r.Reason, "TLS handshake: ") || l.asked.Load() != want {
+			if r, _ := l.looker().run(t.Context(), &c); !strings.HasPrefix(r.Reason, "TLS handshake: ") || l.asked.Load() != want {
 				t.Errorf("telling the name: %v: got %+v of %d connections, want %d", sni, r, l.asked.Load(), want)
 			}
 		}
@@ -231,7 +231,7 @@ func TestAPrivateAddressIsProbed(t *testing.T) {
 		l := newLAN(t)
 		defer l.serve(silence).Close()
 		c := byTCP(checkTerms)
-		if r := l.looker().run(t.Context(), &c); r != (health.Result{Passed: true}) {
+		if r, _ := l.looker().run(t.Context(), &c); r != (health.Result{Passed: true}) {
 			t.Error(r)
 		}
 	})
@@ -251,7 +251,7 @@ func TestAProbeBeginsWithAProxyHeader(t *testing.T) {
 			}).Close()
 			c := checkTerms
 			c.Protocol, c.Proxy = protocol, true
-			if r := l.looker().run(t.Context(), &c); !r.Passed {
+			if r, _ := l.looker().run(t.Context(), &c); !r.Passed {
 				t.Errorf("%s: %+v", protocol, r)
 			}
 			if head := <-got; head != "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00" {

@@ -22,6 +22,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/proxy"
 	"github.com/perigee-net/perigee/cluster/rendezvous"
+	"github.com/perigee-net/perigee/cluster/socket"
 	"github.com/perigee-net/perigee/cluster/spec"
 )
 
@@ -46,16 +47,24 @@ type looker struct {
 	roots   *x509.CertPool // nil: the system's
 }
 
-// run probes once. When ctx ends it returns soon, and what it returns means nothing.
-func (l *looker) run(ctx context.Context, c *Check) health.Result {
-	if reason := l.attempt(ctx, c); reason != "" {
-		return health.Result{Reason: reason}
+// look is one probe.
+type look struct {
+	*looker
+	lacks error // what this node lacked for it
+}
+
+// run probes once. When ctx ends it returns soon, and what it returns means nothing; nor does it where this node lacked something, which is no word on
+// what is checked.
+func (l *looker) run(ctx context.Context, c *Check) (r health.Result, lacks error) {
+	once := look{looker: l}
+	if reason := once.attempt(ctx, c); reason != "" {
+		return health.Result{Reason: reason}, once.lacks
 	}
-	return health.Result{Passed: true}
+	return health.Result{Passed: true}, nil
 }
 
 // attempt says why the probe failed; empty if it passed.
-func (l *looker) attempt(ctx context.Context, c *Check) string {
+func (l *look) attempt(ctx context.Context, c *Check) string {
 	end := time.Now().Add(c.Timeout)
 	connecting, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
 	defer cancel()
@@ -99,7 +108,7 @@ func (w wire) wait(step, total time.Duration, end time.Time) (patience time.Dura
 
 // address is where the check looks this time. Of several addresses of a name a node always takes the same one while it is
 // among them, so that its verdict does not flap where one of them is ill; other nodes take others.
-func (l *looker) address(ctx context.Context, c *Check) (address netip.AddrPort, reason string) {
+func (l *look) address(ctx context.Context, c *Check) (address netip.AddrPort, reason string) {
 	if c.Name == "" {
 		return c.Address, ""
 	}
@@ -111,6 +120,9 @@ func (l *looker) address(ctx context.Context, c *Check) (address netip.AddrPort,
 	case errors.As(err, &unknown) && unknown.IsNotFound:
 		return address, "resolve: no such host"
 	case errors.As(err, &unknown) && !unknown.IsTimeout:
+		if lacking(unknown) {
+			l.lacks = err
+		}
 		return address, "resolve: " + unknown.Err
 	case err != nil:
 		return address, "resolve: " + cause(err, c.ConnectTimeout)
@@ -128,9 +140,14 @@ func (l *looker) address(ctx context.Context, c *Check) (address netip.AddrPort,
 	return netip.AddrPortFrom(netip.MustParseAddr(best), c.Address.Port()), ""
 }
 
+// lacking is socket.Lacking of a question to a name server: package net has kept the text of what failed alone.
+func lacking(err *net.DNSError) bool {
+	return slices.ContainsFunc(socket.Lacks(), func(e syscall.Errno) bool { return strings.HasSuffix(err.Err, e.Error()) })
+}
+
 // connect dials, with TLS where the check says so. A server that cannot shake hands for the name it is told is asked
 // once more without one (Route 53); if that fails too, the first failure is the one to be told of.
-func (l *looker) connect(ctx context.Context, c *Check, to netip.AddrPort) (conn wire, reason string) {
+func (l *look) connect(ctx context.Context, c *Check, to netip.AddrPort) (conn wire, reason string) {
 	name := ""
 	if c.SNI {
 		name = serverName(c.Host)
@@ -145,9 +162,12 @@ func (l *looker) connect(ctx context.Context, c *Check, to netip.AddrPort) (conn
 }
 
 // connectOnce dials and tells a TLS server a name, if there is one; again says that it failed at shaking hands.
-func (l *looker) connectOnce(ctx context.Context, c *Check, to netip.AddrPort, name string) (conn wire, reason string, again bool) {
+func (l *look) connectOnce(ctx context.Context, c *Check, to netip.AddrPort, name string) (conn wire, reason string, again bool) {
 	raw, err := l.dial(ctx, "tcp", to.String())
 	if err != nil {
+		if socket.Lacking(err) {
+			l.lacks = err
+		}
 		return wire{}, "connect: " + cause(err, c.ConnectTimeout), false
 	}
 	if c.Proxy {

@@ -28,6 +28,8 @@ const (
 	// jitter is the largest share of its interval by which a check's first probe is late, and its later ones are
 	// apart more than that. What one check gets of it depends on its key and this node, so that probes spread.
 	jitter = 0.1
+	// tellFaults is how often people are told, at most, that this node lacks what probes need.
+	tellFaults = time.Minute
 	// maxEvidence is how many keys wait for their tracker to hear of what the data path saw; what comes then is dropped, and
 	// counted. It would come again with the next failure.
 	maxEvidence = 256
@@ -65,13 +67,14 @@ type Prober struct {
 	busy   int        // probes that run
 	due    []*task    // those that wait for their turn, each once; some may have been stopped
 	closed bool
+	told   time.Time // when people were told that this node lacks something
 
 	running atomic.Pointer[map[health.Key]*task] // replaced whole, by who holds mu
 
 	witnessing sync.Mutex
 	witness    *health.Witness
 
-	probes, failed, turns, late, over, taken, dropped, prompted atomic.Uint64
+	probes, failed, faults, turns, late, over, taken, dropped, prompted atomic.Uint64
 }
 
 // task is one check that runs: its timer is set, or it is due, or its probe is under way, never two of these.
@@ -212,6 +215,7 @@ func (p *Prober) enough(t *task, client netip.Addr, failed bool) bool {
 //	probe_checks_over              checks that are this node's but too many to be run
 //	probe_probes_total             probes that ran to their end
 //	probe_failed_total             those that failed
+//	probe_faults_total             those that this node could not make, for want of ports, files or memory: they are no verdict on anything
 //	probe_late_total               those that waited more than a second for their turn
 //	probe_turns_total              verdicts that turned, the first ones included
 //	probe_evidence_total           times that a check heard of failures which the data path saw
@@ -223,6 +227,7 @@ func (p *Prober) Counters() map[string]uint64 {
 		"probe_checks_over":            p.over.Load(),
 		"probe_probes_total":           p.probes.Load(),
 		"probe_failed_total":           p.failed.Load(),
+		"probe_faults_total":           p.faults.Load(),
 		"probe_late_total":             p.late.Load(),
 		"probe_turns_total":            p.turns.Load(),
 		"probe_evidence_total":         p.taken.Load(),
@@ -270,8 +275,8 @@ func (p *Prober) fire(t *task) {
 	p.mu.Unlock()
 	for t != nil {
 		began := time.Now()
-		result := p.looker.run(ctx, &t.check)
-		t, ctx = p.next(t, began, result)
+		result, lacks := p.looker.run(ctx, &t.check)
+		t, ctx = p.next(t, began, result, lacks)
 	}
 }
 
@@ -285,13 +290,17 @@ func (p *Prober) begin(t *task) (ctx context.Context) {
 }
 
 // next takes in what a probe found, and returns the task whose turn it is, if one waits.
-func (p *Prober) next(t *task, began time.Time, r health.Result) (*task, context.Context) {
+func (p *Prober) next(t *task, began time.Time, r health.Result, lacks error) (*task, context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	t.cancel()
 	t.cancel = nil
 	if !t.stopped {
-		p.observe(t, r)
+		if lacks != nil {
+			p.unasked(t, lacks)
+		} else {
+			p.observe(t, r)
+		}
 		t.timer.Reset(time.Until(began.Add(t.period)))
 	}
 	for len(p.due) > 0 {
@@ -303,6 +312,15 @@ func (p *Prober) next(t *task, began time.Time, r health.Result) (*task, context
 	p.due = nil
 	p.busy--
 	return nil, nil
+}
+
+// unasked tells of a probe that this node could not make: what was known of what it checks stands, as long as it does. p.mu is held.
+func (p *Prober) unasked(t *task, lacks error) {
+	p.faults.Add(1)
+	if now := time.Now(); now.Sub(p.told) >= tellFaults {
+		p.told = now
+		p.config.Log.Error("this node lacks what health checks need: they say nothing meanwhile", "key", t.check.Key, "error", lacks)
+	}
 }
 
 // observe takes in what a probe found. p.mu is held.

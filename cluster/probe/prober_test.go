@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,14 +10,17 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -314,7 +318,7 @@ func TestAProbePassesOrSaysWhyNot(t *testing.T) {
 					defer l.serve(c.server).Close()
 				}
 				start := time.Now()
-				r := l.looker().run(t.Context(), &c.check)
+				r, _ := l.looker().run(t.Context(), &c.check)
 				if took, limit := time.Since(start), max(c.within, 100*time.Millisecond); took > limit {
 					t.Errorf("it took %v, more than %v", took, limit)
 				}
@@ -367,7 +371,7 @@ func TestAnUnreachableEndpointTimesOut(t *testing.T) {
 		l := newLAN(t)
 		l.host.Crash()
 		start := time.Now()
-		r := l.looker().run(t.Context(), &checkTerms)
+		r, _ := l.looker().run(t.Context(), &checkTerms)
 		if took := time.Since(start); r.Reason != "connect: timeout after 4s" || took != 4*time.Second {
 			t.Errorf("got %+v after %v", r, took)
 		}
@@ -382,7 +386,7 @@ func TestTheRequestIsPlain(t *testing.T) {
 			requests <- read(conn)
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
 		}).Close()
-		if r := l.looker().run(t.Context(), &checkTerms); !r.Passed {
+		if r, _ := l.looker().run(t.Context(), &checkTerms); !r.Passed {
 			t.Error(r)
 		}
 		request := <-requests
@@ -733,4 +737,74 @@ func FuzzAnswer(f *testing.F) {
 			t.Fatalf("the reason quotes the answer: %q", reason)
 		}
 	})
+}
+
+// What this node lacks says nothing of what it checks: what was known stands, and people are told now and then.
+func TestWhatThisNodeLacksIsNoVerdict(t *testing.T) {
+	lacks := func(e error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", e)} }
+	for _, of := range []struct {
+		name    string
+		host    string // that is looked up; none: it is an address
+		dial    error
+		resolve error
+	}{
+		{"file descriptors", "", lacks(syscall.EMFILE), nil},
+		{"files", "", lacks(syscall.ENFILE), nil},
+		{"buffers", "", lacks(syscall.ENOBUFS), nil},
+		{"memory", "", lacks(syscall.ENOMEM), nil},
+		{"ports", "", lacks(syscall.EADDRNOTAVAIL), nil},
+		{"files to look a name up", "web.test", nil, &net.DNSError{Err: lacks(syscall.EMFILE).Error(), Name: "web.test"}},
+	} {
+		t.Run(of.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLAN(t)
+				defer l.serve(func(net.Conn) {}).Close()
+				var lacking atomic.Bool
+				var told []health.Verdict
+				var log bytes.Buffer
+				p := New(Config{
+					Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError})),
+					Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+						if lacking.Load() && of.dial != nil {
+							return nil, of.dial
+						}
+						return l.prober.Dial(ctx, network, address)
+					},
+					Resolve: func(context.Context, string) ([]netip.Addr, error) {
+						if lacking.Load() && of.resolve != nil {
+							return nil, of.resolve
+						}
+						return []netip.Addr{endpoint.Addr()}, nil
+					},
+					Report: func(_ health.Key, v *health.Verdict) { told = append(told, *v) },
+				})
+				defer p.Close()
+				checks := many(1, 10*time.Second)
+				checks[0].Protocol, checks[0].Address, checks[0].Name = spec.TCP, endpoint, of.host
+				p.Set(checks)
+				time.Sleep(25 * time.Second)
+				probes := p.Counters()["probe_probes_total"]
+				lacking.Store(true)
+				time.Sleep(5 * time.Minute)
+				c := p.Counters()
+				if c["probe_failed_total"] != 0 || c["probe_probes_total"] != probes || c["probe_faults_total"] < 20 {
+					t.Errorf("while this node lacks: %v", c)
+				}
+				if n := strings.Count(log.String(), "lacks what health checks need"); n < 3 || n > 6 {
+					t.Errorf("people were told %d times:\n%s", n, log.String())
+				}
+				lacking.Store(false)
+				time.Sleep(30 * time.Second)
+				p.Close()
+				if after := p.Counters()["probe_probes_total"]; after <= probes {
+					t.Error("no probe was made once nothing was lacking")
+				}
+				for _, v := range told {
+					if !v.Healthy {
+						t.Errorf("told %+v", v)
+					}
+				}
+			})
+		})
+	}
 }

@@ -5,9 +5,11 @@
 package socket
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 )
 
@@ -19,6 +21,18 @@ func Of(c net.Conn) (raw syscall.RawConn, ok bool) {
 	}
 	raw, err := tcp.SyscallConn()
 	return raw, err == nil
+}
+
+// Lacks is what a call of a socket fails with for what this machine lacks, and not for anything of the other end: no port is left toward it, no file
+// descriptor, no memory of the kernel's.
+func Lacks() []syscall.Errno {
+	return []syscall.Errno{syscall.EADDRNOTAVAIL, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ENOSPC} // the last is of epoll's watches
+}
+
+// Lacking says that an error is one of those: nothing follows from it for whom it was to reach.
+func Lacking(err error) bool {
+	errno, is := errors.AsType[syscall.Errno](err)
+	return is && slices.Contains(Lacks(), errno)
 }
 
 // Came says whether a read would return at once, with bytes, an end or an error.
