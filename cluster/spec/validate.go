@@ -20,6 +20,7 @@ func (b *builder) validate() {
 		check{b, i}.resource(resource, &shared)
 	}
 	b.portClaims(shared.ports)
+	b.loops()
 }
 
 // check judges one document's resource.
