@@ -441,7 +441,7 @@ func (n *Node) openNodeToNode() error {
 	n.onClose("store", func(context.Context) error { return n.store.Close() })
 
 	self := view.Member{
-		Name: n.cfg.Name, Region: n.cfg.Region, POP: n.cfg.POP, Roles: n.cfg.Roles, Public: n.cfg.Public, Control: n.control, Tells: true, Lasting: true, Timed: true,
+		Name: n.cfg.Name, Region: n.cfg.Region, POP: n.cfg.POP, Roles: n.cfg.Roles, Public: n.cfg.Public, Control: n.control, Tells: true, Lasting: true, Timed: true, Asks: true,
 	}
 	if n.cfg.API != "" {
 		if self.API, err = netip.ParseAddrPort(n.cfg.API); err != nil {

@@ -156,7 +156,7 @@ func (n *Node) observe() {
 func sameMember(a, b view.Member) bool {
 	return a.Name == b.Name && a.Region == b.Region && a.POP == b.POP && slices.Equal(a.Roles, b.Roles) && slices.Equal(a.Public, b.Public) &&
 		a.Control == b.Control && a.Gossip == b.Gossip && a.API == b.API && a.Leaving == b.Leaving && a.Drained == b.Drained && slices.Equal(a.Needed, b.Needed) &&
-		a.Lasting == b.Lasting && a.Tells == b.Tells && a.Timed == b.Timed // another release, after a restart
+		a.Lasting == b.Lasting && a.Tells == b.Tells && a.Timed == b.Timed && a.Asks == b.Asks // another release, after a restart
 }
 
 func peersOf(members []view.Member) []report.Peer {
@@ -305,7 +305,7 @@ func (n *Node) report(key health.Key, verdict *health.Verdict) {
 // encodeMember is what gossip carries of a member: short names, for gossip has 512 bytes. Where its addresses do not fit
 // they are left out, and long is what it says of them otherwise.
 func encodeMember(m view.Member) (meta, long []byte, err error) {
-	d := memberMeta{Reads: store.Format, Region: m.Region, POP: m.POP, Roles: m.Roles, Public: m.Public, Control: m.Control, API: m.API, Tells: m.Tells, Lasting: m.Lasting, Timed: m.Timed}
+	d := memberMeta{Reads: store.Format, Region: m.Region, POP: m.POP, Roles: m.Roles, Public: m.Public, Control: m.Control, API: m.API, Tells: m.Tells, Lasting: m.Lasting, Timed: m.Timed, Asks: m.Asks}
 	if meta, err = json.Marshal(d); err != nil || len(meta) <= gossip.MaxMeta {
 		return meta, nil, err
 	}
@@ -326,6 +326,7 @@ type memberMeta struct {
 	API     netip.AddrPort `json:"i,omitzero"`
 	Tells   bool           `json:"t,omitempty"` // view.Member.Tells
 	Timed   bool           `json:"w,omitempty"` // view.Member.Timed
+	Asks    bool           `json:"k,omitempty"` // view.Member.Asks
 	Lasting bool           `json:"l,omitempty"`
 	Reads   int            `json:"f,omitempty"` // the newest format of the log that it reads (store.Format)
 }
@@ -358,7 +359,7 @@ func decodeMember(m gossip.Member) (view.Member, error) {
 	if err := json.Unmarshal(m.Meta, &meta); err != nil {
 		return view.Member{}, fmt.Errorf("decode the description of %s: %w", m.Name, err)
 	}
-	return view.Member{Name: m.Name, Region: meta.Region, POP: meta.POP, Roles: meta.Roles, Public: meta.Public, Control: meta.Control, Gossip: m.Addr, API: meta.API, Tells: meta.Tells, Lasting: meta.Lasting, Timed: meta.Timed}, nil
+	return view.Member{Name: m.Name, Region: meta.Region, POP: meta.POP, Roles: meta.Roles, Public: meta.Public, Control: meta.Control, Gossip: m.Addr, API: meta.API, Tells: meta.Tells, Lasting: meta.Lasting, Timed: meta.Timed, Asks: meta.Asks}, nil
 }
 
 // status is the network as this node sees it.

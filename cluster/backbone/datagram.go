@@ -134,6 +134,10 @@ type Receiver struct {
 	End func(err error)
 	// Told hears what the other end says of the flow (Datagrams.Tell); of the opener.
 	Told func(text string)
+	// Known hears that the other end knows the flow, as often as that says so; of the opener. Within the process nobody says so.
+	Known func()
+	// Asked hears that the opener has opened the flow again, by Datagrams.Ask or as it did not know yet that it was known; of the other end.
+	Asked func()
 }
 
 func (r Receiver) receive(all [][]byte) {
@@ -145,6 +149,18 @@ func (r Receiver) receive(all [][]byte) {
 func (r Receiver) told(text string) {
 	if r.Told != nil {
 		r.Told(text)
+	}
+}
+
+func (r Receiver) known() {
+	if r.Known != nil {
+		r.Known()
+	}
+}
+
+func (r Receiver) asked() {
+	if r.Asked != nil {
+		r.Asked()
 	}
 }
 
@@ -272,6 +288,22 @@ func (f *Datagrams) Tell(text string) {
 	}
 	f.tells.Store(&text)
 	f.peer.say(kindTold, f.flow, text)
+}
+
+// Ask sends what opens the flow once more, without a datagram, whether or not the other end is known to know it: what that end has to say of the flow comes
+// again. It is for the opener, and may be lost.
+func (f *Datagrams) Ask() {
+	if f.peer == nil || !f.opener || f.closed.Load() {
+		return
+	}
+	f.peer.queue(f.flow, func(s *sender) bool {
+		if len(s.pending) > maxPending {
+			return false
+		}
+		s.pending = f.appendOpening(s.pending)
+		s.ends = append(s.ends, end{at: len(s.pending)})
+		return true
+	})
 }
 
 // Close ends the flow, at the other end too. It may be called more than once. If it is not the opener who does, the opener may begin it anew.
@@ -818,6 +850,9 @@ func (r *receiving) take(b []byte, outdated bool) {
 		case kindOpened:
 			if f := r.own(m.flow); f != nil {
 				f.known.Store(true)
+				if !f.closed.Load() {
+					f.to.known()
+				}
 			}
 		case kindTold:
 			if f := r.own(m.flow); f != nil && !f.closed.Load() {
@@ -896,6 +931,9 @@ func (r *receiving) open(m message, h Header, outdated bool) {
 			r.peer.say(kindTold, m.flow, *text)
 		}
 		r.answer(kindOpened, m.flow)
+		if !f.closed.Load() {
+			f.to.asked()
+		}
 		return
 	}
 	r.hand()

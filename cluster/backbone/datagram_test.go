@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -211,6 +212,52 @@ func TestAnOpenerIsToldWhatItHasAsked(t *testing.T) {
 }
 
 // Who refuses a flow after all says why, at another node and at the same.
+// The opener hears that its flow is known, as often as it asks, and its datagrams go without what opens it from then on; the other end hears that it was asked.
+func TestAnOpenerHearsThatItsFlowIsKnown(t *testing.T) {
+	inWorld(t, func(w *world) {
+		icn, iad := w.pair()
+		defer iad.Close()
+		defer icn.Close()
+		iad.Keep(peers("icn"))
+		w.until(iad, "icn", true)
+		var known, asked atomic.Int32
+		there, here := new(inbox), new(inbox)
+		iad.HandleDatagrams("flow", func(Arrival) (Receiver, error) {
+			to := there.receiver()
+			to.Asked = func() { asked.Add(1) }
+			return to, nil
+		})
+		to := here.receiver()
+		to.Known = func() { known.Add(1) }
+		f, err := icn.OpenDatagrams("iad", Header{Service: "flow", Resource: "endpoint/x"}, true, to)
+		if err != nil {
+			w.Fatal(err)
+		}
+		for i, c := range []struct {
+			does         func()
+			known, asked int32
+		}{
+			{f.Ask, 1, 0}, // it opens, too
+			{f.Ask, 2, 1},
+			{func() { w.send(f, "1") }, 2, 1},
+			{f.Ask, 3, 2},
+			{f.Close, 3, 2},
+			{f.Ask, 3, 2},
+		} {
+			c.does()
+			time.Sleep(roundTrip)
+			synctest.Wait()
+			if k, a := known.Load(), asked.Load(); k != c.known || a != c.asked {
+				w.Errorf("step %d: known %d times, asked %d times", i, k, a)
+			}
+		}
+		w.wants("there", there.take(), "1")
+		if n := iad.Counters()["backbone_datagram_flows"]; n != 0 {
+			w.Errorf("%d flows are left", n)
+		}
+	})
+}
+
 func TestAFlowOfDatagramsMayBeRefusedLater(t *testing.T) {
 	inWorld(t, func(w *world) {
 		icn, iad, there, flow, here := w.both(true)

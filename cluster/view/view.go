@@ -51,6 +51,9 @@ type Member struct {
 	Tells bool `json:"-"`
 	// Timed says that it reads off a header how long who asks waits: releases before take such a header for malformed.
 	Timed bool `json:"-"`
+	// Asks says that it asks the node behind it again whether that knows a flow of datagrams that it carries on, when it is asked: releases before answer for
+	// themselves alone.
+	Asks bool `json:"-"`
 }
 
 // Has says whether the member has a role, be it drained or leaving. Who looks after things (probes, keeps records) asks

@@ -52,6 +52,8 @@ const datagramService = "udp"
 type Datagrams interface {
 	// Send sends datagrams, and has taken over none of them when it returns. An error says that none goes.
 	Send(all [][]byte) error
+	// Ask asks once more whether the other end knows the flow.
+	Ask()
 	// Close ends the flow there.
 	Close()
 }
@@ -96,9 +98,11 @@ type datagramFlow struct {
 	refused []declined
 }
 
-// declined is a candidate that has refused a flow.
+// declined is a candidate that has refused a flow, or has said nothing of it.
 type declined struct {
 	candidate string
+	region    string
+	silent    bool // it has said nothing
 	since     time.Time
 }
 
@@ -119,6 +123,7 @@ type course struct {
 	target                     atomic.Pointer[netip.AddrPort] // nil: it was not told
 	begun                      bool                           // the flow goes it, or has gone it; guarded by the flow's mu, as what follows
 	over                       bool                           // its end was heard of
+	awaiting                   awaiting
 }
 
 // sent counts datagrams from the client, answered those to it.
@@ -387,6 +392,7 @@ func (f *datagramFlow) leaveWay(way *course, how string) {
 	var end func(string)
 	if went != nil {
 		end = went.end
+		went.awaiting.stop()
 	}
 	f.mu.Unlock()
 	if far == nil {
@@ -490,9 +496,24 @@ func (f *datagramFlow) send(all [][]byte) bool {
 			return false
 		}
 		p.count.udpBroken.Add(1) // its node cannot be reached any more, or has ended it
+		if before := f.unheard(way); kept && len(before) > len(all) {
+			before = before[:len(before)-len(all)]
+			p.count.udpResent.Add(uint64(len(before)))
+			all = slices.Concat(before, all)
+		}
 		f.leaveWay(way, broken)
 	}
 	return false
+}
+
+// unheard is what was kept of what was sent a way of which nothing was heard, and is not kept any more.
+func (f *datagramFlow) unheard(way *course) [][]byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.course != way || way.awaiting.known {
+		return nil
+	}
+	return f.door.plane.udp.keeper.drop(&way.kept)
 }
 
 func bytesOf(all [][]byte) (n uint64) {
@@ -533,6 +554,7 @@ func (f *datagramFlow) connect() bool {
 			p.count.udpNamed.Add(1)
 		}
 	}
+	candidates = bySilence(candidates, refused)
 	for i, c := range candidates {
 		if f.goBy(t.spec, v, c, refused) {
 			if i > 0 {
@@ -601,6 +623,7 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 		}
 		f.far, f.by, f.course = far, c, went
 		went.begun = true
+		f.await(v, c, went)
 		f.mu.Unlock()
 		if c.By != "" {
 			p.count.detours.Add(1)
@@ -621,14 +644,27 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 
 func (f *datagramFlow) open(c Candidate, went *course) (Datagrams, error) {
 	l, resource := f.entry.listener, c.Resource
-	if f.door.plane.tells(c) {
+	byItself := vouched(f.door.plane.config.View(), c)
+	if byItself || f.door.plane.tells(c) {
 		resource = origin.Told(resource)
 	}
 	h := backbone.Header{Service: datagramService, Resource: origin.DatagramResource(l.IdleTimeout.Std(), f.after, resource), Client: f.key.client}
 	if c.By != "" {
 		h.Service, h.Resource = detourService, c.Node+"/"+h.Resource
 	}
-	to := backbone.Receiver{Receive: f.answer, End: func(err error) { f.ended(c, went, err) }, Told: went.told}
+	to := backbone.Receiver{
+		Receive: func(all [][]byte) { f.answer(went, all) },
+		End:     func(err error) { f.ended(c, went, err) },
+		Told: func(text string) {
+			went.told(text)
+			f.known(went)
+		},
+		Known: func() {
+			if !byItself {
+				f.known(went)
+			}
+		},
+	}
 	return f.door.plane.config.Open(c.first(), h, l.LargeDatagrams != spec.LargeRefused, to)
 }
 
@@ -640,7 +676,7 @@ func (f *datagramFlow) ended(c Candidate, way *course, err error) {
 	}
 	f.mu.Lock()
 	if !way.over && !way.begun { // it is about to go that way
-		f.over(c, way)
+		f.over(c, way, false)
 	}
 	f.mu.Unlock()
 	if kept, mine := f.declined(way, err); mine && len(kept) > 0 {
@@ -648,14 +684,14 @@ func (f *datagramFlow) ended(c Candidate, way *course, err error) {
 	}
 }
 
-// declined takes note that the candidate of a way does not take the flow, leaves the way, and returns what was kept to be sent again; not mine: that was done, or
-// the flow goes another way.
+// declined takes note that the candidate of a way does not take the flow, or, with errSilent, has said nothing of it, leaves the way, and returns what was kept to be
+// sent again; not mine: that was done, or the flow goes another way, or something was heard meanwhile.
 func (f *datagramFlow) declined(way *course, err error) (kept [][]byte, mine bool) {
 	p := f.door.plane
 	f.mu.Lock()
-	by := f.by
-	if mine = f.course == way && !way.over; mine {
-		f.over(by, way)
+	by, silent := f.by, errors.Is(err, errSilent)
+	if mine = f.course == way && !way.over && !(silent && way.awaiting.known); mine {
+		f.over(by, way, silent)
 		kept = p.udp.keeper.drop(&way.kept)
 	}
 	f.mu.Unlock()
@@ -664,7 +700,7 @@ func (f *datagramFlow) declined(way *course, err error) (kept [][]byte, mine boo
 		if by.By != "" {
 			p.count.detoursFailed.Add(1)
 		}
-		p.config.Log.Debug("flow of datagrams is refused", "candidate", by.String(), "error", err)
+		p.config.Log.Debug("flow of datagrams is not taken", "candidate", by.String(), "error", err)
 		f.leaveWay(way, broken)
 	}
 	return kept, mine
@@ -676,17 +712,17 @@ func (f *datagramFlow) isOver(way *course) bool {
 	return way.over
 }
 
-// over takes note that a way is over, as its candidate does not take the flow. f.mu is held.
-func (f *datagramFlow) over(c Candidate, way *course) {
+// over takes note that a way is over, as its candidate does not take the flow, or is silent. f.mu is held.
+func (f *datagramFlow) over(c Candidate, way *course, silent bool) {
 	way.over = true
 	f.refused = slices.DeleteFunc(slices.Clone(f.refused), func(d declined) bool { return time.Since(d.since) >= declinedTime })
-	f.refused = append(f.refused, declined{c.String(), time.Now()})
+	f.refused = append(f.refused, declined{c.String(), c.Region, silent, time.Now()})
 }
 
-// answer sends what the endpoint sent to the client.
-func (f *datagramFlow) answer(all [][]byte) {
+// answer sends what the endpoint at a way's end sent to the client, if the flow goes that way still.
+func (f *datagramFlow) answer(way *course, all [][]byte) {
 	p := f.door.plane
-	if f.closed.Load() {
+	if f.closed.Load() || !f.hears(way) {
 		p.count.udpUnsent.Add(uint64(len(all)))
 		return
 	}
@@ -702,12 +738,23 @@ func (f *datagramFlow) answer(all [][]byte) {
 	sent, _ := f.door.socket.Send(datagram.Way{To: f.key.client, From: f.source}, all)
 	p.count.datagramsOut.Add(uint64(sent))
 	p.count.udpUnsent.Add(uint64(len(all) - sent))
-	if _, way := f.goes(); way != nil {
-		if way.out.Load() == 0 {
-			p.udp.keeper.drop(&way.kept)
-		}
-		way.answered(len(all), bytesOf(all))
+	if way.out.Load() == 0 {
+		p.udp.keeper.drop(&way.kept)
 	}
+	way.answered(len(all), bytesOf(all))
+}
+
+// hears says whether the flow goes a way, by which something has come.
+func (f *datagramFlow) hears(way *course) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.course != way {
+		return false
+	}
+	if !way.awaiting.known {
+		way.awaiting.heard()
+	}
+	return true
 }
 
 // learn reads the IDs that the server has chosen off its answers.

@@ -2,6 +2,7 @@ package accelerator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -33,6 +34,7 @@ type udpBench struct {
 	edge   *memnet.Host
 	plane  *Plane
 	down   map[string]bool // nodes that cannot be reached
+	silent int             // as many of the flows that are opened first meet nothing but silence
 
 	mu      sync.Mutex
 	opened  []*fakeFar
@@ -48,20 +50,37 @@ type fakeFar struct {
 	large  bool
 	to     backbone.Receiver
 	came   []string
+	asked  []time.Duration // since it was opened
+	opened time.Time
+	silent bool
 	closed bool
 	broken error
 }
 
+// Send has what comes be kept, and says that the flow is known.
 func (f *fakeFar) Send(all [][]byte) error {
 	f.b.mu.Lock()
-	defer f.b.mu.Unlock()
-	if f.broken != nil {
-		return f.broken
+	silent, broken := f.silent, f.broken
+	if broken == nil {
+		for _, p := range all {
+			f.came = append(f.came, string(p))
+		}
 	}
-	for _, p := range all {
-		f.came = append(f.came, string(p))
+	f.b.mu.Unlock()
+	if !silent && broken == nil && f.to.Known != nil {
+		f.to.Known()
 	}
-	return nil
+	return broken
+}
+
+func (f *fakeFar) Ask() {
+	f.b.mu.Lock()
+	silent := f.silent
+	f.asked = append(f.asked, time.Since(f.opened))
+	f.b.mu.Unlock()
+	if !silent {
+		f.to.Known()
+	}
 }
 
 func (f *fakeFar) isClosed() bool {
@@ -98,7 +117,7 @@ func onUDPBench(t *testing.T, n network, test func(b *udpBench)) {
 			if b.down[node] {
 				return nil, backbone.ErrDown
 			}
-			f := &fakeFar{b: b, node: node, header: h, large: large, to: to}
+			f := &fakeFar{b: b, node: node, header: h, large: large, to: to, opened: time.Now(), silent: len(b.opened) < b.silent}
 			b.opened = append(b.opened, f)
 			return f, nil
 		}})
@@ -620,7 +639,7 @@ func TestAnHonestClientGetsFlowsWhateverANetworkHas(t *testing.T) {
 	}
 }
 
-// overUDP is a client, an edge node, a node of a region with a target, and the backbone between them, in virtual time.
+// overUDP is a client, an edge node, a node of each region with a target, the first of which is icn1, and the backbone between them, in virtual time.
 func overUDP(t *testing.T, n network, large bool, test func(t *testing.T, client net.Conn, planes map[string]interface{ Counters() map[string]uint64 })) {
 	t.Helper()
 	overUDPBy(t, n, large, "", test)
@@ -643,8 +662,15 @@ func overUDPBy(t *testing.T, n network, large bool, relayNode string, test func(
 		}
 		hosts, nodes := map[string]*memnet.Host{}, map[string]*backbone.Backbone{}
 		client := in.Host("client", spec.Location{}, netip.MustParseAddr("203.0.113.9"))
+		region := map[string]string{"icn1": "icn"}
 		hosts["self"] = in.Host("self", spec.Location{}, at["self"].Addr(), local.Addr())
 		hosts["icn1"] = in.Host("icn1", spec.Location{}, at["icn1"].Addr())
+		for i, g := range n.groups[1:] {
+			name := g.nodes[0]
+			at[name], region[name] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(20 + i)}), 7947), g.region
+			hosts[name] = in.Host(name, spec.Location{}, at[name].Addr())
+			in.Link("self", name, memnet.Path{Delay: g.rtt / 2})
+		}
 		if relayNode != "" {
 			hosts[relayNode] = in.Host(relayNode, spec.Location{}, at[relayNode].Addr())
 			in.Link("self", relayNode, memnet.Path{Delay: 20 * time.Millisecond})
@@ -693,7 +719,7 @@ func overUDPBy(t *testing.T, n network, large bool, relayNode string, test func(
 				t.Fatal(err)
 			}
 			nodes[name] = b
-			o := origin.New(origin.Config{Region: "icn", View: func() *view.View { return v }, Dial: hosts[name].Dial})
+			o := origin.New(origin.Config{Region: cmp.Or(region[name], "icn"), View: func() *view.View { return v }, Dial: hosts[name].Dial})
 			if err := o.Apply(s); err != nil {
 				t.Fatal(err)
 			}
@@ -736,7 +762,7 @@ func overUDPBy(t *testing.T, n network, large bool, relayNode string, test func(
 		for _, change := range links {
 			change(in)
 		}
-		planes["network"] = in
+		planes["network"], planes["client"] = in, clients{client}
 		test(t, c, planes)
 		c.Close()
 		packets.Close()
@@ -747,6 +773,11 @@ func overUDPBy(t *testing.T, n network, large bool, relayNode string, test func(
 		all.Wait()
 	})
 }
+
+// clients are on a machine of overUDP, and count nothing.
+type clients struct{ *memnet.Host }
+
+func (clients) Counters() map[string]uint64 { return nil }
 
 // asks sends a datagram and returns what comes back, and after how long.
 func asks(t *testing.T, c net.Conn, p string) (string, time.Duration) {

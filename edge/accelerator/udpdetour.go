@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/origin"
@@ -15,6 +16,9 @@ import (
 
 // maxCarriedDatagramFlows bounds the flows of datagrams that are carried on here for other nodes; more are refused.
 const maxCarriedDatagramFlows = 16384
+
+// askPause is how far apart a node is asked for others whether it knows a flow: as long as they do not hear that, each of their datagrams asks.
+const askPause = 10 * time.Millisecond
 
 // errEnds is why a node carries nothing on.
 var errEnds = errors.New("this node ends")
@@ -25,14 +29,17 @@ type carriedFlow struct {
 	back  Refusable
 	idler relay.Idler
 	done  atomic.Bool
+	told  atomic.Bool // the other end has said that it knows the flow, and who has opened it here hears of it
 
-	mu  sync.Mutex // guards what follows
-	far Datagrams  // nil: it is being opened
+	mu    sync.Mutex // guards what follows
+	far   Datagrams  // nil: it is being opened
+	asked time.Time  // it was asked last whether it knows the flow
 }
 
 // Refusable is the way back to who has opened a flow of datagrams.
 type Refusable interface {
-	Datagrams
+	Send(all [][]byte) error
+	Close()
 	// Refuse closes it so that it goes elsewhere.
 	Refuse(reason string)
 	// Tell passes on what the other end has told.
@@ -86,7 +93,7 @@ func (p *Plane) carryOn(h backbone.Header, large bool, back Refusable) (backbone
 		return backbone.Receiver{}, err
 	}
 	p.count.carried.Add(1)
-	return backbone.Receiver{Receive: c.on, End: func(error) { c.end("") }}, nil
+	return backbone.Receiver{Receive: c.on, End: func(error) { c.end("") }, Asked: c.ask}, nil
 }
 
 func (c *carriedFlow) open(h backbone.Header, large bool) error {
@@ -100,7 +107,7 @@ func (c *carriedFlow) open(h backbone.Header, large bool) error {
 		return err
 	}
 	p.udp.idlers.Add(&c.idler, idle+carriedGrace, func() { c.end("it is idle") })
-	to := backbone.Receiver{Receive: c.answer, End: c.ended, Told: c.back.Tell}
+	to := backbone.Receiver{Receive: c.answer, End: c.ended, Told: c.tell}
 	far, err := p.config.Open(node, backbone.Header{Service: datagramService, Resource: resource, Client: h.Client}, large, to)
 	if err != nil {
 		c.end("")
@@ -120,6 +127,31 @@ func (c *carriedFlow) way() Datagrams {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.far
+}
+
+// tell passes on what the other end has told: so it is heard that it knows the flow, too.
+func (c *carriedFlow) tell(text string) {
+	c.told.Store(true)
+	c.back.Tell(text)
+}
+
+// ask passes on that who has opened the flow asks whether the other end knows it.
+func (c *carriedFlow) ask() {
+	if c.told.Load() || c.done.Load() {
+		return
+	}
+	c.mu.Lock()
+	far := c.far
+	if time.Since(c.asked) < askPause {
+		far = nil
+	}
+	if far != nil {
+		c.asked = time.Now()
+	}
+	c.mu.Unlock()
+	if far != nil {
+		far.Ask()
+	}
 }
 
 // on carries on what came from the client.

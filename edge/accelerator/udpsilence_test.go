@@ -1,0 +1,347 @@
+package accelerator
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/datagram"
+	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/testbed/memnet"
+)
+
+// A new flow whose candidates have died without a word goes to the next with what it has sent, each region in its turn, and is there within a second.
+func TestANewFlowOfDatagramsLeavesWhoIsSilent(t *testing.T) {
+	const ms = time.Millisecond
+	for silent, regions := range map[int][]string{1: {"icn", "icn"}, 2: {"icn", "icn", "nrt"}, 3: {"icn", "icn", "nrt", "iad"}} {
+		t.Run(fmt.Sprint(silent), func(t *testing.T) {
+			onUDPBench(t, threeRegions(), func(b *udpBench) {
+				b.silent = silent
+				conn := b.dial()
+				began := time.Now()
+				b.send(conn, "1", "2")
+				time.Sleep(time.Second)
+				b.settle()
+				all := b.fars(silent + 1)
+				b.mu.Lock()
+				for i, f := range all {
+					if f.node[:3] != regions[i] || i == 1 && f.node == all[0].node || !slices.Equal(f.came, []string{"1", "2"}) || f.closed != (i < silent) {
+						b.Errorf("flow %d went to %s, where came %q; closed: %t", i, f.node, f.came, f.closed)
+					}
+					if i < silent && (len(f.asked) != maxAsks || f.asked[maxAsks-1] > soonest-15*ms || f.asked[0] < 15*ms) {
+						b.Errorf("%s was asked after %v", f.node, f.asked)
+					}
+				}
+				last := all[len(all)-1]
+				if took := last.opened.Sub(began); took > time.Duration(silent)*soonest+10*ms {
+					b.Errorf("it took %v", took)
+				}
+				b.mu.Unlock()
+				b.counted(map[string]uint64{
+					"datagram_flows_silent_total": uint64(silent), "attempts_failed_total": uint64(silent), "datagrams_in_total": 2,
+					"datagrams_resent_total": uint64(2 * silent), "datagram_flows_total": 1, "datagrams_dropped_total": 0,
+				})
+				// What is silent no more is not heard, and the flow stays.
+				all[0].to.Known()
+				all[0].to.Receive([][]byte{[]byte("late")})
+				last.to.Receive([][]byte{[]byte("yes")})
+				b.send(conn, "3")
+				time.Sleep(time.Second)
+				b.fars(silent + 1)
+				buf := make([]byte, 9)
+				if n, err := conn.Read(buf); string(buf[:n]) != "yes" || err != nil {
+					b.Errorf("got %q, %v", buf[:n], err)
+				}
+				if !slices.Equal(last.came, []string{"1", "2", "3"}) {
+					b.Errorf("came %q", last.came)
+				}
+				b.counted(map[string]uint64{"datagrams_unsent_total": 1, "datagrams_out_total": 1})
+			})
+		})
+	}
+}
+
+// Whatever is heard of a flow's way keeps it there, and nobody is asked any more.
+func TestAWordKeepsAFlowOfDatagramsWhereItIs(t *testing.T) {
+	for name, word := range map[string]func(f *fakeFar){
+		"it is known":    func(f *fakeFar) { f.to.Known() },
+		"it is answered": func(f *fakeFar) { f.to.Receive([][]byte{[]byte("yes")}) },
+		"it is told":     func(f *fakeFar) { f.to.Told("10.0.0.1:80") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			onUDPBench(t, threeRegions(), func(b *udpBench) {
+				b.silent = 1
+				b.send(b.dial(), "1")
+				f := b.fars(1)[0]
+				time.Sleep(soonest / 4)
+				word(f)
+				time.Sleep(time.Minute / 4)
+				b.fars(1)
+				if len(f.asked) != 1 || f.closed { // after 16 ms, and the next were after 105
+					b.Errorf("asked after %v, closed: %t", f.asked, f.closed)
+				}
+				b.counted(map[string]uint64{"datagram_flows_silent_total": 0})
+			})
+		})
+	}
+	// Nobody waits for a flow that has ended, or that goes nowhere else.
+	onUDPBench(t, threeRegions(), func(b *udpBench) {
+		b.silent = 1
+		b.send(b.dial(), "1")
+		b.fars(1)[0].to.End(nil)
+		time.Sleep(time.Second)
+		b.fars(1)
+	})
+	onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
+		b.silent = 1
+		b.send(b.dial(), "1")
+		time.Sleep(time.Second)
+		b.fars(1)
+		b.counted(map[string]uint64{"datagram_flows_silent_total": 1, "datagrams_dropped_total": 1, "flows_dropped_no_endpoint_found_total": 1})
+	})
+}
+
+// Where the link is known to be down before it was waited long enough, what was sent by it goes along with the next datagram.
+func TestWhatNobodyHasHeardGoesAlongWhenTheLinkIsDown(t *testing.T) {
+	onUDPBench(t, threeRegions(), func(b *udpBench) {
+		b.silent = 1
+		conn := b.dial()
+		b.send(conn, "1", "2")
+		b.mu.Lock()
+		one := b.opened[0]
+		one.broken = backbone.ErrDown
+		b.down[one.node] = true
+		b.mu.Unlock()
+		b.send(conn, "3")
+		if f := b.fars(2)[1]; f.node == one.node || !slices.Equal(f.came, []string{"1", "2", "3"}) {
+			b.Errorf("at %s came %q", f.node, f.came)
+		}
+		b.counted(map[string]uint64{"datagrams_resent_total": 2, "datagrams_in_total": 3})
+	})
+}
+
+func TestANodeIsWaitedForByItsRoundTrip(t *testing.T) {
+	const us = time.Microsecond
+	for _, c := range []struct {
+		rtt  time.Duration
+		want schedule
+		late bool // it is asked again only if it is late
+	}{
+		{0, schedule{200_000 * us, 10_000 * us, 90_000 * us}, true},
+		{20_000 * us, schedule{200_000 * us, 32_500 * us, 67_500 * us}, true},
+		{100_000 * us, schedule{260_000 * us, 122_500 * us, 12_500 * us}, true},
+		{150_000 * us, schedule{372_500 * us, 178_750 * us, 12_500 * us}, true},
+		{200_000 * us, schedule{375_000 * us, 50_000 * us, 50_000 * us}, false},
+		{300_000 * us, schedule{425_000 * us, 29_166_666, 29_166_666}, false},
+		{2_000_000 * us, schedule{1_000_000 * us, 0, 0}, false},
+	} {
+		got := scheduleOf(c.rtt)
+		if got != c.want {
+			t.Errorf("%v: %v, want %v", c.rtt, got, c.want)
+		}
+		if last := got.first + (maxAsks-1)*got.each + c.rtt; c.rtt < time.Second && last > got.all {
+			t.Errorf("%v: the answer to the last comes after %v", c.rtt, last)
+		}
+		if late := got.first > c.rtt; late != c.late {
+			t.Errorf("%v: it is asked again after %v", c.rtt, got.first)
+		}
+	}
+}
+
+// On a detour the node in between answers for itself; where all know of that it is heard of the node behind it, and else that has to do.
+func TestTheNodeBehindADetourIsHeardItself(t *testing.T) {
+	for _, knows := range []bool{true, false} {
+		t.Run(fmt.Sprint(knows), func(t *testing.T) {
+			onUDPBench(t, network{groups: []testGroup{up("iad", 90, 100)}}, func(b *udpBench) {
+				v := b.plane.config.View()
+				v.Members = append(v.Members, view.Member{Name: "sfo1", Asks: knows})
+				v.Members[slices.IndexFunc(v.Members, func(m view.Member) bool { return m.Name == "iad1" })].Tells = true
+				v.Detour = by(map[string]view.Detour{"iad1": {By: "sfo1", RTT: 60 * time.Millisecond, Direct: 90 * time.Millisecond}})
+				slices.SortFunc(v.Members, func(a, b view.Member) int { return strings.Compare(a.Name, b.Name) })
+				b.send(b.dial(), "1")
+				time.Sleep(time.Second)
+				if !knows {
+					b.fars(1)
+					return
+				}
+				all := b.fars(2)
+				if !strings.HasSuffix(all[0].header.Resource, "/told") || all[0].node != "sfo1" || all[1].node != "iad1" || !slices.Equal(all[1].came, []string{"1"}) {
+					b.Errorf("went by %s for %s, then to %s, where came %q", all[0].node, all[0].header.Resource, all[1].node, all[1].came)
+				}
+				b.counted(map[string]uint64{"datagram_flows_silent_total": 1, "detours_failed_total": 1})
+			})
+		})
+	}
+}
+
+// So it is over the backbone: what the node behind tells comes by the one in between, and where that node has died the other's word does not do.
+func TestANodeBehindADetourThatHasDiedIsFoundOut(t *testing.T) {
+	for _, dead := range []bool{false, true} {
+		t.Run(fmt.Sprintf("dead %t", dead), func(t *testing.T) {
+			n := only(testEndpoint{"a", 128, false})
+			n.tells = true
+			overUDPBy(t, n, true, "sfo1", func(t *testing.T, c net.Conn, planes map[string]interface{ Counters() map[string]uint64 }) {
+				edge := planes["edge"].(*Plane)
+				v := edge.config.View()
+				v.Members = append(v.Members, view.Member{Name: "sfo1", Asks: true})
+				if dead {
+					planes["network"].(*memnet.Internet).CutOff("icn1")
+				}
+				got, _ := asks(t, c, "x")
+				if silent := edge.Counters()["accelerator_datagram_flows_silent_total"]; (got != "x") != dead || (silent > 0) != dead {
+					t.Errorf("got %q, silent %d", got, silent)
+				}
+			})
+		})
+	}
+}
+
+// Who carries a flow on asks on, until the other end has told something.
+func TestWhoCarriesAFlowOnAsksOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeFar{b: &udpBench{}, silent: true}
+		p := New(Config{Open: func(_ string, _ backbone.Header, _ bool, to backbone.Receiver) (Datagrams, error) {
+			f.to = to
+			return f, nil
+		}})
+		r, err := p.carryOn(backbone.Header{Resource: "icn1/30/targetGroup/a/told"}, true, new(backHome))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			r.Asked()
+			time.Sleep(askPause / 2)
+		}
+		f.to.Told("10.0.0.1:80")
+		time.Sleep(askPause)
+		r.Asked()
+		if len(f.asked) != 5 {
+			t.Errorf("asked %d times", len(f.asked))
+		}
+		r.End(nil)
+	})
+}
+
+// lossyFar is a flow toward a node that lives, by a path that loses some of what goes there and comes back.
+type lossyFar struct {
+	to    backbone.Receiver
+	rtt   time.Duration
+	loss  float64
+	asked *atomic.Int64
+
+	mu     sync.Mutex
+	chance *rand.Rand
+}
+
+func (f *lossyFar) Send([][]byte) error { f.opening(); return nil }
+func (f *lossyFar) Ask()                { f.asked.Add(1); f.opening() }
+func (f *lossyFar) Close()              {}
+
+func (f *lossyFar) opening() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if there, back := f.chance.Float64() >= f.loss, f.chance.Float64() >= f.loss; there && back {
+		time.AfterFunc(f.rtt, f.to.Known)
+	}
+}
+
+// Loss alone moves hardly a flow: that takes four openings in a row that are lost, or whose answers are. Each flow has its own luck, the same in each run.
+func TestLossHardlyMovesAFlowOfDatagrams(t *testing.T) {
+	const flows = 10_000
+	for _, c := range []struct {
+		loss        float64
+		rtt         time.Duration
+		least, most uint64
+		asked       float64 // of each flow, on average
+	}{
+		{0.01, 5 * time.Millisecond, 0, 0, 0.02},  // 0.002 are to be expected
+		{0.1, 5 * time.Millisecond, 3, 25, 0.24},  // 13
+		{0.1, 100 * time.Millisecond, 3, 25, 0.6}, // who is late is asked three times before the answer to the first
+	} {
+		t.Run(fmt.Sprintf("%v %v", c.loss, c.rtt), func(t *testing.T) {
+			onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
+				b.plane.config.View().RTT["icn1"] = c.rtt
+				var opened, asked atomic.Int64
+				b.plane.config.Open = func(_ string, _ backbone.Header, _ bool, to backbone.Receiver) (Datagrams, error) {
+					chance := rand.New(rand.NewPCG(1, uint64(opened.Add(1))))
+					return &lossyFar{to: to, rtt: c.rtt, loss: c.loss, asked: &asked, chance: chance}, nil
+				}
+				d := &datagramDoor{plane: b.plane, at: local}
+				for second := range flows / 5000 {
+					for i := range 5000 {
+						d.take([]datagram.Datagram{{From: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(second), byte(i >> 8), byte(i)}), 7), Data: []byte("x")}})
+					}
+					time.Sleep(time.Second)
+				}
+				moved := b.plane.Counters()["accelerator_datagram_flows_silent_total"]
+				if n := opened.Load(); n != flows {
+					b.Errorf("%d flows", n)
+				}
+				b.Logf("of %d flows %d were moved, %d times it was asked again", flows, moved, asked.Load())
+				if moved < c.least || moved > c.most {
+					b.Errorf("%d were moved", moved)
+				}
+				if most := c.asked * flows * 1.1; float64(asked.Load()) > most {
+					b.Errorf("it was asked again %d times", asked.Load())
+				}
+			})
+		})
+	}
+}
+
+// Two regions die without a word: who comes then is answered by the third within a second.
+func TestANewFlowOfDatagramsIsAnsweredWithinASecondThoughTwoRegionsHaveDied(t *testing.T) {
+	n := network{groups: []testGroup{up("icn", 95, 100), up("nrt", 97, 100), up("iad", 99, 100)}}
+	overUDP(t, n, true, func(t *testing.T, c net.Conn, planes map[string]interface{ Counters() map[string]uint64 }) {
+		in := planes["network"].(*memnet.Internet)
+		in.CutOff("icn1")
+		in.CutOff("nrt1")
+		got, took := asks(t, c, "new")
+		if got != "new" || took > time.Second {
+			t.Errorf("got %q after %v", got, took)
+		}
+		t.Logf("it took %v", took)
+		edge := planes["edge"].Counters()
+		if edge["accelerator_datagram_flows_silent_total"] != 2 || planes["iad1 origin"].Counters()["origin_datagrams_in_total"] != 1 {
+			t.Errorf("counted %v", edge)
+		}
+		if got, took := asks(t, c, "again"); got != "again" || took > 150*time.Millisecond {
+			t.Errorf("got %q after %v", got, took)
+		}
+	})
+}
+
+// By a path that loses one packet in ten flows stay with a node that lives, but for the few that meet with nothing but loss.
+func TestFlowsOfDatagramsStayOnALossyPath(t *testing.T) {
+	n := network{groups: []testGroup{up("icn", 100, 100), up("nrt", 140, 100)}}
+	overUDP(t, n, true, func(t *testing.T, c net.Conn, planes map[string]interface{ Counters() map[string]uint64 }) {
+		const flows = 500
+		in := planes["network"].(*memnet.Internet)
+		in.Link("self", "icn1", memnet.Path{Delay: 50 * time.Millisecond, Loss: 0.1})
+		for range flows {
+			conn, err := planes["client"].(clients).Dial(t.Context(), "udp", local.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			io.WriteString(conn, "x")
+			time.Sleep(5 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		moved := planes["edge"].Counters()["accelerator_datagram_flows_silent_total"]
+		t.Logf("of %d flows %d were moved", flows, moved)
+		if moved > flows/50 {
+			t.Errorf("%d were moved", moved)
+		}
+	})
+}
