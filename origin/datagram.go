@@ -85,20 +85,39 @@ type back interface {
 // session is a flow of datagrams as it ends at a target.
 type session struct {
 	plane  *Plane
-	key    health.Key // of the target
-	client netip.Addr
+	client netip.AddrPort
 	as     netip.AddrPort // the client, if the target is to see it
-	socket *datagram.Socket
-	head   []byte // of each datagram: a PROXY header, or nothing
+	group  *group         // of its targets; nil: there is one alone
 	back   back
-	leave  func() bool // its lease
+	tell   bool // at which target it ends
 	name   sessionName
-	target netip.AddrPort
+	began  time.Time
 
 	idler    relay.Idler
+	leg      atomic.Pointer[leg]
 	answered atomic.Bool // the target has
 	closed   atomic.Bool
+
+	mu    sync.Mutex       // held by who sends as long as something is kept, and by who finds another target; guards:
+	tried []netip.AddrPort // targets at which nobody listens
+	leave func() bool      // the lease
 }
+
+// leg is a session's way to its target.
+type leg struct {
+	target netip.AddrPort
+	key    health.Key // of the target
+	socket *datagram.Socket
+	head   []byte // of each datagram: a PROXY header, or nothing
+	kept   relay.Kept
+}
+
+const (
+	// youngTime is how long after a session has begun it goes on to another target where nobody listens at its own and nothing was answered.
+	youngTime = relay.KeptTime
+	// maxTried bounds how many targets a session has at which nobody listens. Then it is refused.
+	maxTried = 3
+)
 
 var errEnds = errors.New("this node ends")
 
@@ -118,6 +137,7 @@ type sessions struct {
 	closed bool
 	wg     sync.WaitGroup
 	idlers relay.Idlers
+	keeper relay.Keeper
 }
 
 // openSession finds a target and a socket. It waits for nobody: what listens there shows later.
@@ -135,7 +155,7 @@ func (p *Plane) openSession(text string, client netip.AddrPort, way back) (*sess
 	if err != nil {
 		return nil, err
 	}
-	s := &session{plane: p, as: as, client: client.Addr(), back: way, leave: func() bool { return true }, name: sessionName{resource, client}}
+	s := &session{plane: p, as: as, client: client, back: way, tell: tell, leave: func() bool { return true }, name: sessionName{resource, client}, began: time.Now()}
 	kind, name, _ := strings.Cut(bare, "/")
 	switch kind {
 	case "endpoint":
@@ -148,10 +168,11 @@ func (p *Plane) openSession(text string, client netip.AddrPort, way back) (*sess
 		if !ok {
 			return nil, fmt.Errorf("%s is no endpoint for UDP of accelerator %s in this region", addr, accelerator)
 		}
-		s.key = key
-		if err := s.open(addr); err != nil {
+		l, err := s.open(addr, key)
+		if err != nil {
 			return nil, err
 		}
+		s.leg.Store(l)
 	case "targetGroup":
 		g := t.groups.Get(name)
 		if g == nil || !g.local || g.spec.Protocol != spec.UDP {
@@ -161,41 +182,51 @@ func (p *Plane) openSession(text string, client netip.AddrPort, way back) (*sess
 		if !before.IsValid() {
 			before = after // or nothing, where it was a client
 		}
-		if err := s.openIn(g, client, before); err != nil {
+		s.group = g
+		if err := s.openIn(before); err != nil {
 			return nil, fmt.Errorf("%s: %w", resource, err)
 		}
 	default:
 		return nil, fmt.Errorf("%.80q is nothing that takes datagrams", resource)
 	}
 	if !p.sessions.enter(s, idle+sessionGrace) {
-		s.socket.Discard()
+		s.leg.Load().socket.Discard()
 		s.leave()
 		return nil, errEnds
 	}
 	p.counters.sessions.Add(1)
 	if tell {
-		way.Tell(s.target.String())
+		way.Tell(s.leg.Load().target.String())
 	}
 	return s, nil
 }
 
-// openIn opens the socket to the first target of a group for which there can be one: that of a session before, or whose turn it is.
-func (s *session) openIn(g *group, client, before netip.AddrPort) error {
+// openIn opens the way to the first target of the session's group for which there can be one, and that has not been tried: that of a session before, or whose turn it is.
+// It is called before the session is known to anybody, or with mu held.
+func (s *session) openIn(before netip.AddrPort) error {
+	g := s.group
 	err := errNoTargets
 	for addr := range first(before, g.candidates(s.plane.config.View())) {
-		l := g.traffic.lease(addr)
-		if l == nil {
+		if slices.Contains(s.tried, addr) {
+			continue
+		}
+		lease := g.traffic.lease(addr)
+		if lease == nil {
 			err = &dialError{addr, errLeft}
 			continue
 		}
-		s.key = health.TargetKey(g.spec.Name, addr)
-		if err = s.open(addr); err != nil {
+		var l *leg
+		if l, err = s.open(addr, health.TargetKey(g.spec.Name, addr)); err != nil {
 			continue
 		}
 		if g.spec.ProxyProtocolV2 {
-			s.head = proxy.DatagramHeader(client, addr)
+			l.head = proxy.DatagramHeader(s.client, addr)
 		}
-		s.leave = context.AfterFunc(l, func() {
+		s.leg.Store(l)
+		s.leave = context.AfterFunc(lease, func() {
+			if s.leg.Load() != l {
+				return // it goes to another
+			}
 			s.plane.counters.deregistered.Add(1)
 			s.end() // leave may not be set yet
 		})
@@ -213,14 +244,14 @@ func first(one netip.AddrPort, others iter.Seq[netip.AddrPort]) iter.Seq[netip.A
 	}
 }
 
-func (s *session) open(addr netip.AddrPort) error {
-	s.target = addr
+func (s *session) open(addr netip.AddrPort, key health.Key) (*leg, error) {
 	conn, err := s.plane.dialTarget(context.Background(), s.plane.dialerOf(s.as, s.plane.config.Dial), "udp", addr, connectTimeout)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.socket, err = datagram.Dialled(conn)
-	return err
+	l := &leg{target: addr, key: key}
+	l.socket, err = datagram.Dialled(conn)
+	return l, err
 }
 
 // enter has a session be served; false: there are to be no more.
@@ -244,7 +275,7 @@ func (a *sessions) target(n sessionName) (at netip.AddrPort) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if s := a.named[n]; s != nil {
-		at = s.target
+		at = s.leg.Load().target
 	}
 	return at
 }
@@ -273,30 +304,21 @@ func (a *sessions) close() {
 
 // serve carries what the target sends, until the session is closed.
 func (s *session) serve() {
-	c := &s.plane.counters
-	var all [][]byte
-	err := s.socket.Serve(func(in []datagram.Datagram) {
-		s.idler.Touch()
-		all = all[:0]
-		size := 0
-		for _, d := range in {
-			all = append(all, d.Data)
-			size += len(d.Data)
+	for {
+		l := s.leg.Load()
+		err := s.serveLeg(l)
+		if s.leg.Load() != l {
+			continue
 		}
-		if !s.answered.Swap(true) {
-			s.plane.evidence(s.key, s.client, false, "")
+		if err != nil {
+			s.plane.config.Log.Debug("a session with a target has ended", "target", l.key, "error", err)
 		}
-		c.datagramsOut.Add(uint64(len(all)))
-		c.datagramBytesOut.Add(uint64(size))
-		if s.back.Send(all) != nil {
-			c.datagramsUnsent.Add(uint64(len(all)))
+		s.close()
+		if now := s.leg.Load(); now != l { // it was about to go on to another
+			now.socket.Discard()
 		}
-		clear(all)
-	}, s.refused)
-	if err != nil {
-		s.plane.config.Log.Debug("a session with a target has ended", "target", s.key, "error", err)
+		break
 	}
-	s.close()
 	a := &s.plane.sessions
 	a.idlers.Remove(&s.idler) // close may have come before it was added
 	a.mu.Lock()
@@ -306,7 +328,32 @@ func (s *session) serve() {
 	}
 }
 
-// send sends what the client sent to the target.
+// serveLeg carries what a target sends, until its socket is closed.
+func (s *session) serveLeg(l *leg) error {
+	c := &s.plane.counters
+	var all [][]byte
+	return l.socket.Serve(func(in []datagram.Datagram) {
+		s.idler.Touch()
+		all = all[:0]
+		size := 0
+		for _, d := range in {
+			all = append(all, d.Data)
+			size += len(d.Data)
+		}
+		if !s.answered.Swap(true) {
+			s.plane.evidence(l.key, s.client.Addr(), false, "")
+			s.plane.sessions.keeper.Drop(&l.kept)
+		}
+		c.datagramsOut.Add(uint64(len(all)))
+		c.datagramBytesOut.Add(uint64(size))
+		if s.back.Send(all) != nil {
+			c.datagramsUnsent.Add(uint64(len(all)))
+		}
+		clear(all)
+	}, func() { s.refused(l) })
+}
+
+// send sends what the client sent to the target. The first of it is kept, where another target may have to have it.
 func (s *session) send(all [][]byte) {
 	c := &s.plane.counters
 	s.idler.Touch()
@@ -314,26 +361,94 @@ func (s *session) send(all [][]byte) {
 	for _, p := range all {
 		size += len(p)
 	}
-	sent, err := s.socket.Send(datagram.Way{Head: s.head}, all)
 	c.datagramsIn.Add(uint64(len(all)))
 	c.datagramBytesIn.Add(uint64(size))
-	c.datagramsUnsent.Add(uint64(len(all) - sent))
-	if errors.Is(err, datagram.ErrRefused) {
-		s.refused()
+	l := s.leg.Load()
+	var refused bool
+	if s.group == nil || l.kept.Over() {
+		refused = s.write(l, all)
+	} else {
+		l, refused = s.keep(all)
+	}
+	if refused {
+		s.refused(l)
 	}
 }
 
-// refused takes note that nobody listens at the target. The session stays, as Global Accelerator's flows do: the next client is led elsewhere when the
+// keep sends datagrams that are kept.
+func (s *session) keep(all [][]byte) (l *leg, refused bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l = s.leg.Load()
+	s.plane.sessions.keeper.Keep(&l.kept, all)
+	return l, s.write(l, all)
+}
+
+// write sends datagrams to a target, and says whether nobody listened there before.
+func (s *session) write(l *leg, all [][]byte) (refused bool) {
+	sent, err := l.socket.Send(datagram.Way{Head: l.head}, all)
+	s.plane.counters.datagramsUnsent.Add(uint64(len(all) - sent))
+	return errors.Is(err, datagram.ErrRefused)
+}
+
+// refused takes note that nobody listens at the target. A session that is young, and has had no answer, goes on to another target of its group with what was
+// kept, or is refused, so that its flow goes on elsewhere. Others stay, as Global Accelerator's flows do: the next client is led elsewhere when the
 // target's checks have found it out, of which this is evidence.
-func (s *session) refused() {
-	s.plane.counters.datagramsRefused.Add(1)
-	s.plane.evidence(s.key, s.client, true, "traffic: datagrams: nobody listens there")
+func (s *session) refused(l *leg) {
+	for l != nil {
+		s.plane.counters.datagramsRefused.Add(1)
+		s.plane.evidence(l.key, s.client.Addr(), true, "traffic: datagrams: nobody listens there")
+		if s.answered.Load() || time.Since(s.began) > youngTime {
+			return
+		}
+		var goes bool
+		if l, goes = s.another(l); !goes {
+			s.back.Refuse("nobody listens at the target")
+			s.close()
+		}
+	}
+}
+
+// another has the session go on from one target to another, if it does not already; not goes: there is none. Refused is the way to that one where nobody listens there either.
+func (s *session) another(l *leg) (refused *leg, goes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leg.Load() != l || s.closed.Load() {
+		return nil, true
+	}
+	s.tried = append(s.tried, l.target)
+	leave := s.leave
+	if s.group == nil || len(s.tried) >= maxTried || s.openIn(netip.AddrPort{}) != nil {
+		return nil, false
+	}
+	leave()
+	l.socket.Close()
+	now, keeper := s.leg.Load(), &s.plane.sessions.keeper
+	s.plane.counters.sessionsRetargeted.Add(1)
+	if s.tell {
+		s.back.Tell(now.target.String())
+	}
+	if kept := keeper.Drop(&l.kept); len(kept) > 0 {
+		keeper.Keep(&now.kept, kept)
+		if s.write(now, kept) {
+			refused = now
+		}
+	}
+	if s.closed.Load() { // meanwhile
+		now.socket.Discard()
+		keeper.Drop(&now.kept)
+		s.leave()
+		return nil, true
+	}
+	return refused, true
 }
 
 // close ends the session, whose lease may go on. It does not wait for serve, which may be who calls.
 func (s *session) close() {
-	s.leave()
 	s.end()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leave()
 }
 
 func (s *session) end() {
@@ -341,6 +456,8 @@ func (s *session) end() {
 		return
 	}
 	s.plane.sessions.idlers.Remove(&s.idler)
-	s.socket.Close()
+	l := s.leg.Load()
+	s.plane.sessions.keeper.Drop(&l.kept)
+	l.socket.Close()
 	s.back.Close()
 }

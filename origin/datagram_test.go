@@ -7,9 +7,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,15 +166,15 @@ func TestAFlowAfterAnotherHasItsTarget(t *testing.T) {
 		one, _ := w.session("30/targetGroup/web")
 		resource := DatagramResource(30*time.Second, datagramClient, "targetGroup/web")
 		for range 5 {
-			if again, _ := w.session(resource); again.target != one.target {
-				t.Errorf("%v, not %v", again.target, one.target)
+			if again, _ := w.session(resource); again.leg.Load().target != one.leg.Load().target {
+				t.Errorf("%v, not %v", again.leg.Load().target, one.leg.Load().target)
 			}
 		}
 		without := w.without()
 		without.TargetGroups["web"].Protocol = spec.UDP
 		w.apply(without)
 		other, _ := w.session(DatagramResource(30*time.Second, netip.MustParseAddrPort("[2001:db8::1]:9"), "targetGroup/web"))
-		if !other.target.IsValid() {
+		if !other.leg.Load().target.IsValid() {
 			t.Error("one whose flow before is not known goes nowhere")
 		}
 	})
@@ -214,8 +216,8 @@ func TestWhoAsksIsToldTheTarget(t *testing.T) {
 		s.TargetGroups["tcp"] = &web
 		w.apply(s)
 		defer w.plane.CloseDatagrams()
-		if s, b := w.session("30/" + Told("targetGroup/web")); b.told != s.target.String() || !slices.Contains(w.addrs(), s.target) {
-			t.Errorf("told %q of %v", b.told, s.target)
+		if s, b := w.session("30/" + Told("targetGroup/web")); b.told != s.leg.Load().target.String() || !slices.Contains(w.addrs(), s.leg.Load().target) {
+			t.Errorf("told %q of %v", b.told, s.leg.Load().target)
 		}
 		if _, b := w.session("30/targetGroup/web"); b.told != "" {
 			t.Errorf("told %q unasked", b.told)
@@ -346,6 +348,196 @@ func TestATargetThatDoesNotListenIsEvidence(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("nothing was heard")
+	}
+}
+
+// nobody is a socket toward a port at which nobody listens: what is written is answered by that, a moment later.
+type nobody struct {
+	net.Conn
+	said   chan struct{}
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (n *nobody) Write(p []byte) (int, error) {
+	time.AfterFunc(time.Millisecond, func() {
+		select {
+		case n.said <- struct{}{}:
+		case <-n.closed:
+		}
+	})
+	return len(p), nil
+}
+
+func (n *nobody) Read([]byte) (int, error) {
+	select {
+	case <-n.said:
+		return 0, syscall.ECONNREFUSED
+	case <-n.closed:
+		return 0, os.ErrDeadlineExceeded
+	}
+}
+
+func (n *nobody) SetReadDeadline(time.Time) error {
+	n.once.Do(func() { close(n.closed) })
+	return nil
+}
+
+func (n *nobody) Close() error {
+	n.SetReadDeadline(time.Time{})
+	return n.Conn.Close()
+}
+
+// silences has some of the targets be without a listener, and returns how many sockets there are toward those.
+func (w *world) silences(targets ...*memnet.Host) (open func() int) {
+	dial := w.plane.config.Dial
+	var mu sync.Mutex
+	var all []*nobody
+	w.plane.config.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		at := netip.MustParseAddrPort(addr).Addr()
+		if err != nil || !slices.ContainsFunc(targets, func(h *memnet.Host) bool { return h.Addr() == at }) {
+			return conn, err
+		}
+		n := &nobody{Conn: conn, said: make(chan struct{}), closed: make(chan struct{})}
+		mu.Lock()
+		defer mu.Unlock()
+		all = append(all, n)
+		return n, nil
+	}
+	return func() (open int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, n := range all {
+			select {
+			case <-n.closed:
+			default:
+				open++
+			}
+		}
+		return open
+	}
+}
+
+// A session that is new goes on to a target at which somebody listens, with what it was sent; what follows goes there, too.
+func TestANewSessionGoesOnToATargetThatListens(t *testing.T) {
+	inWorld(t, 3, func(t *testing.T, w *world) {
+		w.apply(w.udpSpec())
+		w.healthy(w.addrs()...)
+		open := w.silences(w.targets[0], w.targets[1])
+		w.echoes(w.targets[2])
+		s, b := w.session("30/" + Told("targetGroup/web"))
+		first := s.leg.Load().target
+		s.send([][]byte{[]byte("1"), []byte("2")})
+		time.Sleep(10 * time.Millisecond)
+		s.send([][]byte{[]byte("3")})
+		settle()
+		if came, closed := b.take(); !slices.Equal(came, []string{"t3 1", "t3 2", "t3 3"}) || closed != 0 || b.reason != "" {
+			t.Errorf("from %v: came %q, closed %d, refused: %q", first, came, closed, b.reason)
+		}
+		if at := s.leg.Load().target; at.Addr() != w.targets[2].Addr() || b.told != at.String() || w.plane.sessions.target(s.name) != at {
+			t.Errorf("at %v, told %q", at, b.told)
+		}
+		if n := open(); n != 0 {
+			t.Errorf("%d sockets are left", n)
+		}
+		w.counted("origin_datagrams_in_total", 3)
+		w.counted("origin_datagrams_out_total", 3)
+		if n := w.plane.sessions.keeper.Size(); n != 0 {
+			t.Errorf("%d bytes are kept", n)
+		}
+		// It is the new target's now, and ends with that one's lease alone.
+		without := w.without()
+		without.TargetGroups["web"].Protocol = spec.UDP
+		without.TargetGroups["web"].Targets = w.spec().TargetGroups["web"].Targets[2:]
+		w.apply(without)
+		time.Sleep(time.Minute / 2)
+		if _, closed := b.take(); closed != 0 {
+			t.Errorf("closed %d times", closed)
+		}
+		w.plane.CloseDatagrams()
+		w.counted("origin_datagram_flows", 0)
+	})
+}
+
+// Where nobody listens at any, or at the only one, the flow is refused, so that it goes elsewhere; one that has been answered, or is older, stays.
+func TestANewSessionWithoutATargetThatListensIsRefused(t *testing.T) {
+	for _, c := range []struct {
+		name, resource string
+		before         func(s *session)
+		stays          bool
+		tried          uint64
+	}{
+		{"a group", "30/targetGroup/web", func(*session) {}, false, 2},
+		{"an endpoint by address", "30/endpoint/a/10.0.0.1:80", func(*session) {}, false, 1},
+		{"one that was answered", "30/targetGroup/web", func(s *session) { s.answered.Store(true) }, true, 1},
+		{"one that is older", "30/targetGroup/web", func(*session) { time.Sleep(youngTime + time.Second) }, true, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inWorld(t, 2, func(t *testing.T, w *world) {
+				w.apply(w.udpSpec())
+				w.healthy(w.addrs()...)
+				open := w.silences(w.targets...)
+				s, b := w.session(c.resource)
+				c.before(s)
+				s.send([][]byte{[]byte("1")})
+				time.Sleep(10 * time.Millisecond)
+				synctest.Wait()
+				b.mu.Lock()
+				refused := b.reason != ""
+				b.mu.Unlock()
+				if refused == c.stays || s.closed.Load() == c.stays || open() != w.plane.sessions.count() || w.plane.sessions.count() == 0 == c.stays {
+					t.Errorf("refused %t, closed %t, %d sockets, %d sessions", refused, s.closed.Load(), open(), w.plane.sessions.count())
+				}
+				w.counted("origin_datagrams_refused_total", c.tried)
+				w.counted("origin_datagram_flows_retargeted_total", max(c.tried, 1)-1)
+				w.plane.CloseDatagrams()
+				if n := w.plane.sessions.keeper.Size(); n != 0 || open() != 0 {
+					t.Errorf("%d bytes are kept, %d sockets open", n, open())
+				}
+			})
+		})
+	}
+}
+
+// The kernel says so of a target, whatever is read or written at that moment.
+func TestANewSessionGoesOnThoughTheKernelSaysSo(t *testing.T) {
+	closed, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var targets []spec.Target
+	for _, c := range []net.PacketConn{closed, conn} {
+		at := c.LocalAddr().(*net.UDPAddr).AddrPort()
+		targets = append(targets, spec.Target{Address: at.Addr(), Port: at.Port()})
+	}
+	closed.Close()
+	p := New(Config{Region: "here"})
+	defer p.CloseDatagrams()
+	if err := p.Apply(&spec.Spec{Revision: 1, TargetGroups: map[string]*spec.TargetGroup{
+		"web": {Name: "web", Region: "here", Protocol: spec.UDP, Targets: targets},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 { // half of them begin at each
+		s, err := p.openSession("30/targetGroup/web", datagramClient, new(wayBack))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.send([][]byte{[]byte{byte(i)}, []byte{byte(i)}})
+		buf := make([]byte, 9)
+		for range 2 {
+			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if n, _, err := conn.ReadFrom(buf); n != 1 || buf[0] != byte(i) || err != nil {
+				t.Fatalf("session %d: %v, %v", i, buf[:n], err)
+			}
+		}
+		s.close()
 	}
 }
 

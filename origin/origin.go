@@ -359,7 +359,7 @@ type counters struct {
 	clientGone                                     atomic.Uint64
 	flows, flowsRefused                            atomic.Uint64
 	flowBytesIn, flowBytesOut                      atomic.Uint64
-	sessions, sessionsRefused                      atomic.Uint64
+	sessions, sessionsRefused, sessionsRetargeted  atomic.Uint64
 	datagramsIn, datagramsOut                      atomic.Uint64
 	datagramBytesIn, datagramBytesOut              atomic.Uint64
 	datagramsUnsent, datagramsRefused              atomic.Uint64
@@ -376,34 +376,35 @@ type counters struct {
 func (p *Plane) Counters() map[string]uint64 {
 	c := &p.counters
 	all := map[string]uint64{
-		"origin_requests_total":               c.requests.Load(),
-		"origin_requests_client_gone_total":   c.clientGone.Load(),
-		"origin_fixed_responses_total":        c.fixed.Load(),
-		"origin_redirects_total":              c.redirected.Load(),
-		"origin_flows_total":                  c.flows.Load(),
-		"origin_flows_refused_total":          c.flowsRefused.Load(),
-		"origin_flow_bytes_in_total":          c.flowBytesIn.Load(),
-		"origin_flow_bytes_out_total":         c.flowBytesOut.Load(),
-		"origin_datagram_flows_total":         c.sessions.Load(),
-		"origin_datagram_flows_refused_total": c.sessionsRefused.Load(),
-		"origin_datagram_flows":               uint64(p.sessions.count()),
-		"origin_datagrams_in_total":           c.datagramsIn.Load(),
-		"origin_datagrams_out_total":          c.datagramsOut.Load(),
-		"origin_datagram_bytes_in_total":      c.datagramBytesIn.Load(),
-		"origin_datagram_bytes_out_total":     c.datagramBytesOut.Load(),
-		"origin_datagrams_unsent_total":       c.datagramsUnsent.Load(),
-		"origin_preservation_failed_total":    c.unpreserved.Load(),
-		"origin_datagrams_refused_total":      c.datagramsRefused.Load(),
-		"origin_target_connects_total":        c.connects.Load(),
-		"origin_target_connect_errors_total":  c.connectErrors.Load(),
-		"origin_target_connect_faults_total":  c.connectFaults.Load(),
-		"origin_target_malformed_total":       c.targetFaults.Load(),
-		"origin_target_retries_total":         c.retries.Load(),
-		"origin_target_deregistered_total":    c.deregistered.Load(),
-		"origin_flows":                        uint64(p.flows.count()),
-		"origin_flows_terminated_total":       c.terminated.Load(),
-		"origin_evidence_failed_total":        c.evidenceFailed.Load(),
-		"origin_evidence_passed_total":        c.evidencePassed.Load(),
+		"origin_requests_total":                  c.requests.Load(),
+		"origin_requests_client_gone_total":      c.clientGone.Load(),
+		"origin_fixed_responses_total":           c.fixed.Load(),
+		"origin_redirects_total":                 c.redirected.Load(),
+		"origin_flows_total":                     c.flows.Load(),
+		"origin_flows_refused_total":             c.flowsRefused.Load(),
+		"origin_flow_bytes_in_total":             c.flowBytesIn.Load(),
+		"origin_flow_bytes_out_total":            c.flowBytesOut.Load(),
+		"origin_datagram_flows_total":            c.sessions.Load(),
+		"origin_datagram_flows_refused_total":    c.sessionsRefused.Load(),
+		"origin_datagram_flows_retargeted_total": c.sessionsRetargeted.Load(),
+		"origin_datagram_flows":                  uint64(p.sessions.count()),
+		"origin_datagrams_in_total":              c.datagramsIn.Load(),
+		"origin_datagrams_out_total":             c.datagramsOut.Load(),
+		"origin_datagram_bytes_in_total":         c.datagramBytesIn.Load(),
+		"origin_datagram_bytes_out_total":        c.datagramBytesOut.Load(),
+		"origin_datagrams_unsent_total":          c.datagramsUnsent.Load(),
+		"origin_preservation_failed_total":       c.unpreserved.Load(),
+		"origin_datagrams_refused_total":         c.datagramsRefused.Load(),
+		"origin_target_connects_total":           c.connects.Load(),
+		"origin_target_connect_errors_total":     c.connectErrors.Load(),
+		"origin_target_connect_faults_total":     c.connectFaults.Load(),
+		"origin_target_malformed_total":          c.targetFaults.Load(),
+		"origin_target_retries_total":            c.retries.Load(),
+		"origin_target_deregistered_total":       c.deregistered.Load(),
+		"origin_flows":                           uint64(p.flows.count()),
+		"origin_flows_terminated_total":          c.terminated.Load(),
+		"origin_evidence_failed_total":           c.evidenceFailed.Load(),
+		"origin_evidence_passed_total":           c.evidencePassed.Load(),
 	}
 	for class := 1; class < len(c.fromTarget); class++ {
 		all[fmt.Sprintf("origin_target_%dxx_total", class)] = c.fromTarget[class].Load()

@@ -32,18 +32,8 @@ const (
 	keptPending = 8
 )
 
-const (
-	// resendTime is how long after a flow has begun to go a way what it sent is kept, to be sent again by the next if that one refuses it: a refusal
-	// comes within a round trip.
-	resendTime = 2 * time.Second
-	// maxKept and maxKeptBytes bound that of one flow, maxKeptOfAll that of all in bytes; what is older goes first.
-	maxKept      = 8
-	maxKeptBytes = 12 << 10
-	maxKeptOfAll = 32 << 20
-
-	// declinedTime is how long a candidate that has refused a flow is passed over by it: a node that was started anew takes it again.
-	declinedTime = 10 * time.Second
-)
+// declinedTime is how long a candidate that has refused a flow is passed over by it: a node that was started anew takes it again.
+const declinedTime = 10 * time.Second
 
 // datagramService is what origin answers flows of datagrams under, on the backbone.
 const datagramService = "udp"
@@ -118,7 +108,7 @@ type course struct {
 	tally                      *tally
 	in, out, bytesIn, bytesOut atomic.Uint64
 	end                        func(how string) // guarded by the flow's mu; nil: not yet
-	kept                       keeping
+	kept                       relay.Kept
 	drawn                      drawn
 	target                     atomic.Pointer[netip.AddrPort] // nil: it was not told
 	begun                      bool                           // the flow goes it, or has gone it; guarded by the flow's mu, as what follows
@@ -172,7 +162,7 @@ type datagrams struct {
 	told   int
 	ends   bool // no flow begins any more
 	idlers relay.Idlers
-	keeper keeper
+	keeper relay.Keeper
 }
 
 // ServePackets carries the datagrams that come to a listener's socket, until that is closed or fails; it closes it. All flows of the socket end with it.
@@ -399,7 +389,7 @@ func (f *datagramFlow) leaveWay(way *course, how string) {
 		return
 	}
 	far.Close()
-	f.door.plane.udp.keeper.drop(&went.kept)
+	f.door.plane.udp.keeper.Drop(&went.kept)
 	went.tally.live.Add(-1)
 	if end != nil {
 		end(how)
@@ -474,7 +464,7 @@ func (f *datagramFlow) send(all [][]byte) bool {
 			}
 			continue
 		}
-		kept := p.udp.keeper.keep(&way.kept, all) // before: it may be refused while it is sent
+		kept := p.udp.keeper.Keep(&way.kept, all) // before: it may be refused while it is sent
 		err := far.Send(all)
 		if err == nil {
 			way.sent(len(all), bytesOf(all))
@@ -513,7 +503,7 @@ func (f *datagramFlow) unheard(way *course) [][]byte {
 	if f.course != way || way.awaiting.known {
 		return nil
 	}
-	return f.door.plane.udp.keeper.drop(&way.kept)
+	return f.door.plane.udp.keeper.Drop(&way.kept)
 }
 
 func bytesOf(all [][]byte) (n uint64) {
@@ -692,7 +682,7 @@ func (f *datagramFlow) declined(way *course, err error) (kept [][]byte, mine boo
 	by, silent := f.by, errors.Is(err, errSilent)
 	if mine = f.course == way && !way.over && !(silent && way.awaiting.known); mine {
 		f.over(by, way, silent)
-		kept = p.udp.keeper.drop(&way.kept)
+		kept = p.udp.keeper.Drop(&way.kept)
 	}
 	f.mu.Unlock()
 	if mine {
@@ -739,7 +729,7 @@ func (f *datagramFlow) answer(way *course, all [][]byte) {
 	p.count.datagramsOut.Add(uint64(sent))
 	p.count.udpUnsent.Add(uint64(len(all) - sent))
 	if way.out.Load() == 0 {
-		p.udp.keeper.drop(&way.kept)
+		p.udp.keeper.Drop(&way.kept)
 	}
 	way.answered(len(all), bytesOf(all))
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/edge/accelerator/flowlog"
 	"github.com/perigee-net/perigee/origin"
+	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
@@ -312,10 +313,10 @@ func TestOnlyWhatMayBeRefusedIsSentAgain(t *testing.T) {
 	}{
 		{"nothing happens", func(*udpBench, net.Conn, *fakeFar) {}, []string{"1", "2"}},
 		{"it is answered", func(_ *udpBench, _ net.Conn, f *fakeFar) { f.to.Receive([][]byte{[]byte("yes")}) }, nil},
-		{"time passes", func(*udpBench, net.Conn, *fakeFar) { time.Sleep(resendTime) }, nil},
+		{"time passes", func(*udpBench, net.Conn, *fakeFar) { time.Sleep(relay.KeptTime) }, nil},
 		{"more follow", func(b *udpBench, c net.Conn, _ *fakeFar) { b.send(c, "3", "4", "5", "6", "7", "8", "9", "10") },
 			[]string{"1", "2", "3", "4", "5", "6", "7", "8"}},
-		{"large ones follow", func(b *udpBench, c net.Conn, _ *fakeFar) { b.send(c, strings.Repeat("x", maxKeptBytes)) }, []string{"1", "2"}},
+		{"large ones follow", func(b *udpBench, c net.Conn, _ *fakeFar) { b.send(c, strings.Repeat("x", relay.MaxKeptBytes)) }, []string{"1", "2"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			onUDPBench(t, threeRegions(), func(b *udpBench) {
@@ -334,7 +335,7 @@ func TestOnlyWhatMayBeRefusedIsSentAgain(t *testing.T) {
 				if !slices.Equal(got, c.want) {
 					b.Errorf("sent again: %q", got)
 				}
-				if n := b.plane.udp.keeper.size; c.want == nil && n != 0 {
+				if n := b.plane.udp.keeper.Size(); c.want == nil && n != 0 {
 					b.Errorf("%d bytes are kept", n)
 				}
 			})
@@ -369,56 +370,6 @@ func TestAFlowThatAllRefuseIsDropped(t *testing.T) {
 		}
 		b.counted(map[string]uint64{"datagrams_dropped_total": 1, "flows_dropped_no_endpoint_found_total": 1, "datagrams_resent_total": uint64(len(nodes) - 1)})
 	})
-}
-
-// What is kept is let go when it is too old, though nothing is sent any more.
-func TestWhatIsKeptIsLetGoInTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var k keeper
-		all := make([]keeping, 3)
-		for i := range all {
-			k.keep(&all[i], [][]byte{make([]byte, 100)})
-			time.Sleep(resendTime / 2)
-		}
-		left := func() int {
-			k.mu.Lock()
-			defer k.mu.Unlock()
-			return k.size
-		}
-		if n := left(); n != 200 { // it is the third half now
-			t.Errorf("%d bytes are kept", n)
-		}
-		time.Sleep(resendTime)
-		if n := left(); n != 0 {
-			t.Errorf("%d bytes are left", n)
-		}
-	})
-}
-
-// All flows together keep no more than a bound, and let go what is oldest.
-func TestWhatIsKeptIsBounded(t *testing.T) {
-	synctest.Test(t, keepsABound)
-}
-
-func keepsABound(t *testing.T) {
-	var k keeper
-	large := [][]byte{make([]byte, maxKeptBytes)}
-	all := make([]keeping, 2+maxKeptOfAll/maxKeptBytes)
-	for i := range all {
-		k.keep(&all[i], large)
-		if k.size > maxKeptOfAll {
-			t.Fatalf("%d bytes", k.size)
-		}
-	}
-	if k.drop(&all[0]) != nil || k.drop(&all[len(all)-1]) == nil {
-		t.Error("it is not the oldest that is let go")
-	}
-	for i := range all {
-		k.drop(&all[i])
-	}
-	if k.size != 0 {
-		t.Errorf("%d bytes are left", k.size)
-	}
 }
 
 func TestAFlowOfDatagramsTakesADetour(t *testing.T) {

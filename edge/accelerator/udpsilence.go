@@ -10,7 +10,7 @@ import (
 
 // A flow of datagrams begins with its first one, and nothing is waited for. So it shows later whether its node is there: it says that it knows the flow, or passes on
 // an answer of the target. A node that says nothing is asked again, and where it says nothing to all of that in about the time that an attempt for a connection is waited for
-// alone, the flow goes to the next candidate with the first of what it has sent (keeper). Who was silent is told that the flow is his no more, and nothing that
+// alone, the flow goes to the next candidate with the first of what it has sent (relay.Keeper). Who was silent is told that the flow is his no more, and nothing that
 // he sends goes to the client. He may have had the datagrams all the same, and only his word was lost: then two endpoints have had them, which UDP allows.
 const (
 	// maxAsks is how often a node is asked again. At a loss of 1 % each way, four times in all are in vain for one flow in 6 million, at 10 % for one in 770.
