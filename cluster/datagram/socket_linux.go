@@ -86,7 +86,7 @@ var readers = sync.Pool{New: func() any {
 		r.parts[i][0].SetLen(headSize)
 		r.parts[i][1].SetLen(wholeSize - headSize)
 		h := &r.in[i].Header
-		h.Name, h.Iov, h.Control = (*byte)(unsafe.Pointer(&r.names[i])), &r.parts[i][0], (*byte)(unsafe.Pointer(&r.controls[i]))
+		h.Iov, h.Control = &r.parts[i][0], (*byte)(unsafe.Pointer(&r.controls[i]))
 		h.SetIovlen(2)
 	}
 	return r
@@ -140,7 +140,9 @@ func (k *kernel) serve(handle func([]Datagram), refused func(), closed *atomic.B
 func (k *kernel) receive(fd uintptr, r *reader) (int, syscall.Errno) {
 	for i := range r.used {
 		h := &r.in[i].Header
-		h.Namelen = unix.SizeofSockaddrInet6
+		if h.Name, h.Namelen = nil, 0; !k.dialed { // who sends to a socket that is dialled is known, and to be told costs
+			h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet6
+		}
 		h.SetControllen(ControlSize)
 	}
 	n, err := Receive(fd, r.in[:])
