@@ -215,6 +215,7 @@ func (n *Node) setDoors(s *spec.Spec) {
 				opens.Desync = http1.MitigationOf(s.LoadBalancers[l.LoadBalancer].DesyncMitigationMode)
 			} else {
 				opens.Flow = func(c net.Conn, ended func()) { n.origin.StartConn(l.LoadBalancer, l.Port, c, ended) }
+				opens.Soon = n.balancedSoon(l)
 			}
 			add("LoadBalancer "+l.LoadBalancer, opens)
 		}

@@ -353,8 +353,8 @@ func (n *Node) prospect(resource string, client netip.AddrPort) (wanted accelera
 		return wanted, false
 	}
 	return accelerator.Prospect{
-		Target: one.Target,
-		Took:   func(far net.Conn) accelerator.Taken { return &takenFlow{one.Took(far), n.flows.leave} },
+		Target: one.Target, Within: one.Within, First: one.First,
+		Took: func(far net.Conn) accelerator.Taken { return &takenFlow{one.Took(far), n.flows.leave} },
 		Left: func(err error) {
 			defer n.flows.leave()
 			one.Left(err)
@@ -378,7 +378,19 @@ func (n *Node) soon(l accelerator.Listener) func(c front.Held, ended func(), bac
 	if n.cfg.dialFlow == nil || !n.accelerator.EndsIn(l, n.cfg.Region) || !n.has(view.Origin) {
 		return nil
 	}
-	serve := n.accelerator.SoonHandler(l)
+	return looped(n.accelerator.SoonHandler(l))
+}
+
+// balancedSoon is soon for a listener of a load balancer.
+func (n *Node) balancedSoon(l origin.Listener) func(c front.Held, ended func(), back func() error) {
+	if n.cfg.dialFlow == nil {
+		return nil
+	}
+	return looped(n.origin.SoonHandler(l.LoadBalancer, l.Port))
+}
+
+// looped serves what eventLoops hold.
+func looped(serve func(c *loop.Conn, ended func(), back func() error)) func(c front.Held, ended func(), back func() error) {
 	return func(c front.Held, ended func(), back func() error) { serve(c.(*loop.Conn), ended, back) }
 }
 

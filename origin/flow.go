@@ -15,7 +15,6 @@ import (
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/proxy"
-	"github.com/perigee-net/perigee/cluster/socket"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/origin/rule"
@@ -73,75 +72,6 @@ func (p *Plane) TakeFlow(ctx context.Context, resource string, client netip.Addr
 		return nil, fmt.Errorf("flow of %s: %w", client, err)
 	}
 	return &Taken{f.target, f}, nil
-}
-
-// Prospect is the target that would be dialled first for a flow, for who connects to it by himself. One of Took and Left tells what has become of that; where it was not
-// taken, TakeFlow is to be asked.
-type Prospect struct {
-	Target netip.AddrPort
-	flow   flow
-}
-
-// Prospect is for what TakeFlow is for. Not ok: more is to be done for the flow than to connect to a target, or there is none.
-func (p *Plane) Prospect(resource string, client netip.AddrPort) (one *Prospect, ok bool) {
-	t := p.table.Load()
-	resource, as, err := t.seenAs(p.config.Region, resource, client)
-	if err != nil || as.IsValid() {
-		return nil, false
-	}
-	one = &Prospect{flow: flow{plane: p, client: client.Addr(), idle: acceleratedIdle}}
-	f := &one.flow
-	if name, is := strings.CutPrefix(resource, "endpoint/"); is {
-		one.Target, f.key, err = t.endpoint(p.config.Region, name)
-		return one, err == nil
-	}
-	g, idle, err := t.flow(resource)
-	if err != nil || g.spec.ProxyProtocolV2 {
-		return nil, false
-	}
-	split := g.splitBy(p.config.View())
-	if one.Target, ok = split.pool.First(g.turn()); !ok {
-		g.traffic.turnBack()
-		return nil, false
-	}
-	f.key, f.traffic, f.idle, f.balanced = split.texts[one.Target].key, g.traffic, idle, strings.HasPrefix(resource, "loadBalancer/")
-	if f.lease = g.traffic.lease(one.Target); f.lease == nil {
-		g.traffic.turnBack()
-		return nil, false
-	}
-	return one, true
-}
-
-// Left tells that the target has not taken the flow, and why; nil: it was not asked. What says something of it counts, as a dial of TakeFlow's does: then the flow is the
-// next target's. Else TakeFlow has the same turn: it asks the target anew, which may only have been late.
-func (o *Prospect) Left(err error) {
-	f := &o.flow
-	p := f.plane
-	gone := err == nil || errors.Is(err, net.ErrClosed) || isTimeout(err) // given up
-	if err != nil {
-		p.counters.connects.Add(1)
-	}
-	if !gone {
-		p.dialFailed(err)
-		gone = socket.Lacking(err)
-	}
-	switch {
-	case !gone:
-		p.evidence(f.key, f.client, true, reason("dial", &dialError{o.Target, err}))
-		if f.traffic != nil {
-			p.counters.retries.Add(1)
-		}
-	case f.traffic != nil:
-		f.traffic.turnBack()
-	}
-}
-
-// Took is the flow once the target has taken it, by this connection.
-func (o *Prospect) Took(target net.Conn) *Taken {
-	o.flow.plane.counters.flows.Add(1)
-	o.flow.plane.counters.connects.Add(1)
-	o.flow.target = target
-	return &Taken{target, &o.flow}
 }
 
 // Taken is a flow that a target has taken: the connection to it.
@@ -350,18 +280,23 @@ func share(ctx context.Context, left int) time.Duration {
 }
 
 // introduce tells a target from whom a flow is, where its group wants that. The header is the first of all bytes, so that it does not wait for
-// room. Where it is not known at which address the client arrived, it is the target's.
+// room.
 func introduce(g *spec.TargetGroup, conn net.Conn, from ends, target netip.AddrPort) error {
 	if !g.ProxyProtocolV2 {
 		return nil
 	}
-	if !from.local.IsValid() {
-		from.local = target
-	}
-	if _, err := conn.Write(proxy.Header(from.client, from.local)); err != nil {
+	if _, err := conn.Write(introduction(from, target)); err != nil {
 		return &dialError{target, err}
 	}
 	return nil
+}
+
+// introduction is what a target is told so. Where it is not known at which address the client arrived, it is the target's.
+func introduction(from ends, target netip.AddrPort) []byte {
+	if !from.local.IsValid() {
+		from.local = target
+	}
+	return proxy.Header(from.client, from.local)
 }
 
 // openEndpoint dials an endpoint that an accelerator gives by address: name is "<accelerator>/<address>:<port>".

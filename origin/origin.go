@@ -44,6 +44,8 @@ type Config struct {
 	DialFlow func(ctx context.Context, network, address string) (net.Conn, error)
 	// DialAs reaches targets that are to see the client's address, from that (transparent.Dialer); nil: none can be.
 	DialAs func(ctx context.Context, network string, client netip.AddrPort, address string) (net.Conn, error)
+	// SoonTimeout is how long a target has to take a flow that an event loop holds; 0: 50 ms.
+	SoonTimeout time.Duration
 	// Evidence is told what requests and flows meet at targets and endpoints (evidence.go): that they failed and why, or
 	// passed. Client is whose it was; invalid: not known. It is called often and must not wait. Nil: nobody is told.
 	Evidence func(key health.Key, client netip.Addr, failed bool, reason string)
@@ -64,6 +66,8 @@ type Plane struct {
 	settling settling
 
 	sessions sessions
+
+	late late // of those that loops asked
 
 	toldUnpreserved atomic.Int64 // when, in Unix seconds
 }
@@ -126,7 +130,7 @@ func (t *table) listener(k listenerKey) *listener {
 // Listener is a port that the nodes of a region open for a load balancer.
 type Listener struct {
 	LoadBalancer string
-	Protocol     string // spec.HTTP: serve Handler; spec.TCP: serve StartConn
+	Protocol     string // spec.HTTP: serve Handler; spec.TCP: serve StartConn, or where a loop accepts SoonHandler
 	Port         uint16
 }
 
@@ -141,6 +145,7 @@ func New(c Config) *Plane {
 	if c.DialFlow == nil {
 		c.DialFlow = c.Dial
 	}
+	c.SoonTimeout = cmp.Or(c.SoonTimeout, soonTimeout)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -358,6 +363,7 @@ type counters struct {
 	requests, fixed, redirected                    atomic.Uint64
 	clientGone                                     atomic.Uint64
 	flows, flowsRefused                            atomic.Uint64
+	flowsLooped, flowsGivenBack, flowsHandedOver   atomic.Uint64 // of load balancers' listeners
 	flowBytesIn, flowBytesOut                      atomic.Uint64
 	sessions, sessionsRefused, sessionsRetargeted  atomic.Uint64
 	datagramsIn, datagramsOut                      atomic.Uint64
@@ -382,6 +388,9 @@ func (p *Plane) Counters() map[string]uint64 {
 		"origin_redirects_total":                 c.redirected.Load(),
 		"origin_flows_total":                     c.flows.Load(),
 		"origin_flows_refused_total":             c.flowsRefused.Load(),
+		"origin_flows_looped_total":              c.flowsLooped.Load(),
+		"origin_flows_given_back_total":          c.flowsGivenBack.Load(),
+		"origin_flows_handed_over_total":         c.flowsHandedOver.Load(),
 		"origin_flow_bytes_in_total":             c.flowBytesIn.Load(),
 		"origin_flow_bytes_out_total":            c.flowBytesOut.Load(),
 		"origin_datagram_flows_total":            c.sessions.Load(),

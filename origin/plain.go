@@ -63,7 +63,7 @@ func (p *Plane) relay(q *http1.Request, a *http1.Response, room func() []byte, k
 	}
 	turn := g.turn()
 	split := g.splitBy(p.config.View())
-	addr, ok := split.pool.First(turn)
+	addr, ok := split.pool.At(turn, 0)
 	if !ok {
 		return false, nil
 	}

@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/perigee-net/perigee/cluster/health"
+	"github.com/perigee-net/perigee/cluster/proxy"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/origin/relay"
 )
@@ -28,11 +30,14 @@ func TestAProspectIsWhatTakeFlowWouldDialFirst(t *testing.T) {
 		w.apply(s)
 		client := netip.MustParseAddrPort("198.51.100.7:40000")
 		for _, resource := range []string{
-			"targetGroup/none", "targetGroup/there", "targetGroup/empty", "targetGroup/headed", Preserved("targetGroup/tcp", true), "endpoint/b/1.2.3.4:5", "endpoint/a/5", "",
+			"targetGroup/none", "targetGroup/there", "targetGroup/empty", Preserved("targetGroup/tcp", true), "endpoint/b/1.2.3.4:5", "endpoint/a/5", "",
 		} {
 			if one, ok := w.plane.Prospect(resource, client); ok {
 				t.Errorf("%s: %v is to be connected to", resource, one.Target)
 			}
+		}
+		if one, ok := w.plane.Prospect("targetGroup/headed", client); !ok || !bytes.Equal(one.First, proxy.Header(client, web.Targets[0].AddrPort())) {
+			t.Errorf("it is told %v", one)
 		}
 		endpoint := netip.AddrPortFrom(w.targets[0].Addr(), 99)
 		for _, c := range []struct {
@@ -122,17 +127,27 @@ func TestAProspectThatComesToNothingSaysWhatItIsWorth(t *testing.T) {
 
 		for w.plane.table.Load().groups.Get("web").turn()%3 != 0 { // the first's, so that it is the second's
 		}
-		for i, err := range []error{nil, net.ErrClosed, os.ErrDeadlineExceeded, os.NewSyscallError("socket", syscall.EMFILE)} {
+		for i, err := range []error{nil, net.ErrClosed, os.NewSyscallError("socket", syscall.EMFILE), os.ErrDeadlineExceeded} {
 			one := prospect()
 			if one.Target != w.addrs()[1] {
 				t.Errorf("%d: it is the turn of %v", i, one.Target)
 			}
 			one.Left(err)
 		}
+		if _, ok := w.plane.Prospect("targetGroup/web", client); ok {
+			t.Error("a target that was late is to be asked again")
+		}
+		if f, err := w.plane.TakeFlow(t.Context(), "targetGroup/web", client); err != nil {
+			t.Error(err)
+		} else if at := relay.AddrPort(f.RemoteAddr()); at != w.addrs()[1] {
+			t.Errorf("it is the turn of %v", at)
+		} else {
+			f.Close()
+		}
 		if told := e.take(); told != "" {
 			t.Errorf("told %s", told)
 		}
-		w.counted("origin_target_connects_total", flows+refused+3)
+		w.counted("origin_target_connects_total", flows+refused+4)
 		w.counted("origin_target_connect_errors_total", refused)
 		w.counted("origin_target_connect_faults_total", 1)
 		w.counted("origin_target_retries_total", refused)

@@ -71,8 +71,6 @@ type Config struct {
 	Take func(ctx context.Context, resource string, client netip.AddrPort) (net.Conn, error)
 	// Prospect is what Take would dial, for flows whose client an event loop holds (StartSoon); nil: they are all for Start.
 	Prospect func(resource string, client netip.AddrPort) (Prospect, bool)
-	// SoonTimeout is how long an endpoint has to take a flow that an event loop holds; 0: 50 ms.
-	SoonTimeout time.Duration
 	// Open opens a flow of datagrams to a node over the backbone (backbone.OpenDatagrams).
 	Open func(node string, h backbone.Header, large bool, to backbone.Receiver) (Datagrams, error)
 	// Blocked says whose datagrams are not taken; nil: nobody's. (Connections are refused at the door.)
@@ -96,7 +94,6 @@ type Plane struct {
 	more    moreTallies
 	live    flows
 	udp     datagrams
-	late    late
 
 	carriedFlows carriedFlows // of datagrams, of others
 }
@@ -157,7 +154,6 @@ func New(c Config) *Plane {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	c.SoonTimeout = cmp.Or(c.SoonTimeout, soonTimeout)
 	p := &Plane{config: c}
 	p.table.Store(&table{spec: &spec.Spec{}})
 	p.udp.table = newFlowTable(maxDatagramFlows, maxClientFlows)

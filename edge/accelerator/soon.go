@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"time"
 
@@ -13,13 +12,13 @@ import (
 	"github.com/perigee-net/perigee/origin/relay/loop"
 )
 
-// soonTimeout is how long an endpoint has to take a flow that an event loop holds. It is in this region, and most answer within a millisecond; who is later is asked
-// anew, as one of those that may be (race.go), and by no loop for a while.
-const soonTimeout = 50 * time.Millisecond
-
 // Prospect is the connection that Config.Take would open first, for who opens it by himself.
 type Prospect struct {
 	Target netip.AddrPort
+	// Within is how long the endpoint has to take it.
+	Within time.Duration
+	// First is what the endpoint is to be told before the client's bytes, if anything.
+	First []byte
 	// Took is called once it stands.
 	Took func(far net.Conn) Taken
 	// Left is called where it came to nothing, with why the endpoint did not take it; nil: it was not asked.
@@ -78,12 +77,12 @@ func (s *soon) begin() (begun bool) {
 			s.leave(nil)
 		}
 	}()
-	if p.late.is(s.prospect.Target) || !p.enter() {
+	if !p.enter() {
 		return false // Start says why, where it is refused
 	}
 	s.entered = true
 	s.by, s.chosen = candidates[0], see(t.spec, v)
-	s.client.Connect(s.prospect.Target, p.config.SoonTimeout, s.taken)
+	s.client.Connect(s.prospect.Target, s.prospect.Within, s.prospect.First, s.taken)
 	return true
 }
 
@@ -135,9 +134,6 @@ func (s *soon) taken(far *loop.Conn, err error) {
 		s.ended()
 	}()
 	if err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			p.late.was(s.prospect.Target)
-		}
 		p.config.Log.Debug("an endpoint does not take a flow at once", "candidate", s.by.String(), "error", err)
 		s.leave(err)
 		s.giveBack()

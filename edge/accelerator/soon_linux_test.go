@@ -48,6 +48,8 @@ type pairOf struct {
 	backs    int          // flows that were given back
 	left     atomic.Int64 // prospects
 	breaks   atomic.Bool  // as one is left, that panics
+	late     atomic.Bool  // the target was, so that loops leave it alone
+	told     atomic.Bool  // it is told something first by who dials it
 	lacking  atomic.Bool  // nothing that a loop holds is taken from it, and nothing dialled
 	panicked atomic.Bool  // Hold is to panic
 }
@@ -120,7 +122,7 @@ func (w *pairOf) run(n network, test func(w *pairOf)) string {
 		w.panics++
 	}
 	w.plane = New(Config{
-		View: w.view.Load, FlowLog: log, Panicked: told, SoonTimeout: time.Hour,
+		View: w.view.Load, FlowLog: log, Panicked: told,
 		Take: func(ctx context.Context, resource string, client netip.AddrPort) (net.Conn, error) {
 			if w.lacking.Load() {
 				return nil, syscall.EMFILE
@@ -129,13 +131,14 @@ func (w *pairOf) run(n network, test func(w *pairOf)) string {
 			if err != nil {
 				return nil, err
 			}
+			c.Write(w.first())
 			return takenHere{c, w}, nil
 		},
 		Prospect: func(resource string, client netip.AddrPort) (Prospect, bool) {
-			if w.lacking.Load() {
+			if w.lacking.Load() || w.late.Load() {
 				return Prospect{}, false
 			}
-			return Prospect{Target: w.at(), Took: took, Left: w.leaves}, true
+			return Prospect{Target: w.at(), Within: time.Hour, First: w.first(), Took: took, Left: w.leaves}, true
 		},
 		Dial: func(context.Context, string, backbone.Header) (net.Conn, error) {
 			return nil, errors.New("nobody is there")
@@ -221,6 +224,14 @@ func (w *pairOf) listen() net.Listener {
 	}
 	w.Cleanup(func() { l.Close() })
 	return l
+}
+
+// first is what the target is told before anything else.
+func (w *pairOf) first() []byte {
+	if w.told.Load() {
+		return []byte("from whom it is")
+	}
+	return nil
 }
 
 // leaves is called for a prospect that comes to nothing.
@@ -344,6 +355,20 @@ func TestFlowsOfALoopAreToldOfAsOthersAre(t *testing.T) {
 	})
 }
 
+func TestWhatAnEndpointIsToldFirstIsNotCounted(t *testing.T) {
+	eitherWay(t, here(false), 0, func(w *pairOf) {
+		w.told.Store(true)
+		client, target := w.flow()
+		said := make([]byte, len(w.first()))
+		if _, err := io.ReadFull(target, said); err != nil || !bytes.Equal(said, w.first()) {
+			t.Errorf("it is told %q, %v", said, err)
+		}
+		w.passes(client, target, 3)
+		client.Close()
+		target.Close()
+	})
+}
+
 func TestFlowsOfALoopAreShown(t *testing.T) {
 	eitherWay(t, here(false), 0, func(w *pairOf) {
 		client, target := w.flow()
@@ -396,7 +421,7 @@ func TestAFlowThatNobodyTakesAtOnceIsGivenBack(t *testing.T) {
 		w.refused()
 	})
 	eitherWay(t, here(false), 1, func(w *pairOf) {
-		w.plane.late.was(relay.AddrPort(w.target.Addr()))
+		w.late.Store(true)
 		w.whole(1, 2)
 	})
 	elsewhere := network{groups: []testGroup{up("nrt", 30, 100)}}

@@ -50,16 +50,16 @@ func (p *Pool) Candidates(turn uint64) iter.Seq[netip.AddrPort] {
 	}
 }
 
-// First is the first of the candidates; not ok: there is none.
-func (p *Pool) First(turn uint64) (addr netip.AddrPort, ok bool) {
-	addrs := p.Healthy
-	if len(addrs) == 0 {
-		addrs = p.Rest
+// At is one of the candidates, counted from 0; not ok: there are not so many.
+func (p *Pool) At(turn uint64, i int) (addr netip.AddrPort, ok bool) {
+	for _, addrs := range [...][]netip.AddrPort{p.Healthy, p.Rest} {
+		n := len(addrs)
+		if i < n {
+			return addrs[(turn%uint64(n)+uint64(i))%uint64(n)], true
+		}
+		i -= n
 	}
-	if len(addrs) == 0 {
-		return addr, false
-	}
-	return addrs[turn%uint64(len(addrs))], true
+	return addr, false
 }
 
 // Order is the candidates of a group by a view: Split and Candidates in one.

@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -41,6 +42,7 @@ type Flow struct {
 	idle    time.Duration
 	due     time.Time                   // when connecting is given up
 	taken   func(target *Conn, e error) // of Connect
+	first   []byte                      // that the target is to be told before it is
 	ended   func(relay.Result)          // of Start
 	over    atomic.Pointer[relay.Flow]  // as what it goes on
 	ending  atomic.Bool                 // somebody wants it broken off
@@ -58,9 +60,9 @@ func endOf(at side) relay.End {
 	return relay.B
 }
 
-// Connect begins to connect to the target of the client's flow, on the loop's goroutine, where taken is called too: with the connection once it stands, or with
-// why it does not, and then of all this nothing is left. It is called before Connect returns where that is known at once.
-func (c *Conn) Connect(to netip.AddrPort, within time.Duration, taken func(target *Conn, err error)) {
+// Connect begins to connect to the target of the client's flow, on the loop's goroutine, where taken is called too: with the connection once it stands and was told what it is to
+// be told first, no more than a kilobyte, or with why not, and then of all this nothing is left. It is called before Connect returns where that is known at once.
+func (c *Conn) Connect(to netip.AddrPort, within time.Duration, first []byte, taken func(target *Conn, err error)) {
 	f := c.flow
 	if c.fd < 0 || f.state != held {
 		taken(nil, net.ErrClosed)
@@ -74,7 +76,7 @@ func (c *Conn) Connect(to netip.AddrPort, within time.Duration, taken func(targe
 	far := &f.ends[target]
 	far.remote = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
 	far.fd = fd
-	f.state, f.taken, f.due = connecting, taken, time.Now().Add(within)
+	f.state, f.taken, f.first, f.due = connecting, taken, first, time.Now().Add(within)
 	if err := f.loop.watch(far); err != nil {
 		f.calledOff(err)
 		return
@@ -95,6 +97,9 @@ func (f *Flow) late() {
 func (f *Flow) settle(hasty bool) {
 	far := &f.ends[target]
 	err := standing(far.fd, far.remote, hasty)
+	if err == nil && len(f.first) > 0 {
+		err = f.introduce()
+	}
 	if err == nil {
 		err = f.loop.watch(&f.ends[client]) // before it is said to be taken, and counted
 	}
@@ -108,12 +113,25 @@ func (f *Flow) settle(hasty bool) {
 	taken(far, nil)
 }
 
+// introduce tells the target what it is to be told first, for which there is room.
+func (f *Flow) introduce() error {
+	n, err := writeSocket(f.ends[target].fd, f.first)
+	if err == nil && n < len(f.first) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		f.ends[target].SetLinger(0) // which has a part of it, it may be
+	}
+	f.first, f.small = nil, true // the next piece does not wait for this one to be acknowledged
+	return err
+}
+
 // calledOff ends connecting.
 func (f *Flow) calledOff(err error) {
 	f.ends[target].shut(false)
 	f.state = held
 	taken := f.taken
-	f.taken = nil
+	f.taken, f.first = nil, nil
 	taken(nil, err)
 }
 

@@ -27,6 +27,7 @@ type desk struct {
 	address  string
 	target   net.Listener
 	within   time.Duration
+	first    []byte
 	idle     time.Duration
 	before   func(*Flow)       // before it is started
 	refused  chan error        // why a target did not take a flow
@@ -99,7 +100,7 @@ type bound struct {
 func (b bound) Addr() net.Addr { return b.at }
 
 func (d *desk) accepted(c *Conn) {
-	c.Connect(relay.AddrPort(d.target.Addr()), d.within, func(far *Conn, err error) {
+	c.Connect(relay.AddrPort(d.target.Addr()), d.within, d.first, func(far *Conn, err error) {
 		if err != nil {
 			d.refused <- err
 			c.Abort()
@@ -392,6 +393,52 @@ func TestWhoIsLateIsTold(t *testing.T) {
 }
 
 // A flow that its loop cannot be told of has not begun: whoever asked takes another way.
+// What a target is told first is none of the client's bytes, and what comes after does not wait until it is acknowledged.
+func TestATargetIsToldFirstWhatItIsToBe(t *testing.T) {
+	const first = "from whom it is"
+	d := newDesk(t, func(d *desk) { d.first = []byte(first) })
+	client, target := d.flow()
+	said := make([]byte, len(first))
+	if _, err := io.ReadFull(target, said); err != nil || string(said) != first {
+		t.Errorf("it is told %q, %v", said, err)
+	}
+	sends(t, client, target, []byte("question"))
+	f := <-d.started
+	if in, _ := f.Moved(); in > 8 || !f.prompt {
+		t.Errorf("%d bytes have moved; its socket waits for more: %v", in, !f.prompt)
+	}
+	client.Close()
+	target.Close()
+	d.became(relay.Result{AToB: 8})
+}
+
+// A target that resets the connection before it was told has not taken the flow.
+func TestATargetThatCannotBeToldHasNotTakenTheFlow(t *testing.T) {
+	d := newDesk(t, func(d *desk) { d.target = deaf(t); d.first = []byte("x") })
+	c, err := net.Dial("tcp", d.address)
+	if err == nil {
+		defer c.Close()
+	}
+	if err := <-d.refused; !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Error(err)
+	}
+	d = newDesk(t, func(d *desk) { d.first = make([]byte, 64<<20) }) // for which there is no room
+	if c, err = net.Dial("tcp", d.address); err == nil {             // it may see the reset before
+		defer c.Close()
+	}
+	target, err := d.target.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	if err := <-d.refused; !errors.Is(err, io.ErrShortWrite) {
+		t.Error(err)
+	}
+	if _, err := io.Copy(io.Discard, target); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("it sees %v", err)
+	}
+}
+
 func TestAClientOfWhomTheLoopIsNotToldIsGivenBack(t *testing.T) {
 	group, l, target := New(Config{Loops: 1}), listen(t), listen(t)
 	told := make(chan error, 2)
@@ -400,7 +447,7 @@ func TestAClientOfWhomTheLoopIsNotToldIsGivenBack(t *testing.T) {
 		if err := p.add(c.fd, 1); err != nil { // so that it is there already
 			told <- err
 		}
-		c.Connect(relay.AddrPort(target.Addr()), time.Hour, func(_ *Conn, err error) {
+		c.Connect(relay.AddrPort(target.Addr()), time.Hour, nil, func(_ *Conn, err error) {
 			told <- err
 			p.remove(c.fd)
 			tcp, err := c.Detach()

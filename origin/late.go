@@ -1,4 +1,4 @@
-package accelerator
+package origin
 
 import (
 	"net/netip"
@@ -8,13 +8,13 @@ import (
 )
 
 const (
-	// lateFor is how long an endpoint that did not take a flow at once is left to those that may wait.
+	// lateFor is how long a target that did not take a flow at once is left to those that may wait.
 	lateFor = time.Minute
-	// maxLate bounds the endpoints that are known to be late; of more, each flow finds it out.
+	// maxLate bounds the targets that are known to be late; of more, each flow finds it out.
 	maxLate = 1024
 )
 
-// late are endpoints that were asked by a loop and were late: far away, or overloaded. Each flow to them would be asked twice, and wait in vain before.
+// late are targets that were asked by a loop and were late: far away, or overloaded. Each flow to them would be asked twice, and wait in vain before.
 type late struct {
 	some  atomic.Bool
 	mu    sync.Mutex

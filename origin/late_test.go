@@ -1,4 +1,4 @@
-package accelerator
+package origin
 
 import (
 	"net/netip"
