@@ -18,6 +18,7 @@ type Conn struct {
 	flow   *Flow
 	at     side
 	remote netip.AddrPort
+	room   bool // the system is to tell when it can be written to; of most it need not, for there is room. It is the loop's alone
 
 	mu      sync.Mutex
 	fd      int          // -1: there is none any more. It is changed by the loop only, which reads it without the lock

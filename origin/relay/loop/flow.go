@@ -77,11 +77,22 @@ func (c *Conn) Connect(to netip.AddrPort, within time.Duration, first []byte, ta
 	far.remote = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
 	far.fd = fd
 	f.state, f.taken, f.first, f.due = connecting, taken, first, time.Now().Add(within)
+	if isConnected(fd) { // as one of this machine is mostly
+		f.standsAtOnce()
+		return
+	}
+	far.room = true // which it has once it stands
 	if err := f.loop.watch(far); err != nil {
 		f.calledOff(err)
 		return
 	}
 	f.loop.connecting = append(f.loop.connecting, f)
+}
+
+func (f *Flow) standsAtOnce() {
+	defer f.recovered() // as if the system had told of it
+	f.machine.told(target, false, true, false)
+	f.settle(false)
 }
 
 // late ends connecting whose time is up, unless it has come to something of which the loop was not told yet: so a loop that was held up blames no target for that.
@@ -100,8 +111,10 @@ func (f *Flow) settle(hasty bool) {
 	if err == nil && len(f.first) > 0 {
 		err = f.introduce()
 	}
-	if err == nil {
-		err = f.loop.watch(&f.ends[client]) // before it is said to be taken, and counted
+	for i := range f.ends { // before it is said to be taken, and counted
+		if c := &f.ends[i]; err == nil && !f.loop.watches(c) {
+			err = f.loop.watch(c)
+		}
 	}
 	if err != nil {
 		f.calledOff(err)
@@ -115,7 +128,7 @@ func (f *Flow) settle(hasty bool) {
 
 // introduce tells the target what it is to be told first, for which there is room.
 func (f *Flow) introduce() error {
-	n, err := writeSocket(f.ends[target].fd, f.first)
+	n, err := writeSocket(f.ends[target].fd, f.first, false)
 	if err == nil && n < len(f.first) {
 		err = io.ErrShortWrite
 	}
@@ -240,7 +253,7 @@ func (f *Flow) read(from side, b []byte) (int, error) { return readSocket(f.ends
 const smallPiece = 536
 
 // write writes to an end. The client's socket has it of the one that accepted that nothing waits for more to be sent.
-func (f *Flow) write(to side, b []byte) (int, error) {
+func (f *Flow) write(to side, b []byte, more bool) (n int, err error) {
 	fd := f.ends[to].fd
 	if to == target && !f.prompt {
 		if !f.small && len(b) <= smallPiece {
@@ -250,7 +263,10 @@ func (f *Flow) write(to side, b []byte) (int, error) {
 			noDelay(fd)
 		}
 	}
-	return writeSocket(fd, b)
+	if n, err = writeSocket(fd, b, more); err == nil && n < len(b) {
+		err = f.loop.watchRoom(&f.ends[to])
+	}
+	return n, err
 }
 
 func (f *Flow) end(to side) error { return endSocket(f.ends[to].fd) }

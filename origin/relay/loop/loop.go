@@ -322,11 +322,25 @@ func (l *loop) watch(c *Conn) error {
 		return net.ErrClosed
 	}
 	number := l.next()
-	if err := l.poller.add(c.fd, number); err != nil {
+	if err := l.poller.add(c.fd, number, c.room); err != nil {
 		return err
 	}
 	l.know(c.fd, source{number: number, conn: c})
 	return nil
+}
+
+// watchRoom has the system also tell when a connection can be written to that could not be just now.
+func (l *loop) watchRoom(c *Conn) error {
+	if c.room {
+		return nil
+	}
+	c.room = true
+	return l.poller.change(c.fd, l.known[c.fd].number, true)
+}
+
+// watches says whether the system tells of a connection.
+func (l *loop) watches(c *Conn) bool {
+	return c.fd >= 0 && c.fd < len(l.known) && l.known[c.fd].conn == c
 }
 
 // next is a number that no source has.
@@ -347,11 +361,10 @@ func (l *loop) know(fd int, s source) {
 
 // forget has nothing be done any more about what the system tells of a connection. It says whether it would tell something.
 func (l *loop) forget(c *Conn) (watched bool) {
-	if fd := c.fd; fd >= 0 && fd < len(l.known) && l.known[fd].conn == c {
-		l.known[fd] = source{}
-		return true
+	if watched = l.watches(c); watched {
+		l.known[c.fd] = source{}
 	}
-	return false
+	return watched
 }
 
 // listen begins to accept of a listener, or tries again later.

@@ -444,7 +444,7 @@ func TestAClientOfWhomTheLoopIsNotToldIsGivenBack(t *testing.T) {
 	told := make(chan error, 2)
 	s, ok := group.Listen(l, func(c *Conn) {
 		p := c.flow.loop.poller
-		if err := p.add(c.fd, 1); err != nil { // so that it is there already
+		if err := p.add(c.fd, 1, false); err != nil { // so that it is there already
 			told <- err
 		}
 		c.Connect(relay.AddrPort(target.Addr()), time.Hour, nil, func(_ *Conn, err error) {

@@ -19,8 +19,8 @@ const (
 type sockets interface {
 	// read reads what is there: errAgain says that nothing is, io.EOF that nothing will be.
 	read(from side, b []byte) (int, error)
-	// write writes as much as there is room for.
-	write(to side, b []byte) (int, error)
+	// write writes as much as there is room for; more says that the end of it, or of all, follows at once.
+	write(to side, b []byte, more bool) (int, error)
 	// end tells an end that nothing more comes.
 	end(to side) error
 }
@@ -104,7 +104,7 @@ func (m *machine) carry(s sockets, from side, room []byte) (outcome, side, error
 			if !dst.writable {
 				return waits, 0, nil
 			}
-			n, err := s.write(to, dst.rest)
+			n, err := s.write(to, dst.rest, false)
 			sent.Add(int64(n))
 			if err != nil {
 				return broken, to, err
@@ -126,33 +126,53 @@ func (m *machine) carry(s sockets, from side, room []byte) (outcome, side, error
 		case err == errAgain:
 			src.readable = false
 			return waits, 0, nil
-		case err == io.EOF && dst.over:
-			src.over = true
-			return whole, 0, nil // the kernel tells the other end as both are closed, which is about to be
 		case err == io.EOF:
-			src.over = true
-			if err := s.end(to); err != nil {
-				return broken, to, err
-			}
-			return waits, 0, nil
+			return m.ended(s, from)
 		case err != nil:
 			return broken, from, err
 		}
-		if n < len(room) && !src.hasty {
+		var then error
+		switch {
+		case n == len(room):
+		case src.hasty: // the end may be there already, which travels with the last bytes then
+			var more int
+			more, then = s.read(from, room[n:])
+			n += more
+		default:
 			src.readable = false // what comes from now on the system tells
 		}
-		w, err := s.write(to, room[:n])
+		w, err := s.write(to, room[:n], then == io.EOF)
 		sent.Add(int64(w))
-		if err != nil {
+		switch {
+		case err != nil:
 			return broken, to, err
-		}
-		if w < n {
+		case then != nil && then != errAgain && then != io.EOF:
+			return broken, from, then
+		case w < n: // an end is read again
 			dst.writable = false
 			dst.held = rests.Get().(*[roomSize]byte)
 			dst.rest = dst.held[:copy(dst.held[:], room[w:n])]
+		case then == io.EOF:
+			return m.ended(s, from)
+		case then == errAgain:
+			src.readable = false
+			return waits, 0, nil
 		}
 	}
 	return again, 0, nil
+}
+
+// ended takes note that nothing more comes from an end, whose bytes the other has.
+func (m *machine) ended(s sockets, from side) (outcome, side, error) {
+	to := 1 - from
+	m.ends[from].over = true
+	if m.ends[to].over {
+		return whole, 0, nil // the kernel tells the other end as both are closed, which is about to be
+	}
+	if err := s.end(to); err != nil {
+		return broken, to, err
+	}
+	return waits, 0, nil
 }
 
 // free gives back what held the rest.

@@ -18,9 +18,11 @@ type peer struct {
 	hasEnded bool
 	wasTold  bool // that the machine's side has ended
 	reset    bool
+	then     error // what reading meets behind the bytes
 	room     int
 	short    bool // something was written for which there was no room: it is told when there is
 	got      int  // bytes
+	more     bool // the last of them are on their way only with what follows
 	mark     int  // how much more is read at most in one call, as urgent data makes it; 0: all
 }
 
@@ -48,6 +50,8 @@ func (w *world) read(from side, b []byte) (int, error) {
 	switch {
 	case p.reset:
 		return 0, errReset
+	case len(p.unread) == 0 && p.then != nil:
+		return 0, p.then
 	case len(p.unread) == 0 && p.hasEnded:
 		return 0, io.EOF
 	case len(p.unread) == 0:
@@ -63,7 +67,7 @@ func (w *world) read(from side, b []byte) (int, error) {
 	return n, nil
 }
 
-func (w *world) write(to side, b []byte) (int, error) {
+func (w *world) write(to side, b []byte, more bool) (int, error) {
 	p := &w.peers[to]
 	if p.reset {
 		return 0, errReset
@@ -77,6 +81,7 @@ func (w *world) write(to side, b []byte) (int, error) {
 		w.t.Fatalf("%d came other bytes than were sent", to)
 	}
 	p.got += n
+	p.more = more && n == len(b)
 	p.short = p.short || n < len(b)
 	return n, nil
 }
@@ -89,7 +94,7 @@ func (w *world) end(to side) error {
 	if p.wasTold {
 		w.t.Fatal("an end is told twice")
 	}
-	p.wasTold = true
+	p.wasTold, p.more = true, false
 	return nil
 }
 
@@ -162,6 +167,9 @@ func (w *world) check() {
 		}
 		if (to.wasTold || w.what == whole) && (!from.hasEnded || to.got < from.sent) {
 			w.t.Fatalf("%d heard of an end that was none", at)
+		}
+		if to.more && w.what == waits {
+			w.t.Fatalf("bytes to %d wait for what does not follow", at)
 		}
 		if w.what == waits && !to.reset && !from.reset {
 			if to.got < from.sent && to.room > 0 {
@@ -266,6 +274,57 @@ func TestAFlowOfManyBytesIsHandedOverWithNothingOnItsWay(t *testing.T) {
 		t.Errorf("%d bytes came back", got)
 	}
 	w.machine.release()
+}
+
+// What is there together with the end travels with it, and nothing else waits.
+func TestTheLastBytesTravelWithTheEnd(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		ends, both      bool
+		room, want, got int
+	}{
+		{"an end is there", true, false, 100, 30, 30},
+		{"the other has ended before", true, true, 100, 30, 30},
+		{"the system was hasty", false, false, 100, 30, 30},
+		{"there is no room for all", true, false, 10, 10, 30},
+	} {
+		w := &world{t: t, room: make([]byte, roomSize)}
+		far := &w.peers[target]
+		w.machine.told(client, false, true, false)
+		w.machine.told(target, true, true, true)
+		w.machine.ends[client].over = c.both
+		w.peers[client].room, far.unread, far.hasEnded, far.sent = c.room, pattern[:30], c.ends, 30
+		what, _, _ := w.machine.step(w, w.room)
+		near := &w.peers[client]
+		if near.got != c.want || near.more != c.both || near.wasTold != (c.ends && !c.both && c.room > 30) {
+			t.Errorf("%s: %d came, more %v, told %v", c.name, near.got, near.more, near.wasTold)
+		}
+		if (what == whole) != c.both {
+			t.Errorf("%s: it came to %d", c.name, what)
+		}
+		near.room = 100
+		w.machine.told(client, false, true, false)
+		if c.both {
+			continue
+		}
+		w.machine.step(w, w.room)
+		if near.got != c.got || near.wasTold != c.ends || near.more {
+			t.Errorf("%s: then %d came, more %v, told %v", c.name, near.got, near.more, near.wasTold)
+		}
+	}
+}
+
+// What came before a reset has gone on before that is told.
+func TestBytesBeforeAResetGoOn(t *testing.T) {
+	w := &world{t: t, room: make([]byte, roomSize)}
+	w.machine.told(client, false, true, false)
+	w.machine.told(target, true, true, true)
+	w.peers[client].room = 100
+	w.peers[target].unread, w.peers[target].then = pattern[:30], errReset
+	what, at, err := w.machine.step(w, w.room)
+	if what != broken || at != target || err != errReset || w.peers[client].got != 30 || w.peers[client].more {
+		t.Errorf("it came to %d at %d, %v, after %d bytes", what, at, err, w.peers[client].got)
+	}
 }
 
 func TestAMachineGivesOthersTheirTurn(t *testing.T) {
