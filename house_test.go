@@ -100,6 +100,7 @@ var behind = map[string][]string{
 	"github.com/pires/go-proxyproto":       {"node/front", "cluster/proxy"},
 	"github.com/spf13/cobra":               {"cmd/perigee"},
 	"github.com/osrg/gobgp":                {"edge/anycast"},
+	"github.com/cilium/ebpf":               {"edge/anycast/stray"},
 	"github.com/vishvananda/netlink":       {"testbed/netns"},
 	"github.com/maxmind/mmdbwriter":        {"testbed/bed", "testbed/bench"},
 	"golang.org/x":                         {"..."},

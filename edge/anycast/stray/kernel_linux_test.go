@@ -1,0 +1,371 @@
+package stray
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/perigee-net/perigee/testbed/netns"
+)
+
+// laboratory ends a test that this machine cannot run: as a failure where PERIGEE_LAB=required asks for all of them.
+func laboratory(t *testing.T) {
+	t.Helper()
+	if os.Getenv("PERIGEE_LAB") == "" {
+		t.Skip("make lab runs it")
+	}
+	lack := t.Skip
+	if os.Getenv("PERIGEE_LAB") == "required" {
+		lack = t.Fatal
+	}
+	for _, need := range netns.Missing() {
+		lack(need)
+	}
+}
+
+func ok(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// inside is where the test is run again as a node: its name, its own address, and the other's name and address.
+const inside = "PERIGEE_STRAY"
+
+// The two addresses that both nodes have, and where they listen.
+var anycast = []string{"198.51.100.1", "2001:db8:5::1"}
+
+const port = "7"
+
+// udpWay is a way to the other node of the test.
+type udpWay struct {
+	*net.UDPConn
+	to netip.AddrPort
+}
+
+func (w udpWay) Send(all [][]byte) error {
+	for _, b := range all {
+		if _, err := w.WriteToUDPAddrPort(append([]byte{'>'}, b...), w.to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w udpWay) Close() {}
+
+// TestInside is a node: it echoes by the anycast addresses, and hands over until its standard input ends. By that it is told to say its counters, to take it that it is
+// alone, and to deny that the addresses are its own.
+func TestInside(t *testing.T) {
+	f := strings.Fields(os.Getenv(inside))
+	if len(f) != 4 {
+		t.Skip("the laboratory runs it in a namespace")
+	}
+	for _, a := range anycast {
+		l, err := net.Listen("tcp", net.JoinHostPort(a, port))
+		ok(t, err)
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() { // it says who it is, and then what it hears
+					defer c.Close()
+					fmt.Fprintln(c, f[0])
+					io.Copy(c, struct{ io.Reader }{c})
+				}()
+			}
+		}()
+	}
+	socket, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(f[1])))
+	ok(t, err)
+	to := netip.MustParseAddrPort(f[3])
+	var heard func([][]byte)
+	h, err := Open(Config{Open: func(_ string, receive func([][]byte), _ func(error)) (Way, error) {
+		heard = receive
+		return udpWay{socket, to}, nil
+	}})
+	ok(t, err)
+	go func() {
+		b := make([]byte, 1<<16)
+		for {
+			n, err := socket.Read(b)
+			if err != nil {
+				return
+			}
+			switch all := [][]byte{b[1:n]}; b[0] {
+			case '>':
+				if b[1] == kindHas || b[1] == kindHasNot {
+					heard(all)
+					continue
+				}
+				h.Receive(all, udpWay{socket, to}.Send)
+			}
+		}
+	}()
+	var addresses []netip.Addr
+	for _, a := range anycast {
+		addresses = append(addresses, netip.MustParseAddr(a))
+	}
+	h.Set(addresses, []Owner{{Node: f[2]}}, false)
+	fmt.Println("ready")
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		switch lines.Text() {
+		case "counters":
+			json.NewEncoder(os.Stdout).Encode(h.Counters())
+		case "alone":
+			h.Set(addresses, nil, false)
+			fmt.Println("ready")
+		case "deny":
+			h.Set(nil, []Owner{{Node: f[2]}}, false)
+			fmt.Println("ready")
+		}
+	}
+	h.Close()
+}
+
+// node is such a process.
+type node struct {
+	*testing.T
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func (n *node) line() string {
+	n.Helper()
+	text, err := n.out.ReadString('\n')
+	if err != nil {
+		n.Fatalf("the node says no more: %v", err)
+	}
+	return strings.TrimSpace(text)
+}
+
+func (n *node) counters() (all map[string]uint64) {
+	n.Helper()
+	fmt.Fprintln(n.in, "counters")
+	ok(n.T, json.Unmarshal([]byte(n.line()), &all))
+	return all
+}
+
+// network is a client, a router, and two nodes that have the same addresses: the router leads to one of them.
+type network struct {
+	*testing.T
+	client, router *netns.Namespace
+	nodes          map[string]*node
+}
+
+func newNetwork(t *testing.T) *network {
+	w := &network{T: t, nodes: map[string]*node{}}
+	made := func(what string) *netns.Namespace {
+		name := fmt.Sprintf("stray%d-%s", os.Getpid(), what)
+		n, err := netns.New(name)
+		ok(t, err)
+		t.Cleanup(func() {
+			n.Close()
+			if err := netns.Remove(context.Background(), name); err != nil {
+				t.Error(err)
+			}
+		})
+		return n
+	}
+	w.client, w.router = made("client"), made("router")
+	w.run(w.router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+	for i, name := range []string{"client", "a", "b"} {
+		n := w.client
+		if i > 0 {
+			n = made(name)
+		}
+		ok(t, netns.Veth(n, "net", w.router, name))
+		four, six := fmt.Sprintf("10.9.%d.", i), fmt.Sprintf("fd09:%d::", i)
+		for _, text := range []string{"ip addr add " + four + "1/24 dev " + name, "ip addr add " + six + "1/64 dev " + name + " nodad", "ip link set dev " + name + " up"} {
+			w.run(w.router, text)
+		}
+		for _, text := range []string{"ip link set dev lo up", "ip addr add " + four + "2/24 dev net", "ip addr add " + six + "2/64 dev net nodad", "ip link set dev net up", "ip route add default via " + four + "1", "ip -6 route add default via " + six + "1"} {
+			w.run(n, text)
+		}
+		if i == 0 {
+			continue
+		}
+		for _, a := range anycast {
+			w.run(n, "ip addr add "+a+" dev lo")
+		}
+		other := map[string]string{"a": "b 10.9.2.2:4000", "b": "a 10.9.1.2:4000"}[name]
+		command := n.Command(t.Context(), os.Args[0], "-test.run=^TestInside$")
+		command.Env = append(os.Environ(), inside+"="+name+" "+four+"2:4000 "+other)
+		in, err := command.StdinPipe()
+		ok(t, err)
+		out, err := command.StdoutPipe()
+		ok(t, err)
+		command.Stderr = os.Stderr
+		ok(t, command.Start())
+		t.Cleanup(func() { in.Close(); io.Copy(io.Discard, out); command.Wait() })
+		w.nodes[name] = &node{t, in, bufio.NewReader(out)}
+		if line := w.nodes[name].line(); line != "ready" {
+			t.Fatalf("node %s: %s", name, line)
+		}
+	}
+	return w
+}
+
+func (w *network) run(n *netns.Namespace, text string) {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if out, err := n.Command(ctx, strings.Fields(text)...).CombinedOutput(); err != nil {
+		w.Fatalf("%s: %v: %s", text, err, out)
+	}
+}
+
+// lead leads the anycast addresses to a node.
+func (w *network) lead(to string) {
+	w.Helper()
+	i := map[string]int{"a": 1, "b": 2}[to]
+	w.run(w.router, fmt.Sprintf("ip route replace %s via 10.9.%d.2", anycast[0], i))
+	w.run(w.router, fmt.Sprintf("ip -6 route replace %s via fd09:%d::2", anycast[1], i))
+}
+
+// flow is a connection, and by whom it was taken.
+type flow struct {
+	net.Conn
+	*bufio.Reader
+	by string
+}
+
+func (w *network) dial(address string) flow {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(w.Context(), 5*time.Second)
+	defer cancel()
+	c, err := w.client.Dial(ctx, "tcp", net.JoinHostPort(address, port))
+	ok(w.T, err)
+	w.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(time.Minute))
+	f := flow{c, bufio.NewReader(c), ""}
+	by, err := f.ReadString('\n')
+	ok(w.T, err)
+	f.by = strings.TrimSpace(by)
+	return f
+}
+
+// echo sends bytes and wants them back.
+func (f flow) echo(bytesToSend int) error {
+	sent := make([]byte, bytesToSend)
+	for i := range sent {
+		sent[i] = byte(rand.Uint32())
+	}
+	failed := make(chan error, 1)
+	go func() {
+		_, err := f.Conn.Write(sent)
+		failed <- err
+	}()
+	back := make([]byte, len(sent))
+	if _, err := io.ReadFull(f.Reader, back); err != nil {
+		return err
+	}
+	if sha256.Sum256(sent) != sha256.Sum256(back) {
+		return errors.New("what came back is something else")
+	}
+	return <-failed
+}
+
+// An established flow goes on, to its end, when routing leads its packets to another node, with few bytes and with many; new ones are that node's. What ends the flow arrives,
+// too. When routing leads back to its node, it goes on without the other.
+func TestAFlowOutlivesItsRoute(t *testing.T) {
+	laboratory(t)
+	w := newNetwork(t)
+	for _, address := range anycast {
+		t.Run(address, func(t *testing.T) {
+			w.lead("a")
+			old := w.dial(address)
+			before := w.nodes["b"].counters()
+			if old.by != "a" {
+				t.Fatalf("node %q has it", old.by)
+			}
+			ok(t, old.echo(1000))
+			w.lead("b")
+			from := time.Now()
+			ok(t, old.echo(1))
+			t.Logf("the first byte came back after %v", time.Since(from).Round(10*time.Microsecond))
+			ok(t, old.echo(16<<20))
+			t.Logf("16 MiB there and back in %v", time.Since(from).Round(time.Millisecond))
+			if fresh := w.dial(address); fresh.by != "b" {
+				t.Errorf("node %q has a new flow", fresh.by)
+			} else {
+				ok(t, fresh.echo(1<<20))
+			}
+			w.lead("a")
+			ok(t, old.echo(1<<20))
+			w.lead("b")
+			ok(t, old.echo(1))
+			ok(t, old.Conn.(*net.TCPConn).CloseWrite())
+			if rest, err := io.ReadAll(old.Reader); err != nil || len(rest) > 0 {
+				t.Errorf("it ended with %d bytes, %v", len(rest), err)
+			}
+			after := w.nodes["b"].counters()
+			t.Log(after)
+			if found := after["stray_flows_found_total"] - before["stray_flows_found_total"]; found != 1 {
+				t.Errorf("%d flows were found", found)
+			}
+		})
+	}
+}
+
+// tell has a node do something else.
+func (n *node) tell(what string) {
+	n.Helper()
+	fmt.Fprintln(n.in, what)
+	if line := n.line(); line != "ready" {
+		n.Fatal(line)
+	}
+}
+
+// A flow is reset by the node where its packets arrive, as without all this, if that one knows of no other.
+func TestANodeThatIsAloneResetsWhatItHasNot(t *testing.T) {
+	laboratory(t)
+	w := newNetwork(t)
+	w.nodes["b"].tell("alone")
+	for _, address := range anycast {
+		w.lead("a")
+		f := w.dial(address)
+		w.lead("b")
+		if err := f.echo(1); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	if c := w.nodes["b"].counters(); c["stray_segments_taken_total"] != 0 {
+		t.Error(c)
+	}
+}
+
+// So it is if the others say that they do not have it; and one does for an address that is not its own.
+func TestWhatNobodyHasIsReset(t *testing.T) {
+	laboratory(t)
+	w := newNetwork(t)
+	w.nodes["a"].tell("deny")
+	for _, address := range anycast {
+		w.lead("a")
+		f := w.dial(address)
+		w.lead("b")
+		if err := f.echo(1); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	a, b := w.nodes["a"].counters(), w.nodes["b"].counters()
+	if a["stray_segments_foreign_total"] == 0 || a["stray_segments_injected_total"] != 0 || b["stray_flows_nobody_total"] != 2 || b["stray_segments_answered_total"] == 0 {
+		t.Error(a, b)
+	}
+}

@@ -1,0 +1,194 @@
+package stray
+
+import (
+	"encoding/binary"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+)
+
+// Where the fields are in the kernel's structures (include/uapi/linux/bpf.h), which never change.
+const (
+	skbProtocol = 16 // __sk_buff.protocol, as on the wire
+	sockState   = 72 // bpf_sock.state
+	stateListen = 10 // TCP_LISTEN
+	fromNetwork = 1  // BPF_HDR_START_NET
+	nextProgram = -1 // TCX_NEXT: what else is attached is asked, then the kernel goes on
+)
+
+// The stack of the program, below its frame.
+const (
+	onKey    = -keyBytes // the flow as keyOf writes it: client's address, server's, ports
+	onServer = onKey + 16
+	onPorts  = onKey + 32
+	onHeader = -56 // the beginning of the IP header
+	onFlags  = -60 // of TCP
+	onTuple  = -76 // bpf_sock_tuple of IPv4; that of IPv6 is the key
+	onIndex  = -80
+)
+
+// keyBytes is the length of a flow as a key of the kernel's maps; IPv4 is mapped (RFC 4291, section 2.5.5.2).
+const keyBytes = 36
+
+// keyOf is the flow as the program writes it.
+func keyOf(f Flow) (k [keyBytes]byte) {
+	client, server := f.Client.Addr().As16(), f.Server.Addr().As16()
+	copy(k[0:], client[:])
+	copy(k[16:], server[:])
+	binary.BigEndian.PutUint16(k[32:], f.Client.Port())
+	binary.BigEndian.PutUint16(k[34:], f.Server.Port())
+	return k
+}
+
+// budget is the value of the one entry of the program's map of that name: how many segments of flows that are not known it takes in a window.
+type budget struct {
+	Window uint64 // of 2^30 ns; the newest that there was
+	Taken  uint64 // in it
+	Limit  uint64 // of a window
+	Drop   uint64 // beyond it: 1 drops, that the client sends again; 0 lets pass, that the kernel answers
+}
+
+// The entries of the program's map of counts.
+const (
+	countTaken = iota // sent to the device
+	countOver         // beyond the budget
+	counts
+)
+
+// shared is what the programs know and say.
+type shared struct {
+	Addresses *ebpf.Map // [16]byte: those whose segments are looked at
+	Flows     *ebpf.Map // [keyBytes]byte: those that are known to be another node's, for which there is no budget
+	Budget    *ebpf.Map // one budget
+	Counts    *ebpf.Map // uint64
+}
+
+// hostWord is four bytes as they stand, as a number that the machine stores so.
+func hostWord(b ...byte) int64 { return int64(int32(binary.NativeEndian.Uint32(b))) }
+
+// hostHalf is the same of two.
+func hostHalf(b ...byte) int32 { return int32(binary.NativeEndian.Uint16(b)) }
+
+// look is what both programs begin with: a jump to no unless the packet is a whole TCP segment without SYN, to one of the addresses (nil: to any); to is where there is
+// a socket that has the flow, and what follows is for where there is none, or only one that listens. The flow's key is at onKey, and the packet in R6, then.
+//
+// SYN goes by: new flows are this node's. So does the acknowledgement that ends a handshake, for which there is a request. Where the listener has sent cookies there is
+// none, and nobody can tell it from a stray: whoever looks for its flow elsewhere hands it back to the kernel.
+func look(addresses *ebpf.Map, no, to string) asm.Instructions {
+	load := func(at asm.Instruction, stack, bytes int32) asm.Instructions {
+		return asm.Instructions{
+			asm.Mov.Reg(asm.R1, asm.R6), at,
+			asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, stack),
+			asm.Mov.Imm(asm.R4, bytes), asm.Mov.Imm(asm.R5, fromNetwork),
+			asm.FnSkbLoadBytesRelative.Call(),
+			asm.JNE.Imm(asm.R0, 0, no),
+		}
+	}
+	at := func(n int32) asm.Instruction { return asm.Mov.Imm(asm.R2, n) }
+	mapped := func(stack int16) asm.Instructions {
+		return asm.Instructions{
+			asm.StoreImm(asm.RFP, stack, 0, asm.Word), asm.StoreImm(asm.RFP, stack+4, 0, asm.Word),
+			asm.StoreImm(asm.RFP, stack+8, hostWord(0, 0, 0xff, 0xff), asm.Word),
+		}
+	}
+	var p asm.Instructions
+	add := func(more ...asm.Instruction) { p = append(p, more...) }
+
+	add(asm.Mov.Reg(asm.R6, asm.R1), asm.LoadMem(asm.R2, asm.R6, skbProtocol, asm.Word),
+		asm.JEq.Imm(asm.R2, hostHalf(0x08, 0x00), "v4"),
+		asm.JEq.Imm(asm.R2, hostHalf(0x86, 0xdd), "v6"),
+		asm.Ja.Label(no))
+
+	// IPv4: no fragment, and R8 is where TCP begins.
+	add(labelled("v4", load(at(0), onHeader, 12))...)
+	add(asm.LoadMem(asm.R1, asm.RFP, onHeader+9, asm.Byte), asm.JNE.Imm(asm.R1, protocolTCP, no),
+		asm.LoadMem(asm.R1, asm.RFP, onHeader+6, asm.Half), asm.And.Imm(asm.R1, hostHalf(0x3f, 0xff)), asm.JNE.Imm(asm.R1, 0, no),
+		asm.LoadMem(asm.R8, asm.RFP, onHeader, asm.Byte), asm.And.Imm(asm.R8, 0x0f), asm.LSh.Imm(asm.R8, 2))
+	add(mapped(onKey)...)
+	add(mapped(onServer)...)
+	add(load(at(12), onKey+12, 4)...)
+	add(load(at(16), onServer+12, 4)...)
+	add(asm.Mov.Imm(asm.R9, 4), asm.Ja.Label("both"))
+
+	// IPv6: TCP is right behind the header, or it is left alone.
+	add(labelled("v6", load(at(0), onHeader, 8))...)
+	add(asm.LoadMem(asm.R1, asm.RFP, onHeader+6, asm.Byte), asm.JNE.Imm(asm.R1, protocolTCP, no))
+	add(load(at(8), onKey, 32)...)
+	add(asm.Mov.Imm(asm.R8, 40), asm.Mov.Imm(asm.R9, 6))
+
+	var both asm.Instructions
+	if addresses != nil {
+		both = append(both, asm.LoadMapPtr(asm.R1, addresses.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onServer),
+			asm.FnMapLookupElem.Call(), asm.JEq.Imm(asm.R0, 0, no))
+	}
+	both = append(both, load(asm.Mov.Reg(asm.R2, asm.R8), onPorts, 4)...)
+	both = append(both, asm.Add.Imm(asm.R8, 13))
+	both = append(both, load(asm.Mov.Reg(asm.R2, asm.R8), onFlags, 1)...)
+	add(labelled("both", both)...)
+	add(asm.LoadMem(asm.R1, asm.RFP, onFlags, asm.Byte), asm.And.Imm(asm.R1, flagSYN), asm.JNE.Imm(asm.R1, 0, no),
+		asm.JEq.Imm(asm.R9, 6, "tuple6"))
+	for i, from := range []int16{onKey + 12, onServer + 12, onPorts} {
+		add(asm.LoadMem(asm.R1, asm.RFP, from, asm.Word), asm.StoreMem(asm.RFP, onTuple+int16(4*i), asm.R1, asm.Word))
+	}
+	add(asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onTuple), asm.Mov.Imm(asm.R3, 12), asm.Ja.Label("lookup"),
+		asm.Mov.Reg(asm.R2, asm.RFP).WithSymbol("tuple6"), asm.Add.Imm(asm.R2, onKey), asm.Mov.Imm(asm.R3, 36),
+		asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("lookup"), asm.Mov.Imm(asm.R4, -1), asm.Mov.Imm(asm.R5, 0), // of the device's namespace
+		asm.FnSkcLookupTcp.Call(),
+		asm.JEq.Imm(asm.R0, 0, "none"),
+		asm.LoadMem(asm.R7, asm.R0, sockState, asm.Word),
+		asm.Mov.Reg(asm.R1, asm.R0), asm.FnSkRelease.Call(),
+		asm.JNE.Imm(asm.R7, stateListen, to))
+	return p
+}
+
+func labelled(label string, p asm.Instructions) asm.Instructions {
+	p[0] = p[0].WithSymbol(label)
+	return p
+}
+
+// finds is the program that is asked whether a socket of this machine has the flow of a packet: 1 or 0.
+func finds() *ebpf.ProgramSpec {
+	p := look(nil, "no", "yes")
+	p = append(p,
+		asm.Mov.Imm(asm.R0, 0).WithSymbol("none"), asm.Return(),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol("no"), asm.Return(),
+		asm.Mov.Imm(asm.R0, 1).WithSymbol("yes"), asm.Return())
+	return &ebpf.ProgramSpec{Name: "stray_finds", Type: ebpf.SchedCLS, Instructions: p, License: "Apache-2.0"}
+}
+
+// takes is the program at the interfaces: it sends strays to the device, within the budget, and lets everything else pass.
+func takes(m shared, device int) *ebpf.ProgramSpec {
+	p := look(m.Addresses, "pass", "pass")
+	count := func(which int64) asm.Instructions {
+		return asm.Instructions{
+			asm.StoreImm(asm.RFP, onIndex, which, asm.Word),
+			asm.LoadMapPtr(asm.R1, m.Counts.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onIndex), asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "pass"),
+			asm.Mov.Imm(asm.R1, 1), asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
+		}
+	}
+	p = append(p,
+		asm.LoadMapPtr(asm.R1, m.Flows.FD()).WithSymbol("none"), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onKey), asm.FnMapLookupElem.Call(),
+		asm.JNE.Imm(asm.R0, 0, "take"),
+
+		// Processors may count beside each other as a window begins: the bound is one of some more, then.
+		asm.StoreImm(asm.RFP, onIndex, 0, asm.Word),
+		asm.LoadMapPtr(asm.R1, m.Budget.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onIndex), asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "pass"),
+		asm.Mov.Reg(asm.R7, asm.R0), asm.FnKtimeGetNs.Call(), asm.RSh.Imm(asm.R0, 30),
+		asm.LoadMem(asm.R1, asm.R7, 0, asm.DWord), asm.JEq.Reg(asm.R0, asm.R1, "counted"),
+		asm.StoreMem(asm.R7, 0, asm.R0, asm.DWord), asm.Mov.Imm(asm.R1, 0), asm.StoreMem(asm.R7, 8, asm.R1, asm.DWord),
+		asm.Mov.Imm(asm.R1, 1).WithSymbol("counted"), asm.Mov.Reg(asm.R2, asm.R7), asm.Add.Imm(asm.R2, 8), asm.StoreXAdd(asm.R2, asm.R1, asm.DWord),
+		asm.LoadMem(asm.R1, asm.R7, 8, asm.DWord), asm.LoadMem(asm.R2, asm.R7, 16, asm.DWord),
+		asm.JLE.Reg(asm.R1, asm.R2, "take"),
+		asm.LoadMem(asm.R9, asm.R7, 24, asm.DWord))
+	p = append(p, count(countOver)...)
+	p = append(p,
+		asm.JEq.Imm(asm.R9, 0, "pass"),
+		asm.Mov.Imm(asm.R0, 2), asm.Return()) // TCX_DROP
+	p = append(p, labelled("take", count(countTaken))...)
+	p = append(p,
+		asm.Mov.Imm(asm.R1, int32(device)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirect.Call(), asm.Return(),
+		asm.Mov.Imm(asm.R0, nextProgram).WithSymbol("pass"), asm.Return())
+	return &ebpf.ProgramSpec{Name: "stray_takes", Type: ebpf.SchedCLS, AttachType: ebpf.AttachTCXIngress, Instructions: p, License: "Apache-2.0"}
+}

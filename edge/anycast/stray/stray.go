@@ -1,0 +1,488 @@
+// Package stray keeps established TCP flows alive when routing leads their packets to another node than the one that has them: a POP is drained or comes back, a node
+// joins or leaves others that share an address by equal-cost paths, a route far away changes. Routers know no flows, and the kernel of a node that is sent a segment
+// of a connection that it does not have answers with a reset.
+//
+// Here such a segment is taken from the kernel before that, and the other nodes that announce the address are asked whose flow it is, with the segment. The one whose
+// kernel has the socket takes it as if it had come by its network, and says so; what follows goes there at once. Its answers go to the client directly, from the
+// address that the client knows. Who has nothing new to do with it is the client. If nobody has the flow the segment goes back to the kernel, which answers as it would have.
+//
+// It carries segments of TCP that are not the first of their flow, and nothing else: no SYN, so new flows are the node's that routing leads to; no UDP, whose flows begin anew
+// where they arrive; no fragments, no IPv6 extension headers, and no ICMP: what a router far away says of a packet's size goes where routing leads it.
+//
+// It is best effort, and fails to what was before it: where the machine lacks what it needs, where nobody else is alive, beyond its bounds, and at once when the process
+// dies. What strangers send costs a bounded amount: in the kernel a budget of segments of unknown flows, here the flows that are asked for at a time. Only another node of the
+// cluster can have a segment taken, for an address of this node's own, of a flow that its kernel has.
+//
+// It stands by itself: it is given a kernel, a way to other nodes, and who they are; segment.go, table.go, message.go and owners.go are pure.
+package stray
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxSegment is the most that a segment has that goes to another node, in bytes with its headers: with what goes before it, it fits in a frame of the backbone on any
+	// path. A larger one is cut.
+	maxSegment = 1100
+	// maxPacket is the most that the kernel hands over.
+	maxPacket = 1 << 16
+	// deafFor is for how long a node is not asked that knows nothing of all this, as earlier releases do.
+	deafFor = time.Minute
+	// settleFor is how long after somebody came, went, was drained or undrained many flows may have moved: what is beyond the budget is dropped then, for clients send it
+	// again. At other times the kernel answers it, as it answers what comes for flows that have ended.
+	settleFor = 2 * time.Minute
+)
+
+// Way is a way to another node: datagrams, which arrive once or not at all.
+type Way interface {
+	// Send waits for nothing, and has taken over none of the slices when it returns.
+	Send(all [][]byte) error
+	Close()
+}
+
+// Config is what a Hand is given.
+type Config struct {
+	// Open opens the way to a node. What that one answers is handed to receive, whose it is until that returns; end hears that it takes none.
+	Open func(node string, receive func(all [][]byte), end func(err error)) (Way, error)
+	Log  *slog.Logger // nil: none
+
+	kernel kernelDoor // of tests; nil: this machine's
+}
+
+// kernelDoor is what kernel does; its methods may be called at once.
+type kernelDoor interface {
+	watch(addresses []netip.Addr) error
+	limit(drop bool) error
+	attach() error
+	read(b []byte) (int, error)
+	inject(s segment) error
+	has(f Flow) bool
+	know(f Flow, known bool)
+	taken() (taken, over uint64)
+	close()
+}
+
+// Hand hands over segments of other nodes' flows, and takes those of its own. All its methods may be called at once.
+type Hand struct {
+	config Config
+	kernel kernelDoor
+	count  struct {
+		malformed, handed, dropped, answered atomic.Uint64
+		asked, found, nobody                 atomic.Uint64
+		injected, refused, uninjected        atomic.Uint64
+		messagesMalformed, foreign           atomic.Uint64
+	}
+
+	mu        sync.Mutex // guards what follows; nothing is sent or asked of the kernel while it is held
+	table     *table
+	own       own
+	addresses map[netip.Addr]bool
+	peers     []Owner
+	away      bool
+	settled   time.Time // when things have settled
+	deaf      map[string]time.Time
+	ways      map[string]Way
+	closed    bool
+
+	setting sync.Mutex // orders Set
+	told    struct {
+		addresses []netip.Addr
+		drop      bool
+		failed    string
+	}
+
+	end   context.CancelFunc
+	ended sync.WaitGroup
+}
+
+// Open begins to look at what comes, for no address yet. It fails where the machine lacks what that needs: the error says what.
+func Open(c Config) (*Hand, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.kernel == nil {
+		k, err := openKernel()
+		if err != nil {
+			return nil, err
+		}
+		c.kernel = k
+	}
+	ctx, end := context.WithCancel(context.Background())
+	h := &Hand{config: c, kernel: c.kernel, table: newTable(), addresses: map[netip.Addr]bool{}, deaf: map[string]time.Time{}, ways: map[string]Way{}, end: end}
+	h.ended.Go(h.take)
+	h.ended.Go(func() { h.sweep(ctx) })
+	return h, nil
+}
+
+// Close ends it: the kernel answers from then on.
+func (h *Hand) Close() {
+	h.end()
+	h.kernel.close()
+	h.mu.Lock()
+	h.closed = true
+	ways := slices.Collect(maps.Values(h.ways))
+	clear(h.ways)
+	h.mu.Unlock()
+	for _, w := range ways {
+		w.Close()
+	}
+	h.ended.Wait()
+}
+
+// Set says which addresses this node announces, or did and may have flows of, who else may have flows of them, and whether this node is itself drained or leaves.
+// Where there is nobody else nothing is looked at.
+func (h *Hand) Set(addresses []netip.Addr, owners []Owner, away bool) {
+	h.setting.Lock()
+	defer h.setting.Unlock()
+	addresses = slices.Clone(addresses)
+	for i, a := range addresses {
+		addresses[i] = a.Unmap().WithZone("")
+	}
+	slices.SortFunc(addresses, netip.Addr.Compare)
+	addresses = slices.Compact(addresses)
+	now := time.Now()
+
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return
+	}
+	if turned(h.peers, owners) || away != h.away {
+		h.settled = now.Add(settleFor)
+	}
+	var todo []verdict
+	var over []Way
+	for _, was := range h.peers {
+		if !slices.ContainsFunc(owners, func(o Owner) bool { return o.Node == was.Node }) {
+			todo = append(todo, h.table.gone(now, was.Node)...)
+			if w := h.ways[was.Node]; w != nil {
+				over = append(over, w)
+				delete(h.ways, was.Node)
+			}
+			delete(h.deaf, was.Node)
+		}
+	}
+	h.peers, h.away = slices.Clone(owners), away
+	clear(h.addresses)
+	for _, a := range addresses {
+		h.addresses[a] = true
+	}
+	drop := now.Before(h.settled) || away || slices.ContainsFunc(owners, func(o Owner) bool { return o.Away })
+	h.mu.Unlock()
+
+	for _, w := range over {
+		w.Close()
+	}
+	for _, v := range todo {
+		h.do(v)
+	}
+	if len(owners) == 0 {
+		addresses = nil
+	}
+	if !slices.Equal(addresses, h.told.addresses) {
+		h.report(h.kernel.watch(addresses))
+		h.told.addresses = addresses
+	}
+	if drop != h.told.drop {
+		h.report(h.kernel.limit(drop))
+		h.told.drop = drop
+	}
+}
+
+// report logs what the kernel does not do, once.
+func (h *Hand) report(err error) {
+	if err != nil && err.Error() != h.told.failed {
+		h.told.failed = err.Error()
+		h.config.Log.Warn("segments of other nodes' flows are not handed over as they should", "error", err)
+	}
+}
+
+// take reads what the kernel hands over, until it is closed.
+func (h *Hand) take() {
+	b := make([]byte, maxPacket)
+	for {
+		n, err := h.kernel.read(b)
+		if err != nil {
+			return // it is closed: a device of one's own does not fail otherwise
+		}
+		s, err := parse(b[:n])
+		if err != nil {
+			h.count.malformed.Add(1)
+			continue
+		}
+		now := time.Now()
+		h.mu.Lock()
+		v := h.table.segments(now, s.flow, s.cut(maxSegment), h.whom(now))
+		h.mu.Unlock()
+		if v.do == ask {
+			h.count.asked.Add(1)
+		}
+		h.do(v)
+	}
+}
+
+// whom says who is asked for flows now. h.mu is held.
+func (h *Hand) whom(now time.Time) []string {
+	nodes := make([]string, 0, len(h.peers))
+	for _, o := range h.peers {
+		if until, is := h.deaf[o.Node]; is && now.Before(until) {
+			continue
+		}
+		nodes = append(nodes, o.Node)
+	}
+	return nodes
+}
+
+// do does what was found, and counts it.
+func (h *Hand) do(v verdict) {
+	if v.learnt || v.forgot {
+		h.kernel.know(v.flow, v.learnt)
+	}
+	switch v.do {
+	case drop:
+		h.count.dropped.Add(uint64(len(v.all)))
+	case local:
+		h.count.answered.Add(uint64(len(v.all)))
+		for _, b := range v.all {
+			h.inject(b)
+		}
+	case carry:
+		if err := h.send(v.to[0], kindCarry, v.all); err != nil {
+			h.count.dropped.Add(uint64(len(v.all)))
+			return
+		}
+		h.count.handed.Add(uint64(len(v.all)))
+	case ask:
+		for _, node := range v.to {
+			if h.send(node, kindAsk, v.all[:1]) == nil {
+				continue
+			}
+			h.mu.Lock()
+			after := h.table.unanswered(time.Now(), node, v.flow)
+			h.mu.Unlock()
+			h.settle(after)
+		}
+	}
+}
+
+// settle does what follows from an answer, or from that there is none.
+func (h *Hand) settle(v verdict) {
+	if v.do == local {
+		h.count.nobody.Add(1)
+	}
+	h.do(v)
+}
+
+// inject has the kernel of this machine take a packet.
+func (h *Hand) inject(b []byte) {
+	s, err := parse(b)
+	if err == nil {
+		err = h.kernel.inject(s)
+	}
+	if err != nil {
+		h.count.uninjected.Add(1)
+	}
+}
+
+// send sends packets to a node.
+func (h *Hand) send(node string, kind byte, all [][]byte) error {
+	if len(all) == 0 {
+		return nil
+	}
+	w, err := h.way(node)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, b := range all {
+		n += 1 + len(b)
+	}
+	buffer, messages := make([]byte, 0, n), make([][]byte, 0, len(all))
+	for _, b := range all {
+		at := len(buffer)
+		buffer = append(append(buffer, kind), b...)
+		messages = append(messages, buffer[at:])
+	}
+	if err = w.Send(messages); errors.Is(err, net.ErrClosed) {
+		h.mu.Lock()
+		if h.ways[node] == w {
+			delete(h.ways, node)
+		}
+		h.mu.Unlock()
+	}
+	return err
+}
+
+func (h *Hand) way(node string) (Way, error) {
+	h.mu.Lock()
+	w, closed := h.ways[node], h.closed
+	known := slices.ContainsFunc(h.peers, func(o Owner) bool { return o.Node == node })
+	h.mu.Unlock()
+	if w != nil {
+		return w, nil
+	}
+	if closed || !known {
+		return nil, net.ErrClosed
+	}
+	w, err := h.config.Open(node, func(all [][]byte) { h.hear(node, all) }, func(err error) { h.refused(node, err) })
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if other := h.ways[node]; other != nil || h.closed {
+		defer w.Close()
+		if other == nil {
+			return nil, net.ErrClosed
+		}
+		return other, nil
+	}
+	h.ways[node] = w
+	return w, nil
+}
+
+// hear takes a node's answers.
+func (h *Hand) hear(node string, all [][]byte) {
+	for _, b := range all {
+		f, has, err := readAnswer(b)
+		if err != nil {
+			h.count.messagesMalformed.Add(1)
+			continue
+		}
+		h.mu.Lock()
+		v := h.table.answered(time.Now(), node, f, has)
+		h.mu.Unlock()
+		if v.do == carry {
+			h.count.found.Add(1)
+			h.count.handed.Add(1) // with which it was asked
+		}
+		h.settle(v)
+	}
+}
+
+// refused hears that a node takes no segments.
+func (h *Hand) refused(node string, _ error) {
+	now := time.Now()
+	h.mu.Lock()
+	h.deaf[node] = now.Add(deafFor)
+	delete(h.ways, node)
+	all := h.table.gone(now, node)
+	h.mu.Unlock()
+	for _, v := range all {
+		h.settle(v)
+	}
+}
+
+// Receive takes what another node, a member of the cluster, hands over; back sends the answers. It waits for nothing.
+func (h *Hand) Receive(all [][]byte, back func(all [][]byte) error) {
+	var answers [][]byte
+	for _, b := range all {
+		if len(b) < 1 || b[0] != kindAsk && b[0] != kindCarry {
+			h.count.messagesMalformed.Add(1)
+			continue
+		}
+		s, err := parse(b[1:])
+		if err != nil {
+			h.count.messagesMalformed.Add(1)
+			continue
+		}
+		asked := b[0] == kindAsk
+		now := time.Now()
+		h.mu.Lock()
+		ours, is := h.addresses[s.flow.Server.Addr()], h.own.has(now, s.flow)
+		h.mu.Unlock()
+		switch {
+		case !ours:
+			h.count.foreign.Add(1)
+			is = false
+		case !is || asked: // one that has ended is not this node's, if anybody asks
+			is = h.kernel.has(s.flow)
+			h.mu.Lock()
+			if is {
+				h.own.add(now, s.flow)
+			} else {
+				h.own.remove(s.flow)
+			}
+			h.mu.Unlock()
+		}
+		if !is {
+			h.count.refused.Add(1)
+		} else if h.kernel.inject(s) != nil {
+			h.count.uninjected.Add(1)
+		} else {
+			h.count.injected.Add(1)
+		}
+		if asked || !is {
+			answers = append(answers, appendAnswer(nil, s.flow, is))
+		}
+	}
+	if len(answers) > 0 {
+		_ = back(answers) // it asks again, or at the next segment
+	}
+}
+
+// sweep does what is due, again and again.
+func (h *Hand) sweep(ctx context.Context) {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	looked := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			h.mu.Lock()
+			all := h.table.sweep(now)
+			h.own.sweep(now)
+			h.mu.Unlock()
+			for _, v := range all {
+				h.settle(v)
+			}
+			if now.Sub(looked) >= sweepKnown { // for interfaces that have come
+				looked = now
+				err := h.kernel.attach()
+				h.setting.Lock()
+				h.report(err)
+				h.setting.Unlock()
+			}
+		}
+	}
+}
+
+// Counters are what was done since Open, and how many flows of others are known now.
+func (h *Hand) Counters() map[string]uint64 {
+	if h == nil {
+		return nil
+	}
+	taken, over := h.kernel.taken()
+	h.mu.Lock()
+	flows, asking := len(h.table.known), len(h.table.asking)
+	h.mu.Unlock()
+	return map[string]uint64{
+		"stray_segments_taken_total":      taken,
+		"stray_segments_over_total":       over,
+		"stray_segments_malformed_total":  h.count.malformed.Load(),
+		"stray_segments_handed_total":     h.count.handed.Load(),
+		"stray_segments_dropped_total":    h.count.dropped.Load(),
+		"stray_segments_answered_total":   h.count.answered.Load(),
+		"stray_segments_injected_total":   h.count.injected.Load(),
+		"stray_segments_refused_total":    h.count.refused.Load(),
+		"stray_segments_foreign_total":    h.count.foreign.Load(),
+		"stray_segments_uninjected_total": h.count.uninjected.Load(),
+		"stray_flows_asked_total":         h.count.asked.Load(),
+		"stray_flows_found_total":         h.count.found.Load(),
+		"stray_flows_nobody_total":        h.count.nobody.Load(),
+		"stray_messages_malformed_total":  h.count.messagesMalformed.Load(),
+		"stray_flows":                     uint64(flows),
+		"stray_flows_asking":              uint64(asking),
+	}
+}

@@ -1,0 +1,441 @@
+package stray
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/perigee-net/perigee/cluster/view"
+)
+
+// machine is a kernel of a test: strays are given to it, and it has the flows that it is told.
+type machine struct {
+	strays chan []byte
+
+	mu       sync.Mutex
+	flows    map[Flow]bool
+	known    map[Flow]bool
+	injected [][]byte
+	watched  []netip.Addr
+	drop     bool
+	closed   bool
+}
+
+func newMachine() *machine {
+	return &machine{strays: make(chan []byte), flows: map[Flow]bool{}, known: map[Flow]bool{}}
+}
+
+func (m *machine) with(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+}
+
+func (m *machine) watch(all []netip.Addr) error { m.with(func() { m.watched = all }); return nil }
+func (m *machine) limit(drop bool) error        { m.with(func() { m.drop = drop }); return nil }
+func (m *machine) attach() error                { return nil }
+func (m *machine) know(f Flow, known bool)      { m.with(func() { m.known[f] = known }) }
+func (m *machine) taken() (uint64, uint64)      { return 0, 0 }
+func (m *machine) has(f Flow) (is bool)         { m.with(func() { is = m.flows[f] }); return is }
+func (m *machine) inject(s segment) error {
+	m.with(func() { m.injected = append(m.injected, bytes.Clone(s.raw[s.data:])) })
+	return nil
+}
+
+func (m *machine) read(b []byte) (int, error) {
+	p, is := <-m.strays
+	if !is {
+		return 0, net.ErrClosed
+	}
+	return copy(b, p), nil
+}
+
+func (m *machine) close() {
+	m.with(func() {
+		if !m.closed {
+			m.closed = true
+			close(m.strays)
+		}
+	})
+}
+
+func (m *machine) open(f Flow) { m.with(func() { m.flows[f] = true }) }
+func (m *machine) end(f Flow)  { m.with(func() { delete(m.flows, f) }) }
+
+// knows says whether a flow is known as another's.
+func (m *machine) knows(f Flow) (is bool) { m.with(func() { is = m.known[f] }); return is }
+
+// got takes what was injected.
+func (m *machine) got() (text string) {
+	synctest.Wait()
+	m.with(func() {
+		text = fmt.Sprintf("%s", m.injected)
+		m.injected = nil
+	})
+	return text
+}
+
+// hands are nodes that share addresses, with ways of 10 ms between them.
+type hands struct {
+	*testing.T
+	machines map[string]*machine
+	all      map[string]*Hand
+
+	mu    sync.Mutex
+	lost  int             // of what is sent next
+	down  map[string]bool // nodes that cannot be reached
+	old   map[string]bool // those that know nothing of it
+	asked []string        // nodes to which something was sent
+}
+
+type handWay struct {
+	h        *hands
+	from, to string
+	receive  func([][]byte)
+	end      func(error)
+}
+
+func (w handWay) Send(all [][]byte) error {
+	w.h.mu.Lock()
+	defer w.h.mu.Unlock()
+	w.h.asked = append(w.h.asked, w.to)
+	copied := make([][]byte, len(all))
+	for i, b := range all {
+		copied[i] = bytes.Clone(b)
+	}
+	switch {
+	case w.h.down[w.to]:
+		return errors.New("link is down")
+	case w.h.lost > 0:
+		w.h.lost--
+		return nil
+	case w.h.old[w.to]:
+		time.AfterFunc(20*time.Millisecond, func() { w.end(errors.New("no service")) })
+		return nil
+	}
+	time.AfterFunc(10*time.Millisecond, func() {
+		w.h.mu.Lock()
+		to := w.h.all[w.to]
+		w.h.mu.Unlock()
+		to.Receive(copied, func(answers [][]byte) error {
+			time.AfterFunc(10*time.Millisecond, func() { w.receive(answers) })
+			return nil
+		})
+	})
+	return nil
+}
+
+func (w handWay) Close() {}
+
+var announced = []netip.Addr{flow4.Server.Addr(), flow6.Server.Addr()}
+
+func newHands(t *testing.T, names ...string) *hands {
+	h := &hands{T: t, machines: map[string]*machine{}, all: map[string]*Hand{}, down: map[string]bool{}, old: map[string]bool{}}
+	for _, name := range names {
+		h.machines[name] = newMachine()
+		hand, err := Open(Config{kernel: h.machines[name], Open: func(node string, receive func([][]byte), end func(error)) (Way, error) {
+			return handWay{h, name, node, receive, end}, nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.all[name] = hand
+	}
+	for name, hand := range h.all {
+		hand.Set(announced, others(names, name), false)
+	}
+	return h
+}
+
+// is changes the test's network.
+func (h *hands) is(f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f()
+}
+
+// sent says to whom something was sent since it was last asked.
+func (h *hands) sent() (to []string) {
+	synctest.Wait()
+	h.is(func() { to, h.asked = h.asked, nil })
+	return to
+}
+
+func others(names []string, name string) (owners []Owner) {
+	for _, n := range names {
+		if n != name {
+			owners = append(owners, Owner{Node: n})
+		}
+	}
+	return owners
+}
+
+func (h *hands) close() {
+	for _, hand := range h.all {
+		hand.Close()
+	}
+	time.Sleep(time.Second) // what is under way in the test's network
+}
+
+func (h *hands) want(node, injected string) {
+	h.Helper()
+	if got := h.machines[node].got(); got != injected {
+		h.Errorf("%s took %s, want %s", node, got, injected)
+	}
+}
+
+func (h *hands) counter(node, name string, n uint64) {
+	h.Helper()
+	if got := h.all[node].Counters()[name]; got != n {
+		h.Errorf("%s: %s is %d, want %d", node, name, got, n)
+	}
+}
+
+func (h *hands) stray(node string, f Flow, texts ...string) {
+	for i, s := range texts {
+		h.machines[node].strays <- packet(f, flagACK, uint32(i), []byte(s), 0, 0)
+	}
+	synctest.Wait()
+}
+
+func TestSegmentsGoToTheNodeThatHasTheirFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b", "c")
+		defer h.close()
+		for _, f := range []Flow{flow4, flow6} {
+			h.machines["b"].open(f)
+			h.stray("a", f, "1", "2")
+			time.Sleep(50 * time.Millisecond)
+			h.want("b", "[1 2]")
+			h.sent()
+			h.stray("a", f, "3")
+			time.Sleep(50 * time.Millisecond)
+			h.want("b", "[3]")
+			if asked := h.sent(); !slices.Equal(asked, []string{"b"}) || !h.machines["a"].knows(f) {
+				t.Error(asked)
+			}
+		}
+		h.want("a", "[]")
+		h.want("c", "[]")
+		h.counter("a", "stray_segments_handed_total", 6)
+		h.counter("a", "stray_flows_found_total", 2)
+		h.counter("a", "stray_flows", 2)
+		h.counter("b", "stray_segments_injected_total", 6)
+		h.counter("c", "stray_segments_refused_total", 2)
+	})
+}
+
+// One whose flow has ended there goes to its kernel, which says so to the client; and when it is asked it says so to the node.
+func TestWhatHasEndedIsAnsweredWhereItWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		h.machines["b"].open(flow4)
+		h.stray("a", flow4, "1")
+		time.Sleep(50 * time.Millisecond)
+		h.machines["b"].end(flow4)
+		h.stray("a", flow4, "2")
+		time.Sleep(50 * time.Millisecond)
+		h.want("b", "[1 2]")
+		time.Sleep(idleFor + sweepKnown)
+		h.counter("a", "stray_flows", 0)
+		h.stray("a", flow4, "3")
+		time.Sleep(50 * time.Millisecond)
+		h.want("b", "[]")
+		h.want("a", "[3]")
+		h.counter("a", "stray_flows_nobody_total", 1)
+	})
+}
+
+// A node that has forgotten that a flow is its own, as one that began anew, looks among its sockets.
+func TestANodeThatBeganAnewSaysThatItHasNoFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		h.machines["b"].open(flow4)
+		h.stray("a", flow4, "1")
+		time.Sleep(50 * time.Millisecond)
+		h.want("b", "[1]")
+		h.all["b"].Close()
+		h.machines["b"] = newMachine()
+		anew, err := Open(Config{kernel: h.machines["b"]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		anew.Set(announced, others([]string{"a"}, "b"), false)
+		h.is(func() { h.all["b"] = anew })
+		h.stray("a", flow4, "2")
+		time.Sleep(50 * time.Millisecond)
+		h.want("b", "[]")
+		h.stray("a", flow4, "3")
+		time.Sleep(50 * time.Millisecond)
+		h.want("a", "[3]")
+		if h.machines["a"].knows(flow4) {
+			t.Error("the kernel still takes it for the other's")
+		}
+	})
+}
+
+func TestALostQuestionIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		h.machines["b"].open(flow4)
+		h.is(func() { h.lost = 1 })
+		h.stray("a", flow4, "1", "2")
+		time.Sleep(askAgain + sweepEvery + 50*time.Millisecond)
+		h.want("b", "[1 2]")
+	})
+}
+
+// One that cannot be reached may have the flow: the client is not told that it is over, before that node is gone.
+func TestANodeThatCannotBeReachedMayHaveTheFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b", "c")
+		defer h.close()
+		h.is(func() { h.down["b"] = true })
+		h.stray("a", flow4, "1")
+		time.Sleep(2 * time.Second)
+		h.want("a", "[]")
+		h.counter("a", "stray_segments_dropped_total", 1)
+		h.all["a"].Set(announced, []Owner{{Node: "c"}}, false)
+		h.stray("a", flow4, "2")
+		time.Sleep(50 * time.Millisecond)
+		h.want("a", "[2]")
+	})
+}
+
+// An earlier release knows nothing of it: it is not asked for a while.
+func TestANodeThatRefusesIsNotAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		h.is(func() { h.old["b"] = true })
+		h.stray("a", flow4, "1")
+		time.Sleep(50 * time.Millisecond)
+		h.want("a", "[1]")
+		h.sent()
+		h.stray("a", flow6, "2")
+		h.want("a", "[2]")
+		if asked := h.sent(); len(asked) != 0 {
+			t.Error(asked)
+		}
+		time.Sleep(deafFor)
+		h.is(func() { h.old["b"] = false })
+		h.machines["b"].open(flow6)
+		h.stray("a", flow6, "3")
+		time.Sleep(50 * time.Millisecond)
+		h.want("b", "[3]")
+	})
+}
+
+func TestOnlySegmentsOfOnesOwnFlowsAndAddressesAreTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		h.machines["b"].open(flow4)
+		var answers [][]byte
+		tell := func(kind byte, packet []byte) {
+			h.all["b"].Receive([][]byte{append([]byte{kind}, packet...)}, func(all [][]byte) error { answers = append(answers, all...); return nil })
+		}
+		data := func(f Flow) []byte { return packet(f, flagACK, 1, []byte("x"), 0, 0) }
+		tell(kindCarry, data(flow6))                          // no such flow
+		tell(kindCarry, packet(flow4, flagSYN, 1, nil, 0, 0)) // a new one
+		tell(9, data(flow4))                                  // no such kind
+		h.all["b"].Receive([][]byte{nil}, nil)                // nothing
+		foreign := Flow{flow4.Client, netip.MustParseAddrPort("10.0.0.1:22")}
+		h.machines["b"].open(foreign)
+		tell(kindCarry, data(foreign))
+		tell(kindAsk, data(foreign))
+		h.want("b", "[]")
+		if len(answers) != 3 || !bytes.Equal(answers[0], appendAnswer(nil, flow6, false)) || !bytes.Equal(answers[2], appendAnswer(nil, foreign, false)) {
+			t.Error(answers)
+		}
+		h.counter("b", "stray_segments_foreign_total", 2)
+		h.counter("b", "stray_segments_refused_total", 3)
+		h.counter("b", "stray_messages_malformed_total", 3)
+		tell(kindCarry, data(flow4))
+		h.want("b", "[x]")
+		// And answers are those of whom was asked, or none.
+		h.all["a"].hear("b", [][]byte{{1}, appendAnswer(nil, flow4, true)})
+		h.counter("a", "stray_messages_malformed_total", 1)
+		h.counter("a", "stray_flows", 0)
+	})
+}
+
+func TestWhereNobodyElseIsNothingIsLookedAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		m := h.machines["a"]
+		if !slices.Equal(m.watched, announced) || !m.drop {
+			t.Error(m.watched, m.drop)
+		}
+		time.Sleep(settleFor + time.Second)
+		set := func(owners []Owner, away, drop bool) {
+			t.Helper()
+			h.all["a"].Set(announced, owners, away)
+			if m.drop != drop {
+				t.Errorf("what is beyond the budget is dropped: %t", m.drop)
+			}
+		}
+		set([]Owner{{Node: "b"}}, false, false)
+		set([]Owner{{Node: "b", Away: true}}, false, true)
+		time.Sleep(time.Hour)
+		set([]Owner{{Node: "b", Away: true}}, false, true) // as long as it is
+		set([]Owner{{Node: "b"}}, false, true)             // its flows come back
+		time.Sleep(settleFor + time.Second)
+		set([]Owner{{Node: "b"}}, false, false)
+		set([]Owner{{Node: "b"}}, true, true)
+		set(nil, false, true)
+		if len(m.watched) != 0 {
+			t.Error(m.watched)
+		}
+		mapped := netip.AddrFrom16(announced[0].As16())
+		h.all["a"].Set([]netip.Addr{announced[1], mapped, announced[0]}, []Owner{{Node: "b"}}, false)
+		if !slices.Equal(m.watched, announced) {
+			t.Error(m.watched)
+		}
+		m.strays <- []byte("no packet")
+		h.want("a", "[]")
+		h.counter("a", "stray_segments_malformed_total", 1)
+	})
+}
+
+func TestOwnersAreAskedInOrder(t *testing.T) {
+	member := func(name, pop string, edit func(*view.Member)) view.Member {
+		m := view.Member{Name: name, POP: pop, Roles: []view.Role{view.Edge}}
+		if edit != nil {
+			edit(&m)
+		}
+		return m
+	}
+	v := &view.View{Self: "me", RTT: map[string]time.Duration{"far": 9, "near": 1, "drained": 20}, Members: []view.Member{
+		member("beside", "fra", nil), member("drained", "sin", func(m *view.Member) { m.Drained = "region" }), member("far", "gru", nil),
+		member("leaving", "icn", func(m *view.Member) { m.Leaving = true }), member("me", "fra", nil),
+		member("names", "iad", func(m *view.Member) { m.Roles = []view.Role{view.DNS} }), member("near", "cdg", nil), member("unmeasured", "nrt", nil),
+	}}
+	want := []Owner{{"beside", false}, {"drained", true}, {"leaving", true}, {"near", false}, {"far", false}, {"unmeasured", false}}
+	if got := Owners(v); !slices.Equal(got, want) {
+		t.Error(got)
+	}
+	if got := Owners(&view.View{Self: "me"}); got != nil {
+		t.Error(got)
+	}
+	for i := range 100 {
+		v.Members = append(v.Members, member(fmt.Sprint(i), "sin", nil))
+	}
+	if got := Owners(v); len(got) != maxAsked || !slices.Equal(got[:5], want[:5]) {
+		t.Error(got)
+	}
+	if turned(want, slices.Concat(want[3:], want[:3])) || !turned(want, want[1:]) || !turned(want, append(slices.Clone(want[1:]), Owner{"beside", true})) {
+		t.Error("turned")
+	}
+}

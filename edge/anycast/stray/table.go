@@ -1,0 +1,286 @@
+package stray
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"time"
+)
+
+const (
+	// maxAsking bounds the flows whose nodes are asked for at a time; of one more the kernel answers the segment, with a reset.
+	maxAsking = 8192
+	// maxHeld bounds the segments of one flow that wait until its node has answered, and maxHeldBytes those of all; what comes beyond is dropped, and sent again by the client.
+	maxHeld      = 128
+	maxHeldBytes = 16 << 20
+	// maxKnown bounds the flows whose node is known; of one more each segment asks anew.
+	maxKnown = 65536
+	// maxAsked bounds the nodes that are asked for a flow, the likely ones first.
+	maxAsked = 32
+	// maxAsks bounds the segments of flows that are not known yet that are taken in 1.07 s (2^30 ns).
+	maxAsks = 5000
+
+	// askAgain is when who has not answered is asked once more, for a datagram may be lost; askFor, when nobody is waited for any more: the longest round trip between two
+	// places is some 300 ms.
+	askAgain = 400 * time.Millisecond
+	askFor   = time.Second
+	// silentFor is how long a node may answer nothing and yet be taken for one that may have flows. Until then what it was asked for is dropped, for clients send it again.
+	silentFor = 30 * time.Second
+	// nobodyFor is for how long a flow that nobody has is not asked for again.
+	nobodyFor = 2 * time.Second
+	// idleFor is how long the node of a flow is remembered that says nothing: longer than TCP's keep-alives are apart. It is asked for anew then.
+	idleFor = 5 * time.Minute
+	// sweepEvery is how often what is due is looked for.
+	sweepEvery = 200 * time.Millisecond
+	// sweepKnown is how often who is idle is.
+	sweepKnown = 10 * time.Second
+)
+
+// asking is a flow whose node is asked for, or that nobody has.
+type asking struct {
+	held   [][]byte // as they came; the first is what was asked with
+	bytes  int
+	asked  []string // who has not answered
+	silent bool     // somebody could not be asked, or has not answered, who may have it
+	since  time.Time
+	again  bool // they were asked once more
+	nobody bool // nobody has it; since then
+}
+
+type owner struct {
+	node string
+	used time.Time
+}
+
+// table is what a node knows of flows that are other nodes'. It knows no clock, no network and no kernel; it is not for use at once.
+type table struct {
+	asking map[Flow]*asking
+	known  map[Flow]*owner
+	silent map[string]time.Time // since when a node that was asked has said nothing
+	bytes  int                  // that wait
+	swept  time.Time
+}
+
+func newTable() *table {
+	return &table{asking: map[Flow]*asking{}, known: map[Flow]*owner{}, silent: map[string]time.Time{}}
+}
+
+// What is to be done with segments.
+type deed int
+
+const (
+	wait  deed = iota // nothing, now
+	ask               // to are asked, with the first of them
+	carry             // the one of to gets them
+	local             // the kernel of this machine gets them, and answers with a reset
+	drop              // they are too many
+)
+
+// verdict is what is to be done with segments of a flow.
+type verdict struct {
+	do   deed
+	flow Flow
+	all  [][]byte
+	to   []string
+	// learnt says that the flow's node is known now, and forgot that it is not any more.
+	learnt, forgot bool
+}
+
+// segments says what is to be done with segments of a flow that have come, at most one of the network's. Peers are whom to ask, if its node is not known.
+func (t *table) segments(now time.Time, f Flow, all [][]byte, peers []string) verdict {
+	v := verdict{flow: f, all: all}
+	if o := t.known[f]; o != nil {
+		o.used = now
+		v.do, v.to = carry, []string{o.node}
+		return v
+	}
+	if a := t.asking[f]; a != nil {
+		if a.nobody {
+			v.do = local
+			return v
+		}
+		if !t.hold(a, all) {
+			v.do = drop
+		}
+		return v
+	}
+	if len(peers) == 0 || len(t.asking) >= maxAsking {
+		v.do = local
+		return v
+	}
+	a := &asking{since: now, asked: slices.Clone(peers[:min(len(peers), maxAsked)])}
+	if !t.hold(a, all) {
+		v.do = drop
+		return v
+	}
+	t.asking[f] = a
+	v.do, v.to = ask, slices.Clone(a.asked)
+	return v
+}
+
+// hold has segments wait, all or none of them.
+func (t *table) hold(a *asking, all [][]byte) bool {
+	n := 0
+	for _, b := range all {
+		n += len(b)
+	}
+	// What is one of the network's may be more than maxHeld: what asks is held, however much it is.
+	if len(a.held) > 0 && len(a.held)+len(all) > maxHeld || t.bytes+n > maxHeldBytes {
+		return false
+	}
+	for _, b := range all {
+		a.held = append(a.held, bytes.Clone(b))
+	}
+	a.bytes += n
+	t.bytes += n
+	return true
+}
+
+// release gives what was held.
+func (t *table) release(a *asking) (all [][]byte) {
+	t.bytes -= a.bytes
+	all, a.held, a.bytes, a.asked = a.held, nil, 0, nil
+	return all
+}
+
+// answered takes a node's word on a flow, and says what is to be done with what has waited for it.
+func (t *table) answered(now time.Time, from string, f Flow, has bool) verdict {
+	delete(t.silent, from)
+	v := verdict{flow: f}
+	if o := t.known[f]; o != nil && o.node == from && !has {
+		delete(t.known, f) // the next segment asks again
+		v.forgot = true
+		return v
+	}
+	a := t.asking[f]
+	if a == nil || !slices.Contains(a.asked, from) {
+		return v // nobody asked, or it is too late
+	}
+	if !has {
+		return t.without(now, f, a, from)
+	}
+	delete(t.asking, f)
+	// It has the first, with which it was asked.
+	v.do, v.all, v.to = carry, t.release(a)[1:], []string{from}
+	if len(t.known) < maxKnown {
+		t.known[f] = &owner{from, now}
+		v.learnt = true
+	}
+	return v
+}
+
+// unanswered takes it that a node could not be asked for a flow, or has not answered.
+func (t *table) unanswered(now time.Time, node string, f Flow) verdict {
+	since, is := t.silent[node]
+	if !is {
+		since = now
+		t.silent[node] = now
+	}
+	a := t.asking[f]
+	if a == nil || !slices.Contains(a.asked, node) {
+		return verdict{flow: f}
+	}
+	a.silent = a.silent || now.Sub(since) < silentFor
+	return t.without(now, f, a, node)
+}
+
+// without waits for a node's answer no more.
+func (t *table) without(now time.Time, f Flow, a *asking, node string) verdict {
+	if a.asked = slices.DeleteFunc(a.asked, func(n string) bool { return n == node }); len(a.asked) > 0 {
+		return verdict{flow: f}
+	}
+	v := verdict{do: local, flow: f, all: t.release(a)}
+	if a.silent {
+		v.do = drop
+		delete(t.asking, f)
+		return v
+	}
+	a.nobody, a.since = true, now
+	return v
+}
+
+// gone takes it that a node is no more one that has flows, and forgets what it had.
+func (t *table) gone(now time.Time, node string) (all []verdict) {
+	for f, o := range t.known {
+		if o.node == node {
+			delete(t.known, f)
+			all = append(all, verdict{flow: f, forgot: true})
+		}
+	}
+	for _, f := range slices.Collect(maps.Keys(t.asking)) {
+		if v := t.answered(now, node, f, false); v.do != wait {
+			all = append(all, v)
+		}
+	}
+	delete(t.silent, node)
+	return all
+}
+
+// sweep says what is due.
+func (t *table) sweep(now time.Time) (all []verdict) {
+	for _, f := range slices.Collect(maps.Keys(t.asking)) {
+		a := t.asking[f]
+		switch past := now.Sub(a.since); {
+		case a.nobody && past >= nobodyFor:
+			delete(t.asking, f)
+		case a.nobody:
+		case past >= askFor:
+			for _, node := range slices.Clone(a.asked) {
+				if v := t.unanswered(now, node, f); v.do != wait {
+					all = append(all, v)
+				}
+			}
+		case past >= askAgain && !a.again:
+			a.again = true
+			all = append(all, verdict{do: ask, flow: f, all: a.held[:1], to: slices.Clone(a.asked)})
+		}
+	}
+	if now.Sub(t.swept) < sweepKnown {
+		return all
+	}
+	t.swept = now
+	for f, o := range t.known {
+		if now.Sub(o.used) >= idleFor {
+			delete(t.known, f)
+			all = append(all, verdict{flow: f, forgot: true})
+		}
+	}
+	return all
+}
+
+// own is the flows of this node of which others hand over segments: those are not looked for among the sockets each time. So the kernel answers what comes
+// for one that has ended, as ever.
+type own struct {
+	used  map[Flow]time.Time
+	swept time.Time
+}
+
+// has says whether a flow is known as this node's.
+func (o *own) has(now time.Time, f Flow) bool {
+	if _, is := o.used[f]; !is {
+		return false
+	}
+	o.used[f] = now
+	return true
+}
+
+// add takes note of one. Beyond the bound each of its segments is looked up.
+func (o *own) add(now time.Time, f Flow) {
+	if o.used == nil {
+		o.used = map[Flow]time.Time{}
+	}
+	if len(o.used) < maxKnown {
+		o.used[f] = now
+	}
+}
+
+// remove forgets one that this node has no more.
+func (o *own) remove(f Flow) { delete(o.used, f) }
+
+func (o *own) sweep(now time.Time) {
+	if now.Sub(o.swept) < sweepKnown {
+		return
+	}
+	o.swept = now
+	maps.DeleteFunc(o.used, func(_ Flow, used time.Time) bool { return now.Sub(used) >= idleFor })
+}

@@ -1,0 +1,176 @@
+package stray
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+)
+
+var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func of(n int) Flow {
+	return Flow{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(n >> 16), byte(n >> 8)}), uint16(n&0xff)+1), flow4.Server}
+}
+
+func parts(texts ...string) (all [][]byte) {
+	for _, s := range texts {
+		all = append(all, []byte(s))
+	}
+	return all
+}
+
+// want compares what is to be done with "deed to: segments".
+func want(t *testing.T, v verdict, text string) {
+	t.Helper()
+	name := []string{"wait", "ask", "carry", "local", "drop"}[v.do]
+	if got := fmt.Sprintf("%s %s: %s", name, v.to, v.all); got != text {
+		t.Errorf("%s, want %s", got, text)
+	}
+}
+
+func TestTheNodeOfAFlowIsAskedForOnce(t *testing.T) {
+	tab, peers := newTable(), []string{"a", "b"}
+	want(t, tab.segments(start, flow4, parts("1", "2"), peers), "ask [a b]: [1 2]")
+	want(t, tab.segments(start, flow4, parts("3"), peers), "wait []: [3]")
+	want(t, tab.answered(start, "a", flow4, false), "wait []: []")
+	v := tab.answered(start, "b", flow4, true)
+	want(t, v, "carry [b]: [2 3]")
+	if !v.learnt || tab.bytes != 0 {
+		t.Error(v, tab.bytes)
+	}
+	want(t, tab.segments(start, flow4, parts("4"), peers), "carry [b]: [4]")
+	want(t, tab.answered(start, "a", flow4, true), "wait []: []") // too late
+	want(t, tab.segments(start, flow4, parts("5"), peers), "carry [b]: [5]")
+}
+
+func TestWhatNobodyHasIsThisNodesForAWhile(t *testing.T) {
+	tab := newTable()
+	want(t, tab.segments(start, flow4, parts("1"), []string{"a"}), "ask [a]: [1]")
+	want(t, tab.answered(start, "b", flow4, false), "wait []: []") // it was not asked
+	want(t, tab.answered(start, "a", flow4, false), "local []: [1]")
+	want(t, tab.segments(start, flow4, parts("2"), []string{"a"}), "local []: [2]")
+	if all := tab.sweep(start.Add(nobodyFor)); len(all) != 0 {
+		t.Error(all)
+	}
+	want(t, tab.segments(start.Add(nobodyFor), flow4, parts("3"), []string{"a"}), "ask [a]: [3]")
+	want(t, newTable().segments(start, flow4, parts("1"), nil), "local []: [1]")
+}
+
+func TestWhoDoesNotAnswerIsAskedOnceMore(t *testing.T) {
+	tab := newTable()
+	tab.segments(start, flow4, parts("1"), []string{"a", "b"})
+	tab.answered(start, "a", flow4, false)
+	if all := tab.sweep(start.Add(askAgain - 1)); len(all) != 0 {
+		t.Error(all)
+	}
+	all := tab.sweep(start.Add(askAgain))
+	if len(all) != 1 {
+		t.Fatal(all)
+	}
+	want(t, all[0], "ask [b]: [1]")
+	if all := tab.sweep(start.Add(askFor - 1)); len(all) != 0 {
+		t.Error(all)
+	}
+	// It may have the flow: the client is not told that nobody has it.
+	if all = tab.sweep(start.Add(askFor)); len(all) != 1 {
+		t.Fatal(all)
+	}
+	want(t, all[0], "drop []: [1]")
+	// When it has been silent for long, that is nobody's any more.
+	later := start.Add(askFor + silentFor)
+	want(t, tab.segments(later, flow4, parts("2"), []string{"b"}), "ask [b]: [2]")
+	want(t, tab.unanswered(later, "b", flow4), "local []: [2]")
+	// One word of it, and it counts again.
+	later = later.Add(nobodyFor)
+	tab.sweep(later)
+	tab.answered(later, "b", flow6, false)
+	want(t, tab.segments(later, flow4, parts("3"), []string{"b"}), "ask [b]: [3]")
+	want(t, tab.unanswered(later, "b", flow4), "drop []: [3]")
+}
+
+func TestTheNodeOfAFlowIsForgotten(t *testing.T) {
+	know := func() *table {
+		tab := newTable()
+		tab.segments(start, flow4, parts("1"), []string{"a"})
+		tab.answered(start, "a", flow4, true)
+		return tab
+	}
+	for name, forget := range map[string]func(*table) []verdict{
+		"it says so":      func(tab *table) []verdict { return []verdict{tab.answered(start, "a", flow4, false)} },
+		"it is gone":      func(tab *table) []verdict { return tab.gone(start, "a") },
+		"it says no more": func(tab *table) []verdict { return tab.sweep(start.Add(idleFor)) },
+	} {
+		tab := know()
+		if all := forget(tab); len(all) != 1 || !all[0].forgot || all[0].do != wait {
+			t.Error(name, all)
+		}
+		want(t, tab.segments(start, flow4, parts("2"), []string{"b"}), "ask [b]: [2]")
+	}
+	tab := know()
+	tab.segments(start.Add(idleFor-1), flow4, parts("2"), nil)
+	if all := tab.sweep(start.Add(idleFor)); len(all) != 0 {
+		t.Error("one that is used is kept:", all)
+	}
+	if all := tab.gone(start, "b"); len(all) != 0 {
+		t.Error(all)
+	}
+}
+
+func TestOneThatIsGoneHasNothing(t *testing.T) {
+	tab := newTable()
+	tab.segments(start, flow4, parts("1"), []string{"a"})
+	all := tab.gone(start, "a")
+	if len(all) != 1 {
+		t.Fatal(all)
+	}
+	want(t, all[0], "local []: [1]")
+}
+
+func TestTheTableIsBounded(t *testing.T) {
+	tab, peers := newTable(), []string{"a"}
+	tab.segments(start, of(0), parts("1"), peers)
+	for range maxHeld - 1 {
+		want(t, tab.segments(start, of(0), parts("x"), peers), "wait []: [x]")
+	}
+	want(t, tab.segments(start, of(0), parts("x"), peers), "drop []: [x]")
+	large := make([]byte, maxHeldBytes-tab.bytes)
+	if v := tab.segments(start, of(1), [][]byte{large}, peers); v.do != ask {
+		t.Error(v.do)
+	}
+	want(t, tab.segments(start, of(2), parts("x"), peers), "drop []: [x]")
+	tab.answered(start, "a", of(1), false)
+	for n := 2; len(tab.asking) < maxAsking; n++ {
+		tab.segments(start, of(n), parts("x"), peers)
+	}
+	want(t, tab.segments(start, of(1<<20), parts("x"), peers), "local []: [x]")
+
+	tab = newTable()
+	for n := range maxKnown {
+		tab.segments(start, of(n), parts("x"), peers)
+		tab.answered(start, "a", of(n), true)
+	}
+	tab.segments(start, of(1<<20), parts("x", "y"), peers)
+	if v := tab.answered(start, "a", of(1<<20), true); v.learnt || v.do != carry || len(tab.known) != maxKnown {
+		t.Error(v.learnt, v.do, len(tab.known))
+	}
+	many := make([]string, 100)
+	for i := range many {
+		many[i] = fmt.Sprint(i)
+	}
+	if v := newTable().segments(start, flow4, parts("x"), many); !slices.Equal(v.to, many[:maxAsked]) {
+		t.Error(v.to)
+	}
+	var o own
+	for n := range maxKnown + 1 {
+		o.add(start, of(n))
+	}
+	if len(o.used) != maxKnown || o.has(start, of(maxKnown)) {
+		t.Error(len(o.used))
+	}
+	o.sweep(start.Add(idleFor))
+	if len(o.used) != 0 {
+		t.Error(len(o.used))
+	}
+}
