@@ -27,10 +27,21 @@ type BGP struct {
 	// NetworkZone is the node's, 1 or 2: of an accelerator that has addresses in both zones it announces those of its own alone, so that what befalls the nodes of
 	// one zone leaves the other's (Global Accelerator). 0: it is in none, and announces all.
 	NetworkZone int
+	// HandOver says whether segments of flows that other nodes have are handed over to them: HandOverAuto, which "" is too, or HandOverNever.
+	HandOver string
 }
+
+// Whether segments of flows that other nodes have are handed over to them. Where they are not, this node's kernel answers them with a reset.
+const (
+	HandOverAuto  = "auto"  // where the machine can
+	HandOverNever = "never" // and it takes none of its own from others
+)
 
 // check says what is wrong with it.
 func (b *BGP) check(advertise netip.Addr) error {
+	if b.HandOver != "" && b.HandOver != HandOverAuto && b.HandOver != HandOverNever {
+		return fmt.Errorf("--anycast-hand-over %q: want %s or %s", b.HandOver, HandOverAuto, HandOverNever)
+	}
 	if b.AS == 0 {
 		if len(b.Neighbors) > 0 || len(b.Anycast) > 0 {
 			return fmt.Errorf("--bgp-as is missing: --bgp-neighbor and --anycast want it")
@@ -62,6 +73,7 @@ func (n *Node) openSpeaker() error {
 	}
 	n.counted = append(n.counted, n.speaker)
 	n.onClose("BGP speaker", func(context.Context) error { return n.speaker.Close("") })
+	n.openStrays()
 	return nil
 }
 
@@ -109,6 +121,7 @@ func (n *Node) attract(v *view.View) {
 	}
 	routes := anycast.Wanted(n.wish(v, nil))
 	n.speaker.Announce(routes)
+	n.setStrays(v)
 	var texts []string
 	for _, r := range routes {
 		text := r.Prefix.String()
@@ -141,6 +154,7 @@ func (n *Node) anycastList() api.AnycastList {
 	for _, l := range tr.Lines() {
 		list.Lines = append(list.Lines, l.Text)
 	}
+	list.Lines = append(list.Lines, n.straysLine())
 	for _, s := range n.speaker.Sessions().Get() {
 		list.Sessions = append(list.Sessions, api.BGPSession{
 			Neighbor: s.Neighbor.Address, AS: s.Neighbor.AS, State: string(s.State), Since: s.Since.Round(time.Millisecond), Sent: s.Sent, Unsent: s.Unsent, LastError: s.LastError,

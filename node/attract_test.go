@@ -51,8 +51,17 @@ listeners: [{protocol: TCP, portRanges: [{fromPort: 7001}], endpointGroups: [{re
 				if !slices.Equal(got, want) {
 					t.Errorf("zone %d announces %q, want %q: %q", zone, got, want, list.Lines)
 				}
+				if last := list.Lines[len(list.Lines)-1]; last != "established flows that other nodes have are reset when routing leads them here: the network is not the machine's" {
+					t.Errorf("of what routing leads here it says %q", last)
+				}
 			})
 		})
+	}
+	for what, faulty := range map[string]bool{"": false, HandOverAuto: false, HandOverNever: false, "always": true} {
+		b := BGP{HandOver: what}
+		if err := b.check(netip.MustParseAddr("192.0.2.1")); (err != nil) != faulty {
+			t.Errorf("--anycast-hand-over %q: %v", what, err)
+		}
 	}
 	for zone, faulty := range map[int]bool{-1: true, 0: false, 1: false, 2: false, 3: true} {
 		b := BGP{AS: 64512, NetworkZone: zone, Neighbors: []anycast.Neighbor{{}}}

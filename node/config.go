@@ -107,7 +107,8 @@ type Config struct {
 	// RoundTrip is the least round trip of an open connection from a client; nil: what the kernel says.
 	RoundTrip func(net.Conn) (rtt time.Duration, ok bool)
 	// Now is the wall clock, by which certificates and tokens are judged; nil means the machine's.
-	Now func() time.Time
+	Now    func() time.Time
+	kernel bool // the network is the machine's own
 	// NoSocket leaves out the unix socket, for networks that are not real.
 	NoSocket bool
 	// NoSync does not flush Raft's log to disk: a loss of power then loses what the cluster was promised. For tests.
@@ -247,6 +248,7 @@ func (c *Config) complete() error {
 		c.Now = time.Now
 	}
 	if c.Listen == nil {
+		c.kernel = true
 		c.Listen = front.Listen
 	}
 	if c.ListenAnycast == nil {

@@ -42,6 +42,7 @@ import (
 	"github.com/perigee-net/perigee/dnsgeo/geo"
 	"github.com/perigee-net/perigee/edge/accelerator"
 	"github.com/perigee-net/perigee/edge/anycast"
+	"github.com/perigee-net/perigee/edge/anycast/stray"
 	"github.com/perigee-net/perigee/edge/cache/disk"
 	"github.com/perigee-net/perigee/edge/cdn"
 	"github.com/perigee-net/perigee/node/api"
@@ -59,6 +60,7 @@ const (
 	detourService = "detour"
 	udpService    = "udp"
 	zoneService   = "zone"
+	strayService  = "stray"
 )
 
 // Node is one running node.
@@ -113,6 +115,8 @@ type Node struct {
 	names       *dnsgeo.Server
 	compared    compared
 	speaker     *anycast.Speaker // nil: nothing is announced
+	strays      *stray.Hand      // nil: no segment is handed over
+	strayless   string           // why not
 	geoFile     os.FileInfo      // nil: there is none
 	places      places
 	planes      []plane

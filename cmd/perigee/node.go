@@ -147,6 +147,7 @@ func newNode() *cobra.Command {
 	f.StringVar(&nextHop6, "bgp-next-hop6", "", "where routers that are told over IPv4 send IPv6")
 	f.IntVar(&cfg.BGP.NetworkZone, "bgp-network-zone", 0, "1 or 2: of accelerators with addresses in both network zones, announce those of this one alone; 0: all")
 	f.StringSliceVar(&anycasts, "anycast", nil, "more addresses to announce while the node serves; its doors must be on all addresses")
+	f.StringVar(&cfg.BGP.HandOver, "anycast-hand-over", node.HandOverAuto, "whether flows that other nodes have go on when routing leads them here: auto (where the kernel can hand them over), never (they are reset)")
 	f.StringVar(&cfg.GeoDB, "geo-db", "", "a MaxMind-format file to use instead of the built-in country table")
 	f.Int64Var(&cfg.CacheBytes, "cache-bytes", 256<<20, "memory for cached objects")
 	f.Int64Var(&cfg.CacheDiskBytes, "cache-disk-bytes", 0, "disk for cached objects, which outlive a restart there; 0: none")

@@ -35,7 +35,7 @@ type kernel struct {
 	name         string // the device's
 	raw          struct{ four, six int }
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.RWMutex // guards what follows, and that nothing is closed that is used
 	closed bool
 	links  map[int]link.Link // by the number of the interface
 	failed map[int]bool
@@ -146,6 +146,11 @@ func (k *kernel) limit(drop bool) error {
 	if drop {
 		b.Drop = 1
 	}
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed {
+		return nil
+	}
 	if err := k.maps.Budget.Put(uint32(0), b); err != nil {
 		return fmt.Errorf("set the budget of strays: %w", err)
 	}
@@ -227,6 +232,11 @@ func (k *kernel) read(b []byte) (int, error) { return k.device.Read(b) }
 // know says whether a flow is known to be another node's, whose segments come without a bound.
 func (k *kernel) know(f Flow, known bool) {
 	key := keyOf(f)
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed {
+		return
+	}
 	if known {
 		_ = k.maps.Flows.Put(key[:], []byte{1}) // a flow that does not fit goes within the budget
 		return
@@ -249,6 +259,11 @@ func (k *kernel) has(f Flow) bool {
 	b = binary.BigEndian.AppendUint16(b, f.Client.Port())
 	b = binary.BigEndian.AppendUint16(b, f.Server.Port())
 	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 0, 0, 0, 0, 0, 0) // ACK
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed {
+		return false
+	}
 	found, err := k.finds.Run(&ebpf.RunOptions{Data: b})
 	return err == nil && found == 1
 }
@@ -265,6 +280,11 @@ func (k *kernel) inject(s segment) error {
 		s.raw[7] = 1
 		fd, to = k.raw.six, &unix.SockaddrInet6{Addr: server.As16()}
 	}
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed {
+		return net.ErrClosed
+	}
 	if err := unix.Sendto(fd, s.raw, unix.MSG_DONTWAIT, to); err != nil {
 		return fmt.Errorf("send to %v: %w", s.flow.Server.Addr(), err)
 	}
@@ -273,8 +293,8 @@ func (k *kernel) inject(s segment) error {
 
 // taken is how many strays were sent to the device, and over how many came beyond the budget.
 func (k *kernel) taken() (taken, over uint64) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.mu.RLock()
+	defer k.mu.RUnlock()
 	if k.closed {
 		return 0, 0
 	}
