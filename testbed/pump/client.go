@@ -56,6 +56,12 @@ func (c *Client) Down(link string, ab, ba bool) error {
 	return err
 }
 
+// Seed has the dice of a link fall anew, as seed says: what is sent then is lost alike each time.
+func (c *Client) Seed(link string, seed uint64) error {
+	_, err := c.ask(ask{Do: askSeed, Link: link, Seed: seed})
+	return err
+}
+
 // Paths are the paths of a link as they are now.
 func (c *Client) Paths(link string) (ab, ba wan.Path, err error) {
 	got, err := c.ask(ask{Do: askPaths, Link: link})

@@ -32,6 +32,7 @@ const (
 	askRemove = "remove"
 	askSet    = "set"
 	askDown   = "down"
+	askSeed   = "seed"
 	askPaths  = "paths"
 	askStats  = "stats"
 	askQuit   = "quit"
@@ -48,6 +49,8 @@ type ask struct {
 	// down: which directions are to be silent
 	SilentAB bool `json:"silentAB,omitempty"`
 	SilentBA bool `json:"silentBA,omitempty"`
+	// seed: how the dice are to fall
+	Seed uint64 `json:"seed,omitempty"`
 }
 
 // answer is one line from it.
@@ -76,7 +79,7 @@ func decodeAsk(line []byte) (ask, error) {
 				return ask{}, fmt.Errorf("add: namespaces and devices have names of 1 to %d bytes", maxName)
 			}
 		}
-	case askRemove, askSet, askDown, askPaths:
+	case askRemove, askSet, askDown, askSeed, askPaths:
 		if a.A != nil || a.B != nil {
 			return ask{}, fmt.Errorf("%s: it has no a and b", a.Do)
 		}
@@ -86,7 +89,7 @@ func decodeAsk(line []byte) (ask, error) {
 		}
 		named = true
 	default:
-		return ask{}, fmt.Errorf("do %.40q: must be add, remove, set, down, paths, stats or quit", a.Do)
+		return ask{}, fmt.Errorf("do %.40q: must be add, remove, set, down, seed, paths, stats or quit", a.Do)
 	}
 	if !named {
 		return ask{}, fmt.Errorf("%s: the link's name must have 1 to %d bytes", a.Do, maxName)

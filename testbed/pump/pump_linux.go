@@ -211,6 +211,14 @@ func (p *Pump) Down(name string, ab, ba bool) error {
 	return p.with("down", name, func(l *link) { l.ab.silent, l.ba.silent = ab, ba })
 }
 
+// Seed has the dice of both directions of a link fall anew, as a pump does that was started with seed.
+func (p *Pump) Seed(name string, seed uint64) error {
+	return p.with("seed", name, func(l *link) {
+		l.ab.wire.Seed(seed ^ hashed(name+">"))
+		l.ba.wire.Seed(seed ^ hashed(name+"<"))
+	})
+}
+
 // Paths are the paths of a link as they are now.
 func (p *Pump) Paths(name string) (ab, ba wan.Path, err error) {
 	err = p.with("paths of", name, func(l *link) { ab, ba = l.ab.wire.Path(), l.ba.wire.Path() })
@@ -314,10 +322,15 @@ func (p *Pump) add(l LinkSpec, a, b int) error {
 	return nil
 }
 
-func (p *Pump) watch(in, out int, path wan.Path, name string) (*direction, error) {
+// hashed tells the dice of directions apart.
+func hashed(name string) uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(name))
-	d := &direction{in: in, out: out, wire: NewWire(path, p.seed^h.Sum64()), place: -1, number: len(p.ends)}
+	return h.Sum64()
+}
+
+func (p *Pump) watch(in, out int, path wan.Path, name string) (*direction, error) {
+	d := &direction{in: in, out: out, wire: NewWire(path, p.seed^hashed(name)), place: -1, number: len(p.ends)}
 	for i, e := range p.ends {
 		if e == nil {
 			d.number = i

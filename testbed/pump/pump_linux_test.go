@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -221,7 +222,7 @@ func TestARemovedLinkIsGoneAndItsNameIsFree(t *testing.T) {
 	if _, err := unix.Write(a, []byte("x")); !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("the device is still open: %v", err)
 	}
-	for name, err := range map[string]error{"remove": p.Remove("ab"), "set": p.Set("ab", nil, nil), "down": p.Down("ab", true, true)} {
+	for name, err := range map[string]error{"remove": p.Remove("ab"), "set": p.Set("ab", nil, nil), "down": p.Down("ab", true, true), "seed": p.Seed("ab", 1)} {
 		if err == nil {
 			t.Errorf("%s: the link is still there", name)
 		}
@@ -355,5 +356,30 @@ func TestNothingIsAllocatedForAPacket(t *testing.T) {
 		_, _ = unix.Read(b, buf)
 	}); n > 0 {
 		t.Errorf("%v allocations a packet", n)
+	}
+}
+
+func TestPacketsAreLostAlikeAfterTheSameSeed(t *testing.T) {
+	p := started(t)
+	a, b := linked(t, p, "ab", wan.Path{Loss: 0.5}, wan.Path{})
+	course := func() (lost string) {
+		if err := p.Seed("ab", 7); err != nil {
+			t.Fatal(err)
+		}
+		for range 64 {
+			before := p.Stats()["ab"].AB
+			send(t, a, "x")
+			awaitStats(t, p, "ab", func(s Stats) bool { return s.AB.Packets+s.AB.Lost > before.Packets+before.Lost })
+			if p.Stats()["ab"].AB.Lost > before.Lost {
+				lost += "-"
+				continue
+			}
+			receive(t, b, long)
+			lost += "+"
+		}
+		return lost
+	}
+	if first, again := course(), course(); first != again || !strings.Contains(first, "+") || !strings.Contains(first, "-") {
+		t.Errorf("first %s\nagain %s", first, again)
 	}
 }

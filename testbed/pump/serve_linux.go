@@ -183,6 +183,8 @@ func (s *server) obey(a ask) (answer, error) {
 		return answer{}, s.pump.Set(a.Link, a.AB, a.BA)
 	case askDown:
 		return answer{}, s.pump.Down(a.Link, a.SilentAB, a.SilentBA)
+	case askSeed:
+		return answer{}, s.pump.Seed(a.Link, a.Seed)
 	case askPaths:
 		ab, ba, err := s.pump.Paths(a.Link)
 		return answer{AB: &ab, BA: &ba}, err

@@ -253,6 +253,7 @@ func TestMoreClientsThanAreHeardAtOnceWait(t *testing.T) {
 func FuzzDecodeAsk(f *testing.F) {
 	f.Add([]byte(`{"do":"add","link":"a","a":{"namespace":"n","name":"d"},"b":{"namespace":"m","name":"e"},"ab":{"Delay":1000000},"ba":{"Loss":0.5}}`))
 	f.Add([]byte(`{"do":"down","link":"a","silentAB":true}`))
+	f.Add([]byte(`{"do":"seed","link":"a","seed":18446744073709551615}`))
 	f.Add([]byte(`{"do":"stats"}`))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		a, err := decodeAsk(line)

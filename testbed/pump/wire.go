@@ -51,10 +51,14 @@ type Wire struct {
 
 // NewWire makes a wire of a valid path. Its dice fall as seed says.
 func NewWire(p wan.Path, seed uint64) *Wire {
-	w := &Wire{dice: *rand.NewPCG(seed, 0x9e3779b97f4a7c15)}
+	w := &Wire{}
+	w.Seed(seed)
 	w.Set(p)
 	return w
 }
+
+// Seed has the dice fall as seed says from here on.
+func (w *Wire) Seed(seed uint64) { w.dice = *rand.NewPCG(seed, 0x9e3779b97f4a7c15) }
 
 // Set changes the path. Packets that were sent before keep their times, and are not overtaken.
 func (w *Wire) Set(p wan.Path) {
