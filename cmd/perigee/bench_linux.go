@@ -67,7 +67,7 @@ func newBench() *cobra.Command {
 	f.StringVar(&cfg.Micro, "micro", "", "what go test -bench printed, a file, for the same report")
 	f.StringVar(&cfg.JSON, "json", "", "write all figures to this file")
 	f.StringVar(&cfg.HTML, "html", "", "write a page to this file")
-	c.AddCommand(newLoop(), newCarry())
+	c.AddCommand(newLoop(), newCarry(), newVend())
 	f.BoolVarP(&quiet, "quiet", "q", false, "print the table alone")
 	return c
 }
@@ -109,5 +109,21 @@ func newCarry() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			return bench.Carry(c.Context(), args[0], args[1], args[2])
 		},
+	}
+}
+
+// newVend is a target that sends what it is asked for, which perigee bench starts as a process of its own.
+func newVend() *cobra.Command {
+	return &cobra.Command{
+		Use:    "vend HOST:PORT",
+		Short:  "Send on each flow as many bytes as it asks for",
+		Hidden: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("bench vend: want HOST:PORT")
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error { return bench.Vend(c.Context(), args[0]) },
 	}
 }

@@ -5,6 +5,8 @@ package bench
 import (
 	"context"
 	"time"
+
+	"github.com/perigee-net/perigee/testbed/netns"
 )
 
 // Bounds of a run.
@@ -50,6 +52,14 @@ type Row struct {
 	Load  Load
 	Ours  Peer
 	Peers []Peer
+	// Lacks says why this machine can't do the work, whoever is to; "" or nil: it can.
+	Lacks func() string
+	// Around makes what the servers stand in, before anything else, and says so in the stage; over takes it away. nil: they stand on this machine.
+	Around func(ctx context.Context, s *Stage) (over func(), err error)
+	// Parts are what a sample finds instead of one value, in this order, each with goals of its own; Unit and Less are theirs. nil: it finds one value.
+	Parts []Part
+	// Every says that a sample takes so long that there is one round for each so many that are asked for; 0: one.
+	Every int
 	// Prepare writes into the row's folder what the load or the servers need, before any of them starts; nil: nothing.
 	Prepare func(s Stage) error
 	// Check asks the server, and says what is wrong with its answers. It is asked before the server is timed, and after.
@@ -75,6 +85,12 @@ type Row struct {
 	Goals []Goal
 }
 
+// Part is one of several things that a row measures.
+type Part struct {
+	Name  string
+	Goals []Goal
+}
+
 // Goal is what ours should reach.
 type Goal struct {
 	Peer string `json:"peer,omitempty"` // beside whom; "": nobody
@@ -97,6 +113,7 @@ type Measured struct {
 	Mean, P50, P99 time.Duration // of one; 0: the tool does not say
 	CPU            time.Duration // of the server, where it computed before the sample; 0: what it did within it
 	Idle           time.Duration // in which the load computed to find nothing to do; 0: it sleeps
+	Parts          []Took        // what was found of each of the row's parts
 	Failed         string        // what went wrong: the sample is void; "": nothing
 }
 
@@ -123,6 +140,7 @@ type Stage struct {
 	Dir       string  // the server's folder
 	Row       string  // the row's
 	Host      string  // where the server is to listen
+	Behind    string  // where its targets do, of rows about flows
 	Port, TLS int     // for the plain protocol, and for TLS
 	Origin    string  // HOST:PORT of an origin that counts what it is asked; /N and all below it are bodies of N bytes
 	Plain     string  // HOST:PORT of an origin as fast as there is one, of rows that ask for it: 1 KiB that is not to be stored, whatever the path
@@ -133,10 +151,14 @@ type Stage struct {
 	Cert, Key string  // files in PEM: a certificate of Name and its key, the same for all servers
 	Both      string  // a file with both
 
+	Seed uint64 // of whatever chance there is in a sample: all have the same in one round
+
 	run    *run
-	row    string   // its name
-	proc   *Process // the server; nil while it starts
-	places string   // a file of places in MaxMind's format
+	in     *netns.Namespace // where servers are; nil: here
+	ocean  *ocean           // nil: none
+	row    string           // its name
+	proc   *Process         // the server; nil while it starts
+	places string           // a file of places in MaxMind's format
 }
 
 // Name is the host that HTTP servers are asked for.

@@ -29,7 +29,7 @@ func ours(spec func(s Stage) (string, error), args ...string) Peer {
 		}
 		var ports [3]int
 		for i := range ports {
-			if ports[i], err = freePort(s.Host); err != nil {
+			if ports[i], err = s.freePort(); err != nil {
 				return nil, err
 			}
 		}
@@ -74,13 +74,16 @@ func oursTwice(protocol, byTCP string) Peer {
 		if err != nil {
 			return nil, err
 		}
-		if err := second(ctx, s, p, closed); err != nil {
+		if err := second(ctx, s.beyond(), p, closed); err != nil {
 			p.Stop()
 			return nil, err
 		}
 		return p, nil
 	}}
 }
+
+// secondData is the folder of the other one's data.
+const secondData = "data2"
 
 // second has another node join the one that a process is.
 func second(ctx context.Context, s Stage, p *Process, args []string) error {
@@ -102,11 +105,11 @@ func second(ctx context.Context, s Stage, p *Process, args []string) error {
 	}
 	var ports [2]int
 	for i := range ports {
-		if ports[i], err = freePort(s.Host); err != nil {
+		if ports[i], err = s.freePort(); err != nil {
 			return err
 		}
 	}
-	argv := append([]string{s.Program, "node", "--data", filepath.Join(s.Dir, "data2"), "--join", status.Members[i].Control.String(), "--token", made.Token, "--name", "bench2", "--region", "bench2", "--pop", "bench2",
+	argv := append([]string{s.Program, "node", "--data", filepath.Join(s.Dir, secondData), "--join", status.Members[i].Control.String(), "--token", made.Token, "--name", "bench2", "--region", "bench2", "--pop", "bench2",
 		"--roles", "origin", "--bind", s.Host, "--gossip", s.at(ports[0]), "--control", s.at(ports[1]), "--api", "", "--drain", "0s"}, args...)
 	if s.run.Profile != "" {
 		dir := filepath.Join(s.run.Profile, s.row, "second")

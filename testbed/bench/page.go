@@ -19,8 +19,9 @@ func (r *Report) HTML(w io.Writer) error {
 		"line":    RowResult.line,
 		"paced":   RowResult.paced,
 		"void":    PeerResult.firstVoid,
-		"units":   Micro.units,
-		"value":   func(m Micro, unit string) Figure { return m.Values[unit] },
+		"seconds": PeerResult.seconds, "beside": RowResult.beside, "verdict": RowResult.verdict,
+		"units": Micro.units,
+		"value": func(m Micro, unit string) Figure { return m.Values[unit] },
 	}).Parse(pageText)
 	if err != nil {
 		return err
@@ -130,7 +131,13 @@ code, pre { font: .85em/1.5 ui-monospace, monospace; overflow-wrap: anywhere; } 
 {{- end}}
 {{- range .Rows}}{{$row := .}}
 <section id="{{.Name}}"><h2>{{.Name}}</h2><p>{{.Work}}{{paced .}}</p>
-{{- if .Skipped}}<p class="soft">Not measured: {{.Skipped}}.</p>{{else}}
+{{- if .Skipped}}<p class="soft">Not measured: {{.Skipped}}.</p>{{else if .Parts}}
+<div class="scroll"><table><thead><tr><th>{{.Unit}} <i>(min–max)</i></th>{{range .Peers}}<th>{{.Name}}</th>{{if not .Ours}}<th>ours to it <i>(interval)</i></th>{{end}}{{end}}</tr></thead><tbody>
+{{- range $part := .Parts}}<tr><td>{{.Name}}</td>{{range .Peers}}<td>{{seconds .}}</td>{{if not .Ours}}{{$f := beside $part .}}<td{{with verdict $part .Name}} title="goals: {{.}}"{{if ne . "met"}} class="missed"{{end}}{{end}}>{{ratio $f}} <i>({{interval $f}})</i></td>{{end}}{{end}}</tr>{{end}}
+</tbody></table></div>
+<ul class="notes">{{range $p := .Peers}}{{if or .Note .Fault (void .)}}<li><b>{{.Name}}</b>: {{.Note}}{{range $i, $r := remarks . $row.Less}}{{if or $i $p.Note}}; {{end}}{{$r}}{{end}}.</li>{{end}}{{end}}</ul>
+<ul class="goals">{{range $part := .Parts}}{{range .Goals}}{{if eq .Verdict "short"}}<li class="missed">Goal, {{$part.Name}}: {{line $part .}}</li>{{end}}{{end}}{{end}}</ul>
+<p class="soft"><code>{{.Command}}</code></p>{{else}}
 {{- with chart .}}{{$c := .}}{{if .Bars}}
 <svg viewBox="0 0 440 {{.Height}}" role="img" aria-label="{{.Label}}">
 {{- range .Bars}}<g><title>{{.Title}}</title><text x="98" y="{{.Middle}}" dy="5" text-anchor="end">{{.Label}}</text><rect class="bar{{if .Ours}} ours{{end}}" x="104" y="{{.Y}}" width="{{printf "%.1f" .Width}}" height="18" rx="2"/>

@@ -77,6 +77,8 @@ type Process struct {
 	gone chan struct{}
 	err  error // of its end; to be read when it is gone
 
+	crosses *crossing // how it is reached over an ocean; nil: there is none
+
 	beside []*Process // what else makes the server: they compute with it, and end with it
 
 	began time.Time

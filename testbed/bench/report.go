@@ -56,6 +56,8 @@ type RowResult struct {
 	Absent  []string     `json:"absent,omitempty"`  // peers that are not installed
 	Peers   []PeerResult `json:"peers,omitempty"`
 	Goals   []GoalResult `json:"goals,omitempty"`
+	// Parts are what a sample finds instead of one value. The row's own values say how long all flows of a sample took together.
+	Parts []RowResult `json:"parts,omitempty"`
 }
 
 // GoalResult is what became of a goal.
@@ -74,6 +76,7 @@ type PeerResult struct {
 	Note    string   `json:"note,omitempty"`
 	Fault   string   `json:"fault,omitempty"` // why it was not measured, or not to the end
 	Void    int      `json:"void,omitempty"`  // samples that count for nothing
+	Over    int      `json:"over,omitempty"`  // samples that were broken off, having taken longer than they say
 	Value   Figure   `json:"value"`           // each second, or what the row's unit says
 	Ratio   Figure   `json:"ratio"`           // to ours, in the same round
 	CPU     Figure   `json:"cpu"`             // of the server for each, µs
@@ -100,6 +103,8 @@ type Sample struct {
 	OthersLoads float64 `json:"othersLoads"` // share of the load's cores that neither the load nor the origin used
 	Steal       float64 `json:"steal"`       // share that the machine under this one took
 	Void        string  `json:"void,omitempty"`
+	Over        bool    `json:"over,omitempty"` // it took longer than Value, and was broken off
+	Parts       []Took  `json:"parts,omitempty"`
 }
 
 // compute sums up the samples of a row.
@@ -115,14 +120,17 @@ func (r *RowResult) compute() {
 	for i := range r.Peers {
 		p := &r.Peers[i]
 		var rate, ratio, yield, cpu, mean, p50, p99, busy []float64
-		p.Void = 0
+		p.Void, p.Over = 0, 0
 		for _, s := range p.Samples {
 			if s.Void != "" {
 				p.Void++
 				continue
 			}
+			if s.Over {
+				p.Over++
+			}
 			rate, cpu, busy = append(rate, s.Value), append(cpu, s.CPU), append(busy, s.Busy)
-			if o := ours[s.Round]; o.Value > 0 {
+			if o := ours[s.Round]; o.Value > 0 && !(o.Over && s.Over) {
 				ratio = append(ratio, s.Value/o.Value)
 				if s.CPU > 0 && o.CPU > 0 {
 					yield = append(yield, o.CPU/s.CPU)
@@ -140,6 +148,86 @@ func (r *RowResult) compute() {
 		p.Yield, p.Value, p.Ratio, p.CPU, p.Mean, p.P50, p.P99, p.Busy = figureOf(yield), figureOf(rate), figureOf(ratio), figureOf(cpu), figureOf(mean), figureOf(p50), figureOf(p99), figureOf(busy)
 	}
 	r.decide()
+}
+
+// part is what was found of one of a row's parts.
+func (r RowResult) part(i int, p Part) RowResult {
+	of := RowResult{Name: p.Name, Unit: r.Unit, Less: r.Less}
+	for _, g := range p.Goals {
+		of.Goals = append(of.Goals, GoalResult{Goal: g, Verdict: notMeasured})
+	}
+	for _, peer := range r.Peers {
+		one := PeerResult{Name: peer.Name, Ours: peer.Ours}
+		for _, s := range peer.Samples {
+			if s.Void == "" {
+				one.Samples = append(one.Samples, Sample{Round: s.Round, Value: s.Parts[i].Seconds, Over: s.Parts[i].Over})
+			}
+		}
+		of.Peers = append(of.Peers, one)
+	}
+	of.compute()
+	return of
+}
+
+// whole is a row's parts, or itself, where it has none.
+func (r RowResult) whole() []RowResult {
+	if r.Parts != nil {
+		return r.Parts
+	}
+	return []RowResult{r}
+}
+
+// seconds is how long a part of a row took somebody, in the median, with least and most.
+func (p PeerResult) seconds() string {
+	if p.Value.N == 0 {
+		return "–"
+	}
+	over := func(v float64) string {
+		if p.Over > 0 && v == p.Value.Max {
+			return "> "
+		}
+		return ""
+	}
+	text := over(p.Value.Median) + brief(p.Value.Median)
+	if p.Value.Min < p.Value.Max {
+		text += " (" + brief(p.Value.Min) + "–" + over(p.Value.Max) + brief(p.Value.Max) + ")"
+	}
+	return text
+}
+
+// brief is a time in seconds, to a hundredth where that is some percent of it.
+func brief(v float64) string {
+	if v >= 10 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+// verdict is what a part's goals beside a peer came to, in a word or two.
+func (r RowResult) verdict(peer string) string {
+	var short []string
+	n := 0
+	for _, g := range r.Goals {
+		if g.Peer == peer && g.Verdict != notMeasured {
+			if n++; g.Verdict == tooLittle {
+				short = append(short, fmt.Sprintf("%.2f", g.Want))
+			}
+		}
+	}
+	switch {
+	case n == 0:
+		return ""
+	case len(short) > 0:
+		return tooLittle + " of " + strings.Join(short, ", ")
+	}
+	return met
+}
+
+// beside is ours to a peer's, in the same round, of one of a row's parts.
+func (r RowResult) beside(peer PeerResult) Figure {
+	probe := RowResult{Less: true, Peers: r.Peers, Goals: []GoalResult{{Goal: Goal{peer.Name, 1}}}}
+	probe.decide()
+	return probe.Goals[0].Figure
 }
 
 // Verdicts.
@@ -171,7 +259,7 @@ func (r *RowResult) decide() {
 			for _, s := range peer.Samples {
 				for _, o := range ours.Samples {
 					switch {
-					case s.Round != o.Round || s.Void != "" || o.Void != "":
+					case s.Round != o.Round || s.Void != "" || o.Void != "" || s.Over && o.Over:
 					case g.ByCPU && o.CPU > 0:
 						figures = append(figures, s.CPU/o.CPU)
 					case !g.ByCPU && s.Value > 0:
@@ -217,8 +305,10 @@ func (r RowResult) line(g GoalResult) string {
 func (r *Report) judge() {
 	verdicts := map[string]int{}
 	for _, row := range r.Rows {
-		for _, g := range row.Goals {
-			verdicts[g.Verdict]++
+		for _, part := range row.whole() {
+			for _, g := range part.Goals {
+				verdicts[g.Verdict]++
+			}
 		}
 	}
 	if len(verdicts) > 0 {
@@ -318,6 +408,10 @@ func (r *Report) Table() string {
 			fmt.Fprintf(&b, "  not measured: %s\n", row.Skipped)
 			continue
 		}
+		if row.Parts != nil {
+			row.tabulate(&b)
+			continue
+		}
 		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 		fmt.Fprintf(w, "  \t%s\tmin–max\tratio to ours\tinterval\tCPU each\tratio by CPU\tlatency mean\tp99\t\n", row.Unit)
 		for _, p := range row.sorted() {
@@ -364,6 +458,37 @@ func (r *Report) Table() string {
 		}
 	}
 	return regexp.MustCompile(`(?m) +$`).ReplaceAllString(b.String(), "")
+}
+
+// tabulate writes a row of parts: those as lines, who was measured as columns.
+func (r RowResult) tabulate(b *strings.Builder) {
+	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "  %s\t", r.Unit)
+	for _, p := range r.Peers {
+		if p.Ours {
+			fmt.Fprintf(w, "▸ %s\t", p.Name)
+		} else {
+			fmt.Fprintf(w, "%s\tours to it\tgoals\t", p.Name)
+		}
+	}
+	fmt.Fprintln(w)
+	for _, part := range r.Parts {
+		fmt.Fprintf(w, "  %s\t", part.Name)
+		for _, p := range part.Peers {
+			fmt.Fprintf(w, "%s\t", p.seconds())
+			if !p.Ours {
+				beside := part.beside(p)
+				fmt.Fprintf(w, "%s %s\t%s\t", beside.ratio(), beside.interval(), part.verdict(p.Name))
+			}
+		}
+		fmt.Fprintln(w)
+	}
+	w.Flush()
+	for _, p := range r.Peers {
+		if remarks := p.remarks(r.Less); len(remarks) > 0 {
+			fmt.Fprintf(b, "  %s: %s\n", p.Name, strings.Join(remarks, "; "))
+		}
+	}
 }
 
 // paced says at which pace a row was measured; "": none.

@@ -13,7 +13,7 @@ import (
 
 // relayRows are about flows that go through one node.
 func relayRows() []Row {
-	return slices.Concat(streamRows(), backboneRows(), crowdRows(), datagramRows(), latencyRows())
+	return slices.Concat(streamRows(), backboneRows(), crowdRows(), datagramRows(), latencyRows(), oceanRows())
 }
 
 // backboneRows are about TCP that two nodes carry between them.
@@ -170,7 +170,7 @@ kind: TargetGroup
 name: back
 region: bench
 protocol: ` + protocol + `
-targets: [{address: "{host}", port: {tls}}]
+targets: [{address: "{behind}", port: {tls}}]
 healthCheck: {enabled: false}
 ---
 kind: Accelerator

@@ -44,6 +44,13 @@ func TestRowsAreWhole(t *testing.T) {
 				}
 			}
 		}
+		for _, p := range r.Parts {
+			for _, g := range p.Goals {
+				if p.Name == "" || g.Want <= 0 || !peers[g.Peer] || g.Peer == oursName || !r.Less {
+					t.Errorf("row %s: part %s: goal %+v", r.Name, p.Name, g)
+				}
+			}
+		}
 		for _, g := range r.Goals { // without a peer a goal is a bound, or a share
 			if g.Want <= 0 || g.Peer != "" && !peers[g.Peer] || g.Peer == "" && !r.Less && !strings.HasPrefix(r.Unit, "%") || g.Peer == oursName {
 				t.Errorf("row %s: goal %+v", r.Name, g)
@@ -229,11 +236,14 @@ func TestEachRowRuns(t *testing.T) {
 			if row.Load.Own == nil && r.find(Need{Program: row.Load.Tool}) == "" {
 				needed(t, row.Load.Tool+" is not installed: apt-get install "+toolPackages()[row.Load.Tool])
 			}
+			if row.Lacks != nil && row.Lacks() != "" {
+				needed(t, row.Lacks())
+			}
 			rows := []Row{row}
 			if os.Getenv("PERIGEE_BENCH") != "all" {
 				rows[0].Peers = nil
 				for _, p := range row.Peers {
-					if p.Module == "" && len(p.Needs) > 0 && p.Needs[0].Package != "" && r.find(p.Needs[0]) != "" && len(rows[0].Peers) < 1 {
+					if row.Parts != nil || p.Module == "" && len(p.Needs) > 0 && p.Needs[0].Package != "" && r.find(p.Needs[0]) != "" && len(rows[0].Peers) < 1 {
 						rows[0].Peers = append(rows[0].Peers, p)
 					}
 				}

@@ -217,7 +217,7 @@ func measure(ctx context.Context, c Config) (*Report, error) {
 		return nil, err
 	}
 	defer r.origin.close()
-	r.stage = Stage{Host: "127.0.0.1", Program: c.Program, Objects: c.Objects, Idle: c.Idle, Origin: r.origin.address(), run: r,
+	r.stage = Stage{Host: "127.0.0.1", Behind: "127.0.0.1", Program: c.Program, Objects: c.Objects, Idle: c.Idle, Origin: r.origin.address(), run: r,
 		Cert: filepath.Join(r.dir, "cert.pem"), Key: filepath.Join(r.dir, "key.pem"), Both: filepath.Join(r.dir, "both.pem"), places: filepath.Join(r.dir, "places.mmdb")}
 	if err := certify(r.stage); err != nil {
 		return nil, fmt.Errorf("make a certificate: %w", err)
@@ -283,6 +283,12 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 			return res, nil
 		}
 	}
+	if row.Lacks != nil {
+		if res.Skipped = row.Lacks(); res.Skipped != "" {
+			r.Say("  " + res.Skipped)
+			return res, nil
+		}
+	}
 	stage := r.stage
 	stage.row = row.Name
 	stage.Row = filepath.Join(r.dir, strconv.FormatUint(number, 10)) // short: the path of a unix socket has a bound
@@ -290,6 +296,13 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 		return res, err
 	}
 	defer os.RemoveAll(stage.Row)
+	if row.Around != nil {
+		over, err := row.Around(ctx, &stage)
+		if err != nil {
+			return res, fmt.Errorf("make what servers stand in: %w", err)
+		}
+		defer over()
+	}
 	if row.Prepare != nil {
 		if err := row.Prepare(stage); err != nil {
 			return res, fmt.Errorf("prepare: %w", err)
@@ -346,7 +359,7 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 		return now
 	}
 	for _, p := range playing() {
-		if r.Warm <= 0 || row.Once {
+		if r.Warm <= 0 || row.Once || row.Parts != nil {
 			break
 		}
 		r.sample(ctx, row, p, tool, r.Warm)
@@ -360,14 +373,17 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 		}
 	}
 	dice := mathrand.New(mathrand.NewPCG(r.Seed, number))
-	rounds := r.Rounds
+	every := max(1, row.Every)
+	rounds := (r.Rounds + every - 1) / every
 	if row.Once {
 		rounds = 1
 	}
 	for round := range rounds {
 		order := playing()
 		dice.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+		chance := dice.Uint64()
 		for _, p := range order {
+			p.stage.Seed = chance
 			s := r.sample(ctx, row, p, tool, r.Duration)
 			if ctx.Err() != nil {
 				return res, ctx.Err()
@@ -395,6 +411,9 @@ func (r *run) row(ctx context.Context, row Row, number uint64, missing map[Need]
 		res.Peers = append(res.Peers, *p.result)
 	}
 	res.compute()
+	for i, part := range row.Parts {
+		res.Parts = append(res.Parts, res.part(i, part))
+	}
 	return res, nil
 }
 
@@ -405,10 +424,10 @@ func (r *run) open(ctx context.Context, p *player, row Row, dir string) error {
 	}
 	p.stage.Dir = dir
 	var err error
-	if p.stage.Port, err = freePort(p.stage.Host); err != nil {
+	if p.stage.Port, err = p.stage.freePort(); err != nil {
 		return err
 	}
-	if p.stage.TLS, err = freePort(p.stage.Host); err != nil {
+	if p.stage.TLS, err = p.stage.beyond().freePort(); err != nil { // where targets are, of rows about flows
 		return err
 	}
 	if p.proc, err = p.Start(ctx, p.stage); err != nil {
@@ -501,7 +520,7 @@ func (r *run) sample(ctx context.Context, row Row, p *player, tool string, d tim
 		}
 		return max(0, d.Seconds()/wall.Seconds()/float64(len(cores)))
 	}
-	s := Sample{Count: m.Count, Value: m.Value, Mean: micros(m.Mean), P50: micros(m.P50), P99: micros(m.P99), Busy: share(cpu, r.Servers),
+	s := Sample{Count: m.Count, Value: m.Value, Parts: m.Parts, Mean: micros(m.Mean), P50: micros(m.P50), P99: micros(m.P99), Busy: share(cpu, r.Servers),
 		Load:        min(1, share(used+own-m.Idle, r.Loads)),
 		Others:      share(serversAfter.busy-servers.busy-cpu, r.Servers),
 		OthersLoads: share(loadsAfter.busy-loads.busy-used-own-origin, r.Loads),
@@ -521,6 +540,8 @@ func (r *run) sample(ctx context.Context, row Row, p *player, tool string, d tim
 		s.Void = m.Failed
 	case m.Count == 0:
 		s.Void = "nothing was done"
+	case len(m.Parts) != len(row.Parts):
+		s.Void = fmt.Sprintf("%d things were found of %d", len(m.Parts), len(row.Parts))
 	case m.Bytes > 0 && m.Bytes < int64(float64(m.Count*row.Size)*mostBytes):
 		s.Void = fmt.Sprintf("%d answers of %d bytes had %d bytes in all", m.Count, row.Size, m.Bytes)
 	case row.Hits && asked > 0:
@@ -542,7 +563,7 @@ func ownCPU() time.Duration {
 
 // fill puts the stage's values into arguments.
 func (s Stage) fill(args []string, d time.Duration) []string {
-	replace := strings.NewReplacer("{host}", s.Host, "{port}", strconv.Itoa(s.Port), "{tls}", strconv.Itoa(s.TLS),
+	replace := strings.NewReplacer("{host}", s.Host, "{behind}", s.Behind, "{port}", strconv.Itoa(s.Port), "{tls}", strconv.Itoa(s.TLS),
 		"{seconds}", strconv.Itoa(int(d.Seconds())), "{row}", s.Row, "{dir}", s.Dir, "{origin}", s.Origin, "{plain}", s.Plain,
 		"{cert}", s.Cert, "{key}", s.Key, "{both}", s.Both, "{places}", s.places, "{name}", Name)
 	var filled []string
@@ -552,7 +573,7 @@ func (s Stage) fill(args []string, d time.Duration) []string {
 	return filled
 }
 
-// Fill is a text with {host}, {port}, {tls}, {row}, {dir}, {origin}, {plain}, {cert}, {key}, {both}, {places} and {name} replaced.
+// Fill is a text with {host}, {behind}, {port}, {tls}, {row}, {dir}, {origin}, {plain}, {cert}, {key}, {both}, {places} and {name} replaced.
 func (s Stage) Fill(text string) string { return s.fill([]string{text}, 0)[0] }
 
 // Write writes a file into the server's folder, filled; folders of its path are made. It returns its path.
@@ -574,6 +595,10 @@ func (s Stage) startOn(cores []int, env []string, argv ...string) (*Process, err
 	program := s.run.find(Need{Program: argv[0]})
 	if program == "" {
 		return nil, fmt.Errorf("%s is not installed", argv[0])
+	}
+	if s.in != nil { // ip becomes the program
+		argv = slices.Concat([]string{"ip", "netns", "exec", s.in.Name, program}, argv[1:])
+		program = s.run.find(Need{Program: "ip"})
 	}
 	cmd := exec.Command(program, argv[1:]...)
 	cmd.Env = slices.Concat(os.Environ(), env)
@@ -651,15 +676,25 @@ func toolPackages() map[string]string {
 }
 
 // freePort is a port that is free for TCP and UDP now.
-func freePort(host string) (int, error) {
+func freePort(host string) (int, error) { return freePortOf(host, net.Listen, net.ListenPacket) }
+
+// freePort is one where the stage's servers listen.
+func (s Stage) freePort() (int, error) {
+	if s.in != nil {
+		return freePortOf(s.Host, s.in.Listen, s.in.ListenPacket)
+	}
+	return freePort(s.Host)
+}
+
+func freePortOf(host string, listen func(network, address string) (net.Listener, error), hear func(network, address string) (net.PacketConn, error)) (int, error) {
 	var last error
 	for range 100 {
-		l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+		l, err := listen("tcp", net.JoinHostPort(host, "0"))
 		if err != nil {
 			return 0, fmt.Errorf("find a free port: %w", err)
 		}
 		port := l.Addr().(*net.TCPAddr).Port
-		c, err := net.ListenPacket("udp", l.Addr().String())
+		c, err := hear("udp", l.Addr().String())
 		l.Close()
 		if err == nil {
 			c.Close()

@@ -5,6 +5,7 @@ package bench
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -29,7 +30,7 @@ func TestWhatToolsPrintIsRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := parse(test.tool, string(text)); err != nil || got != test.want {
+		if got, err := parse(test.tool, string(text)); err != nil || !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s: got %+v, %v\nwant %+v", test.file, got, err, test.want)
 		}
 	}
