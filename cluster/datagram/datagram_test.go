@@ -145,6 +145,43 @@ func TestManyOfOneLengthGoTogether(t *testing.T) {
 	}
 }
 
+// Of a socket that is dialled it is not told who has sent, and of others it is told of all, whoever has read before.
+func TestWhoHasSentIsToldWhateverWasReadBefore(t *testing.T) {
+	server, conn := listening(t, "udp4", "127.0.0.1:0")
+	at := conn.LocalAddr().String()
+	came := make(chan netip.AddrPort, 4*batchSize)
+	serving(t, server, func(in []Datagram) {
+		for _, d := range in {
+			server.Send(Way{To: d.From}, [][]byte{d.Data})
+			came <- d.From
+		}
+	}, nil)
+	all := make([][]byte, batchSize/2)
+	for i := range all {
+		all[i] = make([]byte, i) // each comes by itself
+	}
+	for range 8 {
+		client, c := dialled(t, at)
+		back := make(chan netip.AddrPort, 4*batchSize)
+		serving(t, client, func(in []Datagram) {
+			for _, d := range in {
+				back <- d.From
+			}
+		}, nil)
+		if n, err := client.Send(Way{}, all); n != len(all) || err != nil {
+			t.Fatalf("sent %d, %v", n, err)
+		}
+		for range all {
+			if from := <-came; from != c.LocalAddr().(*net.UDPAddr).AddrPort() {
+				t.Fatalf("it is told to be from %v", from)
+			}
+			if from := <-back; from.IsValid() {
+				t.Fatalf("of a dialled socket %v is told", from)
+			}
+		}
+	}
+}
+
 // What the system does not take costs those beside it nothing.
 func TestWhatIsTooLargeIsSaid(t *testing.T) {
 	server, conn := listening(t, "udp4", "127.0.0.1:0")

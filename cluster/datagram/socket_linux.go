@@ -78,8 +78,11 @@ type reader struct {
 	whole    *[batchSize][wholeSize]byte
 }
 
-// readers and writers are caches and no state: nothing depends on what is in them.
-var readers = sync.Pool{New: func() any {
+// readers and writers are caches and no state: nothing depends on what is in them. Readers of sockets that are dialled, by whether they are, are not told who has sent:
+// that is known, and costs.
+var readers = [2]sync.Pool{{New: func() any { return newReader(false) }}, {New: func() any { return newReader(true) }}}
+
+func newReader(dialled bool) *reader {
 	r := &reader{whole: new([batchSize][wholeSize]byte), used: batchSize}
 	for i := range batchSize {
 		r.parts[i][0].Base, r.parts[i][1].Base = &r.heads[i][0], &r.whole[i][headSize]
@@ -88,9 +91,12 @@ var readers = sync.Pool{New: func() any {
 		h := &r.in[i].Header
 		h.Iov, h.Control = &r.parts[i][0], (*byte)(unsafe.Pointer(&r.controls[i]))
 		h.SetIovlen(2)
+		if !dialled {
+			h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
+		}
 	}
 	return r
-}}
+}
 
 // serve reads until the socket fails. As much as can be is done within one call of raw.Read: it waits for news since it last looked, so after few datagrams
 // there is no need to look whether there are more. An error that comes between two of them (ICMP) is such news. Where they do not end the call does: who
@@ -98,10 +104,14 @@ var readers = sync.Pool{New: func() any {
 func (k *kernel) serve(handle func([]Datagram), refused func(), closed *atomic.Bool) error {
 	var r *reader
 	failed := syscall.Errno(0)
+	pool := &readers[0]
+	if k.dialed {
+		pool = &readers[1]
+	}
 	read := func(fd uintptr) (done bool) {
 		for batches := 1; ; {
 			if r == nil {
-				r = readers.Get().(*reader)
+				r = pool.Get().(*reader)
 			}
 			n, err := k.receive(fd, r)
 			switch {
@@ -122,7 +132,7 @@ func (k *kernel) serve(handle func([]Datagram), refused func(), closed *atomic.B
 				batches++
 				continue
 			}
-			readers.Put(r)
+			pool.Put(r)
 			r = nil
 			return n == batchSize
 		}
@@ -140,8 +150,8 @@ func (k *kernel) serve(handle func([]Datagram), refused func(), closed *atomic.B
 func (k *kernel) receive(fd uintptr, r *reader) (int, syscall.Errno) {
 	for i := range r.used {
 		h := &r.in[i].Header
-		if h.Name, h.Namelen = nil, 0; !k.dialed { // who sends to a socket that is dialled is known, and to be told costs
-			h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet6
+		if h.Name != nil {
+			h.Namelen = unix.SizeofSockaddrInet6
 		}
 		h.SetControllen(ControlSize)
 	}
