@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/node/front"
@@ -43,7 +44,9 @@ func (n *Node) explain(req api.ExplainRequest) (api.ExplainResponse, error) {
 	case "tcp", "udp":
 		var address netip.AddrPort
 		if address, err = netip.ParseAddrPort(req.Target); err == nil {
-			answer, err = n.accelerator.Explain(strings.ToUpper(req.What), n.behindOwnDoor(req.What, address, tr), from, tr)
+			at := n.behindOwnDoor(req.What, address, tr)
+			answer, err = n.accelerator.Explain(strings.ToUpper(req.What), at, from, tr)
+			n.explainReturns(strings.ToUpper(req.What), at, tr)
 		}
 	default:
 		err = fmt.Errorf("what is explained is dns, http, tcp or udp, not %q", req.What)
@@ -75,6 +78,60 @@ func (n *Node) behindOwnDoor(network string, at netip.AddrPort, tr *trace.Trace)
 		tr.Add("%v is a door of %s's own: it leads where %v does", at, n.cfg.Name, behind)
 	}
 	return behind
+}
+
+// explainReturns says which of the addresses where flows of an accelerator's address and port end are not dialled, as they would come back.
+func (n *Node) explainReturns(protocol string, at netip.AddrPort, tr *trace.Trace) {
+	s := n.running.Get().spec
+	told := map[netip.AddrPort]bool{}
+	tell := func(to netip.AddrPort) {
+		if !told[to] && n.returns(protocol, to) {
+			told[to] = true
+			tr.Add("%v is a door of this network itself: it is not dialled, for what is sent there would come back without end", to)
+		}
+	}
+	for _, l := range n.accelerator.Listeners() {
+		if l.Address != at || l.Protocol != protocol {
+			continue
+		}
+		a := s.Accelerators[l.Accelerator]
+		if a == nil {
+			return
+		}
+		for i := range a.Listeners {
+			if is := &a.Listeners[i]; is.Protocol == protocol && is.Has(at.Port()) {
+				n.eachTarget(s, is, at.Port(), tell)
+			}
+		}
+	}
+}
+
+// eachTarget calls tell with each address and port where flows of a listener's port may end, by the spec alone.
+func (n *Node) eachTarget(s *spec.Spec, l *spec.AcceleratorListener, port uint16, tell func(netip.AddrPort)) {
+	targets := func(name string) {
+		if g := s.TargetGroups[name]; g != nil {
+			for _, t := range g.Targets {
+				tell(t.AddrPort())
+			}
+		}
+	}
+	for i := range l.EndpointGroups {
+		g := &l.EndpointGroups[i]
+		for _, e := range g.Endpoints {
+			switch {
+			case e.Address.IsValid():
+				tell(netip.AddrPortFrom(e.Address, g.EndpointPort(port)))
+			case e.TargetGroup != "":
+				targets(e.TargetGroup)
+			case e.LoadBalancer != "" && s.LoadBalancers[e.LoadBalancer] != nil:
+				for _, of := range s.LoadBalancers[e.LoadBalancer].Listeners {
+					if of.Port == g.EndpointPort(port) {
+						targets(of.Default.Forward)
+					}
+				}
+			}
+		}
+	}
 }
 
 func (n *Node) explainDNS(name, kind string, from netip.Addr, subnet netip.Prefix, tr *trace.Trace) (string, error) {

@@ -105,8 +105,11 @@ type Node struct {
 	ownDoors    []front.Door // those that it was told to open
 	doorHost    netip.Addr   // where it opens those that the spec asks for; invalid: on all addresses
 	closed      string       // which of them stay closed, and why
-	ticketKeys  [][32]byte   // takeRoster's: those that the doors have
-	guards      guards       // of those that are guarded; followAgreed's
+	returning   atomic.Pointer[returning]
+	others      others
+	locals      locals
+	ticketKeys  [][32]byte // takeRoster's: those that the doors have
+	guards      guards     // of those that are guarded; followAgreed's
 	apis        struct{ public, between, socket, within *api.Server }
 	inside      *streams // the API's callers within the process
 	origin      *origin.Plane
@@ -577,7 +580,7 @@ func (n *Node) openPlanes() error {
 	panicked := func(v any) { panics.Tell(log, v) }
 	n.origin = origin.New(origin.Config{
 		Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, DialFlow: n.cfg.dialFlow, DialAs: transparent.Dialer{Mark: n.cfg.TransparentMark}.Dial,
-		Evidence: n.prober.Evidence, Panicked: panicked, Log: log,
+		Evidence: n.prober.Evidence, Returns: n.returns, Panicked: panicked, Log: log,
 	})
 	n.onClose("origin", func(context.Context) error { n.origin.Close(); return nil })
 	store, err := n.openCacheDisk()

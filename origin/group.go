@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -224,6 +225,9 @@ type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
 // dialTarget connects to a target or an endpoint, in a time.
 func (p *Plane) dialTarget(ctx context.Context, dial dialer, network string, addr netip.AddrPort, most time.Duration) (net.Conn, error) {
+	if p.returns(strings.ToUpper(network), addr) {
+		return nil, &dialError{addr, ErrReturns}
+	}
 	limited, cancel := within(ctx, most)
 	defer cancel()
 	p.counters.connects.Add(1)
@@ -237,6 +241,25 @@ func (p *Plane) dialTarget(ctx context.Context, dial dialer, network string, add
 		return nil, &dialError{addr, err}
 	}
 	return conn, nil
+}
+
+// ErrReturns is why a target is not dialled: its flows would come back. Another node is not to be asked for it.
+var ErrReturns = errors.New("it is a door of this network itself: what is sent there would come back without end")
+
+// returns says whether what is dialled for a protocol would come back; that is counted, and said to people now and then.
+func (p *Plane) returns(protocol string, addr netip.AddrPort) bool {
+	if !p.wouldReturn(protocol, addr) {
+		return false
+	}
+	p.counters.returns.Add(1)
+	if now := time.Now().Unix(); now-p.toldReturns.Load() >= 60 && p.toldReturns.Swap(now) != now {
+		p.config.Log.Error("a target is not dialled", "target", addr, "protocol", protocol, "error", ErrReturns)
+	}
+	return true
+}
+
+func (p *Plane) wouldReturn(protocol string, addr netip.AddrPort) bool {
+	return p.config.Returns != nil && p.config.Returns(protocol, addr)
 }
 
 // dialFailed counts a dial that was not given up.
@@ -281,7 +304,7 @@ func (p *Plane) dialerOf(as netip.AddrPort, own dialer) dialer {
 // gaveUp says whether a dial tells nothing of the target: it had left, nobody waited for it long enough, or it was not dialled.
 func gaveUp(ctx context.Context, err error, took time.Duration) bool {
 	switch {
-	case errors.Is(err, errLeft), errors.Is(err, transparent.ErrImpossible), socket.Lacking(err):
+	case errors.Is(err, errLeft), errors.Is(err, ErrReturns), errors.Is(err, transparent.ErrImpossible), socket.Lacking(err):
 		return true
 	case errors.Is(ctx.Err(), context.Canceled):
 		return took < longPatience
@@ -301,6 +324,9 @@ func (t *traffic) dialHTTP(ctx context.Context, _, address string) (net.Conn, er
 	addr, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return nil, err
+	}
+	if t.plane.returns(spec.HTTP, addr) {
+		return nil, &dialError{addr, ErrReturns}
 	}
 	conn, l, err := t.dial(ctx, t.plane.config.Dial, addr, connectTimeout)
 	if err != nil {

@@ -49,6 +49,9 @@ type Config struct {
 	// Evidence is told what requests and flows meet at targets and endpoints (evidence.go): that they failed and why, or
 	// passed. Client is whose it was; invalid: not known. It is called often and must not wait. Nil: nobody is told.
 	Evidence func(key health.Key, client netip.Addr, failed bool, reason string)
+	// Returns says whether what is dialled for a protocol, spec.TCP, UDP or HTTP, would come back as a new flow or request of this network, and so on without
+	// end: then it is not dialled. It is asked for each dial and must not wait. Nil: nothing does.
+	Returns func(protocol string, at netip.AddrPort) bool
 	// Panicked is told of what panics while a flow is carried, which is reset then; nil: it ends the process.
 	Panicked func(value any)
 	Log      *slog.Logger
@@ -69,7 +72,7 @@ type Plane struct {
 
 	late late // of those that loops asked
 
-	toldUnpreserved atomic.Int64 // when, in Unix seconds
+	toldUnpreserved, toldReturns atomic.Int64 // when, in Unix seconds
 }
 
 // table is one spec, compiled. It is immutable but for what its groups share with the tables before it. What did not
@@ -373,7 +376,7 @@ type counters struct {
 	connectFaults                                  atomic.Uint64
 	deregistered, terminated                       atomic.Uint64
 	evidenceFailed, evidencePassed                 atomic.Uint64
-	unpreserved                                    atomic.Uint64
+	unpreserved, returns                           atomic.Uint64
 	fromTarget, fromLoadBalancer                   [6]atomic.Uint64 // by class; 1 is 101, 0 is what is no HTTP status
 }
 
@@ -407,6 +410,7 @@ func (p *Plane) Counters() map[string]uint64 {
 		"origin_target_connects_total":           c.connects.Load(),
 		"origin_target_connect_errors_total":     c.connectErrors.Load(),
 		"origin_target_connect_faults_total":     c.connectFaults.Load(),
+		"origin_target_returns_total":            c.returns.Load(),
 		"origin_target_malformed_total":          c.targetFaults.Load(),
 		"origin_target_retries_total":            c.retries.Load(),
 		"origin_target_deregistered_total":       c.deregistered.Load(),

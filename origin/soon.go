@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/socket"
+	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/origin/relay/loop"
 )
@@ -50,7 +51,7 @@ func (p *Plane) prospect(resource string, client netip.AddrPort, local func() ne
 	f := &one.flow
 	if name, is := strings.CutPrefix(resource, "endpoint/"); is {
 		one.Target, f.key, err = t.endpoint(p.config.Region, name)
-		return one, err == nil && !p.late.is(one.Target)
+		return one, err == nil && !p.late.is(one.Target) && !p.wouldReturn(spec.TCP, one.Target)
 	}
 	g, idle, err := t.flow(resource)
 	if err != nil {
@@ -73,7 +74,7 @@ func (o *Prospect) aim() (is, ok bool) {
 	if o.Target, is = o.split.pool.At(o.turn, o.nth); !is {
 		return false, false
 	}
-	if f.plane.late.is(o.Target) {
+	if f.plane.late.is(o.Target) || f.plane.wouldReturn(spec.TCP, o.Target) {
 		return true, false
 	}
 	if f.lease = f.traffic.lease(o.Target); f.lease == nil {

@@ -2,6 +2,7 @@ package accelerator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/perigee-net/perigee/origin"
 	"github.com/perigee-net/perigee/origin/relay"
 )
 
@@ -267,6 +269,9 @@ func (r *race) ended(i int, far net.Conn, target netip.AddrPort, err error) (nex
 	if r.decided {
 		return -1, nil
 	}
+	if errors.Is(err, origin.ErrReturns) {
+		r.shun(one.Resource)
+	}
 	if next = r.pick(false); next >= 0 && time.Now().Before(r.ends) {
 		return next, r.begin(next)
 	}
@@ -274,6 +279,16 @@ func (r *race) ended(i int, far net.Conn, target netip.AddrPort, err error) (nex
 		r.decide()
 	}
 	return -1, nil
+}
+
+// shun has nobody else be asked for what this node will not dial, as its flows would come back: who does not know that yet would dial it. r.mu is held.
+func (r *race) shun(resource string) {
+	for i := range r.all {
+		if other := &r.all[i]; other.begun == 0 && other.Resource == resource {
+			r.begun++
+			other.begun, other.ended = r.begun, true
+		}
+	}
 }
 
 // left says that a candidate has another way that may do, or has. r.mu is held.
