@@ -238,9 +238,22 @@ func New(c Config) *Front {
 	return f
 }
 
+// Fault is why a door does not stand.
+type Fault struct {
+	Network string
+	Address netip.AddrPort
+	Err     error
+}
+
+func (f *Fault) Error() string {
+	return fmt.Sprintf("open door %s: %v", doorKey{network: f.Network, address: f.Address}, f.Err)
+}
+
+func (f *Fault) Unwrap() error { return f.Err }
+
 // Set makes these the doors. Those that stand already stay open, with all their connections, and are served as these say
 // from the next request or connection on. Others are closed: they accept nothing more, and what is in flight finishes.
-// The error joins what is wrong with each door that does not stand afterwards; the others do.
+// The error joins a Fault of each door that does not stand afterwards; the others do.
 func (f *Front) Set(doors []Door) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -255,9 +268,9 @@ func (f *Front) Set(doors []Door) error {
 	for _, d := range doors {
 		place := doorKey{network: d.Network, address: d.Address}
 		if err := f.check(&d); err != nil {
-			faults = append(faults, fmt.Errorf("open door %s: %w", d.key(), err))
+			faults = append(faults, &Fault{d.Network, d.Address, err})
 		} else if places[place] {
-			faults = append(faults, fmt.Errorf("open door %s: it is wanted twice", d.key()))
+			faults = append(faults, &Fault{d.Network, d.Address, errors.New("it is wanted twice")})
 		} else if places[place] = true; d.Packets != nil {
 			packets = append(packets, &d)
 		} else {
@@ -279,7 +292,7 @@ func (f *Front) Set(doors []Door) error {
 		}
 		open, err := f.open(d)
 		if err != nil {
-			faults = append(faults, fmt.Errorf("open door %s: %w", d.key(), err))
+			faults = append(faults, &Fault{d.Network, d.Address, err})
 			continue
 		}
 		open.retire(f.retired)

@@ -113,7 +113,7 @@ func (f *Front) setHTTP3(doors []*Door) (faults []error) {
 		case d.HTTP3:
 			var err error
 			if open, err = f.openHTTP3(d, tcp.crowd); err != nil {
-				faults = append(faults, fmt.Errorf("open door udp %s: %w", d.key().at(), err))
+				faults = append(faults, &Fault{"udp", d.Address, err})
 				break
 			}
 			f.quic[d.key()] = open

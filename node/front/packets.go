@@ -1,7 +1,6 @@
 package front
 
 import (
-	"fmt"
 	"net"
 )
 
@@ -34,7 +33,7 @@ func (f *Front) setPackets(doors []*Door) (faults []error) {
 		}
 		conn, err := listen("udp", d.key().at())
 		if err != nil {
-			faults = append(faults, fmt.Errorf("open door %s: %w", d.key(), err))
+			faults = append(faults, &Fault{d.Network, d.Address, err})
 			continue
 		}
 		open := &packetDoor{conn: conn, over: make(chan struct{})}
