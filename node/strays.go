@@ -62,6 +62,9 @@ func (n *Node) straysLine() string {
 	if n.strays == nil {
 		return "established flows that other nodes have are reset when routing leads them here: " + n.strayless
 	}
+	if n.strays.Ended() {
+		return "established flows that other nodes have are reset when routing leads them here: somebody took the device away by which segments came"
+	}
 	switch owners := len(stray.Owners(n.view.Get())); owners {
 	case 0:
 		return "established flows that other nodes have would be handed over to them: there is none"

@@ -157,7 +157,7 @@ func TestTheTestbedIsWhatANewcomerTypes(t *testing.T) {
 func TestScenariosComeTrueOnATestbed(t *testing.T) {
 	l := needsLaboratory(t)
 	for _, c := range []struct{ scenario, world string }{
-		{"nearest", "three"}, {"drained", "three"}, {"established", "three"}, {"cutoff", "three"}, {"oneway", "three"}, {"gray", "three"}, {"preserved", "three"},
+		{"nearest", "three"}, {"drained", "three"}, {"established", "three"}, {"spread", "testdata/spread.yaml"}, {"cutoff", "three"}, {"oneway", "three"}, {"gray", "three"}, {"preserved", "three"},
 		{"join", "six"}, {"measure", "six"},
 		{"accelerator", "three"}, {"loadbalancer", "three"}, {"dns", "three"},
 	} {

@@ -2,6 +2,7 @@ package stray
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -16,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/perigee-net/perigee/testbed/netns"
 )
@@ -131,6 +134,9 @@ func TestInside(t *testing.T) {
 		case "alone":
 			h.Set(addresses, nil, false)
 			fmt.Println("ready")
+		case "ended": // when it is
+			<-h.taking
+			fmt.Println("ready")
 		case "deny":
 			h.Set(nil, []Owner{{Node: f[2]}}, false)
 			fmt.Println("ready")
@@ -165,30 +171,33 @@ func (n *node) counters() (all map[string]uint64) {
 // network is a client, a router, and two nodes that have the same addresses: the router leads to one of them.
 type network struct {
 	*testing.T
-	client, router *netns.Namespace
-	nodes          map[string]*node
+	client, router, b *netns.Namespace
+	nodes             map[string]*node
+}
+
+func made(t *testing.T, what string) *netns.Namespace {
+	t.Helper()
+	name := fmt.Sprintf("stray%d-%s", os.Getpid(), what)
+	n, err := netns.New(name)
+	ok(t, err)
+	t.Cleanup(func() {
+		n.Close()
+		if err := netns.Remove(context.Background(), name); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
 }
 
 func newNetwork(t *testing.T) *network {
 	w := &network{T: t, nodes: map[string]*node{}}
-	made := func(what string) *netns.Namespace {
-		name := fmt.Sprintf("stray%d-%s", os.Getpid(), what)
-		n, err := netns.New(name)
-		ok(t, err)
-		t.Cleanup(func() {
-			n.Close()
-			if err := netns.Remove(context.Background(), name); err != nil {
-				t.Error(err)
-			}
-		})
-		return n
-	}
-	w.client, w.router = made("client"), made("router")
+	w.client, w.router = made(t, "client"), made(t, "router")
 	w.run(w.router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	for i, name := range []string{"client", "a", "b"} {
 		n := w.client
 		if i > 0 {
-			n = made(name)
+			n = made(t, name)
+			w.b = n // in the end
 		}
 		ok(t, netns.Veth(n, "net", w.router, name))
 		four, six := fmt.Sprintf("10.9.%d.", i), fmt.Sprintf("fd09:%d::", i)
@@ -300,8 +309,8 @@ func TestAFlowOutlivesItsRoute(t *testing.T) {
 			from := time.Now()
 			ok(t, old.echo(1))
 			t.Logf("the first byte came back after %v", time.Since(from).Round(10*time.Microsecond))
-			ok(t, old.echo(16<<20))
-			t.Logf("16 MiB there and back in %v", time.Since(from).Round(time.Millisecond))
+			ok(t, old.echo(4<<20))
+			t.Logf("4 MiB there and back in %v", time.Since(from).Round(time.Millisecond))
 			if fresh := w.dial(address); fresh.by != "b" {
 				t.Errorf("node %q has a new flow", fresh.by)
 			} else {
@@ -321,6 +330,135 @@ func TestAFlowOutlivesItsRoute(t *testing.T) {
 				t.Errorf("%d flows were found", found)
 			}
 		})
+	}
+}
+
+// verdictsInside is where the test of the programs is run again in a namespace.
+const verdictsInside = "PERIGEE_STRAY_VERDICTS"
+
+// The program lets pass what is for others than the addresses, begins a flow, is of one that this machine has, or is no whole segment of TCP. What is left are strays, which it takes: those of
+// flows that are known always, others within the budget.
+func TestTheProgramTakesStraysOnly(t *testing.T) {
+	if os.Getenv(verdictsInside) == "" {
+		laboratory(t)
+		w := &network{T: t}
+		n := made(t, "verdicts")
+		w.run(n, "ip link set dev lo up")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		command := n.Command(ctx, os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$")
+		command.Env = append(os.Environ(), verdictsInside+"=1")
+		if out, err := command.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS")) {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	door, err := openKernel()
+	ok(t, err)
+	k := door.(*kernel)
+	defer k.close()
+	four, six := netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()
+	ok(t, k.watch([]netip.Addr{four, six}))
+	const pass, dropped, taken = -1, 2, 7 // TCX_NEXT, TCX_DROP, TCX_REDIRECT
+	verdict := func(what string, b []byte, want int32) {
+		t.Helper()
+		frame := append(make([]byte, 12), 0x08, 0x00)
+		if b[0]>>4 == 6 {
+			frame = append(make([]byte, 12), 0x86, 0xdd)
+		}
+		got, err := k.takes.Run(&ebpf.RunOptions{Data: append(frame, b...)})
+		if err != nil || int32(got) != want {
+			t.Errorf("%s: %d, want %d: %v", what, int32(got), want, err)
+		}
+	}
+	edit := func(b []byte, at int, to ...byte) []byte { copy(b[at:], to); return b }
+	for _, a := range []netip.Addr{four, six} {
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+		ok(t, err)
+		defer l.Close()
+		c, err := net.Dial("tcp", l.Addr().String())
+		ok(t, err)
+		defer c.Close()
+		s, err := l.Accept()
+		ok(t, err)
+		defer s.Close()
+		have := Flow{c.LocalAddr().(*net.TCPAddr).AddrPort(), l.Addr().(*net.TCPAddr).AddrPort()}
+		client := netip.AddrPortFrom(netip.MustParseAddr("192.0.2.7"), 4000)
+		if a.Is6() {
+			client = netip.AddrPortFrom(netip.MustParseAddr("2001:db8::7"), 4000)
+		}
+		lack, closed := Flow{client, have.Server}, Flow{client, netip.AddrPortFrom(a, 1)}
+		elsewhere := Flow{client, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), have.Server.Port())}
+		if a.Is6() {
+			elsewhere.Server = netip.AddrPortFrom(netip.MustParseAddr("2001:db8::2"), have.Server.Port())
+		}
+		if !k.has(have) || k.has(lack) || k.has(closed) {
+			t.Errorf("it has the flow that there is: %t, one that is not: %t, at a port where nobody listens: %t", k.has(have), k.has(lack), k.has(closed))
+		}
+		data := []byte("data")
+		verdict("one's own", packet(have, flagACK, 1, data, 0, 12), pass)
+		verdict("another address", packet(elsewhere, flagACK, 1, data, 0, 12), pass)
+		verdict("SYN", packet(lack, flagSYN, 1, nil, 0, 12), pass)
+		verdict("a stray", packet(lack, flagACK, 1, data, 0, 12), taken)
+		verdict("a stray FIN", packet(lack, flagACK|flagFIN, 1, nil, 0, 0), taken)
+		verdict("a stray for a port where nobody listens", packet(closed, flagACK, 1, data, 0, 12), taken)
+		if a.Is4() {
+			verdict("a stray with options of IP", packet(lack, flagACK, 1, data, 8, 12), taken)
+			verdict("one's own with options of IP", packet(have, flagACK, 1, data, 8, 12), pass)
+			verdict("a fragment", edit(packet(lack, flagACK, 1, data, 0, 12), 6, 0x20, 0), pass)
+			verdict("a later fragment", edit(packet(lack, flagACK, 1, data, 0, 12), 6, 0, 9), pass)
+			verdict("UDP", edit(packet(lack, flagACK, 1, data, 0, 12), 9, 17), pass)
+		} else {
+			verdict("an extension header", edit(packet(lack, flagACK, 1, data, 0, 12), 6, 0), pass)
+		}
+		verdict("cut off", packet(lack, flagACK, 1, data, 0, 0)[:30+10*len(a.AsSlice())/16], pass)
+
+		k.know(lack, true)
+		ok(t, k.maps.Budget.Put(uint32(0), budget{}))
+		verdict("beyond the budget", packet(closed, flagACK, 1, data, 0, 12), pass)
+		verdict("of a flow that is known, beyond the budget", packet(lack, flagACK, 1, data, 0, 12), taken)
+		ok(t, k.maps.Budget.Put(uint32(0), budget{Drop: 1}))
+		verdict("beyond the budget as flows move", packet(closed, flagACK, 1, data, 0, 12), dropped)
+		k.know(lack, false)
+		verdict("of a flow that is known no more", packet(lack, flagACK, 1, data, 0, 12), dropped)
+		ok(t, k.limit(false))
+	}
+	ok(t, k.watch([]netip.Addr{six}))
+	verdict("for an address that is looked at no more", packet(Flow{netip.MustParseAddrPort("192.0.2.7:4000"), netip.MustParseAddrPort("127.0.0.1:9")}, flagACK, 1, nil, 0, 0), pass)
+	if n, over := k.taken(); n == 0 || over != 6 {
+		t.Errorf("%d were taken, %d beyond the budget", n, over)
+	}
+}
+
+// A handshake by SYN cookies ends, though nobody can tell its end from a stray: it is nobody's else.
+func TestAHandshakeByCookiesEnds(t *testing.T) {
+	laboratory(t)
+	w := newNetwork(t)
+	w.run(w.b, "sysctl -qw net.ipv4.tcp_syncookies=2")
+	w.lead("b")
+	for _, address := range anycast {
+		f := w.dial(address)
+		ok(t, f.echo(100_000))
+	}
+	if c := w.nodes["b"].counters(); c["stray_flows_nobody_total"] != 2 {
+		t.Error(c)
+	}
+}
+
+// Where the device is taken away the kernel answers, as without all this.
+func TestWithoutItsDeviceTheKernelAnswers(t *testing.T) {
+	laboratory(t)
+	w := newNetwork(t)
+	w.lead("a")
+	f := w.dial(anycast[0])
+	w.run(w.b, "ip link delete perigee0")
+	w.nodes["b"].tell("ended")
+	w.lead("b")
+	if err := f.echo(1); !errors.Is(err, syscall.ECONNRESET) {
+		t.Error(err)
+	}
+	if c := w.nodes["b"].counters(); c["stray_segments_taken_total"] != 0 {
+		t.Error(c)
 	}
 }
 

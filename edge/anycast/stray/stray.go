@@ -100,8 +100,9 @@ type Hand struct {
 		failed    string
 	}
 
-	end   context.CancelFunc
-	ended sync.WaitGroup
+	end    context.CancelFunc
+	ended  sync.WaitGroup
+	taking chan struct{} // closed when nothing is taken any more
 }
 
 // Open begins to look at what comes, for no address yet. It fails where the machine lacks what that needs: the error says what.
@@ -117,7 +118,7 @@ func Open(c Config) (*Hand, error) {
 		c.kernel = k
 	}
 	ctx, end := context.WithCancel(context.Background())
-	h := &Hand{config: c, kernel: c.kernel, table: newTable(), addresses: map[netip.Addr]bool{}, deaf: map[string]time.Time{}, ways: map[string]Way{}, end: end}
+	h := &Hand{config: c, kernel: c.kernel, table: newTable(), addresses: map[netip.Addr]bool{}, deaf: map[string]time.Time{}, ways: map[string]Way{}, end: end, taking: make(chan struct{})}
 	h.ended.Go(h.take)
 	h.ended.Go(func() { h.sweep(ctx) })
 	return h, nil
@@ -126,16 +127,26 @@ func Open(c Config) (*Hand, error) {
 // Close ends it: the kernel answers from then on.
 func (h *Hand) Close() {
 	h.end()
-	h.kernel.close()
 	h.mu.Lock()
 	h.closed = true
 	ways := slices.Collect(maps.Values(h.ways))
 	clear(h.ways)
 	h.mu.Unlock()
+	h.kernel.close()
 	for _, w := range ways {
 		w.Close()
 	}
 	h.ended.Wait()
+}
+
+// Ended says whether nothing is handed over any more: it was closed, or its device was taken away.
+func (h *Hand) Ended() bool {
+	select {
+	case <-h.taking:
+		return true
+	default:
+		return false
+	}
 }
 
 // Set says which addresses this node announces, or did and may have flows of, who else may have flows of them, and whether this node is itself drained or leaves.
@@ -208,11 +219,19 @@ func (h *Hand) report(err error) {
 
 // take reads what the kernel hands over, until it is closed.
 func (h *Hand) take() {
+	defer close(h.taking)
 	b := make([]byte, maxPacket)
 	for {
 		n, err := h.kernel.read(b)
 		if err != nil {
-			return // it is closed: a device of one's own does not fail otherwise
+			h.mu.Lock()
+			closed := h.closed
+			h.mu.Unlock()
+			if !closed { // somebody took the device away: what is redirected to it would be lost
+				h.kernel.close()
+				h.config.Log.Error("segments of other nodes' flows are not handed over any more: the kernel answers them", "error", err)
+			}
+			return
 		}
 		s, err := parse(b[:n])
 		if err != nil {
