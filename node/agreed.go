@@ -4,20 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/store"
-	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/edge/accelerator"
-	"github.com/perigee-net/perigee/edge/http1"
-	"github.com/perigee-net/perigee/node/front"
 )
 
 // running is which revision the data plane runs, and why not a newer one.
@@ -178,81 +172,6 @@ func applyOne(p plane, s *spec.Spec) (err error) {
 		}
 	}()
 	return p.Apply(s)
-}
-
-// setDoors opens what the spec wants open on this node. A door that cannot be opened is said aloud
-// and tried again later; the others serve.
-func (n *Node) setDoors(s *spec.Spec) {
-	returning := n.returningBy()
-	doors := slices.Clone(n.ownDoors)
-	var closed []string
-	type at struct {
-		network string
-		address netip.AddrPort
-	}
-	own := map[at]bool{}
-	for _, d := range doors {
-		own[at{d.Network, d.Address}] = true
-		if d.HTTP3 {
-			own[at{"udp", d.Address}] = true
-		}
-	}
-	add := func(whose string, d front.Door, sort doorSort) {
-		if own[at{d.Network, d.Address}] {
-			closed = append(closed, fmt.Sprintf("%s: %s %s is another door of this node", whose, d.Network, d.Address))
-			return
-		}
-		own[at{d.Network, d.Address}] = true
-		doors = append(doors, d)
-		if d.Address.Addr() == n.doorHost {
-			returning.own[doorPort{d.Network, d.Address.Port()}] = sort
-		}
-	}
-	guarded := guards{}
-	if n.has(view.Origin) {
-		for _, l := range n.origin.Listeners() {
-			opens := front.Door{
-				Network: "tcp", Address: netip.AddrPortFrom(n.doorHost, l.Port), Allowed: n.guards.allowed(s, door{l.LoadBalancer, l.Port}, guarded),
-			}
-			sort := balancesFlows
-			if l.Protocol == spec.HTTP {
-				sort = balancesRequests
-				opens.Handler, opens.Relay = n.origin.Handler(l.LoadBalancer, l.Port), n.origin.Relay(l.LoadBalancer, l.Port)
-				opens.Desync = http1.MitigationOf(s.LoadBalancers[l.LoadBalancer].DesyncMitigationMode)
-			} else {
-				opens.Flow = func(c net.Conn, ended func()) { n.origin.StartConn(l.LoadBalancer, l.Port, c, ended) }
-				opens.Soon = n.balancedSoon(l)
-			}
-			add("LoadBalancer "+l.LoadBalancer, opens, sort)
-		}
-	}
-	n.guards = guarded
-	if n.has(view.Edge) {
-		for _, l := range n.accelerator.Listeners() {
-			opens := front.Door{Network: networkOf(l), Address: l.Address, Anycast: true}
-			if l.Protocol == spec.UDP {
-				opens.Packets = func(c net.PacketConn) error { return n.accelerator.ServePackets(l, c) }
-			} else {
-				opens.Flow, opens.Soon = n.accelerator.ConnHandler(l), n.soon(l)
-			}
-			add("Accelerator "+l.Accelerator, opens, accelerates)
-			if n.cfg.OwnDoors {
-				opens.Address, opens.Anycast = netip.AddrPortFrom(n.doorHost, l.Address.Port()), false
-				add("Accelerator "+l.Accelerator, opens, accelerates)
-			}
-		}
-	}
-	n.returning.Store(returning)
-	if err := n.front.Set(doors); err != nil && !errors.Is(err, net.ErrClosed) { // closed: this node ends
-		closed = append(closed, strings.Split(err.Error(), "\n")...)
-	}
-	text := strings.Join(closed, "; ")
-	if text != "" && text != n.closed {
-		n.cfg.Log.Error("doors stay closed", "why", text)
-	}
-	n.closed = text
-	n.tellDoorsAt(returning)
-	n.publish(doorsKey, []byte(text[:min(len(text), maxRefused)]))
 }
 
 // networkOf is that of an accelerator's listener, as sockets have it.

@@ -103,6 +103,7 @@ type Config struct {
 	// ListenPackets opens up to n sockets on one address; nil: one by ListenPacket, or of the real network n.
 	ListenPackets func(network, address string, n int) ([]net.PacketConn, error)
 	Dial          func(ctx context.Context, network, address string) (net.Conn, error)
+	maxDoors      int                                                                  // that the spec asks for; 0: by what the process may have open
 	dialFlow      func(ctx context.Context, network, address string) (net.Conn, error) // nil: Dial
 	// RoundTrip is the least round trip of an open connection from a client; nil: what the kernel says.
 	RoundTrip func(net.Conn) (rtt time.Duration, ok bool)

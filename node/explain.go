@@ -62,21 +62,18 @@ func (n *Node) behindOwnDoor(network string, at netip.AddrPort, tr *trace.Trace)
 	if !n.cfg.OwnDoors || n.doorHost.IsValid() && !n.doorHost.IsUnspecified() && at.Addr() != n.doorHost {
 		return at
 	}
-	behind := at
-	for _, l := range n.accelerator.Listeners() {
-		if networkOf(l) != network || l.Address.Port() != at.Port() {
-			continue
-		}
-		if l.Address == at {
-			return at
-		}
-		if behind == at { // the first has the door, as setDoors opens them
-			behind = l.Address
-		}
+	r := n.returning.Load()
+	if r == nil {
+		return at
 	}
-	if behind != at {
-		tr.Add("%v is a door of %s's own: it leads where %v does", at, n.cfg.Name, behind)
+	if _, is := r.accelerators[doorPlace{network, at}]; is {
+		return at
 	}
+	behind, is := r.behind[doorPort{network, at.Port()}]
+	if !is {
+		return at
+	}
+	tr.Add("%v is a door of %s's own: it leads where %v does", at, n.cfg.Name, behind)
 	return behind
 }
 

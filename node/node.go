@@ -107,6 +107,8 @@ type Node struct {
 	closed      string       // which of them stay closed, and why
 	returning   atomic.Pointer[returning]
 	others      others
+	shut        atomic.Pointer[closedDoors]
+	doorCounts  doorCounts
 	locals      locals
 	ticketKeys  [][32]byte // takeRoster's: those that the doors have
 	guards      guards     // of those that are guarded; followAgreed's
@@ -632,7 +634,7 @@ func (n *Node) openPlanes() error {
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())
-	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, written, n.names, queries, &n.compared, n.front, n.guard, &n.places)
+	n.counted = append(n.counted, n.origin, n.cdn, n.accelerator, written, n.names, queries, &n.compared, n.front, n.guard, &n.places, &n.doorCounts)
 	n.makeMetrics()
 	n.makeAPIs()
 	n.openLane()

@@ -28,8 +28,9 @@ const (
 // returning is where what is dialled would come back, as far as the spec says.
 type returning struct {
 	accelerators map[doorPlace]struct{}
-	ports        map[doorPort]doorSort // on the address at which each node opens them
-	own          map[doorPort]doorSort // those that this node opens there, if it can
+	ports        map[doorPort]doorSort       // on the address at which each node opens them
+	own          map[doorPort]doorSort       // those that this node opens there, if it can
+	behind       map[doorPort]netip.AddrPort // of those that are an accelerator's, whose they are
 }
 
 type doorPlace struct {
@@ -46,7 +47,7 @@ func (p doorPort) String() string { return p.network + "/" + strconv.Itoa(int(p.
 
 // returningBy makes that of what the planes have; own is to be filled in.
 func (n *Node) returningBy() *returning {
-	r := &returning{map[doorPlace]struct{}{}, map[doorPort]doorSort{}, map[doorPort]doorSort{}}
+	r := &returning{map[doorPlace]struct{}{}, map[doorPort]doorSort{}, map[doorPort]doorSort{}, map[doorPort]netip.AddrPort{}}
 	for _, l := range n.accelerator.Listeners() {
 		r.accelerators[doorPlace{networkOf(l), l.Address}] = struct{}{}
 		r.ports[doorPort{networkOf(l), l.Address.Port()}] |= accelerates

@@ -575,6 +575,9 @@ func (c check) behavior(field string, b *CacheBehavior, origins map[string]bool)
 // edge node, for each address.
 const MaxAcceleratorPorts = 4096
 
+// maxAcceleratorDoors bounds those ports times the addresses: all of them on four addresses, two of each family, as Global Accelerator has.
+const maxAcceleratorDoors = 4 * MaxAcceleratorPorts
+
 func (c check) accelerator(a *Accelerator, shared *claims) {
 	const mostGroups = 42
 	c.name(a.Name)
@@ -625,6 +628,8 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 	}
 	if ports > MaxAcceleratorPorts {
 		c.fault("listeners", "open %d ports: at most %d in an accelerator", ports, MaxAcceleratorPorts)
+	} else if n := ports * len(a.IPAddresses); n > maxAcceleratorDoors && !c.o.Stored {
+		c.fault("listeners", "open %d ports on %d addresses: at most %d in all", ports, len(a.IPAddresses), maxAcceleratorDoors)
 	}
 	if groups > mostGroups {
 		c.fault("listeners", "have %d endpoint groups: at most %d in an accelerator", groups, mostGroups)

@@ -1,0 +1,115 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/perigee-net/perigee/testbed/memnet"
+)
+
+// opening is an accelerator with so many ports, from one on, on some addresses.
+func opening(name, addresses string, from, ports int) string {
+	return fmt.Sprintf("---\nkind: Accelerator\nname: %s\nipAddresses: [%s]\nlisteners: [{protocol: TCP, portRanges: [{fromPort: %d, toPort: %d}], "+
+		"endpointGroups: [{region: eu-central-1, endpoints: [{address: 10.0.1.1}]}]}]\n", name, addresses, from, from+ports-1)
+}
+
+// A spec that wants more doors than the process may have files open does not take the node: accelerators stay closed as a whole, the largest first, the same ones at
+// each start, and everything else goes on.
+func TestDoorsLeaveRoomForTheNode(t *testing.T) {
+	spec := region + opening("a-large", "203.0.113.1, 203.0.113.2", 7000, 30) + opening("middle", "203.0.113.3", 7000, 25) + opening("small", "203.0.113.4", 7000, 10)
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		in := memnet.New(1)
+		defer in.Close()
+		cfg := configOf(in, "a", dir, netip.MustParseAddr("192.0.2.1"))
+		cfg.maxDoors = 40
+		for life1 := range 2 {
+			cfg.Bootstrap = life1 == 0
+			life(t, cfg, func(n *Node) {
+				if life1 == 0 {
+					applied(t, n, spec)
+				}
+				time.Sleep(10 * time.Second)
+				for _, of := range []struct {
+					at   string
+					open bool
+				}{{"203.0.113.1:7000", false}, {"203.0.113.2:7029", false}, {"203.0.113.3:7000", true}, {"203.0.113.3:7024", true}, {"203.0.113.4:7009", true}, {"192.0.2.1:7948", true}} {
+					if is := n.front.IsOpen("tcp", netip.MustParseAddrPort(of.at)); is != of.open {
+						t.Errorf("%s is open: %v", of.at, is)
+					}
+				}
+				st := n.status()
+				const want = "Accelerator a-large: it wants 60 doors: this node has open files for 40, of which 35 are taken (and 59 more of its doors)"
+				if len(st.Members) != 1 || st.Members[0].Doors != want {
+					t.Errorf("told %q", st.Members[0].Doors)
+				}
+				if c := n.doorCounts.Counters(); c["node_doors_closed"] != 60 || c["node_doors_beyond"] != 60 {
+					t.Errorf("counted %v", c)
+				}
+				if life1 == 1 {
+					applied(t, n, opening("a-large", "203.0.113.1", 7000, 5))
+					time.Sleep(10 * time.Second)
+					if st := n.status(); st.Members[0].Doors != "" || !n.front.IsOpen("tcp", netip.MustParseAddrPort("203.0.113.1:7004")) {
+						t.Errorf("once there is room: %q", st.Members[0].Doors)
+					}
+				}
+			})
+		}
+	})
+}
+
+// A node's own door stands for all addresses of an accelerator.
+func TestAnOwnDoorStandsForAllAddresses(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		in := memnet.New(1)
+		defer in.Close()
+		cfg := configOf(in, "a", dir, netip.MustParseAddr("192.0.2.1")).bootstrapped()
+		cfg.OwnDoors = true
+		life(t, cfg, func(n *Node) {
+			applied(t, n, region+opening("two", "203.0.113.1, 203.0.113.2", 7000, 2))
+			time.Sleep(3 * time.Second)
+			for _, at := range []string{"203.0.113.1:7000", "203.0.113.2:7001", "192.0.2.1:7000", "192.0.2.1:7001"} {
+				if !n.front.IsOpen("tcp", netip.MustParseAddrPort(at)) {
+					t.Errorf("%s is closed", at)
+				}
+			}
+			if st := n.status(); st.Members[0].Doors != "" {
+				t.Errorf("told %q", st.Members[0].Doors)
+			}
+			applied(t, n, opening("other", "203.0.113.3", 7001, 3))
+			time.Sleep(3 * time.Second)
+			if st := n.status(); st.Members[0].Doors != "Accelerator two: tcp 192.0.2.1:7001 is another door of this node" &&
+				st.Members[0].Doors != "Accelerator other: tcp 192.0.2.1:7001 is another door of this node" {
+				t.Errorf("told %q", st.Members[0].Doors)
+			}
+		})
+	})
+}
+
+func TestClosedDoorsAreToldByWhoWantsThem(t *testing.T) {
+	closed := func(owners ...closedOwner) string { return (&closedDoors{owners: owners}).String() }
+	if got := closed(); got != "" {
+		t.Errorf("of none %q", got)
+	}
+	if got := closed(closedOwner{"Accelerator a", "taken", 1}, closedOwner{"Accelerator b", "taken too", 13}); got != "Accelerator a: taken; Accelerator b: taken too (and 12 more of its doors)" {
+		t.Errorf("got %q", got)
+	}
+	many := slices.Repeat([]closedOwner{{"Accelerator a", strings.Repeat("x", 80), 1}}, 20)
+	if got := closed(many...); len(got) > maxRefused || !strings.HasSuffix(got, "x; and 16 more") {
+		t.Errorf("of many %d bytes: %q", len(got), got)
+	}
+	if got := closed(closedOwner{"Accelerator a", strings.Repeat("ä", maxRefused), 1}, many[0]); len(got) > maxRefused || !strings.HasSuffix(got, "ä; and 1 more") {
+		t.Errorf("of a long one %d bytes: %q", len(got), got)
+	}
+	for n := range 12 {
+		if got := closed(many[:n]...); len(got) > maxRefused {
+			t.Errorf("of %d %d bytes", n, len(got))
+		}
+	}
+}
