@@ -107,6 +107,7 @@ func (c *Conn) Detach() (net.Conn, error) {
 		return nil, net.ErrClosed
 	}
 	c.flow.loop.forget(c)
+	c.left()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	fd := c.fd
@@ -129,6 +130,7 @@ func (c *Conn) leave(tcp *net.TCPConn) {
 	if l.forget(c) {
 		l.poller.remove(c.fd) // to close it does not: there is a copy
 	}
+	c.left()
 	c.mu.Lock()
 	fd, closing, reset := c.fd, c.closing, c.reset
 	c.fd, c.tcp = -1, tcp
@@ -169,10 +171,18 @@ func (c *Conn) shut(reset bool) {
 		return
 	}
 	c.flow.loop.forget(c)
+	c.left()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	closeSocket(c.fd, reset || c.reset)
 	c.fd = -1
+}
+
+// left takes note that the loop holds a client's connection no more.
+func (c *Conn) left() {
+	if c.at == client {
+		c.flow.loop.clients.Add(-1)
+	}
 }
 
 // Read is of the connection that was detached.

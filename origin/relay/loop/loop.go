@@ -20,8 +20,10 @@ import (
 )
 
 const (
-	// maxLoops bounds the goroutines of a group: each new connection wakes all of them that have nothing to do.
+	// maxLoops bounds the goroutines of a group.
 	maxLoops = 8
+	// slack is how many connections more than another loop the one that accepts them keeps: to wake another for a few costs more than they do.
+	slack = 8
 	// events is how many things the system tells at once.
 	events = 128
 	// burst bounds the connections that are accepted of one listener before others have their turn.
@@ -46,6 +48,7 @@ type Group struct {
 
 	mu     sync.Mutex
 	loops  []*loop
+	homes  int // given so far
 	closed bool
 	wg     sync.WaitGroup
 }
@@ -58,9 +61,10 @@ func New(c Config) *Group {
 	return &Group{config: c}
 }
 
-// Listener is a listening socket of which loops accept.
+// Listener is a listening socket of which one loop accepts, for others too: so a new connection wakes one.
 type Listener struct {
 	group    *Group
+	home     *loop
 	accepted func(*Conn)
 	failed   func(error)
 	take     func(fd int) (int, netip.AddrPort, error) // accept, but in tests
@@ -69,7 +73,7 @@ type Listener struct {
 	fd     int          // the listener's own
 	closed bool
 
-	left atomic.Int64 // loops that may still be in the midst of accepted
+	left atomic.Int64 // that may still call accepted: the loop, and connections that it has passed on
 	done func()
 }
 
@@ -86,11 +90,10 @@ func (g *Group) Listen(l net.Listener, accepted func(*Conn), failed func(error))
 	if g.closed || !g.run() {
 		return nil, false
 	}
-	s = &Listener{group: g, fd: fd, accepted: accepted, failed: failed, take: accept}
-	s.left.Store(int64(len(g.loops)))
-	for _, one := range g.loops {
-		one.post(func() { one.listen(s) })
-	}
+	s = &Listener{group: g, home: g.loops[g.homes%len(g.loops)], fd: fd, accepted: accepted, failed: failed, take: accept}
+	g.homes++
+	s.left.Store(1)
+	s.home.post(func() { s.home.listen(s) })
 	return s, true
 }
 
@@ -99,14 +102,10 @@ func (s *Listener) Close(done func()) {
 	s.done = done
 	s.mu.Lock()
 	s.closed = true
-	for _, one := range s.group.loops {
-		one.drop(s.fd)
-	}
+	s.home.drop(s.fd)
 	s.mu.Unlock()
-	for _, one := range s.group.loops {
-		if !one.post(func() { one.unlisten(s) }) {
-			s.leave()
-		}
+	if !s.home.post(func() { s.home.unlisten(s) }) {
+		s.leave()
 	}
 }
 
@@ -168,6 +167,8 @@ type loop struct {
 	turns      uint64
 	over       bool
 
+	clients atomic.Int64 // that it holds; others read it
+
 	ticking, waiting bool      // a timer runs: for the wheel, for who is first of connecting
 	turned           time.Time // when the wheel was
 
@@ -186,7 +187,7 @@ type source struct {
 	paused   bool   // nothing is accepted until a timer has run out
 }
 
-// post has something be done on the loop's goroutine; false: it has ended. What is posted are closes, breaks, and listeners: no more than there are of them.
+// post has something be done on the loop's goroutine; false: it has ended. What is posted are closes, breaks, connections and listeners: no more than there are of them.
 func (l *loop) post(do func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -411,12 +412,48 @@ func (l *loop) accept(s *Listener, at int) {
 			l.pause(s, at)
 			return
 		}
-		f := &Flow{loop: l}
-		near, far := &f.ends[client], &f.ends[target]
-		near.flow, near.at, near.fd, near.remote = f, client, fd, from
-		far.flow, far.at, far.fd = f, target, -1
-		l.guard(func() { s.accepted(near) })
+		if to := l.group.least(l); to == l {
+			l.begin(s, fd, from)
+		} else {
+			to.takeOver(s, fd, from)
+		}
 	}
+}
+
+// least is the loop that is to hold a connection that one has accepted: that one, unless it holds more than others.
+func (g *Group) least(by *loop) *loop {
+	least, most := by, by.clients.Load()-slack
+	for _, one := range g.loops {
+		if n := one.clients.Load(); n < most {
+			least, most = one, n
+		}
+	}
+	least.clients.Add(1)
+	return least
+}
+
+// takeOver has a connection that another loop has accepted begin on this one, which is to hold it.
+func (l *loop) takeOver(s *Listener, fd int, from netip.AddrPort) {
+	s.left.Add(1)
+	if !l.post(func() {
+		defer s.leave()
+		if l.over {
+			closeSocket(fd, true)
+			return
+		}
+		l.begin(s, fd, from)
+	}) {
+		closeSocket(fd, true)
+		s.leave()
+	}
+}
+
+func (l *loop) begin(s *Listener, fd int, from netip.AddrPort) {
+	f := &Flow{loop: l}
+	near, far := &f.ends[client], &f.ends[target]
+	near.flow, near.at, near.fd, near.remote = f, client, fd, from
+	far.flow, far.at, far.fd = f, target, -1
+	l.guard(func() { s.accepted(near) })
 }
 
 // pause has nothing be accepted of a listener for a moment.

@@ -23,6 +23,7 @@ import (
 type desk struct {
 	t        *testing.T
 	group    *Group
+	on       *Group // nil: one of its own
 	listener *Listener
 	address  string
 	target   net.Listener
@@ -44,7 +45,9 @@ func newDesk(t *testing.T, change func(*desk)) *desk {
 		change(d)
 	}
 	d.panics = make(chan any, 100)
-	d.group = New(Config{Loops: 2, Panicked: func(v any) { d.panics <- v }})
+	if d.group = d.on; d.group == nil {
+		d.group = New(Config{Loops: 2, Panicked: func(v any) { d.panics <- v }})
+	}
 	l := listen(t)
 	d.address = l.Addr().String()
 	s, ok := d.group.Listen(l, d.accepted, func(err error) { t.Error(err) })
@@ -596,17 +599,67 @@ func TestWhatIsCarriedAsLoopsCloseIsBrokenOff(t *testing.T) {
 
 func TestALoopAcceptsAgainAfterAPause(t *testing.T) {
 	d := newDesk(t, nil)
-	paused := make(chan struct{}, 2)
-	for _, l := range d.group.loops {
-		l.post(func() { // as where there are no descriptors
-			l.pause(d.listener, d.listener.fd)
-			paused <- struct{}{}
-		})
-	}
-	<-paused
-	<-paused
+	home := d.listener.home
+	on(home, func() { home.pause(d.listener, d.listener.fd) }) // as where there are no descriptors
 	client, target := d.flow()
 	sends(t, client, target, []byte("x"))
+}
+
+// A loop that has accepted more than others hold passes connections on, and no other is troubled before.
+func TestConnectionsAreSharedOutAmongLoops(t *testing.T) {
+	d := newDesk(t, nil)
+	other := d.group.loops[1]
+	var flows []*Flow
+	for i := range 2*slack + 6 {
+		client, target := d.flow()
+		sends(t, client, target, []byte{1})
+		f := <-d.started
+		flows = append(flows, f)
+		if i <= slack && f.loop == other {
+			t.Errorf("flow %d is held by another loop", i)
+		}
+	}
+	home, there := d.listener.home.clients.Load(), other.clients.Load()
+	if home+there != int64(len(flows)) || home-there < slack || home-there > slack+1 {
+		t.Errorf("one holds %d, the other %d", home, there)
+	}
+	for _, f := range flows {
+		f.Break(errors.New("over"))
+		<-d.ended
+	}
+	if home, there := d.listener.home.clients.Load(), other.clients.Load(); home != 0 || there != 0 {
+		t.Errorf("one still holds %d, the other %d", home, there)
+	}
+	if second := newDesk(t, func(next *desk) { next.on = d.group }); second.listener.home != other {
+		t.Error("all listeners are at home on one loop")
+	}
+}
+
+// What was passed on to a loop that ends, or has, is reset; and the listener is not left before.
+func TestWhatIsPassedOnToALoopThatEndsIsReset(t *testing.T) {
+	for _, ended := range []bool{false, true} {
+		g, l, s, _ := shut(t)
+		one := g.loops[0]
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fd, from, err := s.accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ended {
+			g.Close()
+			one.takeOver(s, fd, from)
+		} else {
+			on(one, func() {
+				one.takeOver(s, fd, from)
+				one.over = true
+			})
+		}
+		wantEnd(t, c, syscall.ECONNRESET)
+	}
 }
 
 func TestManyFlowsAtOnce(t *testing.T) {
@@ -709,7 +762,7 @@ func shut(t *testing.T) (g *Group, l net.Listener, s *Listener, failed chan erro
 		t.Fatal("nothing is accepted")
 	}
 	s = &Listener{
-		group: g, fd: fd, take: accept, failed: func(err error) { failed <- err },
+		group: g, home: g.loops[0], fd: fd, take: accept, failed: func(err error) { failed <- err },
 		accepted: func(c *Conn) { c.Close() },
 	}
 	s.left.Store(1)

@@ -104,10 +104,10 @@ func ofConn(room bool) uint32 {
 	return on
 }
 
-// addListener has be told that there is something to be accepted. Of pollers that wait for the same not all are told where a thread waits in them (EPOLLEXCLUSIVE); these the
-// runtime's poller waits for, so all that have nothing to do are woken, and all but one find nothing: hence there are few (maxLoops).
+// addListener has be told that there is something to be accepted. It is for one poller of each listener: these the runtime's poller waits for and no thread, so of many that wait
+// for the same all would be woken (EPOLLEXCLUSIVE spares threads), and all but one find nothing.
 func (p *poller) addListener(fd int, number uint32) error {
-	return p.ctl(unix.EPOLL_CTL_ADD, fd, number, unix.EPOLLIN|unix.EPOLLEXCLUSIVE)
+	return p.ctl(unix.EPOLL_CTL_ADD, fd, number, unix.EPOLLIN)
 }
 
 func (p *poller) remove(fd int) { p.ctl(unix.EPOLL_CTL_DEL, fd, 0, 0) }
