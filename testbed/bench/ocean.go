@@ -347,7 +347,11 @@ func cross(ctx context.Context, s Stage, d time.Duration) (m Measured, err error
 			}
 			first, last, err := flow(bytes, number+uint64(i))
 			if err != nil {
-				return nil, err
+				link := "a link that has carried something"
+				if renew != nil {
+					link = "a new link"
+				}
+				return nil, fmt.Errorf("%d bytes by %s: %w", bytes, link, err)
 			}
 			if i == 0 {
 				of = append(of, first)
