@@ -146,6 +146,7 @@ type lastingConn struct {
 	meeting   *time.Timer
 	cancel    context.CancelFunc // of the search for another stream
 	deadlines [2]time.Time
+	peeked    [1]byte // of the stream, by who waits for something to be read
 }
 
 // parts are what is to be written, one after the other.
@@ -971,6 +972,45 @@ func (c *lastingConn) Read(p []byte) (int, error) { return c.receive(p, false, f
 
 // Peek is as Read, and takes nothing.
 func (c *lastingConn) Peek(p []byte) (int, error) { return c.receive(p, true, false) }
+
+// Await waits until there is something to be read: bytes, the end, or an error. It takes nothing, and needs little of the stack, so that a flow that is
+// silent does not hold a large one: hence it asks the stream itself, by which it may hear of what is no byte of the flow.
+func (c *lastingConn) Await() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.held[reader] && c.mayRead(false) == nil {
+		c.changed.Wait()
+	}
+	if c.mayRead(false) != nil {
+		return
+	}
+	c.held[reader] = true
+	defer c.yield(reader)
+	s, err := c.enter(reader, true)
+	if err != nil {
+		return
+	}
+	c.lighten()
+	c.mu.Unlock()
+	n, err := s.Peek(c.peeked[:])
+	c.mu.Lock()
+	c.leave(reader)
+	if c.stream == s {
+		c.watch()
+	}
+	if n == 0 {
+		c.broke(s, err)
+	}
+}
+
+// lighten gives up what only a flow needs that is not silent: whose stream somebody waits for need not be watched. mu is held.
+func (c *lastingConn) lighten() {
+	c.unwatch()
+	c.unwatch = func() bool { return false }
+	if !c.armed {
+		c.ack = nil
+	}
+}
 
 // receive reads bytes, and what else the other end says before them. beyond has it read on behind the end.
 func (c *lastingConn) receive(p []byte, peek, beyond bool) (int, error) {

@@ -261,6 +261,9 @@ func readBytes(c net.Conn, id uint64, size int, chance *rand.Rand) error {
 	text := chaCha(id)
 	got, want := make([]byte, 100<<10), make([]byte, 100<<10)
 	for at := 0; ; {
+		if l, lasts := c.(*lastingConn); lasts && chance.IntN(3) == 0 {
+			l.Await()
+		}
 		n, err := c.Read(got[:1+chance.IntN(len(got))])
 		text.Read(want[:n])
 		if at += n; !bytes.Equal(got[:n], want[:n]) || at > size {

@@ -25,7 +25,7 @@ type lender interface {
 }
 
 // peeker is a conn of which is heard that bytes have come before there is room for them, as streams of the backbone are. Peek is as Read, and
-// takes nothing.
+// takes nothing: an error but that of a deadline stays.
 type peeker interface {
 	io.Reader
 	Peek(b []byte) (int, error)
@@ -34,15 +34,16 @@ type peeker interface {
 // patient reads from a conn so that it has a buffer only for what has come: a flow that is silent holds none.
 type patient interface{ next() (chunk, error) }
 
-// patiently is a conn as it is read so; room is for what that takes. Nil: it cannot be.
-func patiently(src io.Reader, room *kernelSource) patient {
+// patiently is a conn as it is read so; nil: it cannot be. What that takes is made anew, so that a flow that rests does not hold it.
+func patiently(src io.Reader) patient {
 	if p, ok := src.(peeker); ok {
 		return peekedSource{p}
 	}
 	if c, ok := src.(net.Conn); ok {
 		if raw, ok := socket.Of(c); ok {
-			room.raw, room.taking = raw, room.take
-			return room
+			s := &kernelSource{raw: raw}
+			s.taking = s.take
+			return s
 		}
 	}
 	return nil
@@ -109,12 +110,13 @@ type kernelSink struct {
 	err     error
 }
 
-// atOnce is a conn as it is written to for less, where it can be; room is for what that takes.
-func atOnce(dst io.Writer, room *kernelSink) io.Writer {
+// atOnce is a conn as it is written to for less, where it can be.
+func atOnce(dst io.Writer) io.Writer {
 	if c, ok := dst.(net.Conn); ok {
 		if raw, ok := socket.Of(c); ok {
-			room.raw, room.putting = raw, room.put
-			return room
+			s := &kernelSink{raw: raw}
+			s.putting = s.put
+			return s
 		}
 	}
 	return dst
@@ -146,7 +148,7 @@ func copyPatiently(dst io.Writer, src patient, d *direction, enough int64) (writ
 	if kernel, is := src.(*kernelSource); is {
 		kernel.from = lends
 	}
-	dst = atOnce(dst, &d.sink)
+	dst = atOnce(dst)
 	for d.written.Load() < enough {
 		c, readErr := src.next()
 		var w int
@@ -167,6 +169,8 @@ func copyPatiently(dst io.Writer, src patient, d *direction, enough int64) (writ
 			return true, err
 		case readErr == io.EOF:
 			return false, nil
+		case readErr != nil && d.quiet.isNudge(readErr):
+			return false, errRests
 		case readErr != nil:
 			return false, readErr
 		}

@@ -107,24 +107,27 @@ func Resume(a, b net.Conn, idle time.Duration, so Carried) *Flow {
 func (f *Flow) Run() Result {
 	f.begin()
 	var back sync.WaitGroup
-	back.Go(f.carryBToA)
+	back.Go(func() { f.carryBToA() })
 	f.carryAToB()
 	back.Wait()
 	return f.close()
 }
 
-// Start is Run that does not wait: what became of the flow is told to ended, which is the last that is done. Its two goroutines are all that a silent flow
-// keeps, and have small stacks, whatever that of the caller has grown to.
+// Start is Run that does not wait: what became of the flow is told to ended, which is the last that is done. Its two goroutines have small stacks, whatever
+// that of the caller has grown to, and where the flow is silent they end, but for who waits for bytes (rest).
 func (f *Flow) Start(ended func(Result)) {
-	f.begin()
 	f.ended = ended
+	f.begin()
 	go f.half(A)
 	go f.half(B)
 }
 
 // half is one of the two goroutines of a flow that was started: it reads from an end.
 func (f *Flow) half(from End) {
-	f.oneWay(from)
+	if f.oneWay(from) {
+		f.rest(from)
+		return
+	}
 	if f.done.Add(1) == 2 {
 		r := f.result()
 		defer f.recovered()
@@ -132,13 +135,12 @@ func (f *Flow) half(from End) {
 	}
 }
 
-func (f *Flow) oneWay(from End) {
+func (f *Flow) oneWay(from End) (rests bool) {
 	defer f.recovered()
 	if from == A {
-		f.carryAToB()
-	} else {
-		f.carryBToA()
+		return f.carryAToB()
 	}
+	return f.carryBToA()
 }
 
 func (f *Flow) result() (r Result) {
@@ -162,13 +164,17 @@ func (f *Flow) recovered() {
 	f.mu.Unlock()
 	Abort(f.a)
 	Abort(f.b)
+	f.rouse()
 }
 
 func (f *Flow) begin() {
-	if f.idle > 0 {
-		f.watch(max(f.idle/looks, 1))
-	} else {
+	f.aToB.quiet.tells, f.bToA.quiet.tells = f.mayRest(f.a), f.mayRest(f.b)
+	if f.idle == 0 {
+		f.kept = true
 		keepAlive(f.b)
+	}
+	if f.idle > 0 || f.aToB.quiet.tells || f.bToA.quiet.tells {
+		f.watch()
 	}
 }
 
@@ -180,9 +186,9 @@ func (f *Flow) close() Result {
 	return Result{AToB: f.aToB.written.Load(), BToA: f.bToA.written.Load(), Err: err, Broke: broke}
 }
 
-func (f *Flow) carryAToB() { f.carry(f.b, f.a, B, A, &f.aToB) }
+func (f *Flow) carryAToB() (rests bool) { return f.carry(f.b, f.a, B, A, &f.aToB) }
 
-func (f *Flow) carryBToA() { f.carry(f.a, f.b, A, B, &f.bToA) }
+func (f *Flow) carryBToA() (rests bool) { return f.carry(f.a, f.b, A, B, &f.bToA) }
 
 // AddrPort is the address of one end of a TCP connection, in the family it has on the wire; of others the zero one.
 func AddrPort(a net.Addr) netip.AddrPort {
@@ -241,21 +247,25 @@ type Flow struct {
 	over  bool
 	err   error
 	broke End
-	timer *time.Timer
+	timer *time.Timer // of look, like what follows; nil: there is none
+	seen  uint64      // the progress at the look before
+	since time.Time   // nothing has moved, as far as looks have it
+	woke  time.Time
+	kept  bool // keepAlive was called
 }
 
 type direction struct {
 	read, written atomic.Int64
 	ended         bool // before the flow was carried here
-
-	source kernelSource // where it reads from a socket
-	sink   kernelSink   // where it writes to one
+	quiet         quiet
+	peeked        [1]byte // by who waits for bytes
+	fd            int32   // of sockets, one more than it, and by its lock; 0: it waits for none
 }
 
-// carry is one direction, to one end from the other.
-func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) {
+// carry is one direction, to one end from the other. rests: it has not ended, but is to wait for bytes as rest has it.
+func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) (rests bool) {
 	if d.ended {
-		return
+		return false
 	}
 	broke := from
 	var err error
@@ -265,6 +275,10 @@ func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) {
 	} else {
 		writing, err = copyAll(dst, src, d)
 	}
+	if err == errRests {
+		return true
+	}
+	d.quiet.ends()
 	if writing {
 		broke = to
 	}
@@ -282,6 +296,7 @@ func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) {
 	if err != nil {
 		f.fail(err, broke)
 	}
+	return false
 }
 
 func closeWrite(c net.Conn) error {
@@ -293,7 +308,7 @@ func closeWrite(c net.Conn) error {
 
 // copyAll copies to the end of src. Writing says that an error is that of dst.
 func copyAll(dst io.Writer, src io.Reader, d *direction) (writing bool, err error) {
-	if source := patiently(src, &d.source); source != nil {
+	if source := patiently(src); source != nil {
 		return copyPatiently(dst, source, d, math.MaxInt64)
 	}
 	small := make([]byte, smallBuffer)
@@ -333,7 +348,7 @@ func copyAll(dst io.Writer, src io.Reader, d *direction) (writing bool, err erro
 
 // copySome copies what comes between two sockets until it is seen that more is to come than is worth a copy; or to the end, as copyAll does.
 func copySome(dst io.Writer, src io.Reader, d *direction) (writing, more bool, err error) {
-	source := patiently(src, &d.source)
+	source := patiently(src)
 	if source == nil {
 		return false, true, nil
 	}
@@ -354,32 +369,65 @@ func (f *Flow) progress() uint64 {
 	return uint64(f.aToB.read.Load() + f.aToB.written.Load() + f.bToA.read.Load() + f.bToA.written.Load())
 }
 
-// watch breaks the flow off after as many looks without progress as are in its idle time. Looks, and not read deadlines,
+// watch has it looked at whether the flow moves, now and then: it is broken off when it did not in its idle time, and rests before. Looks, and not read deadlines,
 // because a deadline ends a splice, and says nothing of a direction that waits for its reader. What had moved at the first look counts as moved just
 // then, and what is asked of the kernel is asked from then on only: most flows are over before.
-func (f *Flow) watch(every time.Duration) {
+func (f *Flow) watch() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	last, quiet := uint64(0), 0
-	kept, known := false, !f.spliced
-	f.timer = time.AfterFunc(every, func() {
-		defer f.recovered()
-		if !kept {
-			kept = true
-			keepAlive(f.b)
+	f.since = time.Now()
+	f.woke = f.since
+	f.timer = time.AfterFunc(f.untilLook(f.since), f.look)
+}
+
+// untilLook is how long it is until the next look; 0: there need be none. The lock is held.
+func (f *Flow) untilLook(now time.Time) time.Duration {
+	left := max(min(f.idle/looks, f.idle-now.Sub(f.since)), 1)
+	if f.aToB.quiet.rests() && f.bToA.quiet.rests() {
+		if f.idle == 0 {
+			return 0
 		}
-		if now := f.progress(); now != last || !known {
-			last, quiet, known = now, 0, true
-		} else if quiet++; quiet == looks {
-			f.fail(ErrIdle, Unknown)
-			return
-		}
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if !f.over {
-			f.timer.Reset(every)
-		}
-	})
+		return left
+	}
+	soon := min(max(now.Sub(f.woke), firstLook), lastLook)
+	if f.idle == 0 {
+		return soon
+	}
+	return min(left, soon)
+}
+
+func (f *Flow) look() {
+	defer f.recovered()
+	if f.looked() {
+		f.fail(ErrIdle, Unknown)
+	}
+}
+
+// looked says whether the flow's idle time is over.
+func (f *Flow) looked() (silent bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		return false
+	}
+	first := !f.kept
+	if first {
+		f.kept = true
+		keepAlive(f.b)
+	}
+	now := time.Now()
+	switch progress := f.progress(); {
+	case progress != f.seen || first && f.spliced:
+		f.seen, f.since = progress, now
+	case f.idle > 0 && now.Sub(f.since) >= f.idle:
+		return true
+	case now.Sub(f.since) >= firstLook:
+		f.nudge()
+	}
+	if left := f.untilLook(now); left > 0 {
+		f.timer.Reset(left)
+	}
+	return false
 }
 
 // keepAlive has the kernel ask whether a TCP connection's other end is still there, as package net has it unless it is told not to. Who dials for a flow
@@ -401,6 +449,7 @@ func (f *Flow) fail(err error, broke End) {
 	f.last()
 	Abort(f.a)
 	Abort(f.b)
+	f.rouse()
 }
 
 // end closes the books: from here on nothing fails.

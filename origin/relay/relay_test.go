@@ -41,6 +41,12 @@ func relayed(t *testing.T, test func(t *testing.T, client, server tcpConn, resul
 
 func relayedFlow(t *testing.T, test func(t *testing.T, client, server tcpConn, result func() Result, f *Flow)) {
 	t.Helper()
+	relayedOver(t, func(c tcpConn) net.Conn { return c }, nil, test)
+}
+
+// relayedOver is relayedFlow with the relay's ends as they are made of its conns, and who is told of panics.
+func relayedOver(t *testing.T, end func(c tcpConn) net.Conn, panicked func(any), test func(t *testing.T, client, server tcpConn, result func() Result, f *Flow)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		in := memnet.New(1)
 		defer in.Close()
@@ -72,7 +78,8 @@ func relayedFlow(t *testing.T, test func(t *testing.T, client, server tcpConn, r
 		defer client.Close()
 		defer server.Close()
 		done := make(chan Result, 1)
-		f := New(a, b, testIdle)
+		f := New(end(a), end(b), testIdle)
+		f.Panicked = panicked
 		f.Start(func(r Result) { done <- r })
 		result := sync.OnceValue(func() Result { return <-done })
 		defer result()
