@@ -320,7 +320,9 @@ func (b *Backbone) dial(ctx context.Context, node string, h *Header, first []byt
 			if h.Passage.Epoch > 0 { // it is well, and may be on that stream at its other end
 				giveUp = asked.lose
 			}
-			c, err = awaits(ctx, asked, giveUp)
+			sooner := earlyOf(ctx)
+			sooner.take(asked, h.Passage, &b.lasting.held)
+			c, err = awaits(ctx, asked, giveUp, sooner)
 		}
 		if many && err == nil && h.Passage.Epoch == 0 {
 			l.sized(asked, *h) // what was refused, or goes on from another stream, says nothing of how many bytes flows are
@@ -359,17 +361,22 @@ func (b *Backbone) dialSelf(ctx context.Context, h Header) (net.Conn, error) {
 }
 
 // await returns c once the far end has accepted it.
-func await(ctx context.Context, c duplexConn) (net.Conn, error) { return awaits(ctx, c, c.Abort) }
+func await(ctx context.Context, c duplexConn) (net.Conn, error) { return awaits(ctx, c, c.Abort, nil) }
 
-// awaits is await for who gives up in his own way.
-func awaits(ctx context.Context, c duplexConn, giveUp func()) (net.Conn, error) {
+// awaits is await for who gives up in his own way, and may have something to say sooner.
+func awaits(ctx context.Context, c duplexConn, giveUp func(), sooner *early) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, giveUp)
+	sooner.open()
 	err := readAnswer(c)
+	if err != nil {
+		giveUp() // also for who may be writing
+	}
+	sooner.close()
 	if !stop() {
-		return nil, ctx.Err()
+		err = ctx.Err()
 	}
 	if err != nil {
-		giveUp()
+		sooner.drop()
 		return nil, err
 	}
 	return c, nil

@@ -316,6 +316,7 @@ func (b *Backbone) DialLasting(ctx context.Context, way Way, ways func() []Way) 
 		return raw, nil
 	}
 	c := b.newLasting(on, flowKey{"", h.Passage.ID})
+	earlyOf(ctx).give(&c.out)
 	c.ways, c.to, c.way, c.through = ways, way.end(), way.Node, way.through()
 	c.enough, c.patience = shiftBytes, wellTime
 	if !way.through() {

@@ -145,14 +145,53 @@ func (w *flowWorld) start(name string) {
 	})
 	b.HandleThrough("detour", func(in *Incoming) {
 		node, resource, _ := strings.Cut(in.Resource, "/")
-		far, err := b.Dial(in.Context(), node, Header{Service: "flow", Resource: resource, Client: in.Client, Passage: in.Passage})
+		var on onEarly
+		far, err := b.Dial(WithEarly(in.Context(), func(to io.Writer) { on.begin(in.Early(), to) }), node, Header{Service: "flow", Resource: resource, Client: in.Client, Passage: in.Passage})
+		left := on.end()
 		if err != nil {
 			in.RefuseFor(err)
 			return
 		}
 		x, y := Join(in.Accept(), far)
-		relay.Pipe(x, y, time.Hour)
+		relay.Resume(x, y, time.Hour, relay.Carried{Unwritten: left}).Run()
 	})
+}
+
+// onEarly carries on what is said of a flow before it is taken. Nil readers say nothing.
+type onEarly struct {
+	from   EarlyReader
+	speaks sync.WaitGroup
+	all    []byte
+	n      int // of all, that were taken
+}
+
+func (o *onEarly) begin(from EarlyReader, to io.Writer) {
+	if o.end(); from == nil {
+		return
+	}
+	o.from, o.n = from, 0
+	o.speaks.Go(func() {
+		for err := error(nil); err == nil; {
+			var n int
+			if n, err = to.Write(o.all[o.n:]); err != nil {
+				return
+			}
+			o.n += n
+			room := make([]byte, 1000)
+			n, err = from.Read(room)
+			o.all = append(o.all, room[:n]...)
+		}
+	})
+}
+
+// end returns what was said and not taken.
+func (o *onEarly) end() []byte {
+	if o.from != nil {
+		o.from.SetReadDeadline(time.Unix(1, 0))
+		o.speaks.Wait()
+		o.from.SetReadDeadline(time.Time{})
+	}
+	return o.all[o.n:]
 }
 
 // stop ends a node.
@@ -200,6 +239,11 @@ func (w *flowWorld) reset(from, to string) {
 
 // carries has both ends send, by chance, and says what is wrong with what came.
 func carries(a, b net.Conn, up, down int, chance *rand.Rand) error {
+	return carriesAs(chance.Uint64(), a, b, up, down, chance)
+}
+
+// carriesAs is carries of bytes that a number says.
+func carriesAs(id uint64, a, b net.Conn, up, down int, chance *rand.Rand) error {
 	var wg sync.WaitGroup
 	faults := make(chan error, 4)
 	send := func(c net.Conn, id uint64, size int, chance *rand.Rand) {
@@ -213,7 +257,6 @@ func carries(a, b net.Conn, up, down int, chance *rand.Rand) error {
 		}
 	}
 	chances := func() *rand.Rand { return rand.New(rand.NewPCG(chance.Uint64(), 7)) }
-	id := chance.Uint64()
 	for _, f := range []func(){
 		func(r *rand.Rand) func() { return func() { send(a, id, up, r) } }(chances()),
 		func(r *rand.Rand) func() { return func() { send(b, ^id, down, r) } }(chances()),
@@ -1300,7 +1343,7 @@ func TestAFlowOutlivesItsPaths(t *testing.T) {
 }
 
 func outlives(t *testing.T, byTCP bool) {
-	moves, flows, opened, lost := 0, 0, 0, uint64(0)
+	moves, flows, opened, early, lost := 0, 0, 0, 0, uint64(0)
 	for seed := range uint64(meetings(t)) {
 		newFlowWorld(t, seed, byTCP, func(w *flowWorld) {
 			w.warm()
@@ -1320,7 +1363,10 @@ func outlives(t *testing.T, byTCP bool) {
 				chance := rand.New(rand.NewPCG(seed, uint64(10+i)))
 				wg.Go(func() {
 					for ctx.Err() == nil {
-						near, far := w.opens(ctx, chance)
+						said := &saidEarly{text: make([]byte, chance.IntN(2)*chance.IntN(20_000)), pieces: 1 + chance.IntN(5), pause: time.Duration(chance.Int64N(int64(2 * roundTrip)))}
+						id := chance.Uint64()
+						chaCha(id).Read(said.text)
+						near, far := w.opens(ctx, said, chance)
 						if near == nil {
 							continue
 						}
@@ -1335,9 +1381,13 @@ func outlives(t *testing.T, byTCP bool) {
 						mute := near.stream != nil && isMute(near.stream)
 						near.mu.Unlock()
 						say("flow %x, by TCP: %v", near.key.id[:2], mute)
-						err := carries(near, far, chance.IntN(500_000), chance.IntN(500_000), chance)
+						given := said.n
+						err := carriesAs(id, &begunEarly{near, given}, far, given+chance.IntN(500_000), chance.IntN(500_000), chance)
 						mu.Lock()
 						flows++
+						if given > 0 {
+							early++
+						}
 						if mute {
 							opened++
 						}
@@ -1363,19 +1413,20 @@ func outlives(t *testing.T, byTCP bool) {
 			break
 		}
 	}
-	t.Logf("%d flows, of which %d were opened by TCP, moved %d times; %d ends lost their stream", flows, opened, moves, lost)
-	if moves < flows/4 || (opened > flows/4) != byTCP {
+	t.Logf("%d flows, of which %d were opened by TCP and %d began before they were taken, moved %d times; %d ends lost their stream", flows, opened, early, moves, lost)
+	if moves < flows/4 || (opened > flows/4) != byTCP || (early > flows/8) == byTCP {
 		t.Error("too little has happened")
 	}
 }
 
 // opens opens a flow by a way of chance; nil: there is none now.
-func (w *flowWorld) opens(ctx context.Context, chance *rand.Rand) (near, far *lastingConn) {
+func (w *flowWorld) opens(ctx context.Context, said *saidEarly, chance *rand.Rand) (near, far *lastingConn) {
 	all := []string{"iad", "fra", "nrt"}
 	chance.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	c, err := w.icn.DialLasting(ctx, flowWays(all[0])[0], func() []Way { return flowWays(all...) })
+	c, err := w.icn.DialLasting(WithEarly(ctx, said.begin), flowWays(all[0])[0], func() []Way { return flowWays(all...) })
+	said.speaks.Wait()
 	if err != nil {
 		time.Sleep(100 * time.Millisecond)
 		return nil, nil
@@ -1387,6 +1438,43 @@ func (w *flowWorld) opens(ctx context.Context, chance *rand.Rand) (near, far *la
 	}
 	return near, far
 }
+
+// saidEarly is what is said of a flow before it is taken, in pieces.
+type saidEarly struct {
+	text   []byte
+	pieces int
+	pause  time.Duration // between them
+	speaks sync.WaitGroup
+	n      int // bytes that were taken
+}
+
+func (s *saidEarly) begin(w io.Writer) {
+	s.speaks.Wait() // who spoke to the stream before
+	s.n = 0
+	s.speaks.Go(func() {
+		for size := (len(s.text) + s.pieces - 1) / s.pieces; s.n < len(s.text); time.Sleep(s.pause) {
+			n, err := w.Write(s.text[s.n:min(s.n+size, len(s.text))])
+			if s.n += n; err != nil {
+				return
+			}
+		}
+	})
+}
+
+// begunEarly is an end of a flow of which some was said before it was taken.
+type begunEarly struct {
+	net.Conn
+	said int // of what is to be written
+}
+
+func (b *begunEarly) Write(p []byte) (int, error) {
+	said := min(b.said, len(p))
+	b.said -= said
+	n, err := b.Conn.Write(p[said:])
+	return said + n, err
+}
+
+func (b *begunEarly) CloseWrite() error { return b.Conn.(*lastingConn).CloseWrite() }
 
 // mishaps breaks the paths, and what carries flows on, until the context ends; never for as long that the ends cannot meet.
 func (w *flowWorld) mishaps(ctx context.Context, chance *rand.Rand, say func(string, ...any)) {

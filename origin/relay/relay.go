@@ -83,9 +83,12 @@ func New(a, b net.Conn, idle time.Duration) *Flow {
 type Carried struct {
 	AToB, BToA     int64
 	AEnded, BEnded bool
+	// Unwritten is what was read from A and is for B yet, behind AToB, and AErr what A said behind that, io.EOF included; nil: it was not heard to say anything.
+	Unwritten []byte
+	AErr      error
 }
 
-// Resume is New for a flow that somebody else has carried so far: of what he read nothing is left unwritten, and who has heard of an end was told.
+// Resume is New for a flow that somebody else has carried so far: of what he read from B nothing is left unwritten, and who has heard of an end was told.
 func Resume(a, b net.Conn, idle time.Duration, so Carried) *Flow {
 	f := New(a, b, idle)
 	for _, one := range [...]struct {
@@ -99,7 +102,31 @@ func Resume(a, b net.Conn, idle time.Duration, so Carried) *Flow {
 			f.whole.Add(1)
 		}
 	}
+	if len(so.Unwritten) > 0 || so.AErr != nil {
+		f.aToB.left = &unwritten{so.Unwritten, so.AErr}
+	}
 	return f
+}
+
+// unwritten is what is left of a direction by who has carried it so far: bytes, and what its sender said behind them.
+type unwritten struct {
+	bytes []byte
+	err   error
+}
+
+// write writes that. Not over: there is more to come.
+func (u *unwritten) write(dst io.Writer, d *direction) (over, writing bool, err error) {
+	d.read.Add(int64(len(u.bytes)))
+	if len(u.bytes) > 0 {
+		n, err := dst.Write(u.bytes)
+		if d.written.Add(int64(n)); err != nil {
+			return true, true, err
+		}
+	}
+	if u.err == io.EOF {
+		return true, false, nil
+	}
+	return u.err != nil, false, u.err
 }
 
 // Run carries bytes until both directions have ended, and closes both ends. The end of a direction travels by CloseWrite() error where the
@@ -256,7 +283,8 @@ type Flow struct {
 
 type direction struct {
 	read, written atomic.Int64
-	ended         bool // before the flow was carried here
+	ended         bool       // before the flow was carried here
+	left          *unwritten // from then; nil: nothing
 	quiet         quiet
 	peeked        [1]byte // by who waits for bytes
 	fd            int32   // of sockets, one more than it, and by its lock; 0: it waits for none
@@ -269,10 +297,16 @@ func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) (rests bool)
 	}
 	broke := from
 	var err error
-	writing, more := false, false
-	if f.spliced {
+	over, writing, more := false, false, false
+	if left := d.left; left != nil {
+		d.left = nil
+		over, writing, err = left.write(dst, d)
+	}
+	switch {
+	case over:
+	case f.spliced:
 		writing, more, err = copySome(dst, src, d)
-	} else {
+	default:
 		writing, err = copyAll(dst, src, d)
 	}
 	if err == errRests {
