@@ -594,6 +594,9 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 	groups, ports := 0, 0
 	for i := range a.Listeners {
 		l, field := &a.Listeners[i], at("listeners", i)
+		if l.FastOpen && l.Protocol == UDP {
+			c.fault(field+".fastOpen", "is for protocol TCP")
+		}
 		if l.LargeDatagrams != "" && l.Protocol == TCP {
 			c.fault(field+".largeDatagrams", "is for protocol UDP")
 		}

@@ -93,6 +93,7 @@ type Plane struct {
 	tallies tallies[way]
 	more    moreTallies
 	live    flows
+	early   atomic.Int64 // bytes of room for what clients say before somebody has their flows
 	udp     datagrams
 
 	carriedFlows carriedFlows // of datagrams, of others
@@ -348,8 +349,8 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 		p.count.live.Add(-1)
 	}()
 	drawn := p.sampled(e.accelerator)
-	far, by, target := p.connect(Choose(t.spec, v, e.accelerator, e.listener, f, nil), f.Client)
-	if far == nil {
+	by := p.connect(Choose(t.spec, v, e.accelerator, e.listener, f, nil), f.Client, p.says(client, e.listener.FastOpen))
+	if far = by.far; far == nil {
 		p.count.dropped.Add(1)
 		p.rejected(e.accelerator, spec.TCP, f, e.refuses(at.Port()))
 		return false
@@ -357,8 +358,11 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 	if taken, is := far.(Taken); is {
 		far, ended = taken.Hold(client)
 	}
-	carried := relay.New(client, far, e.listener.IdleTimeout.Std())
-	one := p.lives(e.accelerator, f, client, by, target, drawn)
+	if by.so.AToB > 0 {
+		p.count.early.Add(1)
+	}
+	carried := relay.Resume(client, far, e.listener.IdleTimeout.Std(), by.so)
+	one := p.lives(e.accelerator, f, client, by.by, by.target, drawn)
 	one.moved, one.reset = carried.Moved, carried.Break
 	one.over, _ = far.(moving)
 	carried.Last, carried.Panicked = one.last, p.config.Panicked
@@ -504,10 +508,10 @@ func (p *Plane) dial(ctx context.Context, node string, h backbone.Header) (net.C
 // StartDetour has a flow of another node be carried on, to the node that the resource begins with, and calls ended when the flow has ended: it returns when
 // it has answered. It accepts once that node has. Nothing is carried on twice.
 func (p *Plane) StartDetour(in *backbone.Incoming, ended func()) {
-	p.startDetour(in.Context(), in.Header, in.Accept, in.RefuseFor, ended)
+	p.startDetour(in.Context(), in.Header, in.Early(), in.Accept, in.RefuseFor, ended)
 }
 
-func (p *Plane) startDetour(ctx context.Context, h backbone.Header, accept func() net.Conn, refuse func(error), ended func()) {
+func (p *Plane) startDetour(ctx context.Context, h backbone.Header, sooner backbone.EarlyReader, accept func() net.Conn, refuse func(error), ended func()) {
 	node, resource, ok := strings.Cut(h.Resource, "/")
 	if !ok || node == "" || resource == "" {
 		p.count.detoursRefused.Add(1)
@@ -529,7 +533,14 @@ func (p *Plane) startDetour(ctx context.Context, h backbone.Header, accept func(
 	if m, ok := p.config.View().Member(node); !ok || !m.Timed {
 		onward.Left = 0
 	}
-	far, err := p.dial(ctx, node, onward)
+	var said *opening // what the other node says is for the next, who alone is asked
+	if sooner != nil {
+		said = p.says(sooner, true)
+		said.ways(1)
+	}
+	var g given
+	far, err := p.dial(said.toward(ctx, &g), node, onward)
+	said.stop()
 	if err != nil {
 		p.count.detoursRefused.Add(1)
 		refuse(err)
@@ -537,11 +548,13 @@ func (p *Plane) startDetour(ctx context.Context, h backbone.Header, accept func(
 		return
 	}
 	p.count.carried.Add(1)
+	so := said.so(&g)
+	so.AErr = nil // a stream says it again
 	near := accept()
 	if h.Passage != (backbone.Passage{}) {
 		near, far = backbone.Join(near, far) // its ends go on without this node, if need be
 	}
-	carried := relay.New(near, far, carriedIdle)
+	carried := relay.Resume(near, far, carriedIdle, so)
 	carried.Panicked = p.config.Panicked
 	carried.Start(func(relay.Result) { over() })
 }
@@ -566,11 +579,16 @@ func (p *Plane) Explain(protocol string, address netip.AddrPort, client netip.Ad
 		}
 		return refusal + ": no endpoint can be reached", nil
 	}
+	if v := p.config.View(); protocol == spec.TCP && tr.On() && (p.config.Take == nil || v == nil || candidates[0].By != "" || candidates[0].Node != v.Self) {
+		_, why := early(e.listener.FastOpen, len(entrants(candidates)))
+		tr.Add("%s", why)
+	}
 	return candidates[0].String(), nil
 }
 
 type counters struct {
 	flows, refused, dropped   atomic.Uint64
+	early                     atomic.Uint64
 	failovers, attemptsFailed atomic.Uint64
 	looped                    atomic.Uint64
 	givenBack, handedOver     atomic.Uint64
@@ -599,6 +617,7 @@ func (p *Plane) Counters() map[string]uint64 {
 		"accelerator_flows_total":                           p.count.flows.Load(),
 		"accelerator_flows_refused_total":                   p.count.refused.Load(),
 		"accelerator_flows_dropped_no_endpoint_found_total": p.count.dropped.Load(),
+		"accelerator_flows_early_total":                     p.count.early.Load(),
 		"accelerator_flows_idle_total":                      p.count.idle.Load(),
 		"accelerator_flows_broken_total":                    p.count.broken.Load(),
 		"accelerator_flows_terminated_total":                p.count.terminated.Load(),

@@ -286,7 +286,7 @@ func TestAFlowIsOpenedSoThatItGoesOnWhereAllKnowOfThat(t *testing.T) {
 // serveDetour is startDetour that waits for the end of the flow.
 func serveDetour(ctx context.Context, p *Plane, h backbone.Header, accept func() net.Conn, refuse func(error)) {
 	over := make(chan struct{})
-	p.startDetour(ctx, h, accept, refuse, func() { close(over) })
+	p.startDetour(ctx, h, nil, accept, refuse, func() { close(over) })
 	<-over
 }
 

@@ -15,8 +15,8 @@ import (
 )
 
 // A flow is offered to one candidate after the other. Who says no gives way at once. Who says nothing is waited for, but not alone: after a moment the next is
-// asked beside him, and who answers first has the flow (as RFC 8305 has it for addresses). No byte of the client is on its way by then, so the others are
-// called off, and nobody has had anything of it. With a region that has died without a word a flow is served within a second, and with two of
+// asked beside him, and who answers first has the flow (as RFC 8305 has it for addresses). The others are
+// called off: what they have had of the client by then does no harm there (early.go), or is nothing. With a region that has died without a word a flow is served within a second, and with two of
 // them as well, where the round trips are below 100 ms.
 const (
 	// attemptTimeout bounds one attempt, which is a round trip to the region and the dial of the target there.
@@ -39,12 +39,14 @@ type entrant struct {
 	begun  int // as which of all, from 1; 0: not yet
 	cancel context.CancelFunc
 	ended  bool
+	given  given
 }
 
 // race is the attempts for one flow.
 type race struct {
 	plane  *Plane
 	client netip.AddrPort
+	said   *opening // by the client; nil: nothing
 	ends   time.Time
 
 	mu      sync.Mutex
@@ -61,26 +63,39 @@ type race struct {
 	fault   string // a panic of an attempt that was begun later, with its stack, which decided it; "": none
 }
 
-// connect opens a stream to a candidate that accepts, the first if it can be; nil: none does in time. Target is where the flow ends, invalid where that is not told.
-func (p *Plane) connect(candidates []Candidate, client netip.AddrPort) (far net.Conn, by Candidate, target netip.AddrPort) {
-	if len(candidates) == 0 {
-		return nil, Candidate{}, netip.AddrPort{}
-	}
-	r := &race{
-		plane: p, client: client, ends: time.Now().Add(connectTimeout), won: -1,
-		all: make([]entrant, 0, len(candidates)),
-	}
+// taker is who has taken a flow.
+type taker struct {
+	far    net.Conn // nil: nobody has
+	by     Candidate
+	target netip.AddrPort // where it ends; invalid: that is not told
+	so     relay.Carried  // how far it was carried meanwhile
+}
+
+// entrants are the ways for a flow to its candidates, in the order in which they are tried.
+func entrants(candidates []Candidate) []entrant {
+	all := make([]entrant, 0, len(candidates))
 	for i, c := range candidates {
-		r.all = append(r.all, entrant{Candidate: c, rank: i})
+		all = append(all, entrant{Candidate: c, rank: i})
 		if c.By != "" && !c.Detour { // if the detour fails the direct way is left
 			c.By = ""
-			r.all = append(r.all, entrant{Candidate: c, rank: i})
+			all = append(all, entrant{Candidate: c, rank: i})
 		}
 	}
+	return all
+}
+
+// connect opens a stream to a candidate that accepts in time, the first if it can be. What the client says meanwhile may be nil, and is not read any more when it returns.
+func (p *Plane) connect(candidates []Candidate, client netip.AddrPort, said *opening) (by taker) {
+	if len(candidates) == 0 {
+		return by
+	}
+	r := &race{plane: p, client: client, said: said, ends: time.Now().Add(connectTimeout), won: -1, all: entrants(candidates)}
+	said.ways(len(r.all))
 	done := false
 	defer func() {
 		if !done {
 			r.abandon()
+			said.stop()
 		}
 	}()
 	r.mu.Lock()
@@ -91,18 +106,21 @@ func (p *Plane) connect(candidates []Candidate, client netip.AddrPort) (far net.
 	if r.fault != "" {
 		panic(r.fault) // here, where who called recovers, as if the attempt had been made here
 	}
-	done = true
+	said.stop()
 	if r.won < 0 {
-		return nil, Candidate{}, netip.AddrPort{}
+		done = true
+		return by
 	}
 	one := &r.all[r.won]
+	by = taker{r.far, one.Candidate, r.target, said.so(&one.given)}
+	done = true
 	if one.rank > 0 {
 		p.count.failovers.Add(1)
 	}
 	if one.By != "" {
 		p.count.detours.Add(1)
 	}
-	return r.far, one.Candidate, r.target
+	return by
 }
 
 // wait returns when it is decided.
@@ -121,7 +139,7 @@ func (r *race) wait() {
 // run makes attempts, one after the other, until there is nothing to be done any more.
 func (r *race) run(ctx context.Context, i int) {
 	for i >= 0 {
-		far, target, err := r.plane.attempt(ctx, r.all[i].Candidate, r.client)
+		far, target, err := r.plane.attempt(r.said.toward(ctx, &r.all[i].given), r.all[i].Candidate, r.client)
 		i, ctx = r.ended(i, far, target, err)
 	}
 }
