@@ -32,7 +32,7 @@ const (
 	// ackEvery is how many bytes arrive before they are acknowledged at once, and ackDelay how long fewer may wait. What is written meanwhile takes
 	// the acknowledgement along.
 	ackEvery = 128 << 10
-	ackDelay = 200 * time.Millisecond
+	ackDelay = 500 * time.Millisecond
 
 	// maxLasting bounds the flows of a node, of either end's opening, that may go on over another stream. Those beyond it do not.
 	maxLasting = 1 << 17
