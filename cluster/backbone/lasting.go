@@ -137,9 +137,10 @@ type lastingConn struct {
 	closed    bool // by its user
 	attended  bool // read on, though its user does not
 	heads     lasting.Heads
-	rest      parts // of what was being written when a deadline passed
-	owed      bool  // an acknowledgement is due, or a word that this end forgoes
-	forgo     bool  // that word
+	ahead     *streamConn // that may have a turn for what is lent next; nil: none has
+	rest      parts       // of what was being written when a deadline passed
+	owed      bool        // an acknowledgement is due, or a word that this end forgoes
+	forgo     bool        // that word
 	ack       *time.Timer
 	armed     bool // it runs
 	hurried   bool // for no time
@@ -858,6 +859,7 @@ func (c *lastingConn) finish(why error) {
 		s.Abort()
 	}
 	c.leaves(s, why)
+	c.giveAhead()
 	c.b.lasting.suspended.Add(-1)
 	c.dropOut()
 	for _, t := range []*time.Timer{c.ack, c.meeting, c.returning} {
@@ -1220,7 +1222,7 @@ func (c *lastingConn) pump(wait bool) error {
 		default:
 			todo[0], todo[1] = c.out.Next(c.in.Tell(), &c.heads)
 			if on, is := s.(*streamConn); is {
-				on.turn.fits = c.out.OnWay() <= c.b.config.windows.stream/2 // QUIC opens a window anew before a half of it was read
+				on.turn.fits = c.fits(0)
 			}
 		}
 		c.mu.Unlock()
@@ -1276,15 +1278,46 @@ func (c *lastingConn) Lend() (lent any, room []byte) {
 	return p, p.Room()
 }
 
+// AwaitTurn waits, where many write much, until what is lent next would be sent as soon as it is written, so that who reads it for that does so then: what
+// waits takes no memory, and what is sent is in the processor's cache. WriteLent is to follow, or an end of the flow.
+func (c *lastingConn) AwaitTurn() {
+	c.mu.Lock()
+	c.startWriting()
+	on, is := c.stream.(*streamConn)
+	wants := is && c.over == nil && on.wantsAhead() && c.fits(lasting.Most)
+	c.stopWriting()
+	c.mu.Unlock()
+	if !wants || !on.takeAhead() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ahead = on; c.over != nil {
+		c.giveAhead()
+	}
+}
+
+// giveAhead has a turn end that nothing was written in. mu is held.
+func (c *lastingConn) giveAhead() {
+	if c.ahead != nil {
+		c.ahead.giveAhead()
+		c.ahead = nil
+	}
+}
+
+// fits says that QUIC has a window for so many bytes more: it opens one anew before a half of it was read. mu is held.
+func (c *lastingConn) fits(n uint64) bool { return c.out.OnWay()+n <= c.b.config.windows.stream/2 }
+
 // WriteLent is Write of the first n bytes of what was lent.
 func (c *lastingConn) WriteLent(lent any, n int) (int, error) {
 	piece := lent.(*lasting.Piece)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer c.giveAhead()
 	if n == 0 {
 		piece.Free()
 		return 0, nil
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.startWriting()
 	defer c.stopWriting()
 	if err := c.writable(); err != nil {

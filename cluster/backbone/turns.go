@@ -18,9 +18,12 @@ import (
 // it and reserves the window, and where there is none it is written without a turn. So are short writes, and what a stream carries first, which wait for nobody:
 // of them a packet each is sent, round and round, beside those who have turns, and half of all packets are theirs. A thousand slow readers hold no turn of a fast one.
 const (
-	// turnBytes is how much is written in a turn, at most. turnTail bytes of it are not reserved where the rest is: that quic-go
-	// takes them says that it has sent the rest.
-	turnBytes = 32 << 10
+	// turnBytes is how much is written in a turn, at most: what a relay reads at a time. As long as turns were waited for longer than longWait it is
+	// shortTurn, for of a thousand who send by turn each has none for as long as all others take. turnTail bytes of it are not reserved where the rest is:
+	// that quic-go takes them says that it has sent the rest.
+	turnBytes = 64 << 10
+	shortTurn = 32 << 10
+	longWait  = 500 * time.Millisecond
 	turnTail  = 1 << 10
 	// leastTurn is how much has to be written for a turn to be asked for, and turnsAfter how much is written before it is, since the stream was at rest.
 	leastTurn  = 4 << 10
@@ -32,7 +35,7 @@ const (
 	turnsAtOnce = 4
 	// turnTime is how long none of those who have turns may be done before all lose them, and others have some: there was no window after all, or the path is
 	// so slow (13 Mbit/s, of one turn after the other) that turns would be long to wait for.
-	turnTime = 20 * time.Millisecond
+	turnTime = 40 * time.Millisecond
 	// urgency is the priority of all streams: what quic-go gives them.
 	urgency = 3
 )
@@ -48,12 +51,15 @@ type turns struct {
 	ended   uint64         // turns, ever, and as of the last look
 	seen    uint64
 	look    *time.Timer
+
+	short atomic.Bool // turns are shortTurn
 }
 
 // turnRequest is a stream that waits for its turn, which is told by closing has.
 type turnRequest struct {
-	of  *streamConn
-	has chan struct{}
+	of    *streamConn
+	since time.Time
+	has   chan struct{}
 }
 
 // turnTaker is what a stream knows of its turns.
@@ -61,6 +67,8 @@ type turnTaker struct {
 	fits  bool      // there is a window for what is written next; by who writes, like what follows
 	burst int       // bytes since it was at rest
 	wrote time.Time // when it wrote last
+
+	ahead atomic.Bool // it has a turn for what is written next
 
 	mu      sync.Mutex
 	hurried bool          // there is a deadline: it waits for no turn
@@ -95,7 +103,7 @@ func (t *turns) take(c *streamConn) bool {
 		return false
 	}
 	t.mu.Lock()
-	r := &turnRequest{c, make(chan struct{})}
+	r := &turnRequest{c, time.Now(), make(chan struct{})}
 	t.waiting = append(t.waiting, r)
 	if t.next(); len(t.waiting) == 1 {
 		t.watch()
@@ -138,6 +146,8 @@ func (t *turns) next() {
 		t.waiting[0] = nil
 		t.waiting = t.waiting[1:]
 		t.taken = append(t.taken, r.of)
+		waited := time.Since(r.since)
+		t.short.Store(waited > longWait || t.short.Load() && waited > longWait/2) // twice as long turns are waited for twice as long
 		r.of.Stream.SetPriority(urgency, false)
 		close(r.has)
 	}
@@ -166,13 +176,44 @@ func (t *turns) watch() {
 	})
 }
 
+// most is how much is written in a turn.
+func (t *turns) most() int {
+	if t.short.Load() {
+		return shortTurn
+	}
+	return turnBytes
+}
+
+// wantsAhead says that a long write would be for a turn. It is for who writes, as inTurns is.
+func (c *streamConn) wantsAhead() bool {
+	return c.turns != nil && c.turn.burst >= turnsAfter && time.Since(c.turn.wrote) <= restTime
+}
+
+// takeAhead waits for a turn for what is written next, where many write much, and says whether it has one, which is to be given back (giveAhead) if that is
+// not written.
+func (c *streamConn) takeAhead() bool {
+	defer c.turns.writers.Add(-1)
+	if c.turns.writers.Add(1) <= turnsAtOnce || !c.turns.take(c) {
+		return false
+	}
+	c.turn.ahead.Store(true)
+	return true
+}
+
+// giveAhead has a turn end that was taken ahead, unless it was used.
+func (c *streamConn) giveAhead() {
+	if c.turn.ahead.Swap(false) {
+		c.turns.give(c)
+	}
+}
+
 // inTurns is Write, in turns where many write much.
 func (c *streamConn) inTurns(p []byte) (n int, err error) {
 	if c.turns == nil || len(p) < leastTurn {
 		return c.Stream.Write(p)
 	}
 	k := &c.turn
-	if time.Since(k.wrote) > restTime {
+	if time.Since(k.wrote) > restTime && !k.ahead.Load() { // or it was its turn that it waited for
 		k.burst = 0
 	}
 	defer func() {
@@ -187,9 +228,9 @@ func (c *streamConn) inTurns(p []byte) (n int, err error) {
 	c.turns.writers.Add(1)
 	defer c.turns.writers.Add(-1)
 	for n < len(p) && err == nil {
-		q := p[n:]
-		if len(q) >= turnBytes+leastTurn {
-			q = q[:turnBytes] // or there would be little left
+		q, most := p[n:], c.turns.most()
+		if len(q) >= most+leastTurn {
+			q = q[:most] // or there would be little left
 		}
 		var m int
 		m, err = c.inTurn(q)
@@ -200,7 +241,7 @@ func (c *streamConn) inTurns(p []byte) (n int, err error) {
 
 // inTurn is Write, in one turn or none.
 func (c *streamConn) inTurn(p []byte) (n int, err error) {
-	if len(p) < leastTurn || c.turns.writers.Load() <= turnsAtOnce || !c.turns.take(c) {
+	if !c.turn.ahead.Swap(false) && (len(p) < leastTurn || c.turns.writers.Load() <= turnsAtOnce || !c.turns.take(c)) {
 		return c.Stream.Write(p)
 	}
 	if c.turn.fits {

@@ -289,3 +289,137 @@ func TestWhatComesFirstAndWhatIsShortWaitsForNoTurn(t *testing.T) {
 		writes("all at once", 2*turnBytes, 2)
 	})
 }
+
+// Who is about to read what it then writes waits for its turn first, and has it end if nothing comes of it.
+func TestATurnIsWaitedForBeforeWhatIsWrittenIsRead(t *testing.T) {
+	inWorld(t, func(w *world) {
+		icn, iad := w.pair()
+		defer icn.Close()
+		defer iad.Close()
+		iad.Handle("back", func(in *Incoming) {
+			c := in.Accept()
+			defer c.Close()
+			io.Copy(c, c)
+		})
+		way := Way{Node: "iad", Header: Header{Service: "back"}}
+		begin := func() *lastingConn {
+			one, err := icn.DialLasting(w.Context(), way, func() []Way { return []Way{way} })
+			if err != nil {
+				w.Fatal(err)
+			}
+			return one.(*lastingConn)
+		}
+		c := begin()
+		t := c.stream.(*streamConn).turns
+		t.writers.Add(turnsAtOnce)
+		var holders []*streamConn
+		for range turnsAtOnce {
+			holders = append(holders, w.mustDial(icn, "iad", "echo").(*streamConn))
+		}
+		echo := func(write func() (int, error)) {
+			w.Helper()
+			n, err := write()
+			if err == nil {
+				_, err = io.ReadFull(c, make([]byte, n))
+			}
+			if err != nil {
+				w.Fatal(err)
+			}
+		}
+		first := func() (int, error) { return c.Write(make([]byte, turnsAfter)) }
+		lent := func() (int, error) {
+			lent, room := c.Lend()
+			return c.WriteLent(lent, len(room))
+		}
+		// awaits has the flow wait beside those who have turns and use none, then do something, and look at how many turns have ended.
+		awaits := func(what string, long time.Duration, then func(), ended uint64) {
+			w.Helper()
+			for _, h := range holders {
+				if !t.take(h) {
+					w.Fatal("there is no turn")
+				}
+			}
+			before, began := t.endedSoFar(), time.Now()
+			c.AwaitTurn()
+			if took := time.Since(began); took != long {
+				w.Errorf("%s: waited for %v, want %v", what, took, long)
+			}
+			then()
+			if n := t.endedSoFar() - before; n != ended {
+				w.Errorf("%s: %d turns have ended, want %d", what, n, ended)
+			}
+			for _, h := range holders {
+				t.give(h)
+			}
+			t.mu.Lock()
+			if len(t.taken)+len(t.waiting) > 0 {
+				w.Errorf("%s: %d still have turns, %d wait", what, len(t.taken), len(t.waiting))
+			}
+			t.mu.Unlock()
+		}
+		nothing := func() {}
+		awaits("nothing was written", 0, nothing, 0)
+		echo(first)
+		awaits("much was", turnTime, func() { echo(lent) }, 1)
+		awaits("nothing is read", turnTime, func() {
+			lent, _ := c.Lend()
+			c.WriteLent(lent, 0)
+		}, 1)
+		c.SetWriteDeadline(time.Now().Add(time.Hour))
+		awaits("there is a deadline", 0, nothing, 0)
+		c.SetWriteDeadline(time.Time{})
+		time.Sleep(2 * restTime)
+		awaits("it was at rest", 0, nothing, 0)
+		echo(first)
+		awaits("it ends", turnTime, c.Abort, 1)
+		awaits("it has ended", 0, nothing, 0)
+		c = begin()
+		defer c.Close()
+		echo(first)
+		time.AfterFunc(turnTime/2, c.Abort)
+		awaits("it ends meanwhile", turnTime/2, nothing, 0)
+	})
+}
+
+// Where turns are waited for for long they are shorter.
+func TestTurnsAreShortWhereTheyAreWaitedForForLong(t *testing.T) {
+	inWorld(t, func(w *world) {
+		icn, iad := w.pair()
+		defer icn.Close()
+		defer iad.Close()
+		open := func() *streamConn { return w.mustDial(icn, "iad", "echo").(*streamConn) }
+		waits, other := open(), open()
+		t := waits.turns
+		var holders []*streamConn
+		for range turnsAtOnce {
+			holders = append(holders, open())
+		}
+		for _, c := range []struct {
+			short bool // before
+			long  time.Duration
+			want  int
+		}{
+			{false, 0, turnBytes}, {false, longWait - turnTime, turnBytes}, {false, longWait + turnTime, shortTurn},
+			{true, longWait/2 + turnTime, shortTurn}, {true, longWait/2 - turnTime, turnBytes},
+		} {
+			for _, h := range holders {
+				t.take(h)
+			}
+			t.short.Store(c.short)
+			got := make(chan bool)
+			go func() { got <- t.take(waits) }()
+			for range c.long / (turnTime / 2) {
+				time.Sleep(turnTime / 2)
+				t.give(other) // others' turns end
+			}
+			for _, h := range holders {
+				t.give(h)
+			}
+			if !<-got || t.most() != c.want {
+				w.Errorf("after %v there are %d bytes in a turn, want %d", c.long, t.most(), c.want)
+			}
+			t.give(waits)
+			time.Sleep(2 * turnTime)
+		}
+	})
+}

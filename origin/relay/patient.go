@@ -20,6 +20,8 @@ type chunk struct {
 // their path.
 type lender interface {
 	Lend() (lent any, room []byte)
+	// AwaitTurn waits until what is lent next would be sent as soon as it is written. It is called before much is to be read for that, which waits where it is.
+	AwaitTurn()
 	// WriteLent writes the first n bytes of what was lent, and has it back.
 	WriteLent(lent any, n int) (int, error)
 }
@@ -70,9 +72,13 @@ type kernelSource struct {
 	from   lender                // of the buffers; nil: they are of the pool
 	came   chunk
 	err    error
+	more   bool // is there, most likely
 }
 
 func (s *kernelSource) next() (c chunk, err error) {
+	if s.more {
+		s.from.AwaitTurn()
+	}
 	err = s.raw.Read(s.taking) // or it is closed, or beyond its deadline
 	c, s.came = s.came, chunk{}
 	if err == nil {
@@ -85,6 +91,7 @@ func (s *kernelSource) take(fd uintptr) (done bool) {
 	if s.from != nil {
 		lent, room := s.from.Lend()
 		n, again, err := socket.Read(fd, room)
+		s.more = n == len(room)
 		if again {
 			s.from.WriteLent(lent, 0)
 			return false

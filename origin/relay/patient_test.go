@@ -66,17 +66,31 @@ func TestWhatIsReadPatientlyIsCarriedAsAllElse(t *testing.T) {
 // lending is a conn that lends what is to be written to it.
 type lending struct {
 	*peeking
-	out int // that were lent and did not come back
+	out     int  // that were lent and did not come back
+	full    bool // the last one came back so
+	awaited bool // … and has been waited for since
+	waits   int
+	wrong   int // times that something was lent without a wait before, though more was to be expected, or with one
 }
 
 func (l *lending) Lend() (any, []byte) {
 	l.out++
+	if l.awaited != l.full {
+		l.wrong++
+	}
+	l.awaited = false
 	room := make([]byte, 5000)
 	return room, room
 }
 
+func (l *lending) AwaitTurn() {
+	l.awaited = true
+	l.waits++
+}
+
 func (l *lending) WriteLent(lent any, n int) (int, error) {
 	l.out--
+	l.full = n == len(lent.([]byte))
 	if n == 0 {
 		return 0, nil
 	}
@@ -89,6 +103,9 @@ func TestWhatIsLentComesBack(t *testing.T) {
 	carriesBothHalves(t, client, a, lends, server)
 	if lends.out != 0 {
 		t.Errorf("%d are missing", lends.out)
+	}
+	if lends.waits == 0 || lends.wrong > 0 {
+		t.Errorf("it was waited for %d times, and %d times not as it should", lends.waits, lends.wrong)
 	}
 	client, a, b, _ = overTCP(t)
 	lends = &lending{peeking: newPeeking(b)}

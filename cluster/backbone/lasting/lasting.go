@@ -75,6 +75,9 @@ const (
 	leastLent = lent / 2
 )
 
+// Most is how many bytes may be written of a piece that was lent.
+const Most = uint64(lent)
+
 // Piece is bytes that were written one after the other.
 type Piece struct {
 	room []byte
