@@ -24,6 +24,10 @@ type crowd struct {
 // crowdRoom is how many bytes an end of a flow of a crowd reads or writes at once.
 const crowdRoom = 64 << 10
 
+// crowdBuffer is how many bytes a target of a crowd has waiting in its socket (which Linux doubles). What Linux gives it else, 1.5 MB of each of a thousand, is more than the
+// kernel has for TCP in all on a machine of 24 GB, so that it drops what has arrived; and a real target's are in another machine's memory.
+const crowdBuffer = 128 << 10
+
 // crowdFlows go through two nodes at once; silentFlows are as many as the files of this process allow, two for each.
 const crowdFlows, silentFlows = 1000, 3000
 
@@ -50,6 +54,7 @@ func (l crowd) flowsOf(ctx context.Context, flows int) (got []int64, took time.D
 			all.Go(func() {
 				defer c.Close()
 				defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+				err := c.(*net.TCPConn).SetWriteBuffer(crowdBuffer)
 				for err == nil {
 					_, err = c.Write(pattern[:crowdRoom])
 				}
