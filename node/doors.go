@@ -216,6 +216,7 @@ func (n *Node) wantedDoors(s *spec.Spec) (all []owner) {
 			opens.Packets = func(c net.PacketConn) error { return n.accelerator.ServePackets(l, c) }
 		} else {
 			opens.Flow, opens.Soon = n.accelerator.ConnHandler(l), n.soon(l)
+			opens.TurnedAway = func(from netip.AddrPort) { n.accelerator.TurnedAway(l, from) }
 		}
 		i, known := places[l.Accelerator]
 		if !known {

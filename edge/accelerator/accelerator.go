@@ -320,6 +320,14 @@ func (p *Plane) Start(client net.Conn, at netip.AddrPort, ended func()) {
 	}
 }
 
+// TurnedAway takes note of a flow that a door for a listener has reset, as there was no room for it.
+func (p *Plane) TurnedAway(l Listener, client netip.AddrPort) {
+	p.count.refused.Add(1)
+	if e, ok := p.table.Load().entry(l.Protocol, l.Address); ok {
+		p.rejected(e.accelerator, l.Protocol, Flow{Client: client, Local: l.Address}, tooMany)
+	}
+}
+
 // start says whether the flow goes on; if not the client is to be reset.
 func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 	t, v := p.table.Load(), p.config.View()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -88,8 +89,12 @@ func TestWhatIsRefusedAndHowFlowsEndIsCountedByAccelerator(t *testing.T) {
 		b.plane.count.live.Add(maxFlows)
 		io.ReadAll(b.dial())
 		b.plane.count.live.Add(-maxFlows)
+		b.plane.TurnedAway(b.plane.Listeners()[0], netip.MustParseAddrPort("198.51.100.7:40000"))
 		time.Sleep(time.Second)
-		if got, want := b.plane.Rejected(), []Counted{{Labels: [3]string{"game", "TCP 443", tooMany}, NewFlows: 1}}; !slices.Equal(got, want) {
+		if n := b.plane.Counters()["accelerator_flows_refused_total"]; n != 2 {
+			b.Errorf("%d refused", n)
+		}
+		if got, want := b.plane.Rejected(), []Counted{{Labels: [3]string{"game", "TCP 443", tooMany}, NewFlows: 2}}; !slices.Equal(got, want) {
 			b.Errorf("refused: %+v", got)
 		}
 		if got, want := b.plane.Ended(), []Counted{{Labels: [3]string{"game", "icn", closed}, NewFlows: 1}}; !slices.Equal(got, want) {

@@ -6,6 +6,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,7 +158,7 @@ func (d *door) admits(c net.Conn) bool {
 	if d.holds.Add(1) > int64(d.front.config.Connections) {
 		d.holds.Add(-1)
 		d.front.counters.refused.Add(1)
-		c.Close()
+		d.turnAway(c, c.RemoteAddr())
 		return false
 	}
 	g := d.front.enter(c, d.behind.Load())
@@ -167,11 +168,25 @@ func (d *door) admits(c net.Conn) bool {
 	}
 	if !d.crowd.enter(g, d.front.config.ConnectionsPerClient) {
 		d.front.counters.crowded.Add(1)
-		c.Close()
+		d.turnAway(c, c.RemoteAddr())
 		d.leave(c)
 		return false
 	}
 	return true
+}
+
+// turnAway ends a connection for which there is no room. One that was to be a flow is reset: an end would say that the flow was whole, and empty.
+func (d *door) turnAway(c net.Conn, from net.Addr) {
+	behind := d.behind.Load()
+	if behind.Flow == nil {
+		c.Close()
+		return
+	}
+	if client, is := from.(*net.TCPAddr); is && behind.TurnedAway != nil {
+		at := client.AddrPort()
+		behind.TurnedAway(netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
+	}
+	reset(c)
 }
 
 // leave gives back the room that a connection took.

@@ -118,6 +118,8 @@ type Door struct {
 	// Soon is asked before Flow for what a Loop has accepted, on its goroutine, so it must not wait. It calls ended as Flow does, once, or back, on that goroutine too: then
 	// the connection is for Flow, or has ended, and back says why: it was closed meanwhile (net.ErrClosed), or could not be taken from the Loop, and was reset. Nil: no Loop accepts here.
 	Soon func(c Held, ended func(), back func() error)
+	// TurnedAway is told from where a connection came that Flow was not asked for, as there are as many as Config allows, of the door or of its client. It was reset. Nil: nobody is told.
+	TurnedAway func(from netip.AddrPort)
 	// Packets serves the socket, on a goroutine of its own, until it is closed. Who may come is its to judge: there is no connection that the front
 	// could refuse, or wait for.
 	Packets func(net.PacketConn) error

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -198,6 +199,50 @@ func TestOneClientDoesNotCrowdADoor(t *testing.T) {
 			}
 			w.counted("front_crowded_total", uint64(2*(10-c.served)))
 			w.counted("front_connections", 0)
+		})
+	}
+}
+
+// A flow for which there is no room is reset, not ended as one that was whole and empty, and is told of.
+func TestAFlowForWhichThereIsNoRoomIsReset(t *testing.T) {
+	header := "PROXY TCP4 198.51.100.7 203.0.113.1 4000 2\r\n"
+	for _, of := range []struct {
+		name    string
+		config  Config
+		says    string
+		counter string
+		from    string
+	}{
+		{"of the door", Config{Connections: 2}, "", "front_connections_refused_total", "192.0.2.1"},
+		{"of the client", Config{ConnectionsPerClient: 2}, "", "front_crowded_total", "192.0.2.1"},
+		{"of a client behind a balancer", Config{ConnectionsPerClient: 2, ProxyHeadersFrom: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}}, header, "front_crowded_total", "198.51.100.7"},
+		{"of the client, held by a loop", Config{ConnectionsPerClient: 2, Loop: &memLoop{}}, "", "front_crowded_total", "192.0.2.1"},
+	} {
+		t.Run(of.name, func(t *testing.T) {
+			inWorld(t, of.config, func(w *world) {
+				var told []string
+				door := Door{Network: "tcp", Address: at(9000), Flow: flowing, TurnedAway: func(from netip.AddrPort) { told = append(told, from.Addr().String()) }}
+				if of.config.Loop != nil {
+					door.Soon = soonEcho
+				}
+				w.set(door)
+				for range 2 {
+					c := w.dial(9000)
+					defer c.Close()
+					io.WriteString(c, of.says+"x")
+					if !full(c, make([]byte, 1)) {
+						t.Error("one for which there is room is not served")
+					}
+				}
+				c := w.dial(9000)
+				io.WriteString(c, of.says)
+				wantReset(t, c)
+				synctest.Wait()
+				w.counted(of.counter, 1)
+				if !slices.Equal(told, []string{of.from}) {
+					t.Errorf("told of %v", told)
+				}
+			})
 		})
 	}
 }

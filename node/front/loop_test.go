@@ -199,7 +199,7 @@ func TestWhomALoopHoldsIsJudgedAsOthersAre(t *testing.T) {
 		one, two := w.dial(9000), w.dial(9000)
 		says1(one)
 		says1(two)
-		ended(w.dial(9000))
+		wantReset(t, w.dial(9000))
 		w.counted("front_crowded_total", 1)
 		two.Close()
 		synctest.Wait()

@@ -73,6 +73,9 @@ func (p *proxied) wait() bool {
 		case !f.admit(p.Raw(), g):
 		case !p.door.crowd.enter(g, f.config.ConnectionsPerClient):
 			f.counters.crowded.Add(1)
+			if behind := p.door.behind.Load(); behind.Flow != nil {
+				p.door.turnAway(p.Raw(), p.RemoteAddr())
+			}
 		default:
 			p.passed = true
 		}
