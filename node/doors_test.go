@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
@@ -47,6 +48,16 @@ func TestDoorsLeaveRoomForTheNode(t *testing.T) {
 				const want = "Accelerator a-large: it wants 60 doors: this node has open files for 40, of which 35 are taken (and 59 more of its doors)"
 				if len(st.Members) != 1 || st.Members[0].Doors != want {
 					t.Errorf("told %q", st.Members[0].Doors)
+				}
+				for at, want := range map[string]string{
+					"203.0.113.1:7000": "the door tcp 203.0.113.1:7000 of a is closed: it wants 60 doors: this node has open files for 40, of which 35 are taken\n",
+					"203.0.113.3:7000": "",
+				} {
+					told, err := n.explain(api.ExplainRequest{What: "tcp", Target: at})
+					is := strings.Contains(textOf(told), " is closed")
+					if err != nil || is != (want != "") || !strings.Contains(textOf(told), want) || strings.HasPrefix(told.Answer, "nowhere") != is {
+						t.Errorf("%s is explained as %s, %v", at, textOf(told), err)
+					}
 				}
 				if c := n.doorCounts.Counters(); c["node_doors_closed"] != 60 || c["node_doors_beyond"] != 60 {
 					t.Errorf("counted %v", c)

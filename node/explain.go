@@ -10,6 +10,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
+	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/node/front"
 )
@@ -47,6 +48,10 @@ func (n *Node) explain(req api.ExplainRequest) (api.ExplainResponse, error) {
 			at := n.behindOwnDoor(req.What, address, tr)
 			answer, err = n.accelerator.Explain(strings.ToUpper(req.What), at, from, tr)
 			n.explainReturns(strings.ToUpper(req.What), at, tr)
+			if why := n.whyClosed(req.What, address); err == nil && why != "" {
+				tr.Add("the door %s %v of %s is closed: %s", req.What, address, n.cfg.Name, why)
+				answer = fmt.Sprintf("nowhere: the door of %s is closed (where it is open: %s)", n.cfg.Name, answer)
+			}
 		}
 	default:
 		err = fmt.Errorf("what is explained is dns, http, tcp or udp, not %q", req.What)
@@ -75,6 +80,19 @@ func (n *Node) behindOwnDoor(network string, at netip.AddrPort, tr *trace.Trace)
 	}
 	tr.Add("%v is a door of %s's own: it leads where %v does", at, n.cfg.Name, behind)
 	return behind
+}
+
+// whyClosed is why this node, which takes flows, does not listen where an accelerator does; empty: it does, or takes none.
+func (n *Node) whyClosed(network string, at netip.AddrPort) string {
+	if !n.has(view.Edge) || n.front.IsOpen(network, at) || n.front.IsOpen(network, netip.AddrPortFrom(n.doorHost, at.Port())) && n.isDoorHost(at.Addr()) {
+		return ""
+	}
+	if closed := n.shut.Load(); closed != nil {
+		if why := closed.why[doorPlace{network, at}]; why != "" {
+			return why
+		}
+	}
+	return "it is not opened yet"
 }
 
 // explainReturns says which of the addresses where flows of an accelerator's address and port end are not dialled, as they would come back.
