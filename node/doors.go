@@ -89,6 +89,22 @@ func (c *closedDoors) String() string {
 	return b.String()
 }
 
+// closedOf says which doors of a load balancer or accelerator are closed here, and why; empty: none is.
+func (n *Node) closedOf(who string) string {
+	closed := n.shut.Load()
+	if closed == nil {
+		return ""
+	}
+	i, some := closed.places[who]
+	if !some {
+		return ""
+	}
+	if more := closed.owners[i].doors - 1; more > 0 {
+		return fmt.Sprintf("%s (and %d more of its doors)", closed.owners[i].reason, more)
+	}
+	return closed.owners[i].reason
+}
+
 // doorCounts are those of doors that the spec asks for.
 type doorCounts struct{ closed, beyond atomic.Uint64 }
 

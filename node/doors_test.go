@@ -49,6 +49,11 @@ func TestDoorsLeaveRoomForTheNode(t *testing.T) {
 				if len(st.Members) != 1 || st.Members[0].Doors != want {
 					t.Errorf("told %q", st.Members[0].Doors)
 				}
+				for name, want := range map[string]string{"a-large": strings.TrimPrefix(want, "Accelerator a-large: "), "small": ""} {
+					if told := n.closedOf("Accelerator " + name); told != want {
+						t.Errorf("of %s %q", name, told)
+					}
+				}
 				for at, want := range map[string]string{
 					"203.0.113.1:7000": "the door tcp 203.0.113.1:7000 of a is closed: it wants 60 doors: this node has open files for 40, of which 35 are taken\n",
 					"203.0.113.3:7000": "",

@@ -194,7 +194,7 @@ func (n *Node) nodeAccelerator(q api.AcceleratorQuery) (api.AcceleratorStatus, e
 		}
 		all.Top = append(all.Top, one)
 	}
-	all.Nodes = []api.AcceleratorNode{{Name: n.cfg.Name, POP: n.cfg.POP, FlowCounts: all.FlowCounts}}
+	all.Nodes = []api.AcceleratorNode{{Name: n.cfg.Name, POP: n.cfg.POP, Doors: n.closedOf("Accelerator " + all.Name), FlowCounts: all.FlowCounts}}
 	return all, nil
 }
 

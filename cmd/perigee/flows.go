@@ -52,6 +52,11 @@ func printAccelerator(w io.Writer, s api.AcceleratorStatus) error {
 	if err := t.print(w); err != nil {
 		return err
 	}
+	for _, n := range s.Nodes {
+		if n.Doors != "" {
+			fmt.Fprintf(w, "%s keeps doors of it closed: %s\n", n.Name, n.Doors)
+		}
+	}
 	fmt.Fprintln(w)
 	t = newTable("LISTENER", "REGION", "ENDPOINT", "DIAL", "WEIGHT", "STATE", "FLOWS", "IN", "OUT", "REASON")
 	for _, e := range s.Endpoints {

@@ -505,6 +505,8 @@ type AcceleratorNode struct {
 	Name  string `json:"name"`
 	POP   string `json:"pop"`
 	Error string `json:"error,omitempty"` // why nothing is known of its flows
+	// Doors says which of the accelerator's doors are closed there, and why; empty: none is.
+	Doors string `json:"doors,omitempty"`
 	FlowCounts
 }
 
