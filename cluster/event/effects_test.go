@@ -183,7 +183,7 @@ func TestWhatTurnsIsToldWithAllThatFollows(t *testing.T) {
 `},
 		{"nobody checks any more", well, sick(map[health.Key]string{game: "nobody"}), `
 0 health target/game-eu/10.0.0.9:9000: target game-eu 10.0.0.9:9000 has no verdict any more: nobody checks it
-1 route accelerator/game/tcp/9000/eu [0]: accelerator game, TCP 9000: endpoint group eu is out: no endpoint is healthy
+1 route accelerator/game/tcp/9000/eu [0]: accelerator game, TCP 9000: endpoint group eu is out: there is no verdict on any endpoint
 `},
 		{"one of two nodes", well, without("fra2"), `
 0 member node/fra2: node fra2 is gone, in eu, POP fra1
@@ -561,5 +561,22 @@ func TestTCPAndUDPOnOnePortAreToldApart(t *testing.T) {
 		if got := tell(Effects(well, sick)); !strings.HasSuffix(got, c.want) {
 			t.Errorf("%s: got\n%s", c.sick, got)
 		}
+	}
+}
+
+// A group that was never in has an event, too: when the first verdict on one of its endpoints is there.
+func TestAGroupThatWasNeverInIsToldOf(t *testing.T) {
+	s := build(t, 1, world)
+	key := target("game-eu", "10.0.0.9:9000")
+	fresh := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, map[health.Key]string{key: "nobody"})}}
+	sick := State{Spec: s, View: &view.View{Members: members(), Health: saying(s, map[health.Key]string{key: "x"})}}
+	want := `0 health target/game-eu/10.0.0.9:9000: target game-eu 10.0.0.9:9000 unhealthy in 3 of 3 views: x
+1 route accelerator/game/tcp/9000/eu [0]: accelerator game, TCP 9000: endpoint group eu is out: no endpoint is healthy
+`
+	if diff := cmp.Diff(want, tell(Effects(fresh, sick))); diff != "" {
+		t.Error(diff)
+	}
+	if got := tell(Effects(fresh, State{Spec: s, View: &view.View{Members: members(), Health: saying(s, nil)}})); !strings.Contains(got, "endpoint group eu is in: 1 of 1") {
+		t.Errorf("got %s", got)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/view"
 )
 
 // Index knows what of a spec rests on what: on which verdicts, regions and other things. It is immutable. What it holds
@@ -130,6 +131,11 @@ func (b *builder) targetGroup(g *spec.TargetGroup) {
 			}
 		}
 		st.up = st.n > 0
+		if !st.up {
+			if state, _ := m.View.EndpointState(b.spec, nil, nil, spec.Endpoint{TargetGroup: g.Name}, 0); state == view.Initial {
+				st.why = unchecked
+			}
+		}
 		return st
 	}})
 	b.groups[g.Name] = i
@@ -270,6 +276,28 @@ func (b *builder) accelerator(a *spec.Accelerator) {
 	}
 }
 
+// unchecked is why a group is out that is new. One that is never in would have no event else.
+const unchecked = "there is no verdict on any endpoint"
+
+// unchecked says that no verdict is there on any endpoint of the group that has weight.
+func (b *builder) unchecked(m *moment, a *spec.Accelerator, l *spec.AcceleratorListener, g *spec.EndpointGroup) bool {
+	for _, e := range g.Endpoints {
+		if e.Weight != nil && *e.Weight == 0 {
+			continue
+		}
+		port := uint16(0)
+		if lb := b.spec.LoadBalancers[e.LoadBalancer]; lb != nil {
+			if i := slices.IndexFunc(lb.Listeners, func(at spec.Listener) bool { return g.Takes(l, at.Port) }); i >= 0 {
+				port = lb.Listeners[i].Port
+			}
+		}
+		if state, _ := m.View.EndpointState(b.spec, a, g, e, port); state != view.Initial {
+			return false
+		}
+	}
+	return true
+}
+
 // endpointGroup is up while an endpoint with weight is healthy and a node of its region can be reached.
 func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener, g *spec.EndpointGroup) {
 	port := l.Ports()
@@ -313,6 +341,8 @@ func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener
 				st.why = "no node there can be reached from here"
 			case weighty == 0:
 				st.why = "no endpoint has weight"
+			case st.n == 0 && b.unchecked(m, a, l, g):
+				st.why = unchecked
 			case st.n == 0:
 				st.why = "no endpoint is healthy"
 			default:
@@ -322,7 +352,7 @@ func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener
 		},
 		say: func(was, is status) string {
 			switch {
-			case was.up && !is.up:
+			case was.up && !is.up, !is.up && was.why == unchecked && is.why != unchecked:
 				return name + " is out: " + is.why
 			case is.up && !was.up:
 				return fmt.Sprintf("%s is in: %d of %d endpoints are healthy", name, is.n, is.of)
