@@ -68,6 +68,7 @@ func openKernel() (_ kernelDoor, err error) {
 	}{
 		{&k.maps.Addresses, ebpf.MapSpec{Name: "stray_addresses", Type: ebpf.Hash, KeySize: 16, ValueSize: 1, MaxEntries: maxAddresses}},
 		{&k.maps.Flows, ebpf.MapSpec{Name: "stray_flows", Type: ebpf.Hash, KeySize: keyBytes, ValueSize: 1, MaxEntries: maxKnown, Flags: unix.BPF_F_NO_PREALLOC}},
+		{&k.maps.Syns, ebpf.MapSpec{Name: "stray_syns", Type: ebpf.LRUHash, KeySize: keyBytes, ValueSize: 8, MaxEntries: maxSyns}},
 		{&k.maps.Budget, ebpf.MapSpec{Name: "stray_budget", Type: ebpf.Array, KeySize: 4, ValueSize: 32, MaxEntries: 1}},
 		{&k.maps.Counts, ebpf.MapSpec{Name: "stray_counts", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: counts}},
 	} {
@@ -320,7 +321,7 @@ func (k *kernel) close() {
 			p.Close()
 		}
 	}
-	for _, m := range []*ebpf.Map{k.maps.Addresses, k.maps.Flows, k.maps.Budget, k.maps.Counts} {
+	for _, m := range []*ebpf.Map{k.maps.Addresses, k.maps.Flows, k.maps.Syns, k.maps.Budget, k.maps.Counts} {
 		if m != nil {
 			m.Close()
 		}

@@ -25,6 +25,7 @@ const (
 	onFlags  = -60 // of TCP
 	onTuple  = -76 // bpf_sock_tuple of IPv4; that of IPv6 is the key
 	onIndex  = -80
+	onTime   = -88
 )
 
 // keyBytes is the length of a flow as a key of the kernel's maps; IPv4 is mapped (RFC 4291, section 2.5.5.2).
@@ -55,10 +56,18 @@ const (
 	counts
 )
 
+const (
+	// maxSyns bounds the flows that began here of which is known that they did: more SYN than that in a round trip have the ends of some handshakes by cookies looked for elsewhere.
+	maxSyns = 65536
+	// synShift is for how long such a flow is remembered, as a power of two of ns: 17 s. A client sends again for longer what ends a handshake, but it has got the answer to its SYN.
+	synShift = 34
+)
+
 // shared is what the programs know and say.
 type shared struct {
 	Addresses *ebpf.Map // [16]byte: those whose segments are looked at
 	Flows     *ebpf.Map // [keyBytes]byte: those that are known to be another node's, for which there is no budget
+	Syns      *ebpf.Map // [keyBytes]byte: those that began here; the value is when, by the kernel's clock
 	Budget    *ebpf.Map // one budget
 	Counts    *ebpf.Map // uint64
 }
@@ -69,12 +78,10 @@ func hostWord(b ...byte) int64 { return int64(int32(binary.NativeEndian.Uint32(b
 // hostHalf is the same of two.
 func hostHalf(b ...byte) int32 { return int32(binary.NativeEndian.Uint16(b)) }
 
-// look is what both programs begin with: a jump to no unless the packet is a whole TCP segment without SYN, to one of the addresses (nil: to any); to is where there is
-// a socket that has the flow, and what follows is for where there is none, or only one that listens. The flow's key is at onKey, and the packet in R6, then.
-//
-// SYN goes by: new flows are this node's. So does the acknowledgement that ends a handshake, for which there is a request. Where the listener has sent cookies there is
-// none, and nobody can tell it from a stray: whoever looks for its flow elsewhere hands it back to the kernel.
-func look(addresses *ebpf.Map, no, to string) asm.Instructions {
+// look is what both programs begin with: a jump to no unless the packet is a whole TCP segment to one of the addresses (nil: to any), and to syn if it begins a flow; to is
+// where there is a socket that has the flow, and none where there is none at all. What follows is for where one listens. The flow's key is at onKey, its flags are at onFlags, and
+// the packet is in R6, then.
+func look(addresses *ebpf.Map, no, syn, to string) asm.Instructions {
 	load := func(at asm.Instruction, stack, bytes int32) asm.Instructions {
 		return asm.Instructions{
 			asm.Mov.Reg(asm.R1, asm.R6), at,
@@ -125,7 +132,7 @@ func look(addresses *ebpf.Map, no, to string) asm.Instructions {
 	both = append(both, asm.Add.Imm(asm.R8, 13))
 	both = append(both, load(asm.Mov.Reg(asm.R2, asm.R8), onFlags, 1)...)
 	add(labelled("both", both)...)
-	add(asm.LoadMem(asm.R1, asm.RFP, onFlags, asm.Byte), asm.And.Imm(asm.R1, flagSYN), asm.JNE.Imm(asm.R1, 0, no),
+	add(asm.LoadMem(asm.R1, asm.RFP, onFlags, asm.Byte), asm.And.Imm(asm.R1, flagSYN), asm.JNE.Imm(asm.R1, 0, syn),
 		asm.JEq.Imm(asm.R9, 6, "tuple6"))
 	for i, from := range []int16{onKey + 12, onServer + 12, onPorts} {
 		add(asm.LoadMem(asm.R1, asm.RFP, from, asm.Word), asm.StoreMem(asm.RFP, onTuple+int16(4*i), asm.R1, asm.Word))
@@ -148,7 +155,7 @@ func labelled(label string, p asm.Instructions) asm.Instructions {
 
 // finds is the program that is asked whether a socket of this machine has the flow of a packet: 1 or 0.
 func finds() *ebpf.ProgramSpec {
-	p := look(nil, "no", "yes")
+	p := look(nil, "no", "no", "yes")
 	p = append(p,
 		asm.Mov.Imm(asm.R0, 0).WithSymbol("none"), asm.Return(),
 		asm.Mov.Imm(asm.R0, 0).WithSymbol("no"), asm.Return(),
@@ -157,8 +164,11 @@ func finds() *ebpf.ProgramSpec {
 }
 
 // takes is the program at the interfaces: it sends strays to the device, within the budget, and lets everything else pass.
+//
+// SYN goes by: new flows are this node's. So does the acknowledgement that ends a handshake, for which there is a request. Where the listener has sent a cookie there is
+// none, and it would be a stray: it is known by its SYN, which came here. To have the kernel check the cookie (bpf_tcp_check_syncookie) is for programs under the GPL alone.
 func takes(m shared, device int) *ebpf.ProgramSpec {
-	p := look(m.Addresses, "pass", "pass")
+	p := look(m.Addresses, "pass", "syn", "pass")
 	count := func(which int64) asm.Instructions {
 		return asm.Instructions{
 			asm.StoreImm(asm.RFP, onIndex, which, asm.Word),
@@ -168,6 +178,11 @@ func takes(m shared, device int) *ebpf.ProgramSpec {
 		}
 	}
 	p = append(p,
+		asm.LoadMapPtr(asm.R1, m.Syns.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onKey), asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "none"),
+		asm.LoadMem(asm.R7, asm.R0, 0, asm.DWord), asm.FnKtimeGetNs.Call(), asm.Sub.Reg(asm.R0, asm.R7), asm.RSh.Imm(asm.R0, synShift),
+		asm.JEq.Imm(asm.R0, 0, "pass"),
+
 		asm.LoadMapPtr(asm.R1, m.Flows.FD()).WithSymbol("none"), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onKey), asm.FnMapLookupElem.Call(),
 		asm.JNE.Imm(asm.R0, 0, "take"),
 
@@ -189,6 +204,11 @@ func takes(m shared, device int) *ebpf.ProgramSpec {
 	p = append(p, labelled("take", count(countTaken))...)
 	p = append(p,
 		asm.Mov.Imm(asm.R1, int32(device)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirect.Call(), asm.Return(),
+
+		asm.LoadMem(asm.R1, asm.RFP, onFlags, asm.Byte).WithSymbol("syn"), asm.And.Imm(asm.R1, flagACK), asm.JNE.Imm(asm.R1, 0, "pass"),
+		asm.FnKtimeGetNs.Call(), asm.StoreMem(asm.RFP, onTime, asm.R0, asm.DWord),
+		asm.LoadMapPtr(asm.R1, m.Syns.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onKey),
+		asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, onTime), asm.Mov.Imm(asm.R4, 0), asm.FnMapUpdateElem.Call(), // one that does not fit is not known
 		asm.Mov.Imm(asm.R0, nextProgram).WithSymbol("pass"), asm.Return())
 	return &ebpf.ProgramSpec{Name: "stray_takes", Type: ebpf.SchedCLS, AttachType: ebpf.AttachTCXIngress, Instructions: p, License: "Apache-2.0"}
 }

@@ -19,6 +19,7 @@ const (
 	flagFIN = 0x01
 	flagSYN = 0x02
 	flagPSH = 0x08
+	flagACK = 0x10
 	flagURG = 0x20
 	flagCWR = 0x80
 )

@@ -39,8 +39,6 @@ func packet(f Flow, flags byte, seq uint32, data []byte, ipOptions, tcpOptions i
 	return b
 }
 
-const flagACK = 0x10
-
 func TestASegmentIsReadAsItStands(t *testing.T) {
 	for _, f := range []Flow{flow4, flow6} {
 		b := packet(f, flagACK, 1, []byte("hello"), 0, 12)
