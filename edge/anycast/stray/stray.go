@@ -266,6 +266,9 @@ func (h *Hand) do(v verdict) {
 	if v.learnt || v.forgot {
 		h.kernel.know(v.flow, v.learnt)
 	}
+	for _, node := range v.probe {
+		_ = h.send(node, kindAsk, v.all[:1]) // it stays one that says nothing
+	}
 	switch v.do {
 	case drop:
 		h.count.dropped.Add(uint64(len(v.all)))

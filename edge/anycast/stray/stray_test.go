@@ -312,6 +312,40 @@ func TestANodeThatCannotBeReachedMayHaveTheFlow(t *testing.T) {
 	})
 }
 
+// One that is alive and cannot be reached costs every flow a moment, and after a while only new questions now and then.
+func TestASilentNodeCostsLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b", "c")
+		defer h.close()
+		h.is(func() { h.down["b"] = true })
+		began := time.Now()
+		for h.machines["a"].got() == "[]" {
+			if time.Since(began) > 2*unsureFor {
+				t.Fatal("it is dropped again and again")
+			}
+			h.stray("a", flow4, "1")
+			time.Sleep(time.Second)
+		}
+		if past := time.Since(began); past < unsureFor {
+			t.Error("its client was told so after", past)
+		}
+		time.Sleep(silentFor)
+		h.stray("a", flow6, "2")
+		time.Sleep(50 * time.Millisecond)
+		h.want("a", "[2]")
+		h.sent()
+		h.is(func() { h.down["b"] = false })
+		time.Sleep(nobodyFor + probeEvery)
+		h.stray("a", flow6, "3") // with it b is asked too
+		time.Sleep(50 * time.Millisecond)
+		h.want("a", "[3]")
+		h.machines["b"].open(flow4)
+		h.stray("a", flow4, "4")
+		time.Sleep(50 * time.Millisecond)
+		h.want("b", "[4]")
+	})
+}
+
 // An earlier release knows nothing of it: it is not asked for a while.
 func TestANodeThatRefusesIsNotAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -24,8 +24,15 @@ const (
 	// places is some 300 ms.
 	askAgain = 400 * time.Millisecond
 	askFor   = time.Second
-	// silentFor is how long a node may answer nothing and yet be taken for one that may have flows. Until then what it was asked for is dropped, for clients send it again.
-	silentFor = 30 * time.Second
+	// unsureFor is for how long what comes for a flow is dropped, for clients send it again, because a node that may have it does not answer: from the first question on.
+	// What comes later is answered here if that one is silent still. unsureKept is how long it is kept in mind that such a flow was asked for: longer than TCP waits, by
+	// then, before it sends again.
+	unsureFor  = 5 * time.Second
+	unsureKept = 15 * time.Second
+	// A node that has answered nothing for silentFor, to maxUnanswered questions or more, is waited for no more: it is only asked, every probeEvery, until it says something.
+	silentFor     = 10 * time.Second
+	maxUnanswered = 3
+	probeEvery    = time.Second
 	// nobodyFor is for how long a flow that nobody has is not asked for again.
 	nobodyFor = 2 * time.Second
 	// idleFor is how long the node of a flow is remembered that says nothing: longer than TCP's keep-alives are apart. It is asked for anew then.
@@ -36,15 +43,37 @@ const (
 	sweepKnown = 10 * time.Second
 )
 
-// asking is a flow whose node is asked for, or that nobody has.
+// What is known of a flow that is asked for.
+type standing int
+
+const (
+	waited standing = iota // not all who were asked have answered
+	nobody                 // nobody has it
+	unsure                 // those of silent may have it, and are asked again with the next segment
+)
+
+// asking is a flow whose node is asked for, or was in vain.
 type asking struct {
-	held   [][]byte // as they came; the first is what was asked with
-	bytes  int
-	asked  []string // who has not answered
-	silent bool     // somebody could not be asked, or has not answered, who may have it
-	since  time.Time
-	again  bool // they were asked once more
-	nobody bool // nobody has it; since then
+	standing standing
+	since    time.Time // it stands so
+	first    time.Time // when it was asked for at first
+	held     [][]byte  // as they came; the first is what was asked with
+	bytes    int
+	asked    []string // who has not answered
+	silent   []string // who could not be asked, or has not answered in time, and may have it
+	again    bool     // they were asked once more
+}
+
+// quiet is a node that says nothing.
+type quiet struct {
+	since  time.Time // the first question to which it had not answered in time
+	times  int       // such questions
+	probed time.Time // when it was asked although nobody waits for it
+}
+
+// deaf says whether it is not waited for.
+func (q *quiet) deaf(now time.Time) bool {
+	return q != nil && q.times >= maxUnanswered && now.Sub(q.since) >= silentFor
 }
 
 type owner struct {
@@ -56,13 +85,13 @@ type owner struct {
 type table struct {
 	asking map[Flow]*asking
 	known  map[Flow]*owner
-	silent map[string]time.Time // since when a node that was asked has said nothing
-	bytes  int                  // that wait
+	quiet  map[string]*quiet
+	bytes  int // that wait
 	swept  time.Time
 }
 
 func newTable() *table {
-	return &table{asking: map[Flow]*asking{}, known: map[Flow]*owner{}, silent: map[string]time.Time{}}
+	return &table{asking: map[Flow]*asking{}, known: map[Flow]*owner{}, quiet: map[string]*quiet{}}
 }
 
 // What is to be done with segments.
@@ -82,6 +111,8 @@ type verdict struct {
 	flow Flow
 	all  [][]byte
 	to   []string
+	// probe are asked too, and nobody waits for their answers.
+	probe []string
 	// learnt says that the flow's node is known now, and forgot that it is not any more.
 	learnt, forgot bool
 }
@@ -94,28 +125,52 @@ func (t *table) segments(now time.Time, f Flow, all [][]byte, peers []string) ve
 		v.do, v.to = carry, []string{o.node}
 		return v
 	}
-	if a := t.asking[f]; a != nil {
-		if a.nobody {
-			v.do = local
-			return v
-		}
+	a := t.asking[f]
+	switch {
+	case a == nil:
+		a = &asking{first: now}
+	case a.standing == nobody:
+		v.do = local
+		return v
+	case a.standing == waited:
 		if !t.hold(a, all) {
 			v.do = drop
 		}
 		return v
+	default: // the others have said that they do not have it
+		peers = slices.DeleteFunc(slices.Clone(a.silent), func(n string) bool { return !slices.Contains(peers, n) })
 	}
-	if len(peers) == 0 || len(t.asking) >= maxAsking {
+	to, probe := t.whom(now, peers)
+	v.probe = probe
+	if len(to) == 0 || len(t.asking) >= maxAsking {
 		v.do = local
 		return v
 	}
-	a := &asking{since: now, asked: slices.Clone(peers[:min(len(peers), maxAsked)])}
 	if !t.hold(a, all) {
 		v.do = drop
 		return v
 	}
+	a.standing, a.since, a.again, a.asked, a.silent = waited, now, false, to, nil
 	t.asking[f] = a
-	v.do, v.to = ask, slices.Clone(a.asked)
+	v.do, v.to = ask, slices.Clone(to)
 	return v
+}
+
+// whom says which of the peers are asked for a flow and waited for, and which are only asked, to hear whether they say anything again.
+func (t *table) whom(now time.Time, peers []string) (to, probe []string) {
+	for _, node := range peers {
+		q := t.quiet[node]
+		switch {
+		case !q.deaf(now):
+			if to = append(to, node); len(to) == maxAsked {
+				return to, probe
+			}
+		case now.Sub(q.probed) >= probeEvery:
+			q.probed = now
+			probe = append(probe, node)
+		}
+	}
+	return to, probe
 }
 
 // hold has segments wait, all or none of them.
@@ -145,7 +200,7 @@ func (t *table) release(a *asking) (all [][]byte) {
 
 // answered takes a node's word on a flow, and says what is to be done with what has waited for it.
 func (t *table) answered(now time.Time, from string, f Flow, has bool) verdict {
-	delete(t.silent, from)
+	delete(t.quiet, from)
 	v := verdict{flow: f}
 	if o := t.known[f]; o != nil && o.node == from && !has {
 		delete(t.known, f) // the next segment asks again
@@ -153,15 +208,18 @@ func (t *table) answered(now time.Time, from string, f Flow, has bool) verdict {
 		return v
 	}
 	a := t.asking[f]
-	if a == nil || !slices.Contains(a.asked, from) {
+	if a == nil || !slices.Contains(a.asked, from) && !slices.Contains(a.silent, from) {
 		return v // nobody asked, or it is too late
 	}
 	if !has {
+		a.silent = slices.DeleteFunc(a.silent, func(n string) bool { return n == from })
 		return t.without(now, f, a, from)
 	}
 	delete(t.asking, f)
-	// It has the first, with which it was asked.
-	v.do, v.all, v.to = carry, t.release(a)[1:], []string{from}
+	v.do, v.to = carry, []string{from}
+	if v.all = t.release(a); len(v.all) > 0 {
+		v.all = v.all[1:] // it has the first, with which it was asked
+	}
 	if len(t.known) < maxKnown {
 		t.known[f] = &owner{from, now}
 		v.learnt = true
@@ -171,31 +229,39 @@ func (t *table) answered(now time.Time, from string, f Flow, has bool) verdict {
 
 // unanswered takes it that a node could not be asked for a flow, or has not answered.
 func (t *table) unanswered(now time.Time, node string, f Flow) verdict {
-	since, is := t.silent[node]
-	if !is {
-		since = now
-		t.silent[node] = now
-	}
 	a := t.asking[f]
 	if a == nil || !slices.Contains(a.asked, node) {
 		return verdict{flow: f}
 	}
-	a.silent = a.silent || now.Sub(since) < silentFor
+	q := t.quiet[node]
+	if q == nil {
+		q = &quiet{since: now}
+		t.quiet[node] = q
+	}
+	q.times++
+	if !q.deaf(now) {
+		a.silent = append(a.silent, node)
+	}
 	return t.without(now, f, a, node)
 }
 
 // without waits for a node's answer no more.
 func (t *table) without(now time.Time, f Flow, a *asking, node string) verdict {
-	if a.asked = slices.DeleteFunc(a.asked, func(n string) bool { return n == node }); len(a.asked) > 0 {
+	a.asked = slices.DeleteFunc(a.asked, func(n string) bool { return n == node })
+	switch {
+	case len(a.asked) > 0 || a.standing == nobody:
+		return verdict{flow: f}
+	case a.standing == unsure: // and nothing is held
+		if len(a.silent) == 0 {
+			a.standing, a.since = nobody, now
+		}
 		return verdict{flow: f}
 	}
 	v := verdict{do: local, flow: f, all: t.release(a)}
-	if a.silent {
-		v.do = drop
-		delete(t.asking, f)
-		return v
+	a.standing, a.since = nobody, now
+	if len(a.silent) > 0 && now.Sub(a.first) < unsureFor {
+		v.do, a.standing = drop, unsure
 	}
-	a.nobody, a.since = true, now
 	return v
 }
 
@@ -207,23 +273,22 @@ func (t *table) gone(now time.Time, node string) (all []verdict) {
 			all = append(all, verdict{flow: f, forgot: true})
 		}
 	}
-	for _, f := range slices.Collect(maps.Keys(t.asking)) {
+	for f := range t.asking {
 		if v := t.answered(now, node, f, false); v.do != wait {
 			all = append(all, v)
 		}
 	}
-	delete(t.silent, node)
+	delete(t.quiet, node)
 	return all
 }
 
 // sweep says what is due.
 func (t *table) sweep(now time.Time) (all []verdict) {
-	for _, f := range slices.Collect(maps.Keys(t.asking)) {
-		a := t.asking[f]
+	for f, a := range t.asking {
 		switch past := now.Sub(a.since); {
-		case a.nobody && past >= nobodyFor:
+		case a.standing == nobody && past >= nobodyFor, a.standing == unsure && past >= unsureKept:
 			delete(t.asking, f)
-		case a.nobody:
+		case a.standing != waited:
 		case past >= askFor:
 			for _, node := range slices.Clone(a.asked) {
 				if v := t.unanswered(now, node, f); v.do != wait {

@@ -78,16 +78,91 @@ func TestWhoDoesNotAnswerIsAskedOnceMore(t *testing.T) {
 		t.Fatal(all)
 	}
 	want(t, all[0], "drop []: [1]")
-	// When it has been silent for long, that is nobody's any more.
-	later := start.Add(askFor + silentFor)
-	want(t, tab.segments(later, flow4, parts("2"), []string{"b"}), "ask [b]: [2]")
-	want(t, tab.unanswered(later, "b", flow4), "local []: [2]")
-	// One word of it, and it counts again.
-	later = later.Add(nobodyFor)
-	tab.sweep(later)
-	tab.answered(later, "b", flow6, false)
-	want(t, tab.segments(later, flow4, parts("3"), []string{"b"}), "ask [b]: [3]")
-	want(t, tab.unanswered(later, "b", flow4), "drop []: [3]")
+}
+
+// One flow is not dropped for long because of one node, and the others, who have said no, are not asked again.
+func TestAFlowIsAnsweredInTheEndThoughANodeIsSilent(t *testing.T) {
+	tab, peers := newTable(), []string{"a", "b"}
+	tab.segments(start, flow4, parts("1"), peers)
+	tab.answered(start, "a", flow4, false)
+	want(t, tab.unanswered(start.Add(askFor), "b", flow4), "drop []: [1]")
+	want(t, tab.segments(start.Add(2*askFor), flow4, parts("2"), peers), "ask [b]: [2]")
+	want(t, tab.unanswered(start.Add(unsureFor-1), "b", flow4), "drop []: [2]")
+	want(t, tab.segments(start.Add(unsureFor-1), flow4, parts("3"), peers), "ask [b]: [3]")
+	want(t, tab.unanswered(start.Add(unsureFor), "b", flow4), "local []: [3]")
+	want(t, tab.segments(start.Add(unsureFor), flow4, parts("4"), peers), "local []: [4]")
+
+	// What it says later counts.
+	unsureOf := func() *table {
+		tab := newTable()
+		tab.segments(start, flow4, parts("1"), peers)
+		tab.answered(start, "a", flow4, false)
+		want(t, tab.unanswered(start.Add(askFor), "b", flow4), "drop []: [1]")
+		return tab
+	}
+	tab = unsureOf()
+	want(t, tab.answered(start.Add(askFor), "a", flow4, true), "wait []: []") // too late
+	if v := tab.answered(start.Add(askFor), "b", flow4, true); !v.learnt || len(v.all) != 0 {
+		t.Error(v)
+	}
+	want(t, tab.segments(start.Add(askFor), flow4, parts("2"), peers), "carry [b]: [2]")
+	tab = unsureOf()
+	want(t, tab.answered(start.Add(askFor), "b", flow4, false), "wait []: []")
+	want(t, tab.segments(start.Add(askFor), flow4, parts("2"), peers), "local []: [2]")
+	tab = unsureOf()
+	if all := tab.gone(start.Add(askFor), "b"); len(all) != 0 {
+		t.Error(all)
+	}
+	want(t, tab.segments(start.Add(askFor), flow4, parts("2"), peers[:1]), "local []: [2]")
+	// It is kept in mind for a while.
+	tab = unsureOf()
+	tab.sweep(start.Add(askFor + unsureKept - 1))
+	want(t, tab.segments(start.Add(askFor+unsureKept-1), flow4, parts("2"), peers), "ask [b]: [2]")
+	tab = unsureOf()
+	tab.sweep(start.Add(askFor + unsureKept))
+	want(t, tab.segments(start.Add(askFor+unsureKept), flow4, parts("2"), peers), "ask [a b]: [2]")
+}
+
+// A node that has answered nothing for long is not waited for, until it says something.
+func TestASilentNodeIsPassedOver(t *testing.T) {
+	tab, peers := newTable(), []string{"a", "b"}
+	silence := func(now time.Time, n int) verdict {
+		tab.segments(now, of(n), parts("1"), peers)
+		tab.answered(now, "a", of(n), false)
+		return tab.unanswered(now, "b", of(n))
+	}
+	for n := range 100 { // many at once are but a moment's
+		want(t, silence(start, n), "drop []: [1]")
+	}
+	want(t, silence(start.Add(silentFor-1), 100), "drop []: [1]")
+	now := start.Add(silentFor)
+	v := tab.segments(now, of(200), parts("1"), peers)
+	want(t, v, "ask [a]: [1]")
+	if !slices.Equal(v.probe, []string{"b"}) {
+		t.Error(v.probe)
+	}
+	want(t, tab.answered(now, "a", of(200), false), "local []: [1]")
+	if v = tab.segments(now.Add(probeEvery-1), of(201), parts("1"), peers); v.do != ask || v.probe != nil {
+		t.Error(v)
+	}
+	// Where there is nobody else, too.
+	v = tab.segments(now.Add(probeEvery), of(202), parts("1"), peers[1:])
+	want(t, v, "local []: [1]")
+	if !slices.Equal(v.probe, []string{"b"}) {
+		t.Error(v.probe)
+	}
+	tab.answered(now.Add(probeEvery), "b", of(202), false)
+	want(t, tab.segments(now.Add(probeEvery), of(203), parts("1"), peers), "ask [a b]: [1]")
+
+	// One that answers between is none.
+	tab = newTable()
+	for n := range 10 {
+		want(t, silence(start.Add(time.Duration(n)*silentFor), n), "drop []: [1]")
+		tab.answered(start, "b", flow6, false)
+	}
+	// Nor is one of which but a datagram was lost now and then.
+	want(t, silence(start, 20), "drop []: [1]")
+	want(t, silence(start.Add(time.Hour), 21), "drop []: [1]")
 }
 
 func TestTheNodeOfAFlowIsForgotten(t *testing.T) {
