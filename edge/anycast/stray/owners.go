@@ -15,7 +15,8 @@ type Owner struct {
 }
 
 // Owners says who may have flows whose packets come here: all live nodes with the role edge, for routes change by more than what is seen. Those of the same POP are
-// first, for they share its routers, then those that are drained or leave, then the nearest. One that cannot be reached now is among them: it may have flows.
+// first, for they share its routers, then those that are drained or leave, then the nearest. One that cannot be reached now is among them: it may have flows. Those beyond
+// maxAsked are not asked, but what is known to be theirs goes to them.
 func Owners(v *view.View) []Owner {
 	me, is := v.Member(v.Self)
 	if !is {
@@ -46,8 +47,8 @@ func Owners(v *view.View) []Owner {
 	slices.SortFunc(all, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.rtt, b.rtt), cmp.Compare(a.Node, b.Node))
 	})
-	owners := make([]Owner, 0, maxAsked)
-	for _, c := range all[:min(len(all), maxAsked)] {
+	owners := make([]Owner, 0, len(all))
+	for _, c := range all {
 		owners = append(owners, c.Owner)
 	}
 	return owners
@@ -58,10 +59,20 @@ func turned(before, now []Owner) bool {
 	if len(before) != len(now) {
 		return true
 	}
+	away := byName(before)
 	for _, o := range now {
-		if !slices.Contains(before, o) {
+		if was, is := away[o.Node]; !is || was != o.Away {
 			return true
 		}
 	}
 	return false
+}
+
+// byName says of nodes whether they are away.
+func byName(owners []Owner) map[string]bool {
+	away := make(map[string]bool, len(owners))
+	for _, o := range owners {
+		away[o.Node] = o.Away
+	}
+	return away
 }

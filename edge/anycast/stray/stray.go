@@ -40,6 +40,8 @@ const (
 	// settleFor is how long after somebody came, went, was drained or undrained many flows may have moved: what is beyond the budget is dropped then, for clients send it
 	// again. At other times the kernel answers it, as it answers what comes for flows that have ended.
 	settleFor = 2 * time.Minute
+	// orderEvery is how often the others are put into another order though they are the same: it matters where they are more than are asked.
+	orderEvery = 10 * time.Minute
 )
 
 // Way is a way to another node: datagrams, which arrive once or not at all.
@@ -87,6 +89,7 @@ type Hand struct {
 	own       own
 	addresses map[netip.Addr]bool
 	peers     []Owner
+	ordered   time.Time // when peers were put into their order
 	away      bool
 	settled   time.Time // when things have settled
 	deaf      map[string]time.Time
@@ -167,22 +170,29 @@ func (h *Hand) Set(addresses []netip.Addr, owners []Owner, away bool) {
 		h.mu.Unlock()
 		return
 	}
-	if turned(h.peers, owners) || away != h.away {
+	others := turned(h.peers, owners)
+	if others || away != h.away {
 		h.settled = now.Add(settleFor)
 	}
 	var todo []verdict
 	var over []Way
-	for _, was := range h.peers {
-		if !slices.ContainsFunc(owners, func(o Owner) bool { return o.Node == was.Node }) {
-			todo = append(todo, h.table.gone(now, was.Node)...)
-			if w := h.ways[was.Node]; w != nil {
-				over = append(over, w)
-				delete(h.ways, was.Node)
-			}
-			delete(h.deaf, was.Node)
-		}
+	left := byName(h.peers)
+	for _, o := range owners {
+		delete(left, o.Node)
 	}
-	h.peers, h.away = slices.Clone(owners), away
+	for node := range left {
+		todo = append(todo, h.table.gone(now, node)...)
+		if w := h.ways[node]; w != nil {
+			over = append(over, w)
+			delete(h.ways, node)
+		}
+		delete(h.deaf, node)
+	}
+	// Their order is of how far they are, which is measured anew all the time: it would be others at each look that are beyond the bound of those that are asked.
+	if others || now.Sub(h.ordered) >= orderEvery {
+		h.peers, h.ordered = slices.Clone(owners), now
+	}
+	h.away = away
 	clear(h.addresses)
 	for _, a := range addresses {
 		h.addresses[a] = true

@@ -466,10 +466,71 @@ func TestOwnersAreAskedInOrder(t *testing.T) {
 	for i := range 100 {
 		v.Members = append(v.Members, member(fmt.Sprint(i), "sin", nil))
 	}
-	if got := Owners(v); len(got) != maxAsked || !slices.Equal(got[:5], want[:5]) {
+	if got := Owners(v); len(got) != len(want)+100 || !slices.Equal(got[:5], want[:5]) {
 		t.Error(got)
 	}
-	if turned(want, slices.Concat(want[3:], want[:3])) || !turned(want, want[1:]) || !turned(want, append(slices.Clone(want[1:]), Owner{"beside", true})) {
+	if turned(want, slices.Concat(want[3:], want[:3])) || !turned(want, want[1:]) || !turned(want, append(slices.Clone(want[1:]), Owner{"beside", true})) ||
+		!turned(want, append(slices.Clone(want[1:]), Owner{"other", false})) {
 		t.Error("turned")
 	}
+}
+
+// Where there are more nodes than are asked, that others are the nearest at each look forgets no flow, and is no sign that flows may have moved.
+func TestMoreNodesThanAreAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "n39")
+		defer h.close()
+		v := &view.View{Self: "a", RTT: map[string]time.Duration{}, Members: []view.Member{{Name: "a", POP: "a", Roles: []view.Role{view.Edge}}}}
+		names := []string{}
+		for i := range 40 {
+			names = append(names, fmt.Sprint("n", i))
+			v.Members = append(v.Members, view.Member{Name: names[i], POP: names[i], Roles: []view.Role{view.Edge}})
+		}
+		measure := func(nearest int) {
+			for i, name := range names {
+				v.RTT[name] = time.Duration((i-nearest+40)%40) * time.Millisecond
+			}
+			h.all["a"].Set(announced, Owners(v), false)
+		}
+		h.is(func() {
+			for _, name := range names[:39] {
+				h.down[name] = true
+			}
+		})
+		measure(30)
+		h.machines["n39"].open(flow4)
+		h.stray("a", flow4, "1")
+		time.Sleep(50 * time.Millisecond)
+		h.want("n39", "[1]")
+		asked := h.sent()
+		slices.Sort(asked)
+		for i := range 20 {
+			measure(i)
+			h.stray("a", flow4, "2")
+			time.Sleep(50 * time.Millisecond)
+			h.want("n39", "[2]")
+		}
+		h.counter("a", "stray_flows_asked_total", 1)
+		h.sent()
+		h.stray("a", flow6, "3") // the same are asked
+		again := h.sent()
+		slices.Sort(again)
+		if asked = slices.Compact(asked); len(again) != maxAsked || !slices.Equal(again, asked) {
+			t.Error(again, asked)
+		}
+		time.Sleep(settleFor)
+		measure(20)
+		h.machines["a"].with(func() {
+			if h.machines["a"].drop {
+				t.Error("flows are taken to have moved, because of distances")
+			}
+		})
+		time.Sleep(orderEvery)
+		measure(0)
+		h.sent()
+		h.stray("a", flow6, "4")
+		if again = h.sent(); !slices.Contains(again, "n25") {
+			t.Error("a new order is never taken:", again)
+		}
+	})
 }
