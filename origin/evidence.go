@@ -17,8 +17,8 @@ import (
 // What requests and flows meet at a target is evidence of its health (NLB and ALB call it passive checks and anomaly
 // detection). Against a target are: a dial that failed, a new connection that it broke before a byte of an answer, a
 // 5xx. For it are any other answer, and a flow that stands. Nothing at all is what may be the client's doing: that it
-// left, sent half a request, or asked for what takes long; or a connection that was kept too long. What follows from
-// evidence is not decided here.
+// left, sent half a request, or asked for what takes long; or a connection that was kept too long; or what this node
+// has ended itself. What follows from evidence is not decided here.
 
 const (
 	// patience is how long a dial must have lasted for its running out of time to count against the target: edge nodes wait so long, at least, until they
@@ -103,7 +103,7 @@ func (f *flow) settled(r relay.Result) {
 	case p.config.Evidence == nil || !p.settling.remove(&f.settling):
 	case r.Err == nil || r.BToA > 0:
 		p.evidence(f.key, f.client, false, "")
-	case r.Broke == relay.B:
+	case r.Broke == relay.B && !errors.Is(r.Err, net.ErrClosed): // else this node has ended it, as its target is to be left
 		p.evidence(f.key, f.client, true, reason("broke off before it sent a byte", r.Err))
 	}
 }

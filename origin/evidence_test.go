@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -492,6 +493,54 @@ func TestWhatThisNodeLacksIsNoEvidence(t *testing.T) {
 			w.counted("origin_target_connect_faults_total", 1)
 			w.counted("origin_target_connect_errors_total", 0)
 			lacking = false
+		})
+	}
+}
+
+// A flow that this node itself ends before its target has sent a byte says nothing of the target.
+func TestWhatThisNodeEndsIsNoEvidence(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		ends func(w *world, at netip.AddrPort)
+	}{
+		{"by its target's health", func(w *world, at netip.AddrPort) {
+			w.healthy(slices.DeleteFunc(w.addrs(), func(a netip.AddrPort) bool { return a == at })...)
+			if n := w.plane.Terminate(health.TargetKey("web", at)); n != 1 {
+				w.t.Errorf("%d flows were ended", n)
+			}
+		}},
+		{"as its target has left", func(w *world, at netip.AddrPort) {
+			traffic := w.plane.table.Load().groups.Get("web").traffic
+			traffic.expire("web", at, traffic.lease(at))
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inWorld(t, 2, func(t *testing.T, w *world) {
+				e := listening(w)
+				took := make(chan netip.AddrPort, 1)
+				for i, at := range w.addrs() {
+					w.listen(w.targets[i], ":80", func(c net.Conn) {
+						took <- at
+						io.Copy(io.Discard, c)
+						c.Close()
+					})
+				}
+				conn, err := w.person.Dial(t.Context(), "tcp", "10.0.0.100:9000")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				at := <-took
+				time.Sleep(settled / 2)
+				c.ends(w, at)
+				if _, err := conn.Read(make([]byte, 1)); err == nil || err == io.EOF {
+					t.Errorf("the client got %v, want a reset", err)
+				}
+				time.Sleep(2 * settled)
+				if got := e.take(); got != "" {
+					t.Errorf("told %s", got)
+				}
+			})
 		})
 	}
 }

@@ -450,13 +450,29 @@ func TestAListenersFlowsOfALoopEndWithTheirTarget(t *testing.T) {
 	// By the health of their target:
 	eitherWay(t, 2, 0, func(w *pair) {
 		client, target := w.flow()
-		w.passes(client, target, 1)
+		w.passes(target, client, 1)
 		at := w.at(target)
 		w.healthy(w.targets[1-at])
 		w.note("%d are ended", w.plane.Terminate(health.TargetKey("web", w.targets[at])))
 		w.sees(client, syscall.ECONNRESET)
 		w.sees(target, syscall.ECONNRESET)
 	})
+	// So it is before the target has sent a byte, which is no evidence against it. Whether it has stood for long enough to be some for it is a matter of time.
+	for _, soon := range []bool{false, true} {
+		w := &pair{T: t, soon: soon}
+		told := w.run(2, func(w *pair) {
+			client, target := w.flow()
+			w.passes(client, target, 1)
+			at := w.at(target)
+			w.healthy(w.targets[1-at])
+			w.plane.Terminate(health.TargetKey("web", w.targets[at]))
+			w.sees(client, syscall.ECONNRESET)
+			w.sees(target, syscall.ECONNRESET)
+		})
+		if strings.Contains(told, "failed true") {
+			t.Errorf("by a loop %t: told\n%s", soon, told)
+		}
+	}
 	// As it has left the group, and those to another go on:
 	eitherWay(t, 2, 0, func(w *pair) {
 		w.changes(func(_ *spec.LoadBalancer, g *spec.TargetGroup) { g.DeregistrationDelay = new(spec.Duration) })
