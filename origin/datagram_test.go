@@ -316,14 +316,21 @@ func TestASessionEndsWhenItIsIdleOrItsTargetHasLeft(t *testing.T) {
 	})
 }
 
-// Real sockets: nobody listens there, and the target's checks hear of it.
-func TestATargetThatDoesNotListenIsEvidence(t *testing.T) {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+// deafPort is where the kernel says of each datagram that nobody listens: its socket is connected to elsewhere. Were it closed, another could get the port, and a session's
+// own socket as well.
+func deafPort(t *testing.T) netip.AddrPort {
+	loopback := net.IPv4(127, 0, 0, 1)
+	conn, err := net.DialUDP("udp", &net.UDPAddr{IP: loopback}, &net.UDPAddr{IP: loopback, Port: 9})
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := conn.LocalAddr().(*net.UDPAddr).AddrPort()
-	conn.Close()
+	t.Cleanup(func() { conn.Close() })
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), conn.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+}
+
+// Real sockets: nobody listens there, and the target's checks hear of it.
+func TestATargetThatDoesNotListenIsEvidence(t *testing.T) {
+	at := deafPort(t)
 	heard := make(chan string, 64)
 	p := New(Config{Region: "here", Evidence: func(_ health.Key, client netip.Addr, failed bool, reason string) {
 		if failed {
@@ -502,21 +509,15 @@ func TestANewSessionWithoutATargetThatListensIsRefused(t *testing.T) {
 
 // The kernel says so of a target, whatever is read or written at that moment.
 func TestANewSessionGoesOnThoughTheKernelSaysSo(t *testing.T) {
-	closed, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	var targets []spec.Target
-	for _, c := range []net.PacketConn{closed, conn} {
-		at := c.LocalAddr().(*net.UDPAddr).AddrPort()
+	for _, at := range []netip.AddrPort{deafPort(t), conn.LocalAddr().(*net.UDPAddr).AddrPort()} {
 		targets = append(targets, spec.Target{Address: at.Addr(), Port: at.Port()})
 	}
-	closed.Close()
 	p := New(Config{Region: "here"})
 	defer p.CloseDatagrams()
 	if err := p.Apply(&spec.Spec{Revision: 1, TargetGroups: map[string]*spec.TargetGroup{

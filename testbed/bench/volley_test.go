@@ -168,11 +168,12 @@ func TestLostAnswersAreCountedAndTooManyAreAFault(t *testing.T) {
 }
 
 func TestAVolleyAtNobodyFails(t *testing.T) {
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	loopback := net.IPv4(127, 0, 0, 1)
+	c, err := net.DialUDP("udp", &net.UDPAddr{IP: loopback}, &net.UDPAddr{IP: loopback, Port: 9}) // which hears nobody else, and keeps the port from others
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Close()
+	defer c.Close()
 	if m := shot(t, c.LocalAddr().String(), time.Minute); !strings.Contains(m.Failed, "refused") {
 		t.Errorf("got %+v", m)
 	}
