@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/perigee-net/perigee/testbed/netns"
 )
@@ -363,11 +365,12 @@ func TestTheProgramTakesStraysOnly(t *testing.T) {
 	four, six := netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()
 	ok(t, k.watch([]netip.Addr{four, six}))
 	const pass, dropped, taken = -1, 2, 7 // TCX_NEXT, TCX_DROP, TCX_REDIRECT
+	to := make([]byte, 6)                 // the loopback device's
 	verdict := func(what string, b []byte, want int32) {
 		t.Helper()
-		frame := append(make([]byte, 12), 0x08, 0x00)
+		frame := append(append(to[:6:6], make([]byte, 6)...), 0x08, 0x00)
 		if b[0]>>4 == 6 {
-			frame = append(make([]byte, 12), 0x86, 0xdd)
+			frame[12], frame[13] = 0x86, 0xdd
 		}
 		got, err := k.takes.Run(&ebpf.RunOptions{Data: append(frame, b...)})
 		if err != nil || int32(got) != want {
@@ -408,6 +411,9 @@ func TestTheProgramTakesStraysOnly(t *testing.T) {
 		verdict("what ends a handshake without a request", packet(began, flagACK, 1, nil, 0, 12), pass)
 		verdict("what follows an answer to SYN", packet(answered, flagACK, 1, nil, 0, 12), taken)
 		verdict("a stray", packet(lack, flagACK, 1, data, 0, 12), taken)
+		to[5] = 1
+		verdict("a stray in a frame to another machine", packet(lack, flagACK, 1, data, 0, 12), pass)
+		to[5] = 0
 		verdict("a stray FIN", packet(lack, flagACK|flagFIN, 1, nil, 0, 0), taken)
 		verdict("a stray for a port where nobody listens", packet(closed, flagACK, 1, data, 0, 12), taken)
 		if a.Is4() {
@@ -455,6 +461,54 @@ func TestAHandshakeByCookiesEnds(t *testing.T) {
 		ok(t, f.echo(100_000))
 	}
 	if c := w.nodes["b"].counters(); c["stray_segments_taken_total"] != 0 || c["stray_flows_asked_total"] != 0 {
+		t.Error(c)
+	}
+}
+
+// framesInside is where the test is run again to send frames: the interface, and the frames in hexadecimal.
+const framesInside = "PERIGEE_STRAY_FRAMES"
+
+// A trunk brings the segments of a VLAN with its tag, which are for that VLAN's device, whether there is one or not.
+func TestATaggedSegmentPasses(t *testing.T) {
+	if f := strings.Fields(os.Getenv(framesInside)); len(f) > 1 {
+		i, err := net.InterfaceByName(f[0])
+		ok(t, err)
+		socket, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		ok(t, err)
+		for _, text := range f[1:] {
+			b, err := hex.DecodeString(text)
+			ok(t, err)
+			ok(t, unix.Sendto(socket, b, 0, &unix.SockaddrLinklayer{Ifindex: i.Index}))
+		}
+		return
+	}
+	laboratory(t)
+	w := newNetwork(t)
+	w.lead("b")
+	out, err := w.b.Command(t.Context(), "ip", "-o", "link", "show", "dev", "net").Output()
+	ok(t, err)
+	_, text, _ := strings.Cut(string(out), "link/ether ")
+	text, _, _ = strings.Cut(text, " ")
+	to, err := net.ParseMAC(text)
+	ok(t, err)
+	frames := []string{"b"}
+	for i, tag := range [][]byte{{0x81, 0, 0, 100}, nil} {
+		for j, address := range anycast {
+			f := Flow{netip.AddrPortFrom(netip.MustParseAddr([]string{"192.0.2.7", "2001:db8::7"}[j]), 4000+uint16(i)), netip.AddrPortFrom(netip.MustParseAddr(address), 7)}
+			frame := append(append(append([]byte(to), 2, 0, 0, 0, 0, 1), tag...), [][]byte{{0x08, 0x00}, {0x86, 0xdd}}[j]...)
+			frames = append(frames, hex.EncodeToString(append(frame, packet(f, flagACK, 1, []byte("data"), 0, 12)...)))
+		}
+	}
+	command := w.router.Command(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
+	command.Env = append(os.Environ(), framesInside+"="+strings.Join(frames, " "))
+	if out, err := command.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	c := w.nodes["b"].counters()
+	for end := time.Now().Add(time.Minute); c["stray_flows_asked_total"] < 2 && time.Now().Before(end); { // the two without a tag are the last
+		c = w.nodes["b"].counters()
+	}
+	if c["stray_segments_taken_total"] != 2 || c["stray_segments_malformed_total"] != 0 {
 		t.Error(c)
 	}
 }

@@ -9,8 +9,11 @@ import (
 
 // Where the fields are in the kernel's structures (include/uapi/linux/bpf.h), which never change.
 const (
+	skbType     = 4  // __sk_buff.pkt_type
 	skbProtocol = 16 // __sk_buff.protocol, as on the wire
+	skbTagged   = 20 // __sk_buff.vlan_present
 	sockState   = 72 // bpf_sock.state
+	typeHost    = 0  // PACKET_HOST
 	stateListen = 10 // TCP_LISTEN
 	fromNetwork = 1  // BPF_HDR_START_NET
 	nextProgram = -1 // TCX_NEXT: what else is attached is asked, then the kernel goes on
@@ -165,10 +168,17 @@ func finds() *ebpf.ProgramSpec {
 
 // takes is the program at the interfaces: it sends strays to the device, within the budget, and lets everything else pass.
 //
+// A frame to another machine's address, as a port that is promiscuous gets it from a switch that floods, is that machine's. A tagged one is of a VLAN, and comes again at that one's device,
+// without its tag, which the device of strays would put in front of the packet.
+//
 // SYN goes by: new flows are this node's. So does the acknowledgement that ends a handshake, for which there is a request. Where the listener has sent a cookie there is
 // none, and it would be a stray: it is known by its SYN, which came here. To have the kernel check the cookie (bpf_tcp_check_syncookie) is for programs under the GPL alone.
 func takes(m shared, device int) *ebpf.ProgramSpec {
-	p := look(m.Addresses, "pass", "syn", "pass")
+	p := asm.Instructions{
+		asm.LoadMem(asm.R2, asm.R1, skbType, asm.Word), asm.JNE.Imm(asm.R2, typeHost, "pass"),
+		asm.LoadMem(asm.R2, asm.R1, skbTagged, asm.Word), asm.JNE.Imm(asm.R2, 0, "pass"),
+	}
+	p = append(p, look(m.Addresses, "pass", "syn", "pass")...)
 	count := func(which int64) asm.Instructions {
 		return asm.Instructions{
 			asm.StoreImm(asm.RFP, onIndex, which, asm.Word),
