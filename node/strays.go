@@ -63,7 +63,7 @@ func (n *Node) straysLine() string {
 		return "established flows that other nodes have are reset when routing leads them here: " + n.strayless
 	}
 	if n.strays.Ended() {
-		return "established flows that other nodes have are reset when routing leads them here: somebody took the device away by which segments came"
+		return "established flows that other nodes have are reset when routing leads them here: somebody took away the device by which segments came, or it cannot be set up again"
 	}
 	switch owners := len(stray.Owners(n.view.Get())); owners {
 	case 0:

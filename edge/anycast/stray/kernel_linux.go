@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -33,7 +34,10 @@ type kernel struct {
 	finds, takes *ebpf.Program
 	device       *os.File
 	name         string // the device's
+	index        int    // its number: the name may be changed
 	raw          struct{ four, six int }
+
+	attaching sync.Mutex // orders attach; it is taken before mu
 
 	mu     sync.RWMutex // guards what follows, and that nothing is closed that is used
 	closed bool
@@ -58,8 +62,7 @@ func openKernel() (_ kernelDoor, err error) {
 	if k.raw.six, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil, fmt.Errorf("open a raw socket of IPv6: %w", err)
 	}
-	index, err := k.openDevice()
-	if err != nil {
+	if err := k.openDevice(); err != nil {
 		return nil, err
 	}
 	for _, m := range []struct {
@@ -79,7 +82,7 @@ func openKernel() (_ kernelDoor, err error) {
 	if k.finds, err = ebpf.NewProgram(finds()); err != nil {
 		return nil, fmt.Errorf("load a program of eBPF: %w", err)
 	}
-	if k.takes, err = ebpf.NewProgram(takes(k.maps, index)); err != nil {
+	if k.takes, err = ebpf.NewProgram(takes(k.maps, k.index)); err != nil {
 		return nil, fmt.Errorf("load a program of eBPF: %w", err)
 	}
 	if err := k.limit(false); err != nil {
@@ -93,10 +96,10 @@ func openKernel() (_ kernelDoor, err error) {
 
 // openDevice makes the device that strays are sent to, from which this process reads whole packets: the kernel has cut them to the client's own segments, and has
 // filled in their checksums, as for a network card that can do neither.
-func (k *kernel) openDevice() (index int, err error) {
+func (k *kernel) openDevice() error {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, fmt.Errorf("open /dev/net/tun: %w", err)
+		return fmt.Errorf("open /dev/net/tun: %w", err)
 	}
 	req, err := unix.NewIfreq(devicePattern)
 	if err == nil {
@@ -105,40 +108,42 @@ func (k *kernel) openDevice() (index int, err error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return 0, fmt.Errorf("make a TUN device: %w", err)
+		return fmt.Errorf("make a TUN device: %w", err)
 	}
 	k.device, k.name = os.NewFile(uintptr(fd), "/dev/net/tun"), req.Name() // only now: the poller wants a file that has its device
 	// It needs no address of its own, and says nothing; where that cannot be set, what the kernel says by it is passed over.
 	_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+k.name+"/disable_ipv6", []byte("1"), 0)
-	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("open a socket: %w", err)
+	if err = setLink(k.name, unix.SIOCSIFTXQLEN, deviceQueue); err == nil {
+		err = setLink(k.name, unix.SIOCSIFFLAGS, unix.IFF_UP)
 	}
-	defer unix.Close(socket)
-	set := func(what uint, value uint32, half bool) {
-		if err != nil {
-			return
-		}
-		if req, err = unix.NewIfreq(k.name); err != nil {
-			return
-		}
-		if half {
-			req.SetUint16(uint16(value))
-		} else {
-			req.SetUint32(value)
-		}
-		err = unix.IoctlIfreq(socket, what, req)
-	}
-	set(unix.SIOCSIFTXQLEN, deviceQueue, false)
-	set(unix.SIOCSIFFLAGS, unix.IFF_UP, true)
 	if err != nil {
-		return 0, fmt.Errorf("bring %s up: %w", k.name, err)
+		return fmt.Errorf("bring %s up: %w", k.name, err)
 	}
 	i, err := net.InterfaceByName(k.name)
 	if err != nil {
-		return 0, fmt.Errorf("find %s: %w", k.name, err)
+		return fmt.Errorf("find %s: %w", k.name, err)
 	}
-	return i.Index, nil
+	k.index = i.Index
+	return nil
+}
+
+// setLink sets something of an interface: its flags or the length of its queue.
+func setLink(name string, what uint, value uint32) error {
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a socket: %w", err)
+	}
+	defer unix.Close(socket)
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	if what == unix.SIOCSIFFLAGS { // half of a word
+		req.SetUint16(uint16(value))
+	} else {
+		req.SetUint32(value)
+	}
+	return unix.IoctlIfreq(socket, what, req)
 }
 
 // limit sets what becomes of strays beyond the budget: they are dropped, that clients send them again, or the kernel answers them.
@@ -158,43 +163,98 @@ func (k *kernel) limit(drop bool) error {
 	return nil
 }
 
-// attach listens at the interfaces that there are, and that it does not listen at yet. One that takes no program is an error once.
+// attach listens at the interfaces that there are, and that it does not listen at yet. One that takes no program is an error once. Where somebody has set the device down it is set up again,
+// which is an error, too; if that cannot be, or it is gone, all ends, for what is sent to it is lost.
 func (k *kernel) attach() error {
+	k.attaching.Lock()
+	defer k.attaching.Unlock()
 	all, err := net.Interfaces()
 	if err != nil {
 		return fmt.Errorf("list the interfaces: %w", err)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.closed {
-		return nil
-	}
 	there := map[int]bool{}
 	for _, i := range all {
 		there[i.Index] = true
-		if i.Flags&net.FlagLoopback != 0 || i.Name == k.name || k.links[i.Index] != nil || k.failed[i.Index] || len(k.links) >= maxInterfaces {
+		if i.Index != k.index || i.Flags&net.FlagUp != 0 {
 			continue
 		}
-		l, attachErr := link.AttachTCX(link.TCXOptions{Interface: i.Index, Program: k.takes, Attach: ebpf.AttachTCXIngress})
-		if attachErr != nil {
-			k.failed[i.Index] = true
-			err = fmt.Errorf("attach to %s: %w", i.Name, attachErr)
-			continue
+		if err := setLink(i.Name, unix.SIOCSIFFLAGS, unix.IFF_UP); err != nil {
+			return k.lost(fmt.Errorf("the device %s, by which segments come, was set down: %w", i.Name, err))
 		}
-		k.links[i.Index] = l
+		err = fmt.Errorf("the device %s, by which segments come, was set down: it is up again", i.Name)
 	}
+	if !there[k.index] {
+		return k.lost(fmt.Errorf("the device %s, by which segments come, was taken away", k.name))
+	}
+
+	// The kernel has one lock for all that is done to its interfaces, and others may have it for long: what is asked of it goes without k.mu.
+	k.mu.Lock()
+	if k.closed {
+		k.mu.Unlock()
+		return nil
+	}
+	takes, cloneErr := k.takes.Clone() // this one is not closed meanwhile
+	links := len(k.links)
+	var fresh []net.Interface
+	for _, i := range all {
+		if i.Flags&net.FlagLoopback == 0 && i.Index != k.index && k.links[i.Index] == nil && !k.failed[i.Index] && links+len(fresh) < maxInterfaces {
+			fresh = append(fresh, i)
+		}
+	}
+	var gone []link.Link
 	for index, l := range k.links {
 		if !there[index] {
-			l.Close()
+			gone = append(gone, l)
 			delete(k.links, index)
 		}
 	}
-	for index := range k.failed {
-		if !there[index] {
-			delete(k.failed, index)
+	maps.DeleteFunc(k.failed, func(index int, _ bool) bool { return !there[index] })
+	k.mu.Unlock()
+
+	for _, l := range gone {
+		l.Close()
+	}
+	if cloneErr != nil {
+		return fmt.Errorf("hold the program of eBPF: %w", cloneErr)
+	}
+	defer takes.Close()
+	for _, i := range fresh {
+		l, attachErr := link.AttachTCX(link.TCXOptions{Interface: i.Index, Program: takes, Attach: ebpf.AttachTCXIngress})
+		if attachErr != nil {
+			err = fmt.Errorf("attach to %s: %w", i.Name, attachErr)
+		}
+		if !k.attached(i.Index, l) {
+			return nil
 		}
 	}
 	return err
+}
+
+// lost ends all for a reason, unless it has been ended, which is the reason then.
+func (k *kernel) lost(err error) error {
+	k.mu.RLock()
+	closed := k.closed
+	k.mu.RUnlock()
+	if closed {
+		return nil
+	}
+	k.close()
+	return err
+}
+
+// attached takes note of the link to an interface, or that it takes none (nil), unless it is too late.
+func (k *kernel) attached(index int, l link.Link) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.closed && l != nil:
+		l.Close()
+	case l == nil:
+		k.failed[index] = true
+	default:
+		k.links[index] = l
+	}
+	return !k.closed
 }
 
 // watch sets the addresses whose segments are looked at.

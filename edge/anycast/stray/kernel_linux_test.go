@@ -14,12 +14,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/perigee-net/perigee/testbed/netns"
@@ -338,24 +341,92 @@ func TestAFlowOutlivesItsRoute(t *testing.T) {
 	}
 }
 
-// verdictsInside is where the test of the programs is run again in a namespace.
-const verdictsInside = "PERIGEE_STRAY_VERDICTS"
+// aloneInside is where a test is run again in a namespace of its own.
+const aloneInside = "PERIGEE_STRAY_ALONE"
+
+// alone says that the test is in a namespace of its own; else it has been run there.
+func alone(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(aloneInside) != "" {
+		return true
+	}
+	laboratory(t)
+	w := &network{T: t}
+	n := made(t, "alone")
+	w.run(n, "ip link set dev lo up")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	command := n.Command(ctx, os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$")
+	command.Env = append(os.Environ(), aloneInside+"=1")
+	if out, err := command.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS")) {
+		t.Errorf("%v: %s", err, out)
+	}
+	return false
+}
+
+// A device that somebody has set down is set up again; where it is gone nothing is sent to it any more.
+func TestADeviceThatIsDownIsSetUp(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	door, err := openKernel()
+	ok(t, err)
+	k := door.(*kernel)
+	defer k.close()
+	ok(t, setLink(k.name, unix.SIOCSIFFLAGS, 0))
+	if err := k.attach(); err == nil || !strings.Contains(err.Error(), "up again") {
+		t.Error(err)
+	}
+	i, err := net.InterfaceByName(k.name)
+	ok(t, err)
+	if i.Flags&net.FlagUp == 0 {
+		t.Error(i.Flags)
+	}
+	ok(t, k.attach())
+	if out, err := exec.CommandContext(t.Context(), "ip", "link", "delete", k.name).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := k.attach(); err == nil || !k.closed {
+		t.Error(err, k.closed)
+	}
+	ok(t, k.attach())
+}
+
+// It may be closed while it attaches, and asked meanwhile: what has been attached too late is let go.
+func TestItIsClosedAsItAttaches(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	for n := range 8 {
+		name := fmt.Sprintf("x%d", n)
+		door, err := openKernel()
+		ok(t, err)
+		k := door.(*kernel)
+		if out, err := exec.CommandContext(t.Context(), "ip", "link", "add", name, "type", "veth", "peer", "name", name+"p").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		var all sync.WaitGroup
+		all.Go(func() {
+			if err := k.attach(); err != nil {
+				t.Error(err)
+			}
+		})
+		all.Go(func() { k.know(flow4, true) })
+		all.Go(func() { k.taken() })
+		all.Go(k.close)
+		all.Wait()
+		i, err := net.InterfaceByName(name)
+		ok(t, err)
+		if q, err := link.QueryPrograms(link.QueryOptions{Target: i.Index, Attach: ebpf.AttachTCXIngress}); err != nil || len(q.Programs) > 0 {
+			t.Errorf("%d programs are at the interface: %v", len(q.Programs), err)
+		}
+	}
+}
 
 // The program lets pass what is for others than the addresses, begins a flow, is of one that this machine has, or is no whole segment of TCP. What is left are strays, which it takes: those of
 // flows that are known always, others within the budget.
 func TestTheProgramTakesStraysOnly(t *testing.T) {
-	if os.Getenv(verdictsInside) == "" {
-		laboratory(t)
-		w := &network{T: t}
-		n := made(t, "verdicts")
-		w.run(n, "ip link set dev lo up")
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		command := n.Command(ctx, os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$")
-		command.Env = append(os.Environ(), verdictsInside+"=1")
-		if out, err := command.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS")) {
-			t.Errorf("%v: %s", err, out)
-		}
+	if !alone(t) {
 		return
 	}
 	door, err := openKernel()
