@@ -183,3 +183,18 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+func FuzzQuestion(f *testing.F) {
+	f.Add(appendFlow(nil, kindAsk, flow4))
+	f.Add(appendFlow(nil, kindAsk, flow6))
+	f.Add([]byte{kindAsk})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		flow, err := readFlow(b)
+		if err != nil {
+			return
+		}
+		if again, err := readFlow(appendFlow(nil, kindAsk, flow)); err != nil || again != flow {
+			t.Fatal(again, err)
+		}
+	})
+}

@@ -2,8 +2,8 @@
 // joins or leaves others that share an address by equal-cost paths, a route far away changes. Routers know no flows, and the kernel of a node that is sent a segment
 // of a connection that it does not have answers with a reset.
 //
-// Here such a segment is taken from the kernel before that, and the other nodes that announce the address are asked whose flow it is, with the segment. The one whose
-// kernel has the socket takes it as if it had come by its network, and says so; what follows goes there at once. Its answers go to the client directly, from the
+// Here such a segment is taken from the kernel before that, and the other nodes that announce the address are asked whose flow it is. The one whose
+// kernel has the socket says so, and takes it as if it had come by its network; what follows goes there at once. Its answers go to the client directly, from the
 // address that the client knows. Who has nothing new to do with it is the client. If nobody has the flow the segment goes back to the kernel, which answers as it would have.
 //
 // It carries segments of TCP that are not the first of their flow, and nothing else: no SYN, so new flows are the node's that routing leads to; no UDP, whose flows begin anew
@@ -198,6 +198,7 @@ func (h *Hand) Set(addresses []netip.Addr, owners []Owner, away bool) {
 		h.addresses[a] = true
 	}
 	drop := now.Before(h.settled) || away || slices.ContainsFunc(owners, func(o Owner) bool { return o.Away })
+	h.table.drop = drop
 	h.mu.Unlock()
 
 	for _, w := range over {
@@ -250,7 +251,11 @@ func (h *Hand) take() {
 		}
 		now := time.Now()
 		h.mu.Lock()
-		v := h.table.segments(now, s.flow, s.cut(maxSegment), h.whom(now))
+		var peers []string
+		if h.table.known[s.flow] == nil {
+			peers = h.whom(now)
+		}
+		v := h.table.segments(now, s.flow, s.cut(maxSegment), peers)
 		h.mu.Unlock()
 		if v.do == ask {
 			h.count.asked.Add(1)
@@ -259,10 +264,13 @@ func (h *Hand) take() {
 	}
 }
 
-// whom says who is asked for flows now. h.mu is held.
+// whom says who may be asked for flows now, twice as many as are: some may be silent. h.mu is held.
 func (h *Hand) whom(now time.Time) []string {
-	nodes := make([]string, 0, len(h.peers))
+	nodes := make([]string, 0, min(len(h.peers), 2*maxAsked))
 	for _, o := range h.peers {
+		if len(nodes) == 2*maxAsked {
+			break
+		}
 		if until, is := h.deaf[o.Node]; is && now.Before(until) {
 			continue
 		}
@@ -277,7 +285,7 @@ func (h *Hand) do(v verdict) {
 		h.kernel.know(v.flow, v.learnt)
 	}
 	for _, node := range v.probe {
-		_ = h.send(node, kindAsk, v.all[:1]) // it stays one that says nothing
+		_ = h.ask(node, v.flow) // it stays one that says nothing
 	}
 	switch v.do {
 	case drop:
@@ -288,14 +296,14 @@ func (h *Hand) do(v verdict) {
 			h.inject(b)
 		}
 	case carry:
-		if err := h.send(v.to[0], kindCarry, v.all); err != nil {
+		if err := h.carry(v.to[0], v.all); err != nil {
 			h.count.dropped.Add(uint64(len(v.all)))
 			return
 		}
 		h.count.handed.Add(uint64(len(v.all)))
 	case ask:
 		for _, node := range v.to {
-			if h.send(node, kindAsk, v.all[:1]) == nil {
+			if h.ask(node, v.flow) == nil {
 				continue
 			}
 			h.mu.Lock()
@@ -325,15 +333,13 @@ func (h *Hand) inject(b []byte) {
 	}
 }
 
-// send sends packets to a node.
-func (h *Hand) send(node string, kind byte, all [][]byte) error {
-	if len(all) == 0 {
-		return nil
-	}
-	w, err := h.way(node)
-	if err != nil {
-		return err
-	}
+// ask asks a node whether it has a flow.
+func (h *Hand) ask(node string, f Flow) error {
+	return h.send(node, [][]byte{appendFlow(nil, kindAsk, f)})
+}
+
+// carry sends packets to the node that has their flow.
+func (h *Hand) carry(node string, all [][]byte) error {
 	n := 0
 	for _, b := range all {
 		n += 1 + len(b)
@@ -341,8 +347,20 @@ func (h *Hand) send(node string, kind byte, all [][]byte) error {
 	buffer, messages := make([]byte, 0, n), make([][]byte, 0, len(all))
 	for _, b := range all {
 		at := len(buffer)
-		buffer = append(append(buffer, kind), b...)
+		buffer = append(append(buffer, kindCarry), b...)
 		messages = append(messages, buffer[at:])
+	}
+	return h.send(node, messages)
+}
+
+// send sends messages to a node, if there are any.
+func (h *Hand) send(node string, messages [][]byte) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	w, err := h.way(node)
+	if err != nil {
+		return err
 	}
 	if err = w.Send(messages); errors.Is(err, net.ErrClosed) {
 		h.mu.Lock()
@@ -395,7 +413,6 @@ func (h *Hand) hear(node string, all [][]byte) {
 		h.mu.Unlock()
 		if v.do == carry {
 			h.count.found.Add(1)
-			h.count.handed.Add(1) // with which it was asked
 		}
 		h.settle(v)
 	}
@@ -414,52 +431,65 @@ func (h *Hand) refused(node string, _ error) {
 	}
 }
 
-// Receive takes what another node, a member of the cluster, hands over; back sends the answers. It waits for nothing.
+// Receive takes what another node, a member of the cluster, asks or hands over; back sends the answers. It waits for nothing.
 func (h *Hand) Receive(all [][]byte, back func(all [][]byte) error) {
 	var answers [][]byte
 	for _, b := range all {
-		if len(b) < 1 || b[0] != kindAsk && b[0] != kindCarry {
-			h.count.messagesMalformed.Add(1)
-			continue
+		var f Flow
+		var s segment
+		err := errMessage
+		asked := len(b) > 0 && b[0] == kindAsk
+		switch {
+		case asked:
+			f, err = readFlow(b)
+		case len(b) > 0 && b[0] == kindCarry:
+			s, err = parse(b[1:])
+			f = s.flow
 		}
-		s, err := parse(b[1:])
 		if err != nil {
 			h.count.messagesMalformed.Add(1)
 			continue
 		}
-		asked := b[0] == kindAsk
-		now := time.Now()
-		h.mu.Lock()
-		ours, is := h.addresses[s.flow.Server.Addr()], h.own.has(now, s.flow)
-		h.mu.Unlock()
+		is := h.has(f, asked)
 		switch {
-		case !ours:
-			h.count.foreign.Add(1)
-			is = false
-		case !is || asked: // one that has ended is not this node's, if anybody asks
-			is = h.kernel.has(s.flow)
-			h.mu.Lock()
-			if is {
-				h.own.add(now, s.flow)
-			} else {
-				h.own.remove(s.flow)
-			}
-			h.mu.Unlock()
-		}
-		if !is {
+		case !is:
 			h.count.refused.Add(1)
-		} else if h.kernel.inject(s) != nil {
+		case asked:
+		case h.kernel.inject(s) != nil:
 			h.count.uninjected.Add(1)
-		} else {
+		default:
 			h.count.injected.Add(1)
 		}
 		if asked || !is {
-			answers = append(answers, appendAnswer(nil, s.flow, is))
+			answers = append(answers, appendAnswer(nil, f, is))
 		}
 	}
 	if len(answers) > 0 {
 		_ = back(answers) // it asks again, or at the next segment
 	}
+}
+
+// has says whether a flow is this node's. It looks at its sockets if it is asked, for one that has ended is not, and else once in a while.
+func (h *Hand) has(f Flow, asked bool) bool {
+	h.mu.Lock()
+	ours, is := h.addresses[f.Server.Addr()], h.own.has(time.Now(), f)
+	h.mu.Unlock()
+	if !ours {
+		h.count.foreign.Add(1)
+		return false
+	}
+	if is && !asked {
+		return true
+	}
+	is = h.kernel.has(f)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if is {
+		h.own.add(time.Now(), f)
+	} else {
+		h.own.remove(f)
+	}
+	return is
 }
 
 // sweep does what is due, again and again.

@@ -383,18 +383,19 @@ func TestOnlySegmentsOfOnesOwnFlowsAndAddressesAreTaken(t *testing.T) {
 		tell(kindCarry, data(flow6))                          // no such flow
 		tell(kindCarry, packet(flow4, flagSYN, 1, nil, 0, 0)) // a new one
 		tell(9, data(flow4))                                  // no such kind
+		tell(kindAsk, data(flow4))                            // too long a question
 		h.all["b"].Receive([][]byte{nil}, nil)                // nothing
 		foreign := Flow{flow4.Client, netip.MustParseAddrPort("10.0.0.1:22")}
 		h.machines["b"].open(foreign)
 		tell(kindCarry, data(foreign))
-		tell(kindAsk, data(foreign))
+		h.all["b"].Receive([][]byte{appendFlow(nil, kindAsk, foreign)}, func(all [][]byte) error { answers = append(answers, all...); return nil })
 		h.want("b", "[]")
 		if len(answers) != 3 || !bytes.Equal(answers[0], appendAnswer(nil, flow6, false)) || !bytes.Equal(answers[2], appendAnswer(nil, foreign, false)) {
 			t.Error(answers)
 		}
 		h.counter("b", "stray_segments_foreign_total", 2)
 		h.counter("b", "stray_segments_refused_total", 3)
-		h.counter("b", "stray_messages_malformed_total", 3)
+		h.counter("b", "stray_messages_malformed_total", 4)
 		tell(kindCarry, data(flow4))
 		h.want("b", "[x]")
 		// And answers are those of whom was asked, or none.

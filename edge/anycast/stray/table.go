@@ -8,8 +8,11 @@ import (
 )
 
 const (
-	// maxAsking bounds the flows whose nodes are asked for at a time; of one more the kernel answers the segment, with a reset.
+	// maxAsking bounds the flows whose nodes are asked for at a time: what is within the budget is asked for in askFor. Of one more the segments are dropped while flows may
+	// have moved, else the kernel answers them, with a reset.
 	maxAsking = 8192
+	// maxResting bounds the flows that were asked for in vain, three times as many as are within the budget in nobodyFor; of one more each segment asks anew.
+	maxResting = 32768
 	// maxHeld bounds the segments of one flow that wait until its node has answered, and maxHeldBytes those of all; what comes beyond is dropped, and sent again by the client.
 	maxHeld      = 128
 	maxHeldBytes = 16 << 20
@@ -57,7 +60,7 @@ type asking struct {
 	standing standing
 	since    time.Time // it stands so
 	first    time.Time // when it was asked for at first
-	held     [][]byte  // as they came; the first is what was asked with
+	held     [][]byte  // as they came
 	bytes    int
 	asked    []string // who has not answered
 	silent   []string // who could not be asked, or has not answered in time, and may have it
@@ -87,7 +90,10 @@ type table struct {
 	known  map[Flow]*owner
 	quiet  map[string]*quiet
 	bytes  int // that wait
-	swept  time.Time
+	// resting is how many of asking nobody is waited for.
+	resting int
+	drop    bool // flows may have moved: what is too much is dropped
+	swept   time.Time
 }
 
 func newTable() *table {
@@ -99,7 +105,7 @@ type deed int
 
 const (
 	wait  deed = iota // nothing, now
-	ask               // to are asked, with the first of them
+	ask               // to are asked
 	carry             // the one of to gets them
 	local             // the kernel of this machine gets them, and answers with a reset
 	drop              // they are too many
@@ -138,17 +144,26 @@ func (t *table) segments(now time.Time, f Flow, all [][]byte, peers []string) ve
 		}
 		return v
 	default: // the others have said that they do not have it
-		peers = slices.DeleteFunc(slices.Clone(a.silent), func(n string) bool { return !slices.Contains(peers, n) })
+		peers = a.silent
 	}
 	to, probe := t.whom(now, peers)
 	v.probe = probe
-	if len(to) == 0 || len(t.asking) >= maxAsking {
+	if len(to) == 0 {
 		v.do = local
+		return v
+	}
+	if len(t.asking)-t.resting >= maxAsking {
+		if v.do = local; t.drop {
+			v.do = drop
+		}
 		return v
 	}
 	if !t.hold(a, all) {
 		v.do = drop
 		return v
+	}
+	if a.standing == unsure {
+		t.resting--
 	}
 	a.standing, a.since, a.again, a.asked, a.silent = waited, now, false, to, nil
 	t.asking[f] = a
@@ -215,11 +230,8 @@ func (t *table) answered(now time.Time, from string, f Flow, has bool) verdict {
 		a.silent = slices.DeleteFunc(a.silent, func(n string) bool { return n == from })
 		return t.without(now, f, a, from)
 	}
-	delete(t.asking, f)
-	v.do, v.to = carry, []string{from}
-	if v.all = t.release(a); len(v.all) > 0 {
-		v.all = v.all[1:] // it has the first, with which it was asked
-	}
+	t.forget(f, a)
+	v.do, v.to, v.all = carry, []string{from}, t.release(a)
 	if len(t.known) < maxKnown {
 		t.known[f] = &owner{from, now}
 		v.learnt = true
@@ -258,11 +270,24 @@ func (t *table) without(now time.Time, f Flow, a *asking, node string) verdict {
 		return verdict{flow: f}
 	}
 	v := verdict{do: local, flow: f, all: t.release(a)}
-	a.standing, a.since = nobody, now
+	stands := nobody
 	if len(a.silent) > 0 && now.Sub(a.first) < unsureFor {
-		v.do, a.standing = drop, unsure
+		v.do, stands = drop, unsure
 	}
+	if t.resting >= maxResting {
+		delete(t.asking, f)
+		return v
+	}
+	t.resting++
+	a.standing, a.since = stands, now
 	return v
+}
+
+// forget forgets that a flow was asked for.
+func (t *table) forget(f Flow, a *asking) {
+	if delete(t.asking, f); a.standing != waited {
+		t.resting--
+	}
 }
 
 // gone takes it that a node is no more one that has flows, and forgets what it had.
@@ -287,7 +312,7 @@ func (t *table) sweep(now time.Time) (all []verdict) {
 	for f, a := range t.asking {
 		switch past := now.Sub(a.since); {
 		case a.standing == nobody && past >= nobodyFor, a.standing == unsure && past >= unsureKept:
-			delete(t.asking, f)
+			t.forget(f, a)
 		case a.standing != waited:
 		case past >= askFor:
 			for _, node := range slices.Clone(a.asked) {
@@ -297,7 +322,7 @@ func (t *table) sweep(now time.Time) (all []verdict) {
 			}
 		case past >= askAgain && !a.again:
 			a.again = true
-			all = append(all, verdict{do: ask, flow: f, all: a.held[:1], to: slices.Clone(a.asked)})
+			all = append(all, verdict{do: ask, flow: f, to: slices.Clone(a.asked)})
 		}
 	}
 	if now.Sub(t.swept) < sweepKnown {

@@ -36,7 +36,7 @@ func TestTheNodeOfAFlowIsAskedForOnce(t *testing.T) {
 	want(t, tab.segments(start, flow4, parts("3"), peers), "wait []: [3]")
 	want(t, tab.answered(start, "a", flow4, false), "wait []: []")
 	v := tab.answered(start, "b", flow4, true)
-	want(t, v, "carry [b]: [2 3]")
+	want(t, v, "carry [b]: [1 2 3]")
 	if !v.learnt || tab.bytes != 0 {
 		t.Error(v, tab.bytes)
 	}
@@ -69,7 +69,7 @@ func TestWhoDoesNotAnswerIsAskedOnceMore(t *testing.T) {
 	if len(all) != 1 {
 		t.Fatal(all)
 	}
-	want(t, all[0], "ask [b]: [1]")
+	want(t, all[0], "ask [b]: []")
 	if all := tab.sweep(start.Add(askFor - 1)); len(all) != 0 {
 		t.Error(all)
 	}
@@ -216,10 +216,29 @@ func TestTheTableIsBounded(t *testing.T) {
 	}
 	want(t, tab.segments(start, of(2), parts("x"), peers), "drop []: [x]")
 	tab.answered(start, "a", of(1), false)
-	for n := 2; len(tab.asking) < maxAsking; n++ {
+	for n := 3; len(tab.asking)-tab.resting < maxAsking; n++ {
 		tab.segments(start, of(n), parts("x"), peers)
 	}
 	want(t, tab.segments(start, of(1<<20), parts("x"), peers), "local []: [x]")
+	tab.drop = true
+	want(t, tab.segments(start, of(1<<20), parts("x"), peers), "drop []: [x]")
+
+	tab = newTable()
+	for n := range maxResting + 1 {
+		tab.segments(start, of(n), parts("x"), peers)
+		if v := tab.answered(start, "a", of(n), false); v.do != local {
+			t.Fatal(v)
+		}
+	}
+	if tab.resting != maxResting || len(tab.asking) != maxResting {
+		t.Error(tab.resting, len(tab.asking))
+	}
+	want(t, tab.segments(start, of(maxResting), parts("x"), peers), "ask [a]: [x]")
+	tab.answered(start, "a", of(maxResting), false)
+	tab.sweep(start.Add(nobodyFor))
+	if tab.resting != 0 || len(tab.asking) != 0 {
+		t.Error(tab.resting, len(tab.asking))
+	}
 
 	tab = newTable()
 	for n := range maxKnown {
@@ -247,5 +266,55 @@ func TestTheTableIsBounded(t *testing.T) {
 	o.sweep(start.Add(idleFor))
 	if len(o.used) != 0 {
 		t.Error(len(o.used))
+	}
+}
+
+// Strangers who send as much as the kernel lets through take no place from flows that somebody has.
+func TestAFloodLeavesFlowsAlone(t *testing.T) {
+	for name, due := range map[string]time.Duration{"answered": 50 * time.Millisecond, "unanswered": time.Hour} {
+		tab, peers, now, x := newTable(), []string{"a", "b"}, start, parts("x")
+		type question struct {
+			at time.Time
+			f  Flow
+		}
+		var under []question
+		answer := func() {
+			for len(under) > 0 && !under[0].at.After(now) {
+				tab.answered(now, "a", under[0].f, false)
+				tab.answered(now, "b", under[0].f, false)
+				under = under[1:]
+			}
+		}
+		n := 0
+		for ms := range 9_000 {
+			now = now.Add(time.Millisecond)
+			for ; n < ms*maxAsks/1073; n++ {
+				if v := tab.segments(now, of(n), x, peers); v.do == ask {
+					under = append(under, question{now.Add(due), of(n)})
+				} else if due < time.Hour {
+					t.Fatal(name, ": of the flood is not asked for after ms", ms, v.do)
+				}
+			}
+			answer()
+			if ms%200 == 0 {
+				tab.sweep(now)
+			}
+			if ms%1000 == 999 {
+				f := of(1<<22 + ms)
+				if v := tab.segments(now, f, parts("1"), peers); v.do != ask {
+					t.Fatal(name, ": a flow is not asked for after ms", ms, v.do, len(tab.asking), tab.resting)
+				}
+				want(t, tab.answered(now, "a", f, true), "carry [a]: [1]")
+			}
+		}
+		resting := 0
+		for _, a := range tab.asking {
+			if a.standing != waited {
+				resting++
+			}
+		}
+		if resting != tab.resting || resting > maxResting {
+			t.Error(name, resting, tab.resting)
+		}
 	}
 }
