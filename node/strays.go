@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -24,7 +25,12 @@ func (n *Node) openStrays() {
 	hand, err := stray.Open(stray.Config{
 		Log: n.cfg.Log,
 		Open: func(node string, receive func([][]byte), end func(error)) (stray.Way, error) {
-			d, err := n.backbone.OpenDatagrams(node, backbone.Header{Service: strayService}, true, backbone.Receiver{Receive: receive, End: end})
+			d, err := n.backbone.OpenDatagrams(node, backbone.Header{Service: strayService}, true, backbone.Receiver{Receive: receive, End: func(err error) {
+				if no, is := errors.AsType[*backbone.RefusedError](err); is && no.NoService() {
+					err = stray.ErrNoService
+				}
+				end(err)
+			}})
 			if err != nil {
 				return nil, err
 			}

@@ -29,6 +29,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,6 +67,9 @@ type RefusedError struct {
 }
 
 func (e *RefusedError) Error() string { return "refused: " + e.Reason }
+
+// NoService says whether the node has no handler of the service: it is of another release, or goes without it, or has only begun.
+func (e *RefusedError) NoService() bool { return strings.HasPrefix(e.Reason, "no service ") }
 
 // Config is what a Backbone is made of.
 type Config struct {

@@ -159,7 +159,7 @@ func TestARefusalCarriesItsReason(t *testing.T) {
 		} {
 			for _, node := range []string{"icn", "iad"} {
 				_, err := icn.Dial(w.Context(), node, Header{Service: service})
-				if no, ok := errors.AsType[*RefusedError](err); !ok || no.Reason != reason {
+				if no, ok := errors.AsType[*RefusedError](err); !ok || no.Reason != reason || no.NoService() != (service == "nosuch") {
 					w.Errorf("%s at %s: %v, want %q", service, node, err, reason)
 				}
 			}

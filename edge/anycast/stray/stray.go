@@ -35,14 +35,18 @@ const (
 	maxSegment = 1100
 	// maxPacket is the most that the kernel hands over.
 	maxPacket = 1 << 16
-	// deafFor is for how long a node is not asked that knows nothing of all this, as earlier releases do.
-	deafFor = time.Minute
+	// firstDeaf is for how long a node is not asked that knows nothing of all this, as earlier releases do, or does not yet; it doubles each time that it says so, up to lastDeaf.
+	firstDeaf = 2 * time.Second
+	lastDeaf  = time.Minute
 	// settleFor is how long after somebody came, went, was drained or undrained many flows may have moved: what is beyond the budget is dropped then, for clients send it
 	// again. At other times the kernel answers it, as it answers what comes for flows that have ended.
 	settleFor = 2 * time.Minute
 	// orderEvery is how often the others are put into another order though they are the same: it matters where they are more than are asked.
 	orderEvery = 10 * time.Minute
 )
+
+// ErrNoService is for Config.Open, to say that a node knows nothing of all this.
+var ErrNoService = errors.New("it takes no segments")
 
 // Way is a way to another node: datagrams, which arrive once or not at all.
 type Way interface {
@@ -53,7 +57,8 @@ type Way interface {
 
 // Config is what a Hand is given.
 type Config struct {
-	// Open opens the way to a node. What that one answers is handed to receive, whose it is until that returns; end hears that it takes none.
+	// Open opens the way to a node. What that one answers is handed to receive, whose it is until that returns; end hears that it takes none
+	// now, with ErrNoService if it knows nothing of them.
 	Open func(node string, receive func(all [][]byte), end func(err error)) (Way, error)
 	Log  *slog.Logger // nil: none
 
@@ -92,7 +97,7 @@ type Hand struct {
 	ordered   time.Time // when peers were put into their order
 	away      bool
 	settled   time.Time // when things have settled
-	deaf      map[string]time.Time
+	deaf      map[string]deafness
 	ways      map[string]Way
 	closed    bool
 
@@ -108,6 +113,12 @@ type Hand struct {
 	taking chan struct{} // closed when nothing is taken any more
 }
 
+// deafness is of a node that knows nothing of all this: how long it is not asked, and until when.
+type deafness struct {
+	pause time.Duration
+	until time.Time
+}
+
 // Open begins to look at what comes, for no address yet. It fails where the machine lacks what that needs: the error says what.
 func Open(c Config) (*Hand, error) {
 	if c.Log == nil {
@@ -121,7 +132,7 @@ func Open(c Config) (*Hand, error) {
 		c.kernel = k
 	}
 	ctx, end := context.WithCancel(context.Background())
-	h := &Hand{config: c, kernel: c.kernel, table: newTable(), addresses: map[netip.Addr]bool{}, deaf: map[string]time.Time{}, ways: map[string]Way{}, end: end, taking: make(chan struct{})}
+	h := &Hand{config: c, kernel: c.kernel, table: newTable(), addresses: map[netip.Addr]bool{}, deaf: map[string]deafness{}, ways: map[string]Way{}, end: end, taking: make(chan struct{})}
 	h.ended.Go(h.take)
 	h.ended.Go(func() { h.sweep(ctx) })
 	return h, nil
@@ -271,7 +282,7 @@ func (h *Hand) whom(now time.Time) []string {
 		if len(nodes) == 2*maxAsked {
 			break
 		}
-		if until, is := h.deaf[o.Node]; is && now.Before(until) {
+		if now.Before(h.deaf[o.Node].until) {
 			continue
 		}
 		nodes = append(nodes, o.Node)
@@ -409,6 +420,7 @@ func (h *Hand) hear(node string, all [][]byte) {
 			continue
 		}
 		h.mu.Lock()
+		delete(h.deaf, node)
 		v := h.table.answered(time.Now(), node, f, has)
 		h.mu.Unlock()
 		if v.do == carry {
@@ -418,13 +430,21 @@ func (h *Hand) hear(node string, all [][]byte) {
 	}
 }
 
-// refused hears that a node takes no segments.
-func (h *Hand) refused(node string, _ error) {
+// refused hears that a node takes no segments. If it only takes none now, as it has too many flows of datagrams, it may have flows, and is as one that does not answer.
+func (h *Hand) refused(node string, err error) {
 	now := time.Now()
+	var all []verdict
 	h.mu.Lock()
-	h.deaf[node] = now.Add(deafFor)
 	delete(h.ways, node)
-	all := h.table.gone(now, node)
+	if !errors.Is(err, ErrNoService) {
+		all = h.table.unreached(now, node)
+	} else if slices.ContainsFunc(h.peers, func(o Owner) bool { return o.Node == node }) {
+		if was := h.deaf[node]; !now.Before(was.until) { // what was under way says no more
+			pause := min(max(2*was.pause, firstDeaf), lastDeaf)
+			h.deaf[node] = deafness{pause, now.Add(pause)}
+		}
+		all = h.table.gone(now, node)
+	}
 	h.mu.Unlock()
 	for _, v := range all {
 		h.settle(v)

@@ -92,6 +92,7 @@ type hands struct {
 	lost  int             // of what is sent next
 	down  map[string]bool // nodes that cannot be reached
 	old   map[string]bool // those that know nothing of it
+	busy  map[string]bool // those that take no flow of datagrams more
 	asked []string        // nodes to which something was sent
 }
 
@@ -117,7 +118,10 @@ func (w handWay) Send(all [][]byte) error {
 		w.h.lost--
 		return nil
 	case w.h.old[w.to]:
-		time.AfterFunc(20*time.Millisecond, func() { w.end(errors.New("no service")) })
+		time.AfterFunc(20*time.Millisecond, func() { w.end(fmt.Errorf("refused: %w", ErrNoService)) })
+		return nil
+	case w.h.busy[w.to]:
+		time.AfterFunc(20*time.Millisecond, func() { w.end(errors.New("refused: too many flows")) })
 		return nil
 	}
 	time.AfterFunc(10*time.Millisecond, func() {
@@ -137,7 +141,7 @@ func (w handWay) Close() {}
 var announced = []netip.Addr{flow4.Server.Addr(), flow6.Server.Addr()}
 
 func newHands(t *testing.T, names ...string) *hands {
-	h := &hands{T: t, machines: map[string]*machine{}, all: map[string]*Hand{}, down: map[string]bool{}, old: map[string]bool{}}
+	h := &hands{T: t, machines: map[string]*machine{}, all: map[string]*Hand{}, down: map[string]bool{}, old: map[string]bool{}, busy: map[string]bool{}}
 	for _, name := range names {
 		h.machines[name] = newMachine()
 		hand, err := Open(Config{kernel: h.machines[name], Open: func(node string, receive func([][]byte), end func(error)) (Way, error) {
@@ -361,12 +365,60 @@ func TestANodeThatRefusesIsNotAsked(t *testing.T) {
 		if asked := h.sent(); len(asked) != 0 {
 			t.Error(asked)
 		}
-		time.Sleep(deafFor)
+		// It is asked more and more seldom, up to once a minute: after 2, 4, 8, 16, 32 and 60 s, and 60.
+		asked := 0
+		for range 200 {
+			time.Sleep(time.Second)
+			h.stray("a", of(asked), "x")
+			asked += len(h.sent())
+		}
+		if asked != 7 {
+			t.Error("it was asked", asked, "times")
+		}
+		// Once it takes them it is asked at once, when it says no more.
 		h.is(func() { h.old["b"] = false })
 		h.machines["b"].open(flow6)
+		h.machines["a"].got()
+		time.Sleep(lastDeaf)
 		h.stray("a", flow6, "3")
 		time.Sleep(50 * time.Millisecond)
 		h.want("b", "[3]")
+		h.is(func() { h.old["b"] = true })
+		h.stray("a", of(1000), "4")
+		time.Sleep(firstDeaf + 50*time.Millisecond)
+		h.is(func() { h.old["b"] = false })
+		h.stray("a", of(1001), "5")
+		time.Sleep(50 * time.Millisecond)
+		h.want("a", "[4 5]")
+		h.counter("b", "stray_segments_refused_total", 1)
+	})
+}
+
+// One that has too many flows of datagrams for a moment may have the flow.
+func TestANodeThatRefusesForAMomentIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		h.machines["b"].open(flow4)
+		h.is(func() { h.busy["b"] = true })
+		h.stray("a", flow4, "1")
+		time.Sleep(50 * time.Millisecond)
+		h.want("a", "[]")
+		h.counter("a", "stray_segments_dropped_total", 1)
+		h.is(func() { h.busy["b"] = false })
+		h.stray("a", flow4, "2")
+		time.Sleep(50 * time.Millisecond)
+		h.want("b", "[2]")
+		h.want("a", "[]")
+		// And what is known to be its flow stays that.
+		h.is(func() { h.busy["b"] = true })
+		h.stray("a", flow4, "3")
+		time.Sleep(50 * time.Millisecond)
+		h.is(func() { h.busy["b"] = false })
+		h.stray("a", flow4, "4")
+		time.Sleep(50 * time.Millisecond)
+		h.want("b", "[4]")
+		h.want("a", "[]")
 	})
 }
 

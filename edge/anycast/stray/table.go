@@ -257,6 +257,18 @@ func (t *table) unanswered(now time.Time, node string, f Flow) verdict {
 	return t.without(now, f, a, node)
 }
 
+// unreached takes it that what a node was asked for has not reached it.
+func (t *table) unreached(now time.Time, node string) (all []verdict) {
+	for f, a := range t.asking {
+		if slices.Contains(a.asked, node) {
+			if v := t.unanswered(now, node, f); v.do != wait {
+				all = append(all, v)
+			}
+		}
+	}
+	return all
+}
+
 // without waits for a node's answer no more.
 func (t *table) without(now time.Time, f Flow, a *asking, node string) verdict {
 	a.asked = slices.DeleteFunc(a.asked, func(n string) bool { return n == node })
