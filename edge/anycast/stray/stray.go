@@ -101,6 +101,8 @@ type Hand struct {
 	ways      map[string]Way
 	closed    bool
 
+	knowing sync.Mutex // orders know
+
 	setting sync.Mutex // orders Set
 	told    struct {
 		addresses []netip.Addr
@@ -293,7 +295,7 @@ func (h *Hand) whom(now time.Time) []string {
 // do does what was found, and counts it.
 func (h *Hand) do(v verdict) {
 	if v.learnt || v.forgot {
-		h.kernel.know(v.flow, v.learnt)
+		h.know(v.flow)
 	}
 	for _, node := range v.probe {
 		_ = h.ask(node, v.flow) // it stays one that says nothing
@@ -323,6 +325,17 @@ func (h *Hand) do(v verdict) {
 			h.settle(after)
 		}
 	}
+}
+
+// know tells the kernel whether a flow is known. What the table has learnt and forgotten is done by several at once, so that is as the table has it now: the last one to tell
+// tells the last of it.
+func (h *Hand) know(f Flow) {
+	h.knowing.Lock()
+	defer h.knowing.Unlock()
+	h.mu.Lock()
+	known := h.table.known[f] != nil
+	h.mu.Unlock()
+	h.kernel.know(f, known)
 }
 
 // settle does what follows from an answer, or from that there is none.

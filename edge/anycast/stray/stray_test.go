@@ -394,6 +394,29 @@ func TestANodeThatRefusesIsNotAsked(t *testing.T) {
 	})
 }
 
+// Who does what the table has learnt and forgotten is not in order: the kernel is told what is so in the end.
+func TestTheKernelKnowsWhatTheTableKnows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		a, at := h.all["a"], time.Now()
+		change := func(f func() verdict) verdict {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return f()
+		}
+		change(func() verdict { return a.table.segments(at, flow4, parts("1"), []string{"b"}) })
+		learnt := change(func() verdict { return a.table.answered(at, "b", flow4, true) })
+		learnt.do = wait
+		forgot := change(func() verdict { return a.table.answered(at, "b", flow4, false) })
+		a.do(forgot)
+		a.do(learnt)
+		if h.machines["a"].knows(flow4) {
+			t.Error("the kernel knows a flow that the table has forgotten")
+		}
+	})
+}
+
 // One that has too many flows of datagrams for a moment may have the flow.
 func TestANodeThatRefusesForAMomentIsAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -119,7 +119,7 @@ type verdict struct {
 	to   []string
 	// probe are asked too, and nobody waits for their answers.
 	probe []string
-	// learnt says that the flow's node is known now, and forgot that it is not any more.
+	// learnt says that the flow's node has become known, and forgot that it is not any more.
 	learnt, forgot bool
 }
 
