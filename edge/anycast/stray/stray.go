@@ -166,7 +166,7 @@ func (h *Hand) Ended() bool {
 }
 
 // Set says which addresses this node announces, or did and may have flows of, who else may have flows of them, and whether this node is itself drained or leaves.
-// Where there is nobody else nothing is looked at.
+// Where there is nobody else nothing is looked at. What the kernel does not do is tried again at the next Set.
 func (h *Hand) Set(addresses []netip.Addr, owners []Owner, away bool) {
 	h.setting.Lock()
 	defer h.setting.Unlock()
@@ -224,12 +224,18 @@ func (h *Hand) Set(addresses []netip.Addr, owners []Owner, away bool) {
 		addresses = nil
 	}
 	if !slices.Equal(addresses, h.told.addresses) {
-		h.report(h.kernel.watch(addresses))
-		h.told.addresses = addresses
+		err := h.kernel.watch(addresses)
+		if err == nil {
+			h.told.addresses = addresses
+		}
+		h.report(err)
 	}
 	if drop != h.told.drop {
-		h.report(h.kernel.limit(drop))
-		h.told.drop = drop
+		err := h.kernel.limit(drop)
+		if err == nil {
+			h.told.drop = drop
+		}
+		h.report(err)
 	}
 }
 

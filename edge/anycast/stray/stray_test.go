@@ -25,6 +25,7 @@ type machine struct {
 	injected [][]byte
 	watched  []netip.Addr
 	drop     bool
+	fails    error // of watch and limit
 	closed   bool
 }
 
@@ -38,12 +39,26 @@ func (m *machine) with(f func()) {
 	f()
 }
 
-func (m *machine) watch(all []netip.Addr) error { m.with(func() { m.watched = all }); return nil }
-func (m *machine) limit(drop bool) error        { m.with(func() { m.drop = drop }); return nil }
-func (m *machine) attach() error                { return nil }
-func (m *machine) know(f Flow, known bool)      { m.with(func() { m.known[f] = known }) }
-func (m *machine) taken() (uint64, uint64)      { return 0, 0 }
-func (m *machine) has(f Flow) (is bool)         { m.with(func() { is = m.flows[f] }); return is }
+func (m *machine) watch(all []netip.Addr) (err error) {
+	m.with(func() {
+		if err = m.fails; err == nil {
+			m.watched = all
+		}
+	})
+	return err
+}
+func (m *machine) limit(drop bool) (err error) {
+	m.with(func() {
+		if err = m.fails; err == nil {
+			m.drop = drop
+		}
+	})
+	return err
+}
+func (m *machine) attach() error           { return nil }
+func (m *machine) know(f Flow, known bool) { m.with(func() { m.known[f] = known }) }
+func (m *machine) taken() (uint64, uint64) { return 0, 0 }
+func (m *machine) has(f Flow) (is bool)    { m.with(func() { is = m.flows[f] }); return is }
 func (m *machine) inject(s segment) error {
 	m.with(func() { m.injected = append(m.injected, bytes.Clone(s.raw[s.data:])) })
 	return nil
@@ -516,6 +531,30 @@ func TestWhereNobodyElseIsNothingIsLookedAt(t *testing.T) {
 		m.strays <- []byte("no packet")
 		h.want("a", "[]")
 		h.counter("a", "stray_segments_malformed_total", 1)
+	})
+}
+
+func TestWhatTheKernelDoesNotDoIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		m := h.machines["a"]
+		time.Sleep(settleFor)
+		m.with(func() { m.fails = errors.New("no memory") })
+		set := func() { h.all["a"].Set(announced[:1], []Owner{{Node: "b"}}, false) }
+		set()
+		m.with(func() {
+			if len(m.watched) != 2 || !m.drop {
+				t.Error(m.watched, m.drop)
+			}
+			m.fails = nil
+		})
+		set()
+		m.with(func() {
+			if !slices.Equal(m.watched, announced[:1]) || m.drop {
+				t.Error(m.watched, m.drop)
+			}
+		})
 	})
 }
 
