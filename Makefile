@@ -58,7 +58,7 @@ cross:
 # run again without it.
 lab: export PERIGEE_LAB = required
 lab:
-	$(GO) test $(RACE) -count 1 -p 1 -timeout 30m ./edge/anycast ./edge/anycast/stray ./origin/transparent ./testbed/netns ./testbed/pump ./testbed/page ./testbed/bench ./testbed/bed
+	$(GO) test $(RACE) -count 1 -p 1 -timeout 30m ./cluster/socket ./edge/anycast ./edge/anycast/stray ./origin/transparent ./testbed/netns ./testbed/pump ./testbed/page ./testbed/bench ./testbed/bed
 	$(GO) test $(RACE) -count 1 -p 1 -timeout 40m -run 'Router|Testbed' . ./cmd/perigee
 	$(GO) test -count 1 -p 1 -run 'AnotherKernel' ./testbed/netns
 	$(GO) test -count 1 -p 1 -timeout 20m ./testbed/uml

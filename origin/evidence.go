@@ -134,7 +134,7 @@ func (x *exchange) witness(addr netip.AddrPort, a *attempt, res *http.Response, 
 	case x.ended():
 		return
 	case unsent:
-		if errors.Is(dial.err, errLeft) || errors.Is(dial.err, ErrReturns) || socket.Lacking(dial.err) {
+		if errors.Is(dial.err, errLeft) || errors.Is(dial.err, ErrReturns) || socket.Lacking(dial.err, dial.target) {
 			return
 		}
 		failed, why = true, reason("dial", err)

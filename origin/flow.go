@@ -256,7 +256,7 @@ func (p *Plane) findTarget(ctx context.Context, resource string, from ends) (*fl
 			}
 			relay.Abort(f.target)
 		}
-		if !gaveUp(ctx, err, time.Since(began)) {
+		if !gaveUp(ctx, err, addr, time.Since(began)) {
 			p.evidence(f.key, client, true, reason("dial", err))
 		}
 		if left--; ctx.Err() != nil {
@@ -308,7 +308,7 @@ func (p *Plane) openEndpoint(ctx context.Context, t *table, name string, client 
 	f := &flow{plane: p, key: key, client: client, idle: acceleratedIdle}
 	began := time.Now()
 	if f.target, err = p.dialTarget(ctx, dial, "tcp", addr, connectTimeout); err != nil {
-		if !gaveUp(ctx, err, time.Since(began)) {
+		if !gaveUp(ctx, err, addr, time.Since(began)) {
 			p.evidence(key, client, true, reason("dial", err))
 		}
 		return nil, err

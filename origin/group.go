@@ -236,7 +236,7 @@ func (p *Plane) dialTarget(ctx context.Context, dial dialer, network string, add
 		switch {
 		case ctx.Err() != nil, errors.Is(err, transparent.ErrImpossible): // it was given up, not refused
 		default:
-			p.dialFailed(err)
+			p.dialFailed(err, addr)
 		}
 		return nil, &dialError{addr, err}
 	}
@@ -262,13 +262,14 @@ func (p *Plane) wouldReturn(protocol string, addr netip.AddrPort) bool {
 	return p.config.Returns != nil && p.config.Returns(protocol, addr)
 }
 
-// dialFailed counts a dial that was not given up.
-func (p *Plane) dialFailed(err error) {
-	if socket.Lacking(err) {
+// dialFailed counts a dial that was not given up, and says whether this node lacked something for it.
+func (p *Plane) dialFailed(err error, to netip.AddrPort) (lacking bool) {
+	if lacking = socket.Lacking(err, to); lacking {
 		p.counters.connectFaults.Add(1)
 	} else {
 		p.counters.connectErrors.Add(1)
 	}
+	return lacking
 }
 
 // within is a context that ends in a time at the latest: the same one where it ends before.
@@ -302,9 +303,9 @@ func (p *Plane) dialerOf(as netip.AddrPort, own dialer) dialer {
 }
 
 // gaveUp says whether a dial tells nothing of the target: it had left, nobody waited for it long enough, or it was not dialled.
-func gaveUp(ctx context.Context, err error, took time.Duration) bool {
+func gaveUp(ctx context.Context, err error, to netip.AddrPort, took time.Duration) bool {
 	switch {
-	case errors.Is(err, errLeft), errors.Is(err, ErrReturns), errors.Is(err, transparent.ErrImpossible), socket.Lacking(err):
+	case errors.Is(err, errLeft), errors.Is(err, ErrReturns), errors.Is(err, transparent.ErrImpossible), socket.Lacking(err, to):
 		return true
 	case errors.Is(ctx.Err(), context.Canceled):
 		return took < longPatience

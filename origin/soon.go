@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/perigee-net/perigee/cluster/socket"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/origin/relay/loop"
@@ -107,8 +106,7 @@ func (o *Prospect) left(err error) (refused bool) {
 		p.late.was(o.Target)
 	}
 	if refused {
-		p.dialFailed(err)
-		refused = !socket.Lacking(err)
+		refused = !p.dialFailed(err, o.Target)
 	}
 	if refused {
 		p.evidence(f.key, f.client, true, reason("dial", &dialError{o.Target, err}))

@@ -142,7 +142,8 @@ func (l *look) address(ctx context.Context, c *Check) (address netip.AddrPort, r
 
 // lacking is socket.Lacking of a question to a name server: package net has kept the text of what failed alone.
 func lacking(err *net.DNSError) bool {
-	return slices.ContainsFunc(socket.Lacks(), func(e syscall.Errno) bool { return strings.HasSuffix(err.Err, e.Error()) })
+	server, _ := netip.ParseAddrPort(err.Server) // or none, where it is not known
+	return slices.ContainsFunc(socket.Lacks(), func(e syscall.Errno) bool { return strings.HasSuffix(err.Err, e.Error()) && socket.Lacking(e, server) })
 }
 
 // connect dials, with TLS where the check says so. A server that cannot shake hands for the name it is told is asked
@@ -165,7 +166,7 @@ func (l *look) connect(ctx context.Context, c *Check, to netip.AddrPort) (conn w
 func (l *look) connectOnce(ctx context.Context, c *Check, to netip.AddrPort, name string) (conn wire, reason string, again bool) {
 	raw, err := l.dial(ctx, "tcp", to.String())
 	if err != nil {
-		if socket.Lacking(err) {
+		if socket.Lacking(err, to) {
 			l.lacks = err
 		}
 		return wire{}, "connect: " + cause(err, c.ConnectTimeout), false

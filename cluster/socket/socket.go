@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"syscall"
@@ -23,16 +24,34 @@ func Of(c net.Conn) (raw syscall.RawConn, ok bool) {
 	return raw, err == nil
 }
 
-// Lacks is what a call of a socket fails with for what this machine lacks, and not for anything of the other end: no port is left toward it, no file
+// Lacks is what a call of a socket fails with for what this machine lacks, and not for anything of the other end: no port is left toward it (but see Lacking), no file
 // descriptor, no memory of the kernel's.
 func Lacks() []syscall.Errno {
 	return []syscall.Errno{syscall.EADDRNOTAVAIL, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ENOSPC} // the last is of epoll's watches
 }
 
-// Lacking says that an error is one of those: nothing follows from it for whom it was to reach.
-func Lacking(err error) bool {
+// Lacking says that an error of what was to reach an address is one of those: nothing follows from it for whom that is. EADDRNOTAVAIL is said of ports and of the address
+// to go from alike, which a machine without IPv6 has not for one of those: it has no way there then, which is no lack, as with ENETUNREACH. So that is asked of it.
+func Lacking(err error, to netip.AddrPort) bool {
+	return lacking(err, func() error { return reach(to) })
+}
+
+func lacking(err error, reach func() error) bool {
 	errno, is := errors.AsType[syscall.Errno](err)
-	return is && slices.Contains(Lacks(), errno)
+	return is && slices.Contains(Lacks(), errno) && (errno != syscall.EADDRNOTAVAIL || !errors.Is(reach(), errno))
+}
+
+// reach says why there is no way from here to an address, as far as this machine knows: nothing is sent. The ports are others than those of TCP, and where none of them is left
+// that is EAGAIN.
+func reach(to netip.AddrPort) error {
+	if !to.IsValid() {
+		return nil
+	}
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+	if err == nil {
+		conn.Close()
+	}
+	return err
 }
 
 // Came says whether a read would return at once, with bytes, an end or an error.

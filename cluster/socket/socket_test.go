@@ -6,7 +6,10 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"net/netip"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -27,6 +30,37 @@ func pair(t *testing.T) (a, b *net.TCPConn) {
 	}
 	t.Cleanup(func() { one.Close(); other.Close() })
 	return one.(*net.TCPConn), other.(*net.TCPConn)
+}
+
+// That no address is there to go from may be of the ports, and may be of the way: that is asked, and of nothing else.
+func TestALackOfPortsIsNoLackOfAWay(t *testing.T) {
+	dial := func(e error) error {
+		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", e)}
+	}
+	for _, c := range []struct {
+		name       string
+		err, reach error
+		asks, want bool
+	}{
+		{"no ports", dial(syscall.EADDRNOTAVAIL), nil, true, true},
+		{"no ports, of UDP neither", dial(syscall.EADDRNOTAVAIL), dial(syscall.EAGAIN), true, true},
+		{"no descriptors to ask by", dial(syscall.EADDRNOTAVAIL), dial(syscall.EMFILE), true, true},
+		{"no way", dial(syscall.EADDRNOTAVAIL), dial(syscall.EADDRNOTAVAIL), true, false},
+		{"no descriptors", dial(syscall.EMFILE), nil, false, true},
+		{"no network", dial(syscall.ENETUNREACH), nil, false, false},
+		{"nobody", dial(syscall.ECONNREFUSED), nil, false, false},
+		{"an end", io.EOF, nil, false, false},
+		{"nothing", nil, nil, false, false},
+	} {
+		asked := false
+		got := lacking(c.err, func() error { asked = true; return c.reach })
+		if got != c.want || asked != c.asks {
+			t.Errorf("%s: lacking %t, asked %t", c.name, got, asked)
+		}
+	}
+	if !Lacking(dial(syscall.EADDRNOTAVAIL), netip.AddrPort{}) || !Lacking(dial(syscall.EADDRNOTAVAIL), netip.MustParseAddrPort("127.0.0.1:9")) {
+		t.Error("there is a way to what is here, and none is missed to what is not known")
+	}
 }
 
 // waits calls f with the socket until it is done, and waits between as package net does.
