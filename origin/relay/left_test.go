@@ -1,11 +1,13 @@
 package relay
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"net"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -56,4 +58,42 @@ func TestWhatWasReadBeforeIsCarriedFirst(t *testing.T) {
 			})
 		}
 	}
+}
+
+// pipe is one end of a pipe of which is heard that bytes have come.
+type pipe struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func (p pipe) Read(b []byte) (int, error) { return p.in.Read(b) }
+
+func (p pipe) Peek(b []byte) (int, error) {
+	got, err := p.in.Peek(len(b))
+	return copy(b, got), err
+}
+
+// A flow of which one half had ended when it was taken up rests with the other, and is looked at no more.
+func TestAHalfThatHadEndedBeforeRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var outer, inner [2]net.Conn
+		for i := range outer {
+			mine, theirs := net.Pipe()
+			outer[i], inner[i] = mine, pipe{theirs, bufio.NewReaderSize(theirs, 16)}
+		}
+		done := make(chan Result, 1)
+		f := Resume(inner[0], inner[1], 0, Carried{AEnded: true})
+		f.Start(func(r Result) { done <- r })
+		time.Sleep(4 * firstLook)
+		synctest.Wait()
+		f.mu.Lock()
+		if left := f.untilLook(time.Now()); left != 0 {
+			t.Errorf("it is looked at in %v", left)
+		}
+		f.mu.Unlock()
+		outer[1].Close()
+		if r := <-done; r.Err != nil {
+			t.Errorf("got %+v", r)
+		}
+	})
 }

@@ -293,6 +293,7 @@ type direction struct {
 // carry is one direction, to one end from the other. rests: it has not ended, but is to wait for bytes as rest has it.
 func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) (rests bool) {
 	if d.ended {
+		d.quiet.ends()
 		return false
 	}
 	broke := from
