@@ -20,7 +20,8 @@ type chunk struct {
 // their path.
 type lender interface {
 	Lend() (lent any, room []byte)
-	// AwaitTurn waits until what is lent next would be sent as soon as it is written. It is called before much is to be read for that, which waits where it is.
+	// AwaitTurn waits until what is lent next would be sent as soon as it is written. It is called before much is to be read for that, which waits where it is. Others may
+	// have to wait until WriteLent is called.
 	AwaitTurn()
 	// WriteLent writes the first n bytes of what was lent, and has it back.
 	WriteLent(lent any, n int) (int, error)
@@ -34,7 +35,7 @@ type peeker interface {
 }
 
 // patient reads from a conn so that it has a buffer only for what has come: a flow that is silent holds none.
-type patient interface{ next() (chunk, error) }
+type patient interface{ next(q *quiet) (chunk, error) }
 
 // patiently is a conn as it is read so; nil: it cannot be. What that takes is made anew, so that a flow that rests does not hold it.
 func patiently(src io.Reader) patient {
@@ -54,13 +55,14 @@ func patiently(src io.Reader) patient {
 // peekedSource takes a buffer when it is heard that bytes have come.
 type peekedSource struct{ peeker }
 
-func (p peekedSource) next() (chunk, error) {
+func (p peekedSource) next(q *quiet) (chunk, error) {
 	var one [1]byte
-	if n, err := p.Peek(one[:]); n == 0 && err != nil {
+	q.reads()
+	n, err := p.Peek(one[:])
+	if q.hasRead(); n == 0 && err != nil {
 		return chunk{}, err
 	}
 	c := chunk{room: buffers.Get().(*[largeBuffer]byte)}
-	var err error
 	c.n, err = p.Read(c.room[:])
 	return c, err
 }
@@ -75,11 +77,18 @@ type kernelSource struct {
 	more   bool // is there, most likely
 }
 
-func (s *kernelSource) next() (c chunk, err error) {
-	if s.more {
+func (s *kernelSource) next(q *quiet) (c chunk, err error) {
+	awaits := s.more && !q.calledOut()
+	if awaits {
 		s.from.AwaitTurn()
 	}
+	q.reads()
 	err = s.raw.Read(s.taking) // or it is closed, or beyond its deadline
+	q.hasRead()
+	if awaits && err != nil { // nothing is written in the turn
+		lent, _ := s.from.Lend()
+		s.from.WriteLent(lent, 0)
+	}
 	c, s.came = s.came, chunk{}
 	if err == nil {
 		err = s.err
@@ -157,7 +166,7 @@ func copyPatiently(dst io.Writer, src patient, d *direction, enough int64) (writ
 	}
 	dst = atOnce(dst)
 	for d.written.Load() < enough {
-		c, readErr := src.next()
+		c, readErr := src.next(&d.quiet)
 		var w int
 		switch {
 		case c.lent != nil:

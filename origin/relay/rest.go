@@ -36,11 +36,20 @@ type quiet struct {
 }
 
 const (
-	awake   = iota
-	nudged  // it is called out of its wait, by a deadline
-	resting // or about to
+	awake   = iota // and at something: a turn is waited for, or its reader
+	reads          // it waits for bytes, and for nothing else
+	nudged         // it is called out of that wait, by a deadline
+	resting        // or about to
 	over
 )
+
+// reads says that bytes are waited for from now on, and hasRead that they are no more. Only in between it can be called out: who waits for a turn would rest with it
+// when it has come, and who waits for its reader is not silent. Where it was called out as bytes came it is so at the wait that follows.
+func (q *quiet) reads()   { q.state.CompareAndSwap(awake, reads) }
+func (q *quiet) hasRead() { q.state.CompareAndSwap(reads, awake) }
+
+// calledOut says that the next wait for bytes ends at once.
+func (q *quiet) calledOut() bool { return q.state.Load() == nudged }
 
 func (q *quiet) ends() { q.state.Store(over) }
 
@@ -67,10 +76,10 @@ func (f *Flow) mayRest(src net.Conn) bool {
 // longAgo is a deadline that has passed.
 var longAgo = time.Unix(1, 0)
 
-// nudge calls those directions out of their wait that can rest. The lock is held.
+// nudge calls those directions out of their wait for bytes that can rest. The lock is held.
 func (f *Flow) nudge() {
 	for _, from := range [...]End{A, B} {
-		if d, src := f.side(from); d.quiet.tells && d.quiet.state.CompareAndSwap(awake, nudged) {
+		if d, src := f.side(from); d.quiet.tells && d.quiet.state.CompareAndSwap(reads, nudged) {
 			src.SetReadDeadline(longAgo)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -39,12 +40,97 @@ func restOverTCP(t *testing.T) (client, a, server *net.TCPConn, f *Flow, result 
 
 // rests has a flow rest now.
 func (f *Flow) rests() {
-	f.mu.Lock()
-	f.nudge()
-	f.mu.Unlock()
 	for !f.restsWhole() || !sockets.waitsFor(f, A) {
+		f.nudgeNow()
 		runtime.Gosched()
 	}
+}
+
+func (f *Flow) nudgeNow() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.nudge()
+}
+
+// turned is a conn that is lent of, where a turn is waited for before much is read.
+type turned struct {
+	*peekable
+	awaits func()
+	taken  atomic.Int32 // turns that were not given back
+}
+
+func (c *turned) Lend() (any, []byte) {
+	room := make([]byte, 4)
+	return room, room
+}
+
+func (c *turned) AwaitTurn() {
+	c.taken.Add(1)
+	c.awaits()
+}
+
+func (c *turned) WriteLent(lent any, n int) (int, error) {
+	c.taken.Store(0)
+	if n == 0 {
+		return 0, nil
+	}
+	return c.peekable.Write(lent.([]byte)[:n])
+}
+
+func TestNobodyRestsWithATurn(t *testing.T) {
+	start := func(t *testing.T, awaits func(f *Flow, a *net.TCPConn)) (client, server *net.TCPConn, to *turned, f *Flow, result func() Result) {
+		client, a, b, server := overTCP(t)
+		to = &turned{peekable: newPeekable(b)}
+		done := make(chan Result, 1)
+		f = New(a, to, time.Minute)
+		to.awaits = func() { awaits(f, a) }
+		f.Start(func(r Result) { done <- r })
+		write(t, client, "four") // all that was lent: there may be more
+		return client, server, to, f, func() Result { return <-done }
+	}
+	t.Run("it is looked at while it waits for one", func(t *testing.T) {
+		states := make(chan uint32, 8)
+		client, server, to, f, result := start(t, func(f *Flow, _ *net.TCPConn) {
+			f.nudgeNow()
+			states <- f.aToB.quiet.state.Load()
+		})
+		if s := <-states; s != awake {
+			t.Errorf("it is called out, state %d", s)
+		}
+		f.rests() // it waits for bytes now
+		if n := to.taken.Load(); n != 0 {
+			t.Errorf("it rests with %d turns", n)
+		}
+		client.CloseWrite()
+		readAll(t, server, "four")
+		server.CloseWrite()
+		if r := result(); r.Err != nil {
+			t.Errorf("got %+v", r)
+		}
+	})
+	t.Run("it cannot be read when it has one", func(t *testing.T) {
+		_, _, to, _, result := start(t, func(_ *Flow, a *net.TCPConn) { a.Close() })
+		if r := result(); !errors.Is(r.Err, net.ErrClosed) || r.Broke != A {
+			t.Errorf("got %+v", r)
+		}
+		if n := to.taken.Load(); n != 0 {
+			t.Errorf("it has ended with %d turns", n)
+		}
+	})
+	t.Run("it is called out as it comes to read", func(t *testing.T) {
+		_, _, to, f, result := start(t, func(f *Flow, a *net.TCPConn) {
+			f.aToB.quiet.state.Store(nudged)
+			a.SetReadDeadline(longAgo)
+		})
+		for !sockets.waitsFor(f, A) {
+			runtime.Gosched()
+		}
+		if n := to.taken.Load(); n != 0 {
+			t.Errorf("it rests with %d turns", n)
+		}
+		f.Break(ErrIdle)
+		result()
+	})
 }
 
 func TestASocketIsWaitedForByNoGoroutine(t *testing.T) {

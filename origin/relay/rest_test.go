@@ -109,9 +109,38 @@ func TestAFlowThatMovesDoesNotRest(t *testing.T) {
 		for range 300 {
 			asks(t, client, server)
 			time.Sleep(firstLook / 5)
-			if f.aToB.quiet.state.Load() != awake || f.bToA.quiet.state.Load() != awake {
+			if f.aToB.quiet.state.Load() > reads || f.bToA.quiet.state.Load() > reads {
 				t.Fatal("it was called out of its wait")
 			}
+		}
+	})
+}
+
+// Who writes for long is not silent: it has something in hand.
+func TestWhoWaitsForItsReaderDoesNotRest(t *testing.T) {
+	end := func(c tcpConn) net.Conn { return &peekable{tcpConn: c, in: bufio.NewReaderSize(c, largeBuffer)} }
+	relayedOver(t, end, nil, func(t *testing.T, client, server tcpConn, result func() Result, f *Flow) {
+		const much = 2 << 20 // more than all buffers take
+		go func() {
+			client.Write(make([]byte, much))
+			client.CloseWrite()
+		}()
+		for range 20 {
+			time.Sleep(firstLook)
+			synctest.Wait()
+			if s := f.aToB.quiet.state.Load(); s != awake {
+				t.Fatalf("it is in state %d", s)
+			}
+		}
+		if f.aToB.written.Load() == much {
+			t.Error("it does not wait")
+		}
+		if n, err := io.Copy(io.Discard, server); n != much || err != nil {
+			t.Errorf("%d bytes came, %v", n, err)
+		}
+		server.CloseWrite()
+		if r := result(); r.Err != nil {
+			t.Errorf("got %+v", r)
 		}
 	})
 }
