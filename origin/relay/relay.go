@@ -257,6 +257,8 @@ func (f *Flow) Moved() (aToB, bToA int64) {
 type Flow struct {
 	// Last is called once, just before both ends are closed, for who wants to look at them; nil: nobody. It is to be set before Run.
 	Last func()
+	// Turns are those in which the kernel moves its bytes; nil: it has them whenever it can. They are to be set before Run or Start.
+	Turns *Turns
 	// Panicked is told of what panics on the flow's own goroutines, which breaks the flow off without Last; nil: it ends the process. It is to be set
 	// before Start.
 	Panicked func(value any)
@@ -319,7 +321,7 @@ func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) (rests bool)
 	}
 	if more {
 		var n int64
-		n, err = dst.(*net.TCPConn).ReadFrom(src)
+		n, err = move(dst.(*net.TCPConn), src.(*net.TCPConn), f.Turns)
 		d.written.Add(n)
 		if n > 0 {
 			broke = Unknown

@@ -2,9 +2,13 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
+	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,6 +52,115 @@ func TestAFlowOfLittleMakesNoPipe(t *testing.T) {
 		if r := <-results; r.AToB != 6 || r.BToA != 6 {
 			t.Errorf("got %+v", r)
 		}
+	}
+}
+
+func TestTheKernelCarriesInTurns(t *testing.T) {
+	turns := NewTurns(1)
+	question, answer := strings.Repeat("question", 200_000), strings.Repeat("answer", 300_000)
+	var all sync.WaitGroup
+	for range 4 {
+		client, a, b, server := overTCP(t)
+		f := New(a, b, time.Minute)
+		f.Turns = turns
+		all.Go(func() {
+			if r := f.Run(); r.Err != nil || r.AToB != int64(len(question)) || r.BToA != int64(len(answer)) {
+				t.Errorf("got %+v", r)
+			}
+		})
+		for _, end := range []struct {
+			conn        *net.TCPConn
+			sends, gets string
+		}{{client, question, answer}, {server, answer, question}} {
+			all.Go(func() {
+				io.WriteString(end.conn, end.sends)
+				end.conn.CloseWrite()
+			})
+			all.Go(func() {
+				if got, err := io.ReadAll(end.conn); err != nil || string(got) != end.gets {
+					t.Errorf("%d bytes came, and %v", len(got), err)
+				}
+			})
+		}
+	}
+	all.Wait()
+	if len(turns.taken) != 0 {
+		t.Error("a turn is not over")
+	}
+}
+
+func TestWhoWaitsForASocketHasNoTurn(t *testing.T) {
+	turns := NewTurns(1)
+	_, silent, to, _ := overTCP(t)
+	from, a, b, _ := overTCP(t)
+	for full := false; !full; { // b, of which nobody reads
+		raw, err := b.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Write(func(fd uintptr) bool {
+			_, err = unix.Write(int(fd), make([]byte, 64<<10))
+			return true
+		})
+		if full = err == unix.EAGAIN; err != nil && !full {
+			t.Fatal(err)
+		}
+	}
+	ended := make(chan error, 2)
+	for _, way := range [][2]*net.TCPConn{{to, silent}, {b, a}} {
+		go func() {
+			_, err := move(way[0], way[1], turns)
+			ended <- err
+		}()
+	}
+	write(t, from, "waits for room")
+	raw, err := a.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for taken := false; !taken; runtime.Gosched() { // into the pipe
+		raw.Control(func(fd uintptr) {
+			left, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+			info, err2 := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+			if err != nil || err2 != nil {
+				t.Fatal(err, err2)
+			}
+			taken = left == 0 && info.Bytes_received > 0
+		})
+	}
+	client, c, d, server := overTCP(t)
+	go func() {
+		io.WriteString(client, "has its turn")
+		client.CloseWrite()
+	}()
+	if n, err := move(d, c, turns); n != 12 || err != nil {
+		t.Errorf("%d bytes, and %v", n, err)
+	}
+	d.CloseWrite()
+	readAll(t, server, "has its turn")
+	for _, c := range []*net.TCPConn{silent, a, b} {
+		c.Close()
+	}
+	for range 2 {
+		if err := <-ended; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("of a closed socket: %v", err)
+		}
+	}
+}
+
+func TestATurnEndsAfterMuch(t *testing.T) {
+	turns := NewTurns(1)
+	first, second := turn{of: turns}, turn{of: turns}
+	first.begin(5)
+	first.begin(7) // which it has
+	if first.used(5 + turnBytes - 1); !first.has {
+		t.Error("it has ended early")
+	}
+	first.used(5 + turnBytes)
+	second.begin(0)
+	first.end() // which it has not
+	if first.has || !second.has || len(turns.taken) != 1 {
+		t.Errorf("%v, %v, and %d of one are taken", first.has, second.has, len(turns.taken))
 	}
 }
 

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/perigee-net/perigee/origin/relay"
 )
 
 const (
@@ -45,6 +47,7 @@ type Config struct {
 // Group is loops that share listeners. They run from when there is one, until Close.
 type Group struct {
 	config Config
+	turns  *relay.Turns // of flows that go on by package relay, so that loops need not stand behind all of them for the processor
 
 	mu     sync.Mutex
 	loops  []*loop
@@ -58,7 +61,7 @@ func New(c Config) *Group {
 	if c.Loops == 0 {
 		c.Loops = min(runtime.GOMAXPROCS(0), maxLoops)
 	}
-	return &Group{config: c}
+	return &Group{config: c, turns: relay.NewTurns(runtime.GOMAXPROCS(0))}
 }
 
 // Listener is a listening socket of which one loop accepts, for others too: so a new connection wakes one.
