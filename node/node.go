@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,6 +50,7 @@ import (
 	"github.com/perigee-net/perigee/node/front"
 	"github.com/perigee-net/perigee/node/metrics"
 	"github.com/perigee-net/perigee/origin"
+	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/origin/relay/loop"
 	"github.com/perigee-net/perigee/origin/transparent"
 )
@@ -580,9 +582,10 @@ func (n *Node) openPlanes() error {
 
 	panics := &front.Panics{}
 	panicked := func(v any) { panics.Tell(log, v) }
+	turns := relay.NewTurns(runtime.GOMAXPROCS(0))
 	n.origin = origin.New(origin.Config{
 		Region: n.cfg.Region, View: now, Dial: n.cfg.Dial, DialFlow: n.cfg.dialFlow, DialAs: transparent.Dialer{Mark: n.cfg.TransparentMark}.Dial,
-		Evidence: n.prober.Evidence, Returns: n.returns, Panicked: panicked, Log: log,
+		Evidence: n.prober.Evidence, Returns: n.returns, Turns: turns, Panicked: panicked, Log: log,
 	})
 	n.onClose("origin", func(context.Context) error { n.origin.Close(); return nil })
 	store, err := n.openCacheDisk()
@@ -600,7 +603,7 @@ func (n *Node) openPlanes() error {
 	}
 	n.accelerator = accelerator.New(accelerator.Config{
 		View: now, Dial: n.backbone.Dial, DialLasting: n.backbone.DialLasting, Take: n.takeFlow, Prospect: n.prospect, Open: n.openDatagrams, Blocked: n.isBlocked, FlowLog: written,
-		Panicked: panicked, Log: log,
+		Turns: turns, Panicked: panicked, Log: log,
 	})
 	queries, err := n.openQueryLog()
 	if err != nil {
@@ -623,7 +626,7 @@ func (n *Node) openPlanes() error {
 		return n.cdn.Hosts(host) || slices.Contains(n.cfg.DNSHTTPS, host)
 	})
 	n.planes = append(n.planes, &certified{to: certificates})
-	held := loop.New(loop.Config{Panicked: panicked})
+	held := loop.New(loop.Config{Turns: turns, Panicked: panicked})
 	n.onClose("event loops", func(context.Context) error { held.Close(); return nil })
 	n.front = front.New(front.Config{
 		Listen: n.cfg.Listen, ListenAnycast: n.cfg.ListenAnycast, ListenPacket: n.cfg.ListenPacket, ListenPacketAnycast: n.cfg.ListenPacketAnycast,

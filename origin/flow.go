@@ -383,7 +383,7 @@ func (k listenerKey) flow() string { return fmt.Sprintf("loadBalancer/%s/%d", k.
 func (f *flow) carry(client net.Conn, ended func()) {
 	counted := f.hold(client)
 	carried := relay.New(client, f.target, f.idle)
-	carried.Panicked = f.plane.config.Panicked
+	carried.Panicked, carried.Turns = f.plane.config.Panicked, f.plane.config.Turns
 	carried.Start(func(r relay.Result) {
 		defer ended() // whatever panics
 		counted(r)

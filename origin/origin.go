@@ -29,6 +29,7 @@ import (
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/origin/rule"
 )
 
@@ -52,6 +53,8 @@ type Config struct {
 	// Returns says whether what is dialled for a protocol, spec.TCP, UDP or HTTP, would come back as a new flow or request of this network, and so on without
 	// end: then it is not dialled. It is asked for each dial and must not wait. Nil: nothing does.
 	Returns func(protocol string, at netip.AddrPort) bool
+	// Turns are those in which the kernel moves bytes from socket to socket, of all that do so in this process; nil: it has them whenever it can.
+	Turns *relay.Turns
 	// Panicked is told of what panics while a flow is carried, which is reset then; nil: it ends the process.
 	Panicked func(value any)
 	Log      *slog.Logger

@@ -79,6 +79,8 @@ type Config struct {
 	FlowLog *flowlog.Log
 	// Leg is what is known of the way to a client; nil: relay.LegOf.
 	Leg func(net.Conn) (relay.Leg, bool)
+	// Turns are those in which the kernel moves bytes from socket to socket, of all that do so in this process; nil: it has them whenever it can.
+	Turns *relay.Turns
 	// Panicked is told of what panics while a flow is carried, which is reset then; nil: it ends the process.
 	Panicked func(value any)
 	Log      *slog.Logger
@@ -373,7 +375,7 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 	one := p.lives(e.accelerator, f, client, by.by, by.target, drawn)
 	one.moved, one.reset = carried.Moved, carried.Break
 	one.over, _ = far.(moving)
-	carried.Last, carried.Panicked = one.last, p.config.Panicked
+	carried.Last, carried.Panicked, carried.Turns = one.last, p.config.Panicked, p.config.Turns
 	end := p.carry(e.accelerator, see(t.spec, v), one)
 	carried.Start(p.ends(end, ended, over))
 	going = true

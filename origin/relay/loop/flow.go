@@ -364,7 +364,7 @@ func (f *Flow) handOver() bool {
 	in, out := f.Moved()
 	m := &f.machine
 	on := relay.Resume(as[client], as[target], f.idle, relay.Carried{AToB: in, BToA: out, AEnded: m.ends[client].over, BEnded: m.ends[target].over})
-	on.Last, on.Panicked, on.Turns = f.Last, f.Panicked, f.loop.group.turns
+	on.Last, on.Panicked, on.Turns = f.Last, f.Panicked, f.loop.group.config.Turns
 	f.over.Store(on)
 	for i := range f.ends {
 		f.ends[i].leave(as[i])

@@ -42,12 +42,13 @@ type Config struct {
 	Loops int
 	// Panicked is told of what panics where connections are accepted and closed; nil: it ends the process.
 	Panicked func(value any)
+	// Turns are of flows that go on by package relay, so that loops need not stand behind all of them for the processor; nil: it makes some of its own.
+	Turns *relay.Turns
 }
 
 // Group is loops that share listeners. They run from when there is one, until Close.
 type Group struct {
 	config Config
-	turns  *relay.Turns // of flows that go on by package relay, so that loops need not stand behind all of them for the processor
 
 	mu     sync.Mutex
 	loops  []*loop
@@ -61,7 +62,10 @@ func New(c Config) *Group {
 	if c.Loops == 0 {
 		c.Loops = min(runtime.GOMAXPROCS(0), maxLoops)
 	}
-	return &Group{config: c, turns: relay.NewTurns(runtime.GOMAXPROCS(0))}
+	if c.Turns == nil {
+		c.Turns = relay.NewTurns(runtime.GOMAXPROCS(0))
+	}
+	return &Group{config: c}
 }
 
 // Listener is a listening socket of which one loop accepts, for others too: so a new connection wakes one.
