@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/perigee-net/perigee/cluster/backbone"
+	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/edge/anycast/stray"
 )
@@ -55,11 +57,19 @@ func (n *Node) setStrays(v *view.View) {
 	if n.strays == nil {
 		return
 	}
-	addresses := slices.Clone(n.cfg.BGP.Anycast)
+	addresses := slices.Clone(n.cfg.BGP.Anycast) // of whoever listens there: every port is looked at
+	whole := map[netip.Addr]bool{}
+	for _, a := range addresses {
+		whole[a.Unmap()] = true
+	}
+	var doors []netip.AddrPort
 	for _, l := range n.accelerator.Listeners() {
-		addresses = append(addresses, l.Address.Addr())
+		if a := l.Address.Addr(); l.Protocol == spec.TCP && !whole[a.Unmap()] {
+			addresses, doors = append(addresses, a), append(doors, l.Address)
+		}
 	}
 	me, _ := v.Member(n.cfg.Name)
+	n.strays.Narrow(doors)
 	n.strays.Set(addresses, stray.Owners(v), me.Leaving || me.Drained != "")
 }
 

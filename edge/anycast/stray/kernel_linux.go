@@ -19,6 +19,8 @@ const (
 	// maxAddresses bounds the addresses whose segments are looked at, as anycast.MaxPrefixes does those that are announced; what comes to more is as if there were no
 	// other node.
 	maxAddresses = 1000
+	// maxDoors bounds the doors of which only the segments are looked at; where there are more, what comes to their addresses is, by all ports.
+	maxDoors = 65536
 	// maxInterfaces bounds those that are listened at; what comes by more is the kernel's alone.
 	maxInterfaces = 64
 	// deviceQueue is how many segments wait for this process; what comes beyond is dropped, and sent again by clients.
@@ -43,12 +45,13 @@ type kernel struct {
 	closed bool
 	links  map[int]link.Link // by the number of the interface
 	failed map[int]bool
-	looked map[netip.Addr]bool
+	looked map[netip.Addr]byte // anyPort or doorsOnly
+	doors  map[netip.AddrPort]bool
 }
 
 // openKernel makes it, at no interface and for no address yet. The error says what the machine lacks.
 func openKernel() (_ kernelDoor, err error) {
-	k := &kernel{links: map[int]link.Link{}, failed: map[int]bool{}, looked: map[netip.Addr]bool{}}
+	k := &kernel{links: map[int]link.Link{}, failed: map[int]bool{}, looked: map[netip.Addr]byte{}, doors: map[netip.AddrPort]bool{}}
 	k.raw.four, k.raw.six = -1, -1
 	defer func() {
 		if err != nil {
@@ -70,6 +73,7 @@ func openKernel() (_ kernelDoor, err error) {
 		spec ebpf.MapSpec
 	}{
 		{&k.maps.Addresses, ebpf.MapSpec{Name: "stray_addresses", Type: ebpf.Hash, KeySize: 16, ValueSize: 1, MaxEntries: maxAddresses}},
+		{&k.maps.Doors, ebpf.MapSpec{Name: "stray_doors", Type: ebpf.Hash, KeySize: doorBytes, ValueSize: 1, MaxEntries: maxDoors, Flags: unix.BPF_F_NO_PREALLOC}},
 		{&k.maps.Flows, ebpf.MapSpec{Name: "stray_flows", Type: ebpf.Hash, KeySize: keyBytes, ValueSize: 1, MaxEntries: maxKnown, Flags: unix.BPF_F_NO_PREALLOC}},
 		{&k.maps.Syns, ebpf.MapSpec{Name: "stray_syns", Type: ebpf.LRUHash, KeySize: keyBytes, ValueSize: 8, MaxEntries: maxSyns}},
 		{&k.maps.Budget, ebpf.MapSpec{Name: "stray_budget", Type: ebpf.Array, KeySize: 4, ValueSize: 32, MaxEntries: 1}},
@@ -257,34 +261,70 @@ func (k *kernel) attached(index int, l link.Link) bool {
 	return !k.closed
 }
 
-// watch sets the addresses whose segments are looked at.
-func (k *kernel) watch(addresses []netip.Addr) error {
+// watch sets the addresses whose segments are looked at, and the doors: of an address that has some, what comes by other ports is not.
+func (k *kernel) watch(addresses []netip.Addr, doors []netip.AddrPort) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
 		return nil
 	}
-	wanted := map[netip.Addr]bool{}
-	for _, a := range addresses[:min(len(addresses), maxAddresses)] {
-		wanted[a] = true
+	open := map[netip.AddrPort]bool{}
+	if len(doors) <= maxDoors {
+		for _, d := range doors {
+			open[d] = true
+		}
 	}
+	wanted := map[netip.Addr]byte{}
+	for _, a := range addresses[:min(len(addresses), maxAddresses)] {
+		wanted[a] = anyPort
+	}
+	for d := range open {
+		if a := d.Addr(); wanted[a] != 0 {
+			wanted[a] = doorsOnly
+		} else {
+			delete(open, d)
+		}
+	}
+	// First goes what leaves room. Doors change while no address that stays depends on it: before one has doors only, and after one has not.
 	for a := range k.looked {
-		if b := a.As16(); !wanted[a] {
+		if b := a.As16(); wanted[a] == 0 {
 			if err := k.maps.Addresses.Delete(b[:]); err != nil {
 				return fmt.Errorf("forget %v: %w", a, err)
 			}
 			delete(k.looked, a)
 		}
 	}
-	for a := range wanted {
-		if b := a.As16(); !k.looked[a] {
-			if err := k.maps.Addresses.Put(b[:], []byte{1}); err != nil {
-				return fmt.Errorf("look at what comes to %v: %w", a, err)
+	put := func(by byte) error {
+		for a, which := range wanted {
+			if b := a.As16(); which == by && k.looked[a] != which {
+				if err := k.maps.Addresses.Put(b[:], []byte{which}); err != nil {
+					return fmt.Errorf("look at what comes to %v: %w", a, err)
+				}
+				k.looked[a] = which
 			}
-			k.looked[a] = true
+		}
+		return nil
+	}
+	if err := put(anyPort); err != nil {
+		return err
+	}
+	for d := range k.doors {
+		if key := doorOf(d); !open[d] {
+			if err := k.maps.Doors.Delete(key[:]); err != nil {
+				return fmt.Errorf("forget %v: %w", d, err)
+			}
+			delete(k.doors, d)
 		}
 	}
-	return nil
+	for d := range open {
+		if key := doorOf(d); !k.doors[d] {
+			if err := k.maps.Doors.Put(key[:], []byte{1}); err != nil {
+				return fmt.Errorf("look at what comes to %v: %w", d, err)
+			}
+			k.doors[d] = true
+		}
+	}
+	return put(doorsOnly)
 }
 
 // read reads one packet that has no socket here.
@@ -381,7 +421,7 @@ func (k *kernel) close() {
 			p.Close()
 		}
 	}
-	for _, m := range []*ebpf.Map{k.maps.Addresses, k.maps.Flows, k.maps.Syns, k.maps.Budget, k.maps.Counts} {
+	for _, m := range []*ebpf.Map{k.maps.Addresses, k.maps.Doors, k.maps.Flows, k.maps.Syns, k.maps.Budget, k.maps.Counts} {
 		if m != nil {
 			m.Close()
 		}

@@ -434,7 +434,7 @@ func TestTheProgramTakesStraysOnly(t *testing.T) {
 	k := door.(*kernel)
 	defer k.close()
 	four, six := netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()
-	ok(t, k.watch([]netip.Addr{four, six}))
+	ok(t, k.watch([]netip.Addr{four, six}, nil))
 	const pass, dropped, taken = -1, 2, 7 // TCX_NEXT, TCX_DROP, TCX_REDIRECT
 	to := make([]byte, 6)                 // the loopback device's
 	verdict := func(what string, b []byte, want int32) {
@@ -513,7 +513,33 @@ func TestTheProgramTakesStraysOnly(t *testing.T) {
 		verdict("of a flow that is known no more", packet(lack, flagACK, 1, data, 0, 12), dropped)
 		ok(t, k.limit(false))
 	}
-	ok(t, k.watch([]netip.Addr{six}))
+	for _, server := range []netip.Addr{four, six} {
+		client := netip.MustParseAddr("192.0.2.7")
+		if server.Is6() {
+			client = netip.MustParseAddr("2001:db8::7")
+		}
+		to := func(port uint16) []byte {
+			return packet(Flow{netip.AddrPortFrom(client, 9), netip.AddrPortFrom(server, port)}, flagACK, 1, nil, 0, 0)
+		}
+		ok(t, k.watch([]netip.Addr{four, six}, []netip.AddrPort{netip.AddrPortFrom(server, 7), netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), 9)}))
+		verdict("for a door", to(7), taken)
+		verdict("for a port that has none, of such an address", to(9), pass)
+		ok(t, k.watch([]netip.Addr{four, six}, []netip.AddrPort{netip.AddrPortFrom(server, 9)}))
+		verdict("for a door that is no more", to(7), pass)
+		verdict("for a door that there is now", to(9), taken)
+		many := make([]netip.AddrPort, 0, maxDoors+1)
+		for i := range maxDoors {
+			many = append(many, netip.AddrPortFrom(server, uint16(i)))
+		}
+		ok(t, k.watch([]netip.Addr{four, six}, many[8:]))
+		verdict("for none of many doors", to(7), pass)
+		ok(t, k.watch([]netip.Addr{four, six}, append(many, many[0])))
+		verdict("for an address with too many doors", to(7), taken)
+		if len(k.doors) != 0 {
+			t.Errorf("%d doors are left", len(k.doors))
+		}
+	}
+	ok(t, k.watch([]netip.Addr{six}, nil))
 	verdict("for an address that is looked at no more", packet(Flow{netip.MustParseAddrPort("192.0.2.7:4000"), netip.MustParseAddrPort("127.0.0.1:9")}, flagACK, 1, nil, 0, 0), pass)
 	if n, over := k.taken(); n == 0 || over != 8 {
 		t.Errorf("%d were taken, %d beyond the budget", n, over)

@@ -2,6 +2,7 @@ package stray
 
 import (
 	"encoding/binary"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -29,6 +30,23 @@ const (
 	onTuple  = -76 // bpf_sock_tuple of IPv4; that of IPv6 is the key
 	onIndex  = -80
 	onTime   = -88
+	onDoor   = -112 // address and port
+)
+
+// doorBytes is the length of an address with a port as a key of the kernel's maps; doorOf is it.
+const doorBytes = 18
+
+func doorOf(d netip.AddrPort) (k [doorBytes]byte) {
+	a := d.Addr().As16()
+	copy(k[:], a[:])
+	binary.BigEndian.PutUint16(k[16:], d.Port())
+	return k
+}
+
+// The values of the program's map of addresses.
+const (
+	anyPort   = 1 // what comes to it is looked at, by whichever port
+	doorsOnly = 2 // by those that are in the map of doors
 )
 
 // keyBytes is the length of a flow as a key of the kernel's maps; IPv4 is mapped (RFC 4291, section 2.5.5.2).
@@ -68,7 +86,8 @@ const (
 
 // shared is what the programs know and say.
 type shared struct {
-	Addresses *ebpf.Map // [16]byte: those whose segments are looked at
+	Addresses *ebpf.Map // [16]byte: those whose segments are looked at; the value is anyPort or doorsOnly
+	Doors     *ebpf.Map // [doorBytes]byte: the doors of the latter
 	Flows     *ebpf.Map // [keyBytes]byte: those that are known to be another node's, for which there is no budget
 	Syns      *ebpf.Map // [keyBytes]byte: those that began here; the value is when, by the kernel's clock
 	Budget    *ebpf.Map // one budget
@@ -81,10 +100,10 @@ func hostWord(b ...byte) int64 { return int64(int32(binary.NativeEndian.Uint32(b
 // hostHalf is the same of two.
 func hostHalf(b ...byte) int32 { return int32(binary.NativeEndian.Uint16(b)) }
 
-// look is what both programs begin with: a jump to no unless the packet is a whole TCP segment to one of the addresses (nil: to any), and to syn if it begins a flow; to is
+// look is what both programs begin with: a jump to no unless the packet is a whole TCP segment to one of the doors (nil: to any), and to syn if it begins a flow; to is
 // where there is a socket that has the flow, and none where there is none at all. What follows is for where one listens. The flow's key is at onKey, its flags are at onFlags, and
 // the packet is in R6, then.
-func look(addresses *ebpf.Map, no, syn, to string) asm.Instructions {
+func look(m *shared, no, syn, to string) asm.Instructions {
 	load := func(at asm.Instruction, stack, bytes int32) asm.Instructions {
 		return asm.Instructions{
 			asm.Mov.Reg(asm.R1, asm.R6), at,
@@ -127,12 +146,21 @@ func look(addresses *ebpf.Map, no, syn, to string) asm.Instructions {
 	add(asm.Mov.Imm(asm.R8, 40), asm.Mov.Imm(asm.R9, 6))
 
 	var both asm.Instructions
-	if addresses != nil {
-		both = append(both, asm.LoadMapPtr(asm.R1, addresses.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onServer),
-			asm.FnMapLookupElem.Call(), asm.JEq.Imm(asm.R0, 0, no))
+	if m != nil {
+		both = append(both, asm.LoadMapPtr(asm.R1, m.Addresses.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onServer),
+			asm.FnMapLookupElem.Call(), asm.JEq.Imm(asm.R0, 0, no), asm.LoadMem(asm.R7, asm.R0, 0, asm.Byte))
 	}
 	both = append(both, load(asm.Mov.Reg(asm.R2, asm.R8), onPorts, 4)...)
-	both = append(both, asm.Add.Imm(asm.R8, 13))
+	if m != nil {
+		both = append(both, asm.JNE.Imm(asm.R7, doorsOnly, "door"))
+		for i := range int16(4) {
+			both = append(both, asm.LoadMem(asm.R1, asm.RFP, onServer+4*i, asm.Word), asm.StoreMem(asm.RFP, onDoor+4*i, asm.R1, asm.Word))
+		}
+		both = append(both, asm.LoadMem(asm.R1, asm.RFP, onPorts+2, asm.Half), asm.StoreMem(asm.RFP, onDoor+16, asm.R1, asm.Half),
+			asm.LoadMapPtr(asm.R1, m.Doors.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onDoor),
+			asm.FnMapLookupElem.Call(), asm.JEq.Imm(asm.R0, 0, no))
+	}
+	both = append(both, asm.Add.Imm(asm.R8, 13).WithSymbol("door"))
 	both = append(both, load(asm.Mov.Reg(asm.R2, asm.R8), onFlags, 1)...)
 	add(labelled("both", both)...)
 	add(asm.LoadMem(asm.R1, asm.RFP, onFlags, asm.Byte), asm.And.Imm(asm.R1, flagSYN), asm.JNE.Imm(asm.R1, 0, syn),
@@ -178,7 +206,7 @@ func takes(m shared, device int) *ebpf.ProgramSpec {
 		asm.LoadMem(asm.R2, asm.R1, skbType, asm.Word), asm.JNE.Imm(asm.R2, typeHost, "pass"),
 		asm.LoadMem(asm.R2, asm.R1, skbTagged, asm.Word), asm.JNE.Imm(asm.R2, 0, "pass"),
 	}
-	p = append(p, look(m.Addresses, "pass", "syn", "pass")...)
+	p = append(p, look(&m, "pass", "syn", "pass")...)
 	count := func(which int64) asm.Instructions {
 		return asm.Instructions{
 			asm.StoreImm(asm.RFP, onIndex, which, asm.Word),

@@ -67,7 +67,7 @@ type Config struct {
 
 // kernelDoor is what kernel does; its methods may be called at once.
 type kernelDoor interface {
-	watch(addresses []netip.Addr) error
+	watch(addresses []netip.Addr, doors []netip.AddrPort) error
 	limit(drop bool) error
 	attach() error
 	read(b []byte) (int, error)
@@ -104,8 +104,10 @@ type Hand struct {
 	knowing sync.Mutex // orders know
 
 	setting sync.Mutex // orders Set
+	doors   []netip.AddrPort
 	told    struct {
 		addresses []netip.Addr
+		doors     []netip.AddrPort
 		drop      bool
 		failed    string
 	}
@@ -223,10 +225,10 @@ func (h *Hand) Set(addresses []netip.Addr, owners []Owner, away bool) {
 	if len(owners) == 0 {
 		addresses = nil
 	}
-	if !slices.Equal(addresses, h.told.addresses) {
-		err := h.kernel.watch(addresses)
+	if !slices.Equal(addresses, h.told.addresses) || !slices.Equal(h.doors, h.told.doors) {
+		err := h.kernel.watch(addresses, h.doors)
 		if err == nil {
-			h.told.addresses = addresses
+			h.told.addresses, h.told.doors = addresses, h.doors
 		}
 		h.report(err)
 	}
@@ -237,6 +239,19 @@ func (h *Hand) Set(addresses []netip.Addr, owners []Owner, away bool) {
 		}
 		h.report(err)
 	}
+}
+
+// Narrow says which doors there are at addresses that will be Set: what comes to such an address by another port is the kernel's, and what the machine's packet filter does not let in
+// there is never given to it anew. At an address of which no door is named every port is looked at.
+func (h *Hand) Narrow(doors []netip.AddrPort) {
+	doors = slices.Clone(doors)
+	for i, d := range doors {
+		doors[i] = netip.AddrPortFrom(d.Addr().Unmap().WithZone(""), d.Port())
+	}
+	slices.SortFunc(doors, netip.AddrPort.Compare)
+	h.setting.Lock()
+	defer h.setting.Unlock()
+	h.doors = slices.Compact(doors)
 }
 
 // report logs what the kernel does not do, once.

@@ -24,6 +24,7 @@ type machine struct {
 	known    map[Flow]bool
 	injected [][]byte
 	watched  []netip.Addr
+	doors    []netip.AddrPort
 	drop     bool
 	fails    error // of watch and limit
 	closed   bool
@@ -39,10 +40,10 @@ func (m *machine) with(f func()) {
 	f()
 }
 
-func (m *machine) watch(all []netip.Addr) (err error) {
+func (m *machine) watch(all []netip.Addr, doors []netip.AddrPort) (err error) {
 	m.with(func() {
 		if err = m.fails; err == nil {
-			m.watched = all
+			m.watched, m.doors = all, doors
 		}
 	})
 	return err
@@ -492,6 +493,27 @@ func TestOnlySegmentsOfOnesOwnFlowsAndAddressesAreTaken(t *testing.T) {
 		h.all["a"].hear("b", [][]byte{{1}, appendAnswer(nil, flow4, true)})
 		h.counter("a", "stray_messages_malformed_total", 1)
 		h.counter("a", "stray_flows", 0)
+	})
+}
+
+// Doors are told as they change, though the addresses stay.
+func TestDoorsAreToldWithTheirAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		one, two := netip.MustParseAddrPort("198.51.100.1:80"), netip.MustParseAddrPort("198.51.100.1:443")
+		for _, want := range [][]netip.AddrPort{{one}, {one, two}, nil} {
+			given := slices.Concat(want, want)
+			slices.Reverse(given)
+			for i := range given[len(given)/2:] {
+				given[i] = netip.AddrPortFrom(netip.AddrFrom16(given[i].Addr().As16()), given[i].Port())
+			}
+			h.all["a"].Narrow(given)
+			h.all["a"].Set(announced, []Owner{{Node: "b"}}, false)
+			if m := h.machines["a"]; !slices.Equal(m.doors, want) || !slices.Equal(m.watched, announced) {
+				t.Errorf("doors %v of %v, want %v", m.doors, m.watched, want)
+			}
+		}
 	})
 }
 
