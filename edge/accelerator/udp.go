@@ -574,16 +574,21 @@ func ahead(others []Candidate, first ...Candidate) []Candidate {
 	return slices.Concat(first, others)
 }
 
+// ways are a candidate as it is, and, where it has a detour that is not the only way, directly.
+func (c Candidate) ways() (all [2]Candidate, n int) {
+	all, n = [2]Candidate{c, c}, 1
+	if c.By != "" && !c.Detour {
+		all[1].By = ""
+		n = 2
+	}
+	return all, n
+}
+
 // goBy has the flow go by a candidate, or, where that has a detour which fails, directly to its node. Those that have refused it are passed over.
 func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []declined) bool {
 	p := f.door.plane
-	ways := [2]Candidate{c, c}
-	n := 1
-	if c.By != "" && !c.Detour {
-		ways[1].By = ""
-		n = 2
-	}
 	var err error
+	ways, n := c.ways()
 	for _, c := range ways[:n] {
 		if declines(refused, c) {
 			continue

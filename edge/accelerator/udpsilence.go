@@ -5,12 +5,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
 )
 
 // A flow of datagrams begins with its first one, and nothing is waited for. So it shows later whether its node is there: it says that it knows the flow, or passes on
 // an answer of the target. A node that says nothing is asked again, and where it says nothing to all of that in about the time that an attempt for a connection is waited for
-// alone, the flow goes to the next candidate with the first of what it has sent (relay.Keeper). Who was silent is told that the flow is his no more, and nothing that
+// alone, the flow goes to the next candidate with the first of what it has sent (relay.Keeper), if there is one; else it stays. Who was silent is told that the flow is his no more, and nothing that
 // he sends goes to the client. He may have had the datagrams all the same, and only his word was lost: then two endpoints have had them, which UDP allows.
 const (
 	// maxAsks is how often a node is asked again. At a loss of 1 % each way, four times in all are in vain for one flow in 6 million, at 10 % for one in 770.
@@ -115,7 +116,11 @@ func (f *datagramFlow) unanswered(way *course) {
 		far.Ask()
 		return
 	}
+	by, refused := f.by, f.refused
 	f.mu.Unlock()
+	if !f.elsewhere(by, refused) {
+		return // it stays, and who was silent may yet answer; that his link is down is heard of where the next is sent
+	}
 	kept, mine := f.declined(way, errSilent)
 	if !mine {
 		return
@@ -124,6 +129,25 @@ func (f *datagramFlow) unanswered(way *course) {
 	if len(kept) > 0 {
 		f.again(kept)
 	}
+}
+
+// elsewhere says whether the flow has another way to go than one, that has not refused it.
+func (f *datagramFlow) elsewhere(by Candidate, refused []declined) bool {
+	p := f.door.plane
+	t := p.table.Load()
+	e, ok := t.entry(spec.UDP, f.door.at)
+	if !ok {
+		return false // its door is about to be closed
+	}
+	for _, c := range Choose(t.spec, p.config.View(), e.accelerator, e.listener, Flow{Client: f.key.client, Local: f.door.at}, nil) {
+		ways, n := c.ways()
+		for _, c := range ways[:n] {
+			if c.String() != by.String() && !declines(refused, c) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // bySilence has candidates come last whose region has said nothing, or, of the first region, has twice: as race.pick has it.

@@ -94,7 +94,7 @@ func TestAWordKeepsAFlowOfDatagramsWhereItIs(t *testing.T) {
 			})
 		})
 	}
-	// Nobody waits for a flow that has ended, or that goes nowhere else.
+	// Nobody waits for a flow that has ended.
 	onUDPBench(t, threeRegions(), func(b *udpBench) {
 		b.silent = 1
 		b.send(b.dial(), "1")
@@ -102,12 +102,58 @@ func TestAWordKeepsAFlowOfDatagramsWhereItIs(t *testing.T) {
 		time.Sleep(time.Second)
 		b.fars(1)
 	})
+}
+
+// A flow that can go nowhere else stays, whether there is one candidate or all others were silent, and a late answer comes through, as what follows does.
+func TestAFlowOfDatagramsWithNowhereElseToGoStays(t *testing.T) {
+	for name, c := range map[string]struct {
+		network network
+		silent  int
+	}{
+		"the only one": {only(testEndpoint{"a", 128, false}), 1},
+		"the last":     {only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onUDPBench(t, c.network, func(b *udpBench) {
+				b.silent = c.silent
+				conn := b.dial()
+				b.send(conn, "1")
+				time.Sleep(time.Second)
+				f := b.fars(c.silent)[c.silent-1]
+				b.send(conn, "2")
+				f.to.Receive([][]byte{[]byte("late")})
+				b.settle()
+				buf := make([]byte, 9)
+				conn.SetReadDeadline(time.Now().Add(time.Second))
+				if n, err := conn.Read(buf); string(buf[:n]) != "late" || err != nil {
+					b.Errorf("got %q, %v", buf[:n], err)
+				}
+				b.fars(c.silent)
+				if f.isClosed() || !slices.Equal(f.came, []string{"1", "2"}) {
+					b.Errorf("closed: %t, came %q", f.isClosed(), f.came)
+				}
+				b.counted(map[string]uint64{
+					"datagram_flows_silent_total": uint64(c.silent - 1), "datagrams_dropped_total": 0, "datagrams_unsent_total": 0, "flows_dropped_no_endpoint_found_total": 0,
+				})
+			})
+		})
+	}
+}
+
+// One that has stayed goes on with what it has sent when the link to who was silent is down.
+func TestAFlowThatHasStayedGoesOnWhenItsLinkIsDown(t *testing.T) {
 	onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
 		b.silent = 1
-		b.send(b.dial(), "1")
+		conn := b.dial()
+		b.send(conn, "1")
 		time.Sleep(time.Second)
-		b.fars(1)
-		b.counted(map[string]uint64{"datagram_flows_silent_total": 1, "datagrams_dropped_total": 1, "flows_dropped_no_endpoint_found_total": 1})
+		b.mu.Lock()
+		b.opened[0].broken = backbone.ErrDown
+		b.mu.Unlock()
+		b.send(conn, "2")
+		if f := b.fars(2)[1]; !slices.Equal(f.came, []string{"1", "2"}) {
+			b.Errorf("came %q", f.came)
+		}
 	})
 }
 
@@ -188,7 +234,7 @@ func TestTheNodeBehindADetourIsHeardItself(t *testing.T) {
 func TestANodeBehindADetourThatHasDiedIsFoundOut(t *testing.T) {
 	for _, dead := range []bool{false, true} {
 		t.Run(fmt.Sprintf("dead %t", dead), func(t *testing.T) {
-			n := only(testEndpoint{"a", 128, false})
+			n := only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}) // who has nowhere else to go stays
 			n.tells = true
 			overUDPBy(t, n, true, "sfo1", func(t *testing.T, c net.Conn, planes map[string]interface{ Counters() map[string]uint64 }) {
 				edge := planes["edge"].(*Plane)
@@ -269,7 +315,7 @@ func TestLossHardlyMovesAFlowOfDatagrams(t *testing.T) {
 		{0.1, 100 * time.Millisecond, 3, 25, 0.6}, // who is late is asked three times before the answer to the first
 	} {
 		t.Run(fmt.Sprintf("%v %v", c.loss, c.rtt), func(t *testing.T) {
-			onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
+			onUDPBench(t, only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), func(b *udpBench) {
 				b.plane.config.View().RTT["icn1"] = c.rtt
 				var opened, asked atomic.Int64
 				b.plane.config.Open = func(_ string, _ backbone.Header, _ bool, to backbone.Receiver) (Datagrams, error) {
@@ -284,8 +330,8 @@ func TestLossHardlyMovesAFlowOfDatagrams(t *testing.T) {
 					time.Sleep(time.Second)
 				}
 				moved := b.plane.Counters()["accelerator_datagram_flows_silent_total"]
-				if n := opened.Load(); n != flows {
-					b.Errorf("%d flows", n)
+				if n := opened.Load(); n != flows+int64(moved) {
+					b.Errorf("%d ways, %d moved", n, moved)
 				}
 				b.Logf("of %d flows %d were moved, %d times it was asked again", flows, moved, asked.Load())
 				if moved < c.least || moved > c.most {
