@@ -90,6 +90,7 @@ type session struct {
 	group  *group         // of its targets; nil: there is one alone
 	back   back
 	tell   bool // at which target it ends
+	alone  bool // no other endpoint has it if this one refuses it
 	name   sessionName
 	began  time.Time
 
@@ -160,6 +161,7 @@ func (p *Plane) openSession(text string, client netip.AddrPort, way back) (*sess
 	switch kind {
 	case "endpoint":
 		accelerator, at, _ := strings.Cut(name, "/")
+		s.alone = !othersOf(t.spec.Accelerators[accelerator])
 		addr, err := netip.ParseAddrPort(at)
 		if err != nil {
 			return nil, fmt.Errorf("endpoint of accelerator %s: %w", accelerator, err)
@@ -182,7 +184,7 @@ func (p *Plane) openSession(text string, client netip.AddrPort, way back) (*sess
 		if !before.IsValid() {
 			before = after // or nothing, where it was a client
 		}
-		s.group = g
+		s.group, s.alone = g, !othersThan(t.spec, name)
 		if err := s.openIn(before); err != nil {
 			return nil, fmt.Errorf("%s: %w", resource, err)
 		}
@@ -233,6 +235,37 @@ func (s *session) openIn(before netip.AddrPort) error {
 		return nil
 	}
 	return err
+}
+
+// othersOf says whether an accelerator, which may be nil, has another endpoint take a flow of datagrams that one refuses.
+func othersOf(a *spec.Accelerator) bool {
+	if a == nil || a.Type == spec.CustomRoutingAccelerator { // its client has chosen the endpoint
+		return false
+	}
+	for _, l := range a.Listeners {
+		n := 0
+		for _, g := range l.EndpointGroups {
+			n += len(g.Endpoints)
+		}
+		if l.Protocol == spec.UDP && n > 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// othersThan says whether an accelerator that has flows end at a target group has others.
+func othersThan(s *spec.Spec, group string) bool {
+	for _, a := range s.Accelerators {
+		for _, l := range a.Listeners {
+			for _, g := range l.EndpointGroups {
+				if slices.ContainsFunc(g.Endpoints, func(e spec.Endpoint) bool { return e.TargetGroup == group }) && othersOf(a) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // first yields one, if it is valid, and then others.
@@ -392,7 +425,7 @@ func (s *session) write(l *leg, all [][]byte) (refused bool) {
 }
 
 // refused takes note that nobody listens at the target. A session that is young, and has had no answer, goes on to another target of its group with what was
-// kept, or is refused, so that its flow goes on elsewhere. Others stay, as Global Accelerator's flows do: the next client is led elsewhere when the
+// kept, or is refused, so that its flow goes on elsewhere, if there is an elsewhere. Others stay, as Global Accelerator's flows do: the next client is led elsewhere when the
 // target's checks have found it out, of which this is evidence.
 func (s *session) refused(l *leg) {
 	for l != nil {
@@ -403,6 +436,9 @@ func (s *session) refused(l *leg) {
 		}
 		var goes bool
 		if l, goes = s.another(l); !goes {
+			if s.alone {
+				return // it would begin anew here
+			}
 			s.back.Refuse("nobody listens at the target")
 			s.close()
 		}
@@ -416,7 +452,9 @@ func (s *session) another(l *leg) (refused *leg, goes bool) {
 	if s.leg.Load() != l || s.closed.Load() {
 		return nil, true
 	}
-	s.tried = append(s.tried, l.target)
+	if !slices.Contains(s.tried, l.target) { // else it has stayed
+		s.tried = append(s.tried, l.target)
+	}
 	leave := s.leave
 	if s.group == nil || len(s.tried) >= maxTried || s.openIn(netip.AddrPort{}) != nil {
 		return nil, false

@@ -467,22 +467,30 @@ func TestANewSessionGoesOnToATargetThatListens(t *testing.T) {
 	})
 }
 
-// Where nobody listens at any, or at the only one, the flow is refused, so that it goes elsewhere; one that has been answered, or is older, stays.
+// Where nobody listens at any, or at the only one, the flow is refused, so that it goes elsewhere; one that has been answered, or is older, stays, and so does one
+// whose accelerator has no other endpoint.
 func TestANewSessionWithoutATargetThatListensIsRefused(t *testing.T) {
 	for _, c := range []struct {
 		name, resource string
 		before         func(s *session)
-		stays          bool
+		alone, stays   bool
 		tried          uint64
 	}{
-		{"a group", "30/targetGroup/web", func(*session) {}, false, 2},
-		{"an endpoint by address", "30/endpoint/a/10.0.0.1:80", func(*session) {}, false, 1},
-		{"one that was answered", "30/targetGroup/web", func(s *session) { s.answered.Store(true) }, true, 1},
-		{"one that is older", "30/targetGroup/web", func(*session) { time.Sleep(youngTime + time.Second) }, true, 1},
+		{"a group", "30/targetGroup/web", func(*session) {}, false, false, 2},
+		{"an endpoint by address", "30/endpoint/a/10.0.0.1:80", func(*session) {}, false, false, 1},
+		{"one that was answered", "30/targetGroup/web", func(s *session) { s.answered.Store(true) }, false, true, 1},
+		{"one that is older", "30/targetGroup/web", func(*session) { time.Sleep(youngTime + time.Second) }, false, true, 1},
+		{"a group alone", "30/targetGroup/web", func(*session) {}, true, true, 2},
+		{"an endpoint alone", "30/endpoint/a/10.0.0.1:80", func(*session) {}, true, true, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inWorld(t, 2, func(t *testing.T, w *world) {
-				w.apply(w.udpSpec())
+				all := w.udpSpec()
+				if !c.alone {
+					group := &all.Accelerators["a"].Listeners[0].EndpointGroups[0]
+					group.Endpoints = append(group.Endpoints, spec.Endpoint{TargetGroup: "web"})
+				}
+				w.apply(all)
 				w.healthy(w.addrs()...)
 				open := w.silences(w.targets...)
 				s, b := w.session(c.resource)
@@ -490,6 +498,17 @@ func TestANewSessionWithoutATargetThatListensIsRefused(t *testing.T) {
 				s.send([][]byte{[]byte("1")})
 				time.Sleep(10 * time.Millisecond)
 				synctest.Wait()
+				if c.alone { // it stays whatever is refused
+					for range 9 {
+						s.send([][]byte{[]byte("2")})
+						time.Sleep(10 * time.Millisecond)
+					}
+					synctest.Wait()
+					if len(s.tried) != int(c.tried) {
+						t.Errorf("tried %v", s.tried)
+					}
+					c.tried += 9
+				}
 				b.mu.Lock()
 				refused := b.reason != ""
 				b.mu.Unlock()
@@ -497,7 +516,7 @@ func TestANewSessionWithoutATargetThatListensIsRefused(t *testing.T) {
 					t.Errorf("refused %t, closed %t, %d sockets, %d sessions", refused, s.closed.Load(), open(), w.plane.sessions.count())
 				}
 				w.counted("origin_datagrams_refused_total", c.tried)
-				w.counted("origin_datagram_flows_retargeted_total", max(c.tried, 1)-1)
+				w.counted("origin_datagram_flows_retargeted_total", uint64(max(len(s.tried), 1)-1))
 				w.plane.CloseDatagrams()
 				if n := w.plane.sessions.keeper.Size(); n != 0 || open() != 0 {
 					t.Errorf("%d bytes are kept, %d sockets open", n, open())
