@@ -3,6 +3,7 @@ package backbone
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -16,20 +17,22 @@ import (
 
 // serveBlobs answers "blob" with as many bytes as the resource says.
 func serveBlobs(b *Backbone) {
-	b.Handle("blob", func(in *Incoming) {
-		size, _ := strconv.ParseInt(in.Resource, 10, 64)
-		c := in.Accept().(duplexConn)
-		defer c.Close()
-		chunk := make([]byte, 64<<10)
-		for size > 0 {
-			n, err := c.Write(chunk[:min(size, int64(len(chunk)))])
-			if err != nil {
-				return
-			}
-			size -= int64(n)
+	b.Handle("blob", func(in *Incoming) { sendBlob(in.Accept(), in.Resource) })
+}
+
+// sendBlob sends as many bytes as are asked for, and closes.
+func sendBlob(c net.Conn, asked string) {
+	defer c.Close()
+	size, _ := strconv.ParseInt(asked, 10, 64)
+	chunk := make([]byte, 64<<10)
+	for size > 0 {
+		n, err := c.Write(chunk[:min(size, int64(len(chunk)))])
+		if err != nil {
+			return
 		}
-		c.CloseWrite()
-	})
+		size -= int64(n)
+	}
+	c.(interface{ CloseWrite() error }).CloseWrite()
 }
 
 // fetch is how long a flow of some bytes takes, from its dialling on, to its first byte and to its last.
