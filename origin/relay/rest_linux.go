@@ -15,8 +15,11 @@ var sockets waiting
 const (
 	// told is how many sockets the system tells of at once.
 	told = 64
-	// closedLook is how often it is looked whether sockets were closed by others than their flows, of which the system says nothing.
-	closedLook = time.Second
+	// closedLook is how often it is looked whether sockets were closed by others than their flows, of which the system says nothing. Of many closedAtOnce are looked at, and
+	// closedPause later as many again, for meanwhile none can rest or be broken off.
+	closedLook   = time.Second
+	closedAtOnce = 1 << 10
+	closedPause  = 5 * time.Millisecond
 )
 
 // waiting is sockets for which the system is asked (epoll(7)), by one goroutine for all, as long as there are some. It is in the poller of the runtime itself, so no thread
@@ -27,6 +30,8 @@ type waiting struct {
 	fd     int
 	number uint32
 	known  map[int32]entry // by descriptor
+	all    []int32         // the descriptors
+	toLook int             // so many of these, the first, are to be looked at yet; 0: all, the next time
 	timer  *time.Timer
 }
 
@@ -34,6 +39,7 @@ type waiting struct {
 type entry struct {
 	rested
 	number uint32
+	at     int // in all
 }
 
 // add has a direction be carried on when its socket has something; false: it is to wait itself.
@@ -58,10 +64,16 @@ func (w *waiting) enter(fd int32, r rested) bool {
 		w.tidy()
 		return false
 	}
+	w.keep(fd, r)
+	return true
+}
+
+// keep notes who waits. The lock is held.
+func (w *waiting) keep(fd int32, r rested) {
 	d, _ := r.flow.side(r.from)
 	d.fd = fd + 1
-	w.known[fd] = entry{r, w.number}
-	return true
+	w.known[fd] = entry{r, w.number, len(w.all)}
+	w.all = append(w.all, fd)
 }
 
 // open begins to wait. The lock is held.
@@ -91,7 +103,7 @@ func (w *waiting) tidy() {
 	if len(w.known) == 0 {
 		w.timer.Stop()
 		w.file.Close()
-		w.file, w.known, w.timer = nil, nil, nil
+		w.file, w.known, w.all, w.toLook, w.timer = nil, nil, nil, 0, nil
 	}
 }
 
@@ -131,6 +143,14 @@ func (w *waiting) leave(fd int32, e entry) {
 	d, _ := e.flow.side(e.from)
 	d.fd = 0
 	delete(w.known, fd)
+	last := len(w.all) - 1
+	if moved := w.all[last]; moved != fd { // it was looked at before all that are to be yet
+		w.all[e.at] = moved
+		one := w.known[moved]
+		one.at = e.at
+		w.known[moved] = one
+	}
+	w.all = w.all[:last]
 }
 
 // remove has a direction not be waited for any more. It says whether it was.
@@ -147,19 +167,29 @@ func (w *waiting) remove(f *Flow, from End) bool {
 	return true
 }
 
-// lookForClosed wakes those whose socket was closed.
+// lookForClosed wakes those whose socket was closed. From the last to the first, so that none is left out as others leave.
 func (w *waiting) lookForClosed(file *os.File) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.file != file {
 		return
 	}
-	for fd, e := range w.known {
-		if e.raw.Control(func(uintptr) {}) != nil {
+	if w.toLook == 0 {
+		w.toLook = len(w.all)
+	}
+	w.toLook = min(w.toLook, len(w.all))
+	for range min(w.toLook, closedAtOnce) {
+		w.toLook--
+		fd := w.all[w.toLook]
+		if e := w.known[fd]; e.raw.Control(func(uintptr) {}) != nil {
 			w.leave(fd, e)
 			go e.flow.wake(e.from)
 		}
 	}
-	w.timer.Reset(closedLook)
+	if w.toLook > 0 {
+		w.timer.Reset(closedPause)
+	} else {
+		w.timer.Reset(closedLook)
+	}
 	w.tidy()
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"sync/atomic"
 	"syscall"
@@ -223,5 +224,62 @@ func TestWhoHasTheDescriptorOfAClosedSocketIsWaitedFor(t *testing.T) {
 	}
 	if sockets.some() {
 		t.Error("the system is asked for nobody")
+	}
+}
+
+// asked is a socket that counts how often it is looked at.
+type asked struct {
+	syscall.RawConn
+	times int
+}
+
+func (a *asked) Control(func(uintptr)) error {
+	a.times++
+	return nil
+}
+
+func TestManySocketsAreNotAllLookedAtAtOnce(t *testing.T) {
+	file := new(os.File)
+	w := waiting{file: file, fd: -1, known: map[int32]entry{}, timer: time.NewTimer(time.Hour)}
+	defer w.timer.Stop()
+	const many = 3*closedAtOnce + 100
+	all := make([]*asked, many)
+	flows := make([]*Flow, many)
+	for i := range all {
+		all[i], flows[i] = new(asked), new(Flow)
+		w.keep(int32(i), rested{flows[i], A, all[i]})
+	}
+	looked := func() (n int) {
+		for _, a := range all {
+			n += a.times
+		}
+		return n
+	}
+	before := 0
+	for _, want := range []int{closedAtOnce, closedAtOnce, closedAtOnce, 100, closedAtOnce} {
+		w.lookForClosed(file)
+		if n := looked() - before; n != want {
+			t.Errorf("%d were looked at, want %d", n, want)
+		}
+		if before = looked(); before == 3*closedAtOnce {
+			for i := range 10 {
+				w.remove(flows[i], A) // others take their places, and are looked at again
+			}
+			for i := range 10 { // of those that were looked at
+				w.remove(flows[many-1-i], A)
+			}
+			for i, a := range all[10:100] {
+				if a.times > 0 {
+					t.Errorf("%d was looked at", 10+i)
+				}
+			}
+		}
+		if before == 3*closedAtOnce+100 {
+			for i, a := range all[10:] {
+				if a.times == 0 {
+					t.Errorf("%d was left out", 10+i)
+				}
+			}
+		}
 	}
 }
