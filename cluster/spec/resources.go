@@ -402,7 +402,7 @@ type AcceleratorListener struct {
 	// order and repeats what is lost, or are refused, so that a sender that looks for the size that a path takes finds it. UDP only; default STREAM.
 	LargeDatagrams string `json:"largeDatagrams,omitempty" rule:"STREAM|REFUSE"`
 	// FastOpen is as TCP Fast Open has it (RFC 7413, section 2.1): what a client says first travels with the opening of its flow, and where one endpoint is slow to take
-	// that, another may be given the same, so that it is done twice. It is for protocols that bear that. TCP only.
+	// that, others may be given the same, four at once at most, so that it is done more than once. It is for protocols that bear that. TCP only.
 	FastOpen bool `json:"fastOpen,omitempty"`
 	// FailoverScope is which groups take the flows of one that cannot: the three closest (Global Accelerator), or all, the nearest
 	// first.
