@@ -1282,6 +1282,7 @@ func (c *lastingConn) Lend() (lent any, room []byte) {
 // waits takes no memory, and what is sent is in the processor's cache. WriteLent is to follow, or an end of the flow.
 func (c *lastingConn) AwaitTurn() {
 	c.mu.Lock()
+	c.giveAhead() // or nothing would tell of the one before
 	c.startWriting()
 	on, is := c.stream.(*streamConn)
 	wants := is && c.over == nil && on.wantsAhead() && c.fits(lasting.Most)

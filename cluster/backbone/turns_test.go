@@ -365,6 +365,11 @@ func TestATurnIsWaitedForBeforeWhatIsWrittenIsRead(t *testing.T) {
 			lent, _ := c.Lend()
 			c.WriteLent(lent, 0)
 		}, 1)
+		awaits("nothing comes of it, and it waits for another", turnTime, func() {
+			c.AwaitTurn()
+			lent, _ := c.Lend()
+			c.WriteLent(lent, 0)
+		}, 2)
 		c.SetWriteDeadline(time.Now().Add(time.Hour))
 		awaits("there is a deadline", 0, nothing, 0)
 		c.SetWriteDeadline(time.Time{})
