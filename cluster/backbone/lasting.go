@@ -29,9 +29,10 @@ const (
 	firstMeeting = 50 * time.Millisecond
 	lastMeeting  = time.Second
 
-	// ackEvery is how many bytes arrive before they are acknowledged at once, and ackDelay how long fewer may wait. What is written meanwhile takes
-	// the acknowledgement along.
+	// ackEvery is how many bytes arrive before they are acknowledged at once. Fewer are when nothing more has come for ackQuiet, as where the other end keeps little for
+	// long, or the first of them ackDelay ago, as where much comes. What is written meanwhile takes the acknowledgement along.
 	ackEvery = 128 << 10
+	ackQuiet = 200 * time.Millisecond
 	ackDelay = 500 * time.Millisecond
 
 	// maxLasting bounds the flows of a node, of either end's opening, that may go on over another stream. Those beyond it do not.
@@ -142,8 +143,10 @@ type lastingConn struct {
 	owed      bool        // an acknowledgement is due, or a word that this end forgoes
 	forgo     bool        // that word
 	ack       *time.Timer
-	armed     bool // it runs
-	hurried   bool // for no time
+	armed     bool      // it runs
+	hurried   bool      // for no time
+	unacked   time.Time // since then, if it runs
+	came      time.Time // bytes, the last
 	meeting   *time.Timer
 	cancel    context.CancelFunc // of the search for another stream
 	deadlines [2]time.Time
@@ -1069,7 +1072,8 @@ func (c *lastingConn) receive(p []byte, peek, beyond bool) (int, error) {
 			if c.in.Due() >= ackEvery {
 				c.later(0)
 			} else {
-				c.later(ackDelay)
+				c.came = time.Now()
+				c.later(ackQuiet)
 			}
 			c.shift(s)
 		}
@@ -1155,12 +1159,15 @@ func (c *lastingConn) attend() {
 func (c *lastingConn) later(after time.Duration) {
 	switch {
 	case c.over != nil:
+	case c.armed && (after > 0 || c.hurried):
+		return
 	case c.ack == nil:
 		c.ack = time.AfterFunc(after, c.flush)
-	case !c.armed || after == 0 && !c.hurried:
-		c.ack.Reset(after)
 	default:
-		return
+		c.ack.Reset(after)
+	}
+	if !c.armed {
+		c.unacked = time.Now()
 	}
 	c.armed, c.hurried = true, after == 0
 }
@@ -1171,10 +1178,17 @@ func (c *lastingConn) yield(side int) {
 	c.changed.Broadcast()
 }
 
-// flush writes what is due, unless somebody writes, who then does it.
+// flush writes what is due, unless somebody writes, who then does it, or more has come meanwhile.
 func (c *lastingConn) flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.armed && !c.hurried && c.over == nil && c.in.Due() > 0 {
+		now := time.Now()
+		if more := min(ackQuiet-now.Sub(c.came), ackDelay-now.Sub(c.unacked)); more > 0 {
+			c.ack.Reset(more)
+			return
+		}
+	}
 	c.armed, c.hurried, c.owed = false, false, true
 	if !c.held[writer] {
 		c.held[writer] = true

@@ -1182,6 +1182,53 @@ func TestAFlowIsAcknowledgedThatIsNotReadAnyMore(t *testing.T) {
 	})
 }
 
+// What little has come is acknowledged soon, for it is kept until then; of a flow of which more and more comes an acknowledgement waits for that.
+func TestWhatIsNotFollowedByMoreIsAcknowledgedSoon(t *testing.T) {
+	byEach(t, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		go io.Copy(io.Discard, far)
+		go io.Copy(io.Discard, near) // so that it hears what is acknowledged
+		kept := func() uint64 {
+			near.mu.Lock()
+			defer near.mu.Unlock()
+			return near.out.Kept()
+		}
+		said := func() uint64 {
+			far.mu.Lock()
+			defer far.mu.Unlock()
+			return far.in.Received() - far.in.Due()
+		}
+		const some, moment = 5000, 10 * time.Millisecond
+		for pieces := range 3 {
+			for range pieces {
+				near.Write(make([]byte, some))
+				time.Sleep(ackQuiet / 2)
+			}
+			near.Write(make([]byte, some))
+			if time.Sleep(roundTrip + ackQuiet - moment); kept() == 0 {
+				w.Error("it was acknowledged though more might have come")
+			}
+			if time.Sleep(2 * moment); kept() > 0 {
+				w.Errorf("%d bytes are kept after %v", kept(), roundTrip+ackQuiet+moment)
+			}
+		}
+		acknowledged, before := 0, said()
+		for range 10 * ackDelay / moment {
+			near.Write(make([]byte, 100))
+			time.Sleep(moment)
+			if now := said(); now != before {
+				acknowledged, before = acknowledged+1, now
+			}
+		}
+		if acknowledged < 8 || acknowledged > 10 {
+			w.Errorf("in %v it was acknowledged %d times", 10*ackDelay, acknowledged)
+		}
+		near.Abort()
+		far.Abort()
+		w.settled()
+	})
+}
+
 // One direction that is not read stalls the other no more than it would without acknowledgements: the flow forgoes another stream.
 func TestAcknowledgementsThatAreStuckStallNothing(t *testing.T) {
 	byEach(t, func(w *flowWorld) {
