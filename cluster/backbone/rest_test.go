@@ -2,11 +2,14 @@ package backbone
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"runtime"
+	"runtime/pprof"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,6 +150,14 @@ func TestAFlowThatIsSilentHoldsLittleAtItsNodes(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second)
 		took := (measure() - before) / flows
+		var stacks bytes.Buffer
+		pprof.Lookup("goroutine").WriteTo(&stacks, 2)
+		if n := strings.Count(stacks.String(), "relay.copyPatiently("); n > 0 {
+			t.Errorf("%d directions do not rest", n)
+		}
+		if n := strings.Count(stacks.String(), "relay.(*Flow).await("); n != 4*flows {
+			t.Errorf("%d directions are waited for, want %d", n, 4*flows)
+		}
 		t.Logf("a silent flow takes %d bytes", took)
 		if took > most {
 			t.Errorf("a silent flow takes %d bytes", took)
