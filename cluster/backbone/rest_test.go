@@ -50,9 +50,9 @@ func TestWhoWaitsForAFlowHearsWhatBecomesOfIt(t *testing.T) {
 	}{
 		"bytes come, and the end": {func(w *flowWorld, near, far *lastingConn) {
 			near.Write([]byte("he"))
-			time.Sleep(time.Minute)
+			time.Sleep(5 * time.Second)
 			near.Write([]byte("llo"))
-			time.Sleep(time.Minute)
+			time.Sleep(5 * time.Second)
 			near.CloseWrite()
 		}, "hello", io.EOF},
 		"the way is lost, and there is another": {func(w *flowWorld, near, far *lastingConn) {
@@ -69,7 +69,7 @@ func TestWhoWaitsForAFlowHearsWhatBecomesOfIt(t *testing.T) {
 		}, "xxx", io.EOF},
 		"the way is lost for good": {func(w *flowWorld, near, far *lastingConn) {
 			w.in.CutOff("iad")
-			time.Sleep(time.Minute)
+			time.Sleep(2 * meetTime)
 			w.in.Rejoin("iad")
 			w.until(w.icn, "iad", true)
 		}, "", ErrParted},
@@ -84,7 +84,7 @@ func TestWhoWaitsForAFlowHearsWhatBecomesOfIt(t *testing.T) {
 		for name, one := range cases {
 			near, far := w.flow("iad", "iad", "fra")
 			got := readsByAwait(far)
-			time.Sleep(time.Minute)
+			time.Sleep(5 * time.Second)
 			one.happens(w, near, far)
 			if text, err := got(); text != one.text || !errors.Is(err, one.err) {
 				w.Errorf("%s: %q came, and %v", name, text, err)
