@@ -818,9 +818,9 @@ func (n *Node) meet(ctx, loops context.Context) error {
 // Done is closed when the node has ended.
 func (n *Node) Done() <-chan struct{} { return n.done }
 
-// leaveTime is how long a node that ends serves on after it has said so: until all others have heard it, and what
+// LeaveTime is how long a node that ends serves on after it has said so: until all others have heard it, and what
 // they had sent has come.
-const leaveTime = time.Second
+const LeaveTime = time.Second
 
 // leave tells the others to choose this node no more, and serves on for those who were sent here before.
 func (n *Node) leave(ctx context.Context) {
@@ -831,7 +831,7 @@ func (n *Node) leave(ctx context.Context) {
 	if len(n.view.Get().Members) < 2 {
 		return // nobody hears it
 	}
-	sleep(ctx, leaveTime)
+	sleep(ctx, LeaveTime)
 	if n.front == nil || n.cfg.Drain == 0 {
 		return
 	}

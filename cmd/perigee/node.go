@@ -253,7 +253,7 @@ func runNode(ctx context.Context, cfg node.Config, started func()) error {
 	case <-ctx.Done():
 	case <-n.Done():
 	}
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.Drain+stopTime)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), node.LeaveTime+cfg.Drain+stopTime)
 	defer cancel()
 	hurry, heard := signal.NotifyContext(stop, os.Interrupt, syscall.SIGTERM) // told a second time, it waits for nobody
 	defer heard()
