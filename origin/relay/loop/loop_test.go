@@ -407,12 +407,15 @@ func TestATargetIsToldFirstWhatItIsToBe(t *testing.T) {
 	}
 	sends(t, client, target, []byte("question"))
 	f := <-d.started
-	if in, _ := f.Moved(); in > 8 || !f.prompt {
-		t.Errorf("%d bytes have moved; its socket waits for more: %v", in, !f.prompt)
+	if in, _ := f.Moved(); in > 8 {
+		t.Errorf("%d bytes have moved", in)
 	}
 	client.Close()
 	target.Close()
 	d.became(relay.Result{AToB: 8})
+	if !f.prompt { // the loop writes it until then
+		t.Error("its socket waits for more")
+	}
 }
 
 // A target that resets the connection before it was told has not taken the flow.
