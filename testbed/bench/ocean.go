@@ -13,10 +13,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/testbed/netns"
 	"github.com/perigee-net/perigee/testbed/pump"
@@ -459,14 +461,21 @@ func renewLink(ctx context.Context, s Stage, p *Process) error {
 		if err != nil {
 			return err
 		}
-		// Until it is up it has no socket.
+		// Until it is up it has no socket; and until the near node knows that it is back it is passed over, for it had said that it leaves.
 		if is, err := over.Status(ctx); err == nil && now > before && is.Running >= status.Revision {
-			return nil
+			if known, err := near.Status(ctx); err == nil && slices.ContainsFunc(known.Members, back) {
+				return nil
+			}
 		}
 		if err := pause(ctx, again/4); err != nil {
 			return err
 		}
 	}
+}
+
+// back says that a member is the far node, and takes flows.
+func back(m api.MemberStatus) bool {
+	return m.Name == "bench2" && !m.Leaving && slices.Contains(m.Roles, view.Origin)
 }
 
 // linksOf is how often the near node said that its link came up. The far one has a link of its own, and the same log.
