@@ -88,11 +88,12 @@ type session struct {
 	client netip.AddrPort
 	as     netip.AddrPort // the client, if the target is to see it
 	group  *group         // of its targets; nil: there is one alone
-	back   back
-	tell   bool // at which target it ends
-	alone  bool // no other endpoint has it if this one refuses it
-	name   sessionName
-	began  time.Time
+	// accelerator is whose endpoint it is, where there is no group.
+	accelerator string
+	back        back
+	tell        bool // at which target it ends
+	name        sessionName
+	began       time.Time
 
 	idler    relay.Idler
 	leg      atomic.Pointer[leg]
@@ -102,6 +103,8 @@ type session struct {
 	mu    sync.Mutex       // held by who sends as long as something is kept, and by who finds another target; guards:
 	tried []netip.AddrPort // targets at which nobody listens
 	leave func() bool      // the lease
+	// looked says that it is known whether another endpoint would have the flow (others).
+	looked, others bool
 }
 
 // leg is a session's way to its target.
@@ -161,7 +164,6 @@ func (p *Plane) openSession(text string, client netip.AddrPort, way back) (*sess
 	switch kind {
 	case "endpoint":
 		accelerator, at, _ := strings.Cut(name, "/")
-		s.alone = !othersOf(t.spec.Accelerators[accelerator])
 		addr, err := netip.ParseAddrPort(at)
 		if err != nil {
 			return nil, fmt.Errorf("endpoint of accelerator %s: %w", accelerator, err)
@@ -170,6 +172,7 @@ func (p *Plane) openSession(text string, client netip.AddrPort, way back) (*sess
 		if !ok {
 			return nil, fmt.Errorf("%s is no endpoint for UDP of accelerator %s in this region", addr, accelerator)
 		}
+		s.accelerator = accelerator
 		l, err := s.open(addr, key)
 		if err != nil {
 			return nil, err
@@ -184,7 +187,7 @@ func (p *Plane) openSession(text string, client netip.AddrPort, way back) (*sess
 		if !before.IsValid() {
 			before = after // or nothing, where it was a client
 		}
-		s.group, s.alone = g, !othersThan(t.spec, name)
+		s.group = g
 		if err := s.openIn(before); err != nil {
 			return nil, fmt.Errorf("%s: %w", resource, err)
 		}
@@ -235,6 +238,21 @@ func (s *session) openIn(before netip.AddrPort) error {
 		return nil
 	}
 	return err
+}
+
+// alone says whether no other endpoint would have the session's flow if this one refuses it. It looks at all accelerators, so it is for those few that are refused, once.
+func (s *session) alone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.looked {
+		s.looked = true
+		if now := s.plane.table.Load().spec; s.group != nil {
+			s.others = othersThan(now, s.group.spec.Name)
+		} else {
+			s.others = othersOf(now.Accelerators[s.accelerator])
+		}
+	}
+	return !s.others
 }
 
 // othersOf says whether an accelerator, which may be nil, has another endpoint take a flow of datagrams that one refuses.
@@ -436,7 +454,7 @@ func (s *session) refused(l *leg) {
 		}
 		var goes bool
 		if l, goes = s.another(l); !goes {
-			if s.alone {
+			if s.alone() {
 				return // it would begin anew here
 			}
 			s.back.Refuse("nobody listens at the target")

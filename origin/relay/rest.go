@@ -147,7 +147,7 @@ func (f *Flow) rouse() {
 	}
 }
 
-// resting is a direction that waits for its socket.
+// rested is a direction that waits for its socket.
 type rested struct {
 	flow *Flow
 	from End
