@@ -287,8 +287,8 @@ func (b *builder) unchecked(m *moment, a *spec.Accelerator, l *spec.AcceleratorL
 		}
 		port := uint16(0)
 		if lb := b.spec.LoadBalancers[e.LoadBalancer]; lb != nil {
-			if i := slices.IndexFunc(lb.Listeners, func(at spec.Listener) bool { return g.Takes(l, at.Port) }); i >= 0 {
-				port = lb.Listeners[i].Port
+			if from, ok := g.Reaches(l, lb); ok {
+				port = g.EndpointPort(from)
 			}
 		}
 		if state, _ := m.View.EndpointState(b.spec, a, g, e, port); state != view.Initial {
@@ -311,8 +311,10 @@ func (b *builder) endpointGroup(a *spec.Accelerator, l *spec.AcceleratorListener
 		if i, ok := b.groups[e.TargetGroup]; ok && e.TargetGroup != "" {
 			rests = append(rests, i)
 		}
-		if i, ok := b.balancers[e.LoadBalancer]; ok && e.LoadBalancer != "" && g.Reaches(l, b.spec.LoadBalancers[e.LoadBalancer]) {
-			rests = append(rests, i)
+		if i, ok := b.balancers[e.LoadBalancer]; ok && e.LoadBalancer != "" {
+			if _, reached := g.Reaches(l, b.spec.LoadBalancers[e.LoadBalancer]); reached {
+				rests = append(rests, i)
+			}
 		}
 	}
 	healthy := func(m *moment) int {

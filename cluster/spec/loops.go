@@ -39,8 +39,6 @@ func (l *lead) meets(address netip.Addr, protocol string, ports []PortRange) (at
 	return at, false
 }
 
-func (r PortRange) last() uint16 { return max(r.FromPort, r.ToPort) }
-
 // leads calls yield with each target of a target group that is given.
 func (g *TargetGroup) leads(document int, yield func(lead)) {
 	protocol := TCP

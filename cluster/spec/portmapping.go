@@ -94,13 +94,18 @@ func (l *AcceleratorListener) size() (n int) {
 	return n
 }
 
-func (r PortRange) size() int { return max(0, int(max(r.FromPort, r.ToPort))-int(r.FromPort)+1) }
+func (r PortRange) size() int { return max(0, int(r.last())-int(r.FromPort)+1) }
+
+// last is the last port of the range, whose toPort may be left out.
+func (r PortRange) last() uint16 { return max(r.FromPort, r.ToPort) }
+
+func (r PortRange) has(port int) bool { return int(r.FromPort) <= port && port <= int(r.last()) }
 
 // indexOf is where a port is in the listener's order, that of its ranges as they are written; −1: nowhere.
 func (l *AcceleratorListener) indexOf(port uint16) int {
 	before := 0
 	for _, r := range l.PortRanges {
-		if r.FromPort <= port && port <= max(r.FromPort, r.ToPort) {
+		if r.has(int(port)) {
 			return before + int(port-r.FromPort)
 		}
 		before += r.size()
@@ -240,7 +245,7 @@ func (l *AcceleratorListener) MayReach(region string, at netip.AddrPort) bool {
 		g := &l.EndpointGroups[b.group]
 		e := &g.Endpoints[b.endpoint]
 		return g.Region == region && e.Subnet.Contains(at.Addr()) && e.allows(at) &&
-			slices.ContainsFunc(g.DestinationConfigurations, func(r PortRange) bool { return r.FromPort <= at.Port() && at.Port() <= max(r.FromPort, r.ToPort) })
+			slices.ContainsFunc(g.DestinationConfigurations, func(r PortRange) bool { return r.has(int(at.Port())) })
 	})
 }
 
@@ -276,7 +281,7 @@ func (c check) customRouting(field string, a *Accelerator, l *AcceleratorListene
 					}
 				}
 				for _, p := range t.DestinationPorts {
-					if !slices.ContainsFunc(g.DestinationConfigurations, func(r PortRange) bool { return int(r.FromPort) <= p && p <= int(max(r.FromPort, r.ToPort)) }) {
+					if !slices.ContainsFunc(g.DestinationConfigurations, func(r PortRange) bool { return r.has(p) }) {
 						c.fault(at(one+".allowedTraffic", k)+".destinationPorts", "%d is no port of destinationConfigurations", p)
 					}
 				}

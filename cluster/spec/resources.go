@@ -411,7 +411,7 @@ type AcceleratorListener struct {
 
 // Has says whether a listener is on a port.
 func (l *AcceleratorListener) Has(port uint16) bool {
-	return slices.ContainsFunc(l.PortRanges, func(r PortRange) bool { return r.FromPort <= port && port <= max(r.FromPort, r.ToPort) })
+	return slices.ContainsFunc(l.PortRanges, func(r PortRange) bool { return r.has(int(port)) })
 }
 
 // Ports are the listener's in words: 80,443,8000-8080.
@@ -504,9 +504,14 @@ func (g *EndpointGroup) Takes(l *AcceleratorListener, port uint16) bool {
 	return ok
 }
 
-// Reaches says whether flows of a listener can end at a listener of a load balancer that is an endpoint of the group.
-func (g *EndpointGroup) Reaches(l *AcceleratorListener, lb *LoadBalancer) bool {
-	return slices.ContainsFunc(lb.Listeners, func(at Listener) bool { return g.Takes(l, at.Port) })
+// Reaches is a port of a listener whose flows can end at a listener of a load balancer that is an endpoint of the group; not ok: there is none.
+func (g *EndpointGroup) Reaches(l *AcceleratorListener, lb *LoadBalancer) (from uint16, ok bool) {
+	for _, at := range lb.Listeners {
+		if from, ok = g.ListenerPort(l, at.Port); ok {
+			return from, true
+		}
+	}
+	return 0, false
 }
 
 // CheckAddr is where an endpoint of the group that is given by address is checked.

@@ -139,12 +139,9 @@ func flowTo(e spec.Endpoint, g *spec.EndpointGroup, l *spec.AcceleratorListener,
 		return f
 	}
 	port := l.PortRanges[0].FromPort
-	if lb := s.LoadBalancers[e.LoadBalancer]; lb != nil && !lb.Has(g.EndpointPort(port)) {
-		for _, at := range lb.Listeners {
-			if from, ok := g.ListenerPort(l, at.Port); ok {
-				port = from
-				break
-			}
+	if lb := s.LoadBalancers[e.LoadBalancer]; lb != nil {
+		if from, ok := g.Reaches(l, lb); ok {
+			port = from
 		}
 	}
 	f.Local = netip.AddrPortFrom(netip.Addr{}, port)
