@@ -48,6 +48,13 @@ type closedOwner struct {
 	doors  int
 }
 
+func (o closedOwner) text() string {
+	if o.doors > 1 {
+		return fmt.Sprintf("%s (and %d more of its doors)", o.reason, o.doors-1)
+	}
+	return o.reason
+}
+
 func (c *closedDoors) add(who string, at doorPlace, reason string) {
 	if c.why[at] == "" {
 		c.why[at] = reason
@@ -64,10 +71,7 @@ func (c *closedDoors) add(who string, at doorPlace, reason string) {
 func (c *closedDoors) String() string {
 	var b strings.Builder
 	for i, o := range c.owners {
-		text := o.name + ": " + o.reason
-		if o.doors > 1 {
-			text += fmt.Sprintf(" (and %d more of its doors)", o.doors-1)
-		}
+		text := o.name + ": " + o.text()
 		rest := ""
 		if left := len(c.owners) - i; left > 1 {
 			rest = fmt.Sprintf("; and %d more", left-1)
@@ -99,10 +103,7 @@ func (n *Node) closedOf(who string) string {
 	if !some {
 		return ""
 	}
-	if more := closed.owners[i].doors - 1; more > 0 {
-		return fmt.Sprintf("%s (and %d more of its doors)", closed.owners[i].reason, more)
-	}
-	return closed.owners[i].reason
+	return closed.owners[i].text()
 }
 
 // doorCounts are those of doors that the spec asks for.
@@ -202,9 +203,7 @@ func (n *Node) wantedDoors(s *spec.Spec) (all []owner) {
 			opens := front.Door{
 				Network: "tcp", Address: netip.AddrPortFrom(n.doorHost, l.Port), Allowed: n.guards.allowed(s, door{l.LoadBalancer, l.Port}, guarded),
 			}
-			sort := balancesFlows
 			if l.Protocol == spec.HTTP {
-				sort = balancesRequests
 				opens.Handler, opens.Relay = n.origin.Handler(l.LoadBalancer, l.Port), n.origin.Relay(l.LoadBalancer, l.Port)
 				opens.Desync = http1.MitigationOf(s.LoadBalancers[l.LoadBalancer].DesyncMitigationMode)
 			} else {
@@ -212,7 +211,7 @@ func (n *Node) wantedDoors(s *spec.Spec) (all []owner) {
 				opens.Soon = n.balancedSoon(l)
 			}
 			who := of("LoadBalancer " + l.LoadBalancer)
-			who.doors = append(who.doors, wantedDoor{Door: opens, sort: sort})
+			who.doors = append(who.doors, wantedDoor{Door: opens, sort: sortOf(l)})
 		}
 	}
 	n.guards = guarded

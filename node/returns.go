@@ -11,6 +11,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/origin"
 )
 
 // What is led to a door of this network comes back as a new flow, and so on without end. That no target is an accelerator's address is seen to when a change is applied; that
@@ -24,6 +25,14 @@ const (
 	balancesRequests
 	accelerates // one of a node's own (Config.OwnDoors)
 )
+
+// sortOf is that of a load balancer's door.
+func sortOf(l origin.Listener) doorSort {
+	if l.Protocol == spec.HTTP {
+		return balancesRequests
+	}
+	return balancesFlows
+}
 
 // returning is where what is dialled would come back, as far as the spec says.
 type returning struct {
@@ -53,11 +62,7 @@ func (n *Node) returningBy() *returning {
 		r.ports[doorPort{networkOf(l), l.Address.Port()}] |= accelerates
 	}
 	for _, l := range n.origin.Listeners() {
-		sort := balancesFlows
-		if l.Protocol == spec.HTTP {
-			sort = balancesRequests
-		}
-		r.ports[doorPort{"tcp", l.Port}] |= sort
+		r.ports[doorPort{"tcp", l.Port}] |= sortOf(l)
 	}
 	return r
 }

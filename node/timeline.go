@@ -106,12 +106,7 @@ func (n *Node) makeMetrics() {
 		}
 	})
 	m.Gauge("link_loss_ratio", "share of the packets sent to a node that were lost of late, those made good included", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 { return p.Loss }))
-	m.Gauge("link_parity", "whether what is sent to a node has parity", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 {
-		if p.Parity {
-			return 1
-		}
-		return 0
-	}))
+	m.Gauge("link_parity", "whether what is sent to a node has parity", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 { return oneIf(p.Parity) }))
 	m.Gauge("link_sent_bits_per_second", "what is sent to a node over the backbone", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 { return p.Sent }))
 	m.Gauge("link_received_bits_per_second", "what a node sends here over the backbone", []string{"peer", "region"}, n.eachPath(func(p view.Path) float64 { return p.Received }))
 	m.Gauge("link_carried_bits_per_second", "the most that arrived at a node in a second of the last ten minutes, by carrier (quic, tcp)", []string{"peer", "region", "carrier"}, func(emit func(float64, ...string)) {
@@ -129,11 +124,8 @@ func (n *Node) makeMetrics() {
 			if one.Name == n.cfg.Name {
 				continue
 			}
-			up := 0.0
-			if _, has := v.RTT[one.Name]; has {
-				up = 1
-			}
-			emit(up, one.Name, one.Region)
+			_, up := v.RTT[one.Name]
+			emit(oneIf(up), one.Name, one.Region)
 		}
 	})
 	m.Gauge("health_verdicts", "merged verdicts by kind (target, endpoint, check) and state", []string{"kind", "state"}, func(emit func(float64, ...string)) {
@@ -163,24 +155,17 @@ func (n *Node) makeMetrics() {
 			return
 		}
 		for _, s := range n.speaker.Sessions().Get() {
-			up := 0.0
-			if s.State == anycast.Established {
-				up = 1
-			}
-			emit(up, s.Neighbor.Address.String())
+			emit(oneIf(s.State == anycast.Established), s.Neighbor.Address.String())
 		}
 	})
 	m.Gauge("orders", "what is in force by kind: block, drain; and whether this node is fenced", []string{"kind"}, func(emit func(float64, ...string)) {
-		blocks, drains, fenced := 0, 0, 0.0
+		blocks, drains := 0, 0
 		if e := n.orders.effects.Load(); e != nil {
 			blocks, drains = len(e.Blocks), len(e.Drains)
 		}
-		if n.isFenced() {
-			fenced = 1
-		}
 		emit(float64(blocks), "block")
 		emit(float64(drains), "drain")
-		emit(fenced, "fence")
+		emit(oneIf(n.isFenced()), "fence")
 	})
 	for _, by := range []struct {
 		name, help, label string
@@ -229,6 +214,14 @@ func (n *Node) makeMetrics() {
 		emit(float64(state.Revision), "spec")
 	})
 	n.acked = m.Histogram("order_acknowledged_seconds", "from an order to its acknowledgement by another node", []float64{.01, .025, .05, .1, .15, .2, .3, .5, 1, 2, 5})
+}
+
+// oneIf is 1 for what is so, and else 0.
+func oneIf(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 func memberState(v *view.View, m view.Member) string {
