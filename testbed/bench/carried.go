@@ -66,6 +66,20 @@ func Carry(ctx context.Context, way, address, target string) error {
 	if err != nil {
 		return err
 	}
+	return accepted(ctx, address, func(c net.Conn) {
+		working.Go(func() {
+			far, err := dial()
+			if err != nil {
+				c.Close()
+				return
+			}
+			carry(ctx, c.(*net.TCPConn), far)
+		})
+	})
+}
+
+// accepted calls each with every connection that comes to an address, until the context ends.
+func accepted(ctx context.Context, address string, each func(net.Conn)) error {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return err
@@ -79,14 +93,7 @@ func Carry(ctx context.Context, way, address, target string) error {
 			}
 			return err
 		}
-		working.Go(func() {
-			far, err := dial()
-			if err != nil {
-				c.Close()
-				return
-			}
-			carry(ctx, c.(*net.TCPConn), far)
-		})
+		each(c)
 	}
 }
 

@@ -213,19 +213,7 @@ func congest(c net.Conn, name string) error {
 // Vend is a target of flows: it sends each as many bytes as it asks for, by the congestion control that it asks for, and ends it. It returns when the context
 // ends.
 func Vend(ctx context.Context, address string) error {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, func() { l.Close() })()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
-		}
+	return accepted(ctx, address, func(c net.Conn) {
 		go func() {
 			defer c.Close()
 			defer context.AfterFunc(ctx, func() { c.Close() })()
@@ -241,7 +229,7 @@ func Vend(ctx context.Context, address string) error {
 				left -= int64(n)
 			}
 		}()
-	}
+	})
 }
 
 // crossing is a way over an ocean.
