@@ -21,6 +21,7 @@ import (
 	"github.com/perigee-net/perigee/edge/accelerator"
 	"github.com/perigee-net/perigee/edge/cdn"
 	"github.com/perigee-net/perigee/origin"
+	"github.com/perigee-net/perigee/testbed/gate"
 )
 
 func TestTheExamplesAreValid(t *testing.T) {
@@ -269,9 +270,7 @@ func counters(t *testing.T, file string, names map[string]bool) {
 
 // The configurations of routers are read by the program that they are for.
 func TestTheRouterExamplesAreRead(t *testing.T) {
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
+	gate.Wanted(t)
 	bird, err := exec.LookPath("bird")
 	if err != nil {
 		bird = "/usr/sbin/bird"

@@ -9,13 +9,13 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+
+	"github.com/perigee-net/perigee/testbed/gate"
 )
 
 // TestWhatThisMachineLacksIsToldFromWhereItHasNoWay asks the kernel, in a network of the test's own: one without IPv6, and with two ports to go from.
 func TestWhatThisMachineLacksIsToldFromWhereItHasNoWay(t *testing.T) {
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
+	gate.Wanted(t)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/perigee-net/perigee/testbed/bed"
+	"github.com/perigee-net/perigee/testbed/gate"
 	"github.com/perigee-net/perigee/testbed/page"
 	"github.com/perigee-net/perigee/testbed/procs"
 	"github.com/perigee-net/perigee/testbed/wan"
@@ -24,9 +25,7 @@ type laboratory struct {
 
 func needsLaboratory(t *testing.T) laboratory {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
+	gate.Wanted(t)
 	w, err := wan.BuiltIn("three")
 	if err != nil {
 		t.Fatal(err)

@@ -16,32 +16,20 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/perigee-net/perigee/testbed/gate"
 )
 
-// laboratory says what this machine lacks for a test with real routers, and ends the test: as a failure where
-// PERIGEE_LAB=required asks for all of them.
+// laboratory ends a test with real routers that nobody asked for, or that this machine cannot run.
 func laboratory(t *testing.T) {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
-	lack := func(format string, args ...any) {
-		t.Helper()
-		if os.Getenv("PERIGEE_LAB") == "required" {
-			t.Fatalf(format, args...)
-		}
-		t.Skipf(format, args...)
-	}
+	gate.Wanted(t)
 	if os.Getuid() != 0 {
-		lack("needs root, for network namespaces")
+		gate.Lacks(t, "needs root, for network namespaces")
 	}
-	for program, pkg := range map[string]string{"ip": "iproute2", "bird": "bird2", "birdc": "bird2"} {
-		if _, err := exec.LookPath(program); err != nil {
-			lack("needs %s: apt-get install -y --no-install-recommends %s", program, pkg)
-		}
-	}
+	gate.Programs(t, map[string]string{"ip": "iproute2", "bird": "bird2", "birdc": "bird2"})
 	if out, err := exec.Command("ip", "netns", "list").CombinedOutput(); err != nil {
-		lack("needs network namespaces: %s", out)
+		gate.Lacks(t, "needs network namespaces: "+string(out))
 	}
 }
 

@@ -9,34 +9,24 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/perigee-net/perigee/testbed/gate"
 	"github.com/perigee-net/perigee/testbed/netns"
 )
 
-// laboratory ends a test that this machine cannot run: as a failure where PERIGEE_LAB=required asks for all of them.
+// laboratory ends a test that nobody asked for, or that this machine cannot run.
 func laboratory(t *testing.T) {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
-	lack := t.Skip
-	if os.Getenv("PERIGEE_LAB") == "required" {
-		lack = t.Fatal
-	}
+	gate.Wanted(t)
 	for _, need := range netns.Missing() {
-		lack(need)
+		gate.Lacks(t, need.String())
 	}
-	for program, pkg := range map[string]string{"python3": "python3", "setpriv": "util-linux"} {
-		if _, err := exec.LookPath(program); err != nil {
-			lack("needs " + program + ": apt-get install -y --no-install-recommends " + pkg)
-		}
-	}
+	gate.Programs(t, map[string]string{"python3": "python3", "setpriv": "util-linux"})
 }
 
 func ok(t *testing.T, err error) {

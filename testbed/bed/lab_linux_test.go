@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/perigee-net/perigee/node/api"
+	"github.com/perigee-net/perigee/testbed/gate"
 	"github.com/perigee-net/perigee/testbed/netns"
 	"github.com/perigee-net/perigee/testbed/procs"
 	"github.com/perigee-net/perigee/testbed/wan"
@@ -58,14 +59,9 @@ func TestMain(m *testing.M) {
 // lab skips a test where nobody asked for a bed, or this machine cannot have one, and fails it where it must.
 func lab(t *testing.T, w *wan.World) string {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
+	gate.Wanted(t)
 	if lacks := Missing(w); len(lacks) > 0 {
-		if os.Getenv("PERIGEE_LAB") == "required" {
-			t.Fatalf("PERIGEE_LAB=required: %v", lack(lacks))
-		}
-		t.Skip(lack(lacks))
+		gate.Lacks(t, lack(lacks).Error())
 	}
 	path, err := perigee()
 	if err != nil {

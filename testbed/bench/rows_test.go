@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/testbed/gate"
 	"github.com/perigee-net/perigee/testbed/procs"
 )
 
@@ -210,20 +211,13 @@ func TestAllHaveTheSameNames(t *testing.T) {
 // needed fails where the laboratory is required, and skips elsewhere.
 func needed(t *testing.T, lacks string) {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
-	if os.Getenv("PERIGEE_LAB") == "required" {
-		t.Fatal(lacks)
-	}
-	t.Skip(lacks)
+	gate.Wanted(t)
+	gate.Lacks(t, lacks)
 }
 
 // Each row is run for a second with ours and two of the peers that are installed; PERIGEE_BENCH=all: with all. Nothing is said of how fast they are.
 func TestEachRowRuns(t *testing.T) {
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
+	gate.Wanted(t)
 	program := filepath.Join(t.TempDir(), "perigee")
 	if binary := os.Getenv("PERIGEE_BINARY"); binary != "" {
 		program = binary

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/perigee-net/perigee/testbed/gate"
 )
 
 // roleEnv makes the test's own program play another part: see roles.
@@ -67,14 +69,9 @@ func role(name string, env ...string) *exec.Cmd {
 // lab skips a test where there is nothing to make a laboratory of.
 func lab(t testing.TB) {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
+	gate.Wanted(t)
 	for _, need := range Missing() {
-		if os.Getenv("PERIGEE_LAB") == "required" {
-			t.Fatal(need)
-		}
-		t.Skip(need)
+		gate.Lacks(t, need.String())
 	}
 }
 

@@ -21,20 +21,18 @@ import (
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+
+	"github.com/perigee-net/perigee/testbed/gate"
 )
 
 // browser starts chromium for a test. Without it the test is skipped, or fails where the laboratory is required.
 func browser(t *testing.T) context.Context {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
+	gate.Wanted(t)
+	gate.Programs(t, map[string]string{"chromium": "chromium"})
 	program, err := exec.LookPath("chromium")
 	if err != nil {
-		if os.Getenv("PERIGEE_LAB") == "required" {
-			t.Fatal("chromium is missing: apt-get install -y --no-install-recommends chromium")
-		}
-		t.Skip("chromium is missing: apt-get install -y --no-install-recommends chromium")
+		t.Fatal(err)
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.UserDataDir(t.TempDir()),
 		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true))

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
+	"github.com/perigee-net/perigee/testbed/gate"
 	"github.com/perigee-net/perigee/testbed/netns"
 	"github.com/perigee-net/perigee/testbed/wan"
 )
@@ -29,7 +30,7 @@ const apart = "taskset -c 1 "
 // BenchmarkTCP is one TCP connection by iperf3, packets of 1,500 bytes.
 func BenchmarkTCP(b *testing.B) {
 	if _, err := exec.LookPath("iperf3"); err != nil {
-		lack(b, "iperf3 is missing: apt-get install iperf3")
+		gate.Lacks(b, "iperf3 is missing: apt-get install iperf3")
 	}
 	for _, delay := range []time.Duration{0, 5 * ms, 50 * ms} {
 		b.Run("delay="+delay.String(), func(b *testing.B) {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/perigee-net/perigee/testbed/gate"
 	"github.com/perigee-net/perigee/testbed/netns"
 	"github.com/perigee-net/perigee/testbed/wan"
 )
@@ -34,20 +35,10 @@ const (
 // needLab skips what needs namespaces where there can be none; with PERIGEE_LAB=required it fails.
 func needLab(t testing.TB) {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
+	gate.Wanted(t)
 	for _, n := range netns.Missing() {
-		lack(t, n.String())
+		gate.Lacks(t, n.String())
 	}
-}
-
-func lack(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "required" {
-		t.Fatal(what)
-	}
-	t.Skip(what)
 }
 
 // pair makes the two namespaces.

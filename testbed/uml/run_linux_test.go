@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/perigee-net/perigee/testbed/gate"
 )
 
 // The test's own binary is also the Go program that runs inside, and the caller that is killed.
@@ -41,9 +43,7 @@ func TestMain(m *testing.M) {
 // needs skips where there is no user-mode-linux, and fails where CI says that there has to be.
 func needs(t *testing.T) {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
+	gate.Wanted(t)
 	lacks(t, Missing())
 	if why := unfit(); why != "" {
 		t.Skip(why)
@@ -55,10 +55,8 @@ var unfit = sync.OnceValue(func() string { return Unfit(context.Background()) })
 
 func lacks(t *testing.T, missing string) {
 	t.Helper()
-	if missing != "" && os.Getenv("PERIGEE_LAB") == "required" {
-		t.Fatal(missing)
-	} else if missing != "" {
-		t.Skip(missing)
+	if missing != "" {
+		gate.Lacks(t, missing)
 	}
 }
 

@@ -25,21 +25,16 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/perigee-net/perigee/testbed/gate"
 	"github.com/perigee-net/perigee/testbed/netns"
 )
 
-// laboratory ends a test that this machine cannot run: as a failure where PERIGEE_LAB=required asks for all of them.
+// laboratory ends a test that nobody asked for, or that this machine cannot run.
 func laboratory(t *testing.T) {
 	t.Helper()
-	if os.Getenv("PERIGEE_LAB") == "" {
-		t.Skip("make lab runs it")
-	}
-	lack := t.Skip
-	if os.Getenv("PERIGEE_LAB") == "required" {
-		lack = t.Fatal
-	}
+	gate.Wanted(t)
 	for _, need := range netns.Missing() {
-		lack(need)
+		gate.Lacks(t, need.String())
 	}
 }
 
