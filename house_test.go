@@ -71,6 +71,7 @@ var doors = []struct {
 	{"testbed/doorway", []string{"edge/http1"}},
 	{"testbed/tmpfs", nil},
 	{"testbed/gate", nil},
+	{"testbed/eitherway", []string{"origin/relay/..."}},
 	{"testbed/bed", []string{"testbed/wan", "testbed/netns", "testbed/pump", "testbed/demo", "testbed/faulty", "node/api", "cluster/spec", "cluster/file"}},
 	{"testbed/memnet", []string{"cluster/spec"}},
 	{"testbed/demo", nil},

@@ -5,10 +5,8 @@ package origin
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -21,68 +19,48 @@ import (
 	"time"
 
 	"github.com/pires/go-proxyproto"
-	"golang.org/x/sys/unix"
 
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/origin/relay"
-	"github.com/perigee-net/perigee/origin/relay/loop"
+	"github.com/perigee-net/perigee/testbed/eitherway"
 )
 
-// pair is a plane on real sockets whose listener's flows are held by a loop, or each by goroutines. What is told of them must be the same.
+// pair is a plane on real sockets whose listener's flows are held by a loop, or each by goroutines.
 type pair struct {
-	*testing.T
-	soon    bool
+	*eitherway.Door
 	plane   *Plane
 	spec    *spec.Spec
 	view    atomic.Pointer[view.View]
-	door    net.Listener
 	targets []netip.AddrPort // that listen
 	came    chan *net.TCPConn
-	flows   sync.WaitGroup // that were dialled and have not ended
+	breaks  atomic.Bool // who is told of failures panics
 
-	mu      sync.Mutex
-	known   []netip.AddrPort // of targets, whether they listen or not
-	notes   []string
-	panics  int
-	backs   atomic.Int64 // flows that were given back
-	lacking atomic.Bool  // nothing that a loop holds is taken from it
-	breaks  atomic.Bool  // who is told of failures panics
+	mu    sync.Mutex
+	known []netip.AddrPort // of targets, whether they listen or not
 }
-
-func (w *pair) note(format string, values ...any) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.notes = append(w.notes, fmt.Sprintf(format, values...))
-}
-
-// ofLoops are counters that goroutines do not count.
-var ofLoops = map[string]bool{"origin_flows_looped_total": true, "origin_flows_given_back_total": true, "origin_flows_handed_over_total": true}
 
 // eitherWay runs a test by the one path and the other, and compares what was counted and noted.
 func eitherWay(t *testing.T, targets, wantBacks int, test func(w *pair)) {
 	t.Helper()
-	var told [2]string
-	for i, soon := range []bool{false, true} {
-		w := &pair{T: t, soon: soon}
-		told[i] = w.run(targets, test)
-		counters := w.plane.Counters()
-		if got := counters["origin_flows_given_back_total"]; soon && (w.backs.Load() != int64(wantBacks) || got != uint64(wantBacks)) {
-			t.Errorf("%d flows were given back, and %d counted, want %d", w.backs.Load(), got, wantBacks)
-		}
-		for name := range ofLoops {
-			if !soon && counters[name] > 0 {
-				t.Errorf("%s is %d without a loop", name, counters[name])
-			}
-		}
-	}
-	if told[0] != told[1] {
-		t.Errorf("by goroutines:\n%sby a loop:\n%s", told[0], told[1])
-	}
+	eitherway.Run(t, "origin", wantBacks, func(d *eitherway.Door) (map[string]uint64, string) {
+		w := &pair{Door: d}
+		w.run(targets, test)
+		return w.plane.Counters(), ""
+	})
 }
 
-func (w *pair) run(targets int, test func(w *pair)) string {
+// byLoop runs a test by a loop alone.
+func byLoop(t *testing.T, targets int, test func(w *pair)) *pair {
+	t.Helper()
+	w := &pair{Door: eitherway.New(t, true)}
+	w.run(targets, test)
+	return w
+}
+
+func (w *pair) run(targets int, test func(w *pair)) {
+	w.InNoOrder, w.Leaves = true, true // what is told of a flow's end may come before or after
 	w.came = make(chan *net.TCPConn, 100)
 	w.spec = &spec.Spec{
 		Revision:      1,
@@ -90,7 +68,7 @@ func (w *pair) run(targets int, test func(w *pair)) string {
 		LoadBalancers: map[string]*spec.LoadBalancer{"tcp": {Name: "tcp", Region: "here", Type: spec.NetworkLoadBalancer, Listeners: []spec.Listener{{Protocol: spec.TCP, Port: 9000, Default: spec.Action{Forward: "web"}}}}},
 	}
 	for range targets {
-		l := w.listen()
+		l := w.Listen()
 		w.targets = append(w.targets, relay.AddrPort(l.Addr()))
 		w.known = append(w.known, relay.AddrPort(l.Addr()))
 		go func() {
@@ -104,115 +82,27 @@ func (w *pair) run(targets int, test func(w *pair)) string {
 		}()
 	}
 	w.plane = New(Config{
-		Region: "here", View: w.view.Load, SoonTimeout: time.Hour, Panicked: w.panicked,
+		Region: "here", View: w.view.Load, SoonTimeout: time.Hour, Panicked: w.Panicked,
 		Evidence: func(key health.Key, client netip.Addr, failed bool, reason string) {
 			if w.breaks.Load() {
 				panic("as it is told")
 			}
-			w.note("%s by %s, failed %v", w.called(string(key)), client, failed)
+			w.Note("%s by %s, failed %v", w.called(string(key)), client, failed)
 		},
 	})
 	w.applies(w.targets...)
 	w.healthy(w.targets...)
-	w.door = w.listen()
-	closeDoor := func() { w.door.Close() }
-	group := loop.New(loop.Config{Loops: 1, Panicked: w.panicked})
-	defer group.Close()
-	start := func(c net.Conn) {
-		defer func() {
-			if v := recover(); v != nil {
-				w.panicked(v)
-				relay.Abort(c)
-				w.flows.Done()
-			}
-		}()
-		w.plane.StartConn("tcp", 9000, c, w.flows.Done)
-	}
-	if w.soon {
-		serve := w.plane.SoonHandler("tcp", 9000)
-		s, ok := group.Listen(w.door, func(c *loop.Conn) {
-			serve(c, w.flows.Done, func() error {
-				w.backs.Add(1)
-				if w.lacking.Load() {
-					relay.Abort(c)
-					w.flows.Done()
-					return syscall.EMFILE
-				}
-				tcp, err := c.Detach()
-				if err != nil {
-					w.flows.Done()
-					return err
-				}
-				go start(tcp)
-				return nil
-			})
-		}, func(err error) { w.Error(err) })
-		if !ok {
-			w.Fatal("nothing is accepted")
-		}
-		closeDoor = func() {
-			s.Close(func() {})
-			w.door.Close()
-		}
-	} else {
-		go func() {
-			for {
-				c, err := w.door.Accept()
-				if err != nil {
-					return
-				}
-				go start(c)
-			}
-		}()
-	}
+	soon := w.plane.SoonHandler("tcp", 9000)
+	shut := w.Open(func(c net.Conn, ended func()) { w.plane.StartConn("tcp", 9000, c, ended) }, soon)
 	test(w)
-	w.flows.Wait()
-	closeDoor()
+	w.Flows.Wait()
+	shut()
 	w.plane.Close()
-	var b strings.Builder
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	slices.Sort(w.notes) // what is told of a flow's end may come before or after
-	fmt.Fprintf(&b, "%d panics\n%s\n", w.panics, strings.Join(w.notes, "\n"))
-	counters := w.plane.Counters()
-	for _, name := range slices.Sorted(maps.Keys(counters)) {
-		if counters[name] > 0 && !ofLoops[name] {
-			fmt.Fprintln(&b, name, counters[name])
-		}
-	}
-	return b.String()
 }
 
-func (w *pair) panicked(any) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.panics++
-}
-
-func (w *pair) listen() net.Listener {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		w.Fatal(err)
-	}
-	w.Cleanup(func() { l.Close() })
-	return l
-}
-
-// deaf is an address at which nobody listens, and nobody else will: it is taken.
+// deaf is an address at which nobody listens.
 func (w *pair) deaf() netip.AddrPort {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		w.Fatal(err)
-	}
-	w.Cleanup(func() { unix.Close(fd) })
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		w.Fatal(err)
-	}
-	at, err := unix.Getsockname(fd)
-	if err != nil {
-		w.Fatal(err)
-	}
-	deaf := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(at.(*unix.SockaddrInet4).Port))
+	deaf := w.Deaf()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.known = append(w.known, deaf)
@@ -263,7 +153,7 @@ func (w *pair) healthy(targets ...netip.AddrPort) {
 
 // flow is a new one: its two ends.
 func (w *pair) flow() (client, target *net.TCPConn) {
-	client = w.dial()
+	client = w.Dial()
 	target = <-w.came
 	w.Cleanup(func() { target.Close() })
 	return client, target
@@ -274,58 +164,11 @@ func (w *pair) at(target net.Conn) int {
 	return slices.Index(w.targets, relay.AddrPort(target.LocalAddr()))
 }
 
-func (w *pair) dial() *net.TCPConn {
-	w.flows.Add(1)
-	c, err := net.Dial("tcp", w.door.Addr().String())
-	if err != nil {
-		w.Fatal(err)
-	}
-	w.Cleanup(func() { c.Close() })
-	return c.(*net.TCPConn)
-}
-
-// refused is a flow that is reset, which its client may see before it is connected.
-func (w *pair) refused() {
-	w.Helper()
-	w.flows.Add(1)
-	c, err := net.Dial("tcp", w.door.Addr().String())
-	if err == nil {
-		_, err = c.Read(make([]byte, 1))
-		c.Close()
-	}
-	if !errors.Is(err, syscall.ECONNRESET) {
-		w.Errorf("its client sees %v", err)
-	}
-	w.flows.Wait()
-}
-
-// passes sends bytes one way.
-func (w *pair) passes(from, to net.Conn, n int) {
-	w.Helper()
-	go from.Write(make([]byte, n))
-	if _, err := io.ReadFull(to, make([]byte, n)); err != nil {
-		w.Error(err)
-	}
-}
-
-func (w *pair) sees(c net.Conn, want error) {
-	w.Helper()
-	if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, want) {
-		w.Errorf("it reads %d bytes, %v, want %v", n, err, want)
-	}
-}
-
 // whole is a flow that comes to its end; at is the number of its target.
 func (w *pair) whole(in, out int) (at int) {
 	w.Helper()
 	client, target := w.flow()
-	w.passes(client, target, in)
-	w.passes(target, client, out)
-	client.CloseWrite()
-	w.sees(target, io.EOF)
-	target.Close()
-	w.sees(client, io.EOF)
-	w.flows.Wait()
+	w.Whole(client, target, in, out)
 	return w.at(target)
 }
 
@@ -335,17 +178,17 @@ func TestAListenersFlowsOfALoopAreToldOfAsOthersAre(t *testing.T) {
 		w.whole(1000, 300_000) // which goes on elsewhere
 		for _, ends := range []int{0, 1} {
 			client, target := w.flow()
-			w.passes(client, target, 5)
+			w.Passes(client, target, 5)
 			if got := w.plane.Flows(health.TargetKey("web", w.targets[0])); got != 1 {
 				w.Errorf("%d flows are told", got)
 			}
 			both := []*net.TCPConn{client, target}
 			both[ends].SetLinger(0)
 			both[ends].Close()
-			w.sees(both[1-ends], syscall.ECONNRESET)
-			w.flows.Wait()
+			w.Sees(both[1-ends], syscall.ECONNRESET)
+			w.Flows.Wait()
 		}
-		if c := w.plane.Counters(); w.soon && (c["origin_flows_looped_total"] != 4 || c["origin_flows_handed_over_total"] != 1) {
+		if c := w.plane.Counters(); w.Soon && (c["origin_flows_looped_total"] != 4 || c["origin_flows_handed_over_total"] != 1) {
 			w.Errorf("%d flows are counted as a loop's, and %d as handed over", c["origin_flows_looped_total"], c["origin_flows_handed_over_total"])
 		}
 	})
@@ -355,27 +198,27 @@ func TestAListenersFlowsOfALoopAreToldOfAsOthersAre(t *testing.T) {
 func TestAListenersFlowsOfALoopMayBeginAtTheTarget(t *testing.T) {
 	eitherWay(t, 1, 0, func(w *pair) {
 		client, target := w.flow()
-		w.passes(target, client, 100)
+		w.Passes(target, client, 100)
 		target.CloseWrite()
-		w.sees(client, io.EOF)
-		w.passes(client, target, 200)
+		w.Sees(client, io.EOF)
+		w.Passes(client, target, 200)
 		client.Close()
-		w.sees(target, io.EOF)
+		w.Sees(target, io.EOF)
 	})
 }
 
 func TestAListenersTargetsHaveTheirTurnsByALoopToo(t *testing.T) {
 	eitherWay(t, 3, 0, func(w *pair) {
 		for i := range 7 {
-			w.note("%d at %d", i, w.whole(1, 2))
+			w.Note("%d at %d", i, w.whole(1, 2))
 		}
 		w.healthy(w.targets[1])
 		for i := range 3 {
-			w.note("where one is healthy %d at %d", i, w.whole(1, 2))
+			w.Note("where one is healthy %d at %d", i, w.whole(1, 2))
 		}
 		w.healthy()
 		for i := range 4 {
-			w.note("where none is %d at %d", i, w.whole(1, 2))
+			w.Note("where none is %d at %d", i, w.whole(1, 2))
 		}
 	})
 }
@@ -389,7 +232,7 @@ func TestATargetThatRefusesALoopGivesWayToTheNext(t *testing.T) {
 	})
 	eitherWay(t, 0, 0, func(w *pair) {
 		w.applies(w.deaf(), w.deaf())
-		w.refused()
+		w.Refused()
 	})
 	eitherWay(t, 1, 0, func(w *pair) { // all have no verdict, and one of them listens
 		w.applies(w.deaf(), w.deaf(), w.targets[0])
@@ -404,13 +247,12 @@ func TestATargetThatRefusesALoopGivesWayToTheNext(t *testing.T) {
 		w.healthy(all[0])
 		w.whole(1, 2)
 	})
-	eitherWay(t, 0, 1, func(w *pair) { w.refused() }) // there is none
+	eitherWay(t, 0, 1, func(w *pair) { w.Refused() }) // there is none
 }
 
 // What the loop does not ask after a refusal others do, from the next turn on.
 func TestAFlowIsGivenBackAfterARefusalToo(t *testing.T) {
-	w := &pair{T: t, soon: true}
-	w.run(2, func(w *pair) {
+	w := byLoop(t, 2, func(w *pair) {
 		w.plane.late.was(w.targets[0])
 		w.applies(w.deaf(), w.targets[0], w.targets[1])
 		w.healthy()
@@ -418,8 +260,8 @@ func TestAFlowIsGivenBackAfterARefusalToo(t *testing.T) {
 			t.Errorf("it ended at %d", at)
 		}
 	})
-	if c := w.plane.Counters(); w.backs.Load() != 1 || c["origin_target_connects_total"] != 2 || c["origin_flows_total"] != 1 {
-		t.Errorf("%d were given back; %v", w.backs.Load(), c)
+	if c := w.plane.Counters(); w.Backs() != 1 || c["origin_target_connects_total"] != 2 || c["origin_flows_total"] != 1 {
+		t.Errorf("%d were given back; %v", w.Backs(), c)
 	}
 }
 
@@ -432,16 +274,16 @@ func TestATargetIsToldFromWhomALoopHasAFlow(t *testing.T) {
 		if err != nil {
 			w.Fatal(err)
 		}
-		if h.SourceAddr.String() != client.LocalAddr().String() || h.DestinationAddr.String() != w.door.Addr().String() {
-			w.Errorf("from %v to %v, told from %v to %v", client.LocalAddr(), w.door.Addr(), h.SourceAddr, h.DestinationAddr)
+		if h.SourceAddr.String() != client.LocalAddr().String() || h.DestinationAddr.String() != w.Addr().String() {
+			w.Errorf("from %v to %v, told from %v to %v", client.LocalAddr(), w.Addr(), h.SourceAddr, h.DestinationAddr)
 		}
-		w.note("version %d %v %v", h.Version, h.Command, h.TransportProtocol)
+		w.Note("version %d %v %v", h.Version, h.Command, h.TransportProtocol)
 		fmt.Fprint(client, "x")
 		if b, err := r.ReadByte(); b != 'x' {
 			w.Error(err)
 		}
 		target.Close()
-		w.sees(client, io.EOF)
+		w.Sees(client, io.EOF)
 		client.Close()
 	})
 }
@@ -450,26 +292,26 @@ func TestAListenersFlowsOfALoopEndWithTheirTarget(t *testing.T) {
 	// By the health of their target:
 	eitherWay(t, 2, 0, func(w *pair) {
 		client, target := w.flow()
-		w.passes(target, client, 1)
+		w.Passes(target, client, 1)
 		at := w.at(target)
 		w.healthy(w.targets[1-at])
-		w.note("%d are ended", w.plane.Terminate(health.TargetKey("web", w.targets[at])))
-		w.sees(client, syscall.ECONNRESET)
-		w.sees(target, syscall.ECONNRESET)
+		w.Note("%d are ended", w.plane.Terminate(health.TargetKey("web", w.targets[at])))
+		w.Sees(client, syscall.ECONNRESET)
+		w.Sees(target, syscall.ECONNRESET)
 	})
 	// So it is before the target has sent a byte, which is no evidence against it. Whether it has stood for long enough to be some for it is a matter of time.
 	for _, soon := range []bool{false, true} {
-		w := &pair{T: t, soon: soon}
-		told := w.run(2, func(w *pair) {
+		w := &pair{Door: eitherway.New(t, soon)}
+		w.run(2, func(w *pair) {
 			client, target := w.flow()
-			w.passes(client, target, 1)
+			w.Passes(client, target, 1)
 			at := w.at(target)
 			w.healthy(w.targets[1-at])
 			w.plane.Terminate(health.TargetKey("web", w.targets[at]))
-			w.sees(client, syscall.ECONNRESET)
-			w.sees(target, syscall.ECONNRESET)
+			w.Sees(client, syscall.ECONNRESET)
+			w.Sees(target, syscall.ECONNRESET)
 		})
-		if strings.Contains(told, "failed true") {
+		if told := strings.Join(w.Notes(), "\n"); strings.Contains(told, "failed true") {
 			t.Errorf("by a loop %t: told\n%s", soon, told)
 		}
 	}
@@ -477,15 +319,15 @@ func TestAListenersFlowsOfALoopEndWithTheirTarget(t *testing.T) {
 	eitherWay(t, 2, 0, func(w *pair) {
 		w.changes(func(_ *spec.LoadBalancer, g *spec.TargetGroup) { g.DeregistrationDelay = new(spec.Duration) })
 		client, target := w.flow()
-		w.passes(target, client, 1)
+		w.Passes(target, client, 1)
 		other, last := w.flow()
-		w.passes(last, other, 1)
+		w.Passes(last, other, 1)
 		w.applies(w.targets[w.at(last)])
-		w.sees(client, syscall.ECONNRESET)
-		w.sees(target, syscall.ECONNRESET)
-		w.passes(other, last, 1)
+		w.Sees(client, syscall.ECONNRESET)
+		w.Sees(target, syscall.ECONNRESET)
+		w.Passes(other, last, 1)
 		other.Close()
-		w.sees(last, io.EOF)
+		w.Sees(last, io.EOF)
 		last.Close()
 	})
 }
@@ -496,17 +338,16 @@ func TestAListenersSilentFlowsOfALoopAreEnded(t *testing.T) {
 			lb.IdleTimeout = new(spec.Duration(time.Millisecond))
 		})
 		client, target := w.flow()
-		w.sees(client, syscall.ECONNRESET)
-		w.sees(target, syscall.ECONNRESET)
+		w.Sees(client, syscall.ECONNRESET)
+		w.Sees(target, syscall.ECONNRESET)
 	})
 }
 
 func TestAListenersFlowThatCannotBeTakenFromItsLoopIsToldOf(t *testing.T) {
-	w := &pair{T: t, soon: true}
-	w.run(1, func(w *pair) {
+	w := byLoop(t, 1, func(w *pair) {
 		w.plane.late.was(w.targets[0])
-		w.lacking.Store(true)
-		w.refused()
+		w.Lacking.Store(true)
+		w.Refused()
 	})
 	if c := w.plane.Counters(); c["origin_flows_total"] != 1 || c["origin_flows_refused_total"] != 1 || c["origin_flows_given_back_total"] != 1 {
 		t.Errorf("counted %v", c)
@@ -518,11 +359,10 @@ func TestATargetThatWasLateIsLeftToOthers(t *testing.T) {
 	eitherWay(t, 2, 2, func(w *pair) {
 		w.plane.late.was(w.targets[0])
 		for i := range 4 {
-			w.note("%d at %d", i, w.whole(1, 2))
+			w.Note("%d at %d", i, w.whole(1, 2))
 		}
 	})
-	w := &pair{T: t, soon: true}
-	w.run(1, func(w *pair) {
+	byLoop(t, 1, func(w *pair) {
 		one, ok := w.plane.Prospect("targetGroup/web", netip.MustParseAddrPort("198.51.100.7:40000"))
 		if !ok {
 			t.Fatal("there is no target")
@@ -535,14 +375,13 @@ func TestATargetThatWasLateIsLeftToOthers(t *testing.T) {
 }
 
 func TestAListenersFlowThatPanicsIsReset(t *testing.T) {
-	w := &pair{T: t, soon: true}
-	w.run(0, func(w *pair) {
+	w := byLoop(t, 0, func(w *pair) {
 		w.applies(w.deaf())
 		w.breaks.Store(true)
-		w.refused() // and has ended
+		w.Refused() // and has ended
 	})
-	if w.panics != 1 || w.backs.Load() != 0 {
-		t.Errorf("%d panics are told, and %d flows given back", w.panics, w.backs.Load())
+	if w.Panics() != 1 || w.Backs() != 0 {
+		t.Errorf("%d panics are told, and %d flows given back", w.Panics(), w.Backs())
 	}
 }
 
@@ -551,9 +390,9 @@ func TestAListenersFlowWhoseClientIsGoneIsOver(t *testing.T) {
 	eitherWay(t, 1, 0, func(w *pair) {
 		client, target := w.flow()
 		client.Close()
-		w.sees(target, io.EOF)
+		w.Sees(target, io.EOF)
 		target.Close()
-		w.flows.Wait()
+		w.Flows.Wait()
 		if _, err := w.plane.TakeFlow(context.Background(), "targetGroup/none", netip.AddrPort{}); err == nil {
 			w.Error("there is such a group")
 		}
