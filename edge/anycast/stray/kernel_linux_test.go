@@ -631,19 +631,25 @@ func (n *node) tell(what string) {
 	}
 }
 
-// A flow is reset by the node where its packets arrive, as without all this, if that one knows of no other.
-func TestANodeThatIsAloneResetsWhatItHasNot(t *testing.T) {
-	laboratory(t)
-	w := newNetwork(t)
-	w.nodes["b"].tell("alone")
+// resets has flows that begin at one node be reset where routing leads them then.
+func (w *network) resets() {
+	w.Helper()
 	for _, address := range anycast {
 		w.lead("a")
 		f := w.dial(address)
 		w.lead("b")
 		if err := f.echo(1); !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("%s: %v", address, err)
+			w.Errorf("%s: %v", address, err)
 		}
 	}
+}
+
+// A flow is reset by the node where its packets arrive, as without all this, if that one knows of no other.
+func TestANodeThatIsAloneResetsWhatItHasNot(t *testing.T) {
+	laboratory(t)
+	w := newNetwork(t)
+	w.nodes["b"].tell("alone")
+	w.resets()
 	if c := w.nodes["b"].counters(); c["stray_segments_taken_total"] != 0 {
 		t.Error(c)
 	}
@@ -654,14 +660,7 @@ func TestWhatNobodyHasIsReset(t *testing.T) {
 	laboratory(t)
 	w := newNetwork(t)
 	w.nodes["a"].tell("deny")
-	for _, address := range anycast {
-		w.lead("a")
-		f := w.dial(address)
-		w.lead("b")
-		if err := f.echo(1); !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("%s: %v", address, err)
-		}
-	}
+	w.resets()
 	a, b := w.nodes["a"].counters(), w.nodes["b"].counters()
 	if a["stray_segments_foreign_total"] == 0 || a["stray_segments_injected_total"] != 0 || b["stray_flows_nobody_total"] != 2 || b["stray_segments_answered_total"] == 0 {
 		t.Error(a, b)
