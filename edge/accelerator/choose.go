@@ -176,9 +176,16 @@ func (at site) path(c Candidate, tr *trace.Trace) {
 	if !tr.On() || !measured || p.Loss == 0 && !p.Parity && p.TCP == "" && max(p.Carried, p.CarriedTCP) < worthTelling {
 		return
 	}
-	repaired := "not made good"
-	if p.Parity {
-		repaired = "made good by parity"
+	var lost string
+	switch {
+	case p.Loss == 0 && p.Parity:
+		lost = "no packets lost of late, parity is sent still"
+	case p.Loss == 0:
+		lost = "no packets lost"
+	case p.Parity:
+		lost = fmt.Sprintf("%.2g %% of packets lost, made good by parity", 100*p.Loss)
+	default:
+		lost = fmt.Sprintf("%.2g %% of packets lost, not made good", 100*p.Loss)
 	}
 	tcp := ""
 	switch p.TCP {
@@ -188,7 +195,7 @@ func (at site) path(c Candidate, tr *trace.Trace) {
 	default:
 		tcp = "; TCP " + p.TCP
 	}
-	tr.Add("way to node %s: round trip %v, %.2g %% of packets lost, %s%s%s", c.first(), at.view.RTT[c.first()].Round(100*time.Microsecond), 100*p.Loss, repaired, tcp, carried(p))
+	tr.Add("way to node %s: round trip %v, %s%s%s", c.first(), at.view.RTT[c.first()].Round(100*time.Microsecond), lost, tcp, carried(p))
 }
 
 // worthTelling is from how many bits a second on it is told what a path has carried.

@@ -59,6 +59,35 @@ func TestACandidateHasADetourWhereThereIsOne(t *testing.T) {
 	}
 }
 
+func TestAPathIsToldAsItFares(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		path view.Path
+		want string // empty: nothing
+	}{
+		{view.Path{}, ""},
+		{view.Path{Parity: true}, "way to node nrt1: round trip 30ms, no packets lost of late, parity is sent still"},
+		{view.Path{TCP: "BBR"}, "way to node nrt1: round trip 30ms, no packets lost; TCP with BBR for flows of many bytes"},
+		{view.Path{Loss: 0.02}, "way to node nrt1: round trip 30ms, 2 % of packets lost, not made good"},
+		{view.Path{Loss: 0.02, Parity: true}, "way to node nrt1: round trip 30ms, 2 % of packets lost, made good by parity"},
+	} {
+		s, v, a := network{groups: []testGroup{up("nrt", 30, 100)}}.build()
+		v.Paths = map[string]view.Path{"nrt1": c.path}
+		v.RTT["nrt1"] = 30 * ms
+		tr := new(trace.Trace)
+		Choose(s, v, a, &a.Listeners[0], Flow{Client: client(1), Local: local}, tr)
+		var got string
+		for _, l := range tr.Lines() {
+			if strings.HasPrefix(l.Text, "way to node") {
+				got = l.Text
+			}
+		}
+		if got != c.want {
+			t.Errorf("%+v: %q, want %q", c.path, got, c.want)
+		}
+	}
+}
+
 func TestADetourThatFailsLeavesTheDirectWay(t *testing.T) {
 	for _, c := range []struct {
 		name   string
