@@ -91,7 +91,7 @@ func (c *Conn) Connect(to netip.AddrPort, within time.Duration, first []byte, ta
 
 func (f *Flow) standsAtOnce() {
 	defer f.recovered() // as if the system had told of it
-	f.machine.told(target, false, true, false)
+	f.machine.told(target, false, true, nothing)
 	f.settle(false)
 }
 
@@ -166,7 +166,7 @@ func (f *Flow) Start(ended func(relay.Result)) {
 	}
 	f.state = carried
 	near, far := &f.ends[client], &f.ends[target]
-	f.machine.told(client, true, true, false) // its first bytes are there, mostly; of the target's the system tells
+	f.machine.told(client, true, true, nothing) // its first bytes are there, mostly; of the target's the system tells
 	if near.fd < 0 || far.fd < 0 {
 		f.finish(net.ErrClosed, relay.Unknown)
 		return
@@ -207,16 +207,16 @@ func (f *Flow) Moved() (fromClient, fromTarget int64) {
 func (f *Flow) HandedOver() bool { return f.over.Load() != nil }
 
 // told is called when the system says something of an end.
-func (f *Flow) told(at side, readable, writable, hasty bool) {
+func (f *Flow) told(at side, readable, writable bool, then behind) {
 	defer f.recovered()
 	switch f.state {
 	case connecting:
-		if at == target && (writable || hasty) {
-			f.machine.told(target, readable, writable, hasty)
-			f.settle(hasty)
+		if at == target && (writable || then != nothing) {
+			f.machine.told(target, readable, writable, then)
+			f.settle(then != nothing)
 		}
 	case carried:
-		f.machine.told(at, readable, writable, hasty)
+		f.machine.told(at, readable, writable, then)
 		f.step()
 	}
 }

@@ -282,7 +282,7 @@ func (l *loop) tell(e event) {
 			l.accept(s.listener, e.fd)
 		}
 	default:
-		s.conn.flow.told(s.conn.at, e.readable, e.writable, e.hasty)
+		s.conn.flow.told(s.conn.at, e.readable, e.writable, e.behind)
 	}
 }
 

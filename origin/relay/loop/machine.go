@@ -53,13 +53,21 @@ type machine struct {
 // end is one end as it is known.
 type end struct {
 	readable, writable bool // as far as the system has said
-	// hasty says that less than was asked for does not mean that this was all: there is an end or an error behind it, or urgent data within (tcp(7)).
-	hasty bool
-	over  bool // it has ended: nothing more comes from it
+	behind             behind
+	over               bool // it has ended: nothing more comes from it
 	// rest is what is to be written to this end before more is read from the other, in a buffer of the pool; nil: nothing is.
 	rest []byte
 	held *[roomSize]byte
 }
+
+// behind is what the system has said to be behind what can be read of an end, which the number of bytes that come does not tell.
+type behind uint8
+
+const (
+	nothing  behind = iota
+	itsEnd          // has arrived, and so has all before it: once less comes than was asked for, that was all
+	anything        // an error, or urgent data within (tcp(7)), so that less may come though there is more
+)
 
 // outcome is what a step came to.
 type outcome int
@@ -73,11 +81,11 @@ const (
 )
 
 // told takes note of what the system says of an end.
-func (m *machine) told(at side, readable, writable, hasty bool) {
+func (m *machine) told(at side, readable, writable bool, then behind) {
 	e := &m.ends[at]
 	e.readable = e.readable || readable
 	e.writable = e.writable || writable
-	e.hasty = e.hasty || hasty
+	e.behind = max(e.behind, then)
 }
 
 // step carries what can be carried now. Of broken it says which end has failed, and why.
@@ -134,10 +142,12 @@ func (m *machine) carry(s sockets, from side, room []byte) (outcome, side, error
 		var then error
 		switch {
 		case n == len(room):
-		case src.hasty: // the end may be there already, which travels with the last bytes then
-			var more int
-			more, then = s.read(from, room[n:])
-			n += more
+		case src.behind == itsEnd: // which travels with the last bytes
+			then = io.EOF
+		case src.behind == anything:
+			var k int
+			k, then = s.read(from, room[n:])
+			n += k
 		default:
 			src.readable = false // what comes from now on the system tells
 		}

@@ -23,7 +23,8 @@ type peer struct {
 	short    bool // something was written for which there was no room: it is told when there is
 	got      int  // bytes
 	more     bool // the last of them are on their way only with what follows
-	mark     int  // how much more is read at most in one call, as urgent data makes it; 0: all
+	reads    int
+	mark     int // how much more is read at most in one call, as urgent data makes it; 0: all
 }
 
 // pattern is what all peers send.
@@ -47,6 +48,7 @@ type world struct {
 
 func (w *world) read(from side, b []byte) (int, error) {
 	p := &w.peers[from]
+	p.reads++
 	switch {
 	case p.reset:
 		return 0, errReset
@@ -134,26 +136,26 @@ func (w *world) act(what, size byte) {
 		}
 		p.sent += many
 		p.unread = pattern[p.sent-many-len(p.unread) : p.sent]
-		urgent := what>>5 == 1 && many > 1
-		if urgent {
-			p.mark = many / 2
+		then := nothing
+		if what>>5 == 1 && many > 1 { // urgent data
+			p.mark, then = many/2, anything
 		}
-		w.machine.told(at, true, false, urgent)
+		w.machine.told(at, true, false, then)
 	case 3, 4, 5:
 		p.room += many
 		if p.short {
 			p.short = false
-			w.machine.told(at, false, true, false)
+			w.machine.told(at, false, true, nothing)
 		}
 	case 6:
 		p.hasEnded = true
-		w.machine.told(at, true, false, true)
+		w.machine.told(at, true, false, itsEnd)
 	case 7:
 		if size > 32 { // not too often
 			return
 		}
 		p.reset = true
-		w.machine.told(at, true, true, true)
+		w.machine.told(at, true, true, anything)
 	}
 	w.step()
 }
@@ -201,8 +203,8 @@ func (w *world) check() {
 
 func run(t testing.TB, script []byte) *world {
 	w := &world{t: t, room: make([]byte, 1000)}
-	w.machine.told(client, true, true, false)
-	w.machine.told(target, false, true, false)
+	w.machine.told(client, true, true, nothing)
+	w.machine.told(target, false, true, nothing)
 	w.step()
 	for i := 0; i+1 < len(script) && w.what == waits; i += 2 {
 		w.act(script[i], script[i+1])
@@ -246,12 +248,12 @@ func TestAMachineCarriesWhatPeersDo(t *testing.T) {
 
 func TestAFlowOfManyBytesIsHandedOverWithNothingOnItsWay(t *testing.T) {
 	w := &world{t: t, room: make([]byte, roomSize)}
-	w.machine.told(client, false, true, false)
-	w.machine.told(target, true, true, false)
+	w.machine.told(client, false, true, nothing)
+	w.machine.told(target, true, true, nothing)
 	w.peers[target].room, w.peers[client].room = 1<<20, 10
 	w.peers[target].unread = pattern[:20]
 	w.machine.step(w, w.room)
-	w.machine.told(client, true, false, false)
+	w.machine.told(client, true, false, nothing)
 	w.peers[client].unread = pattern[:enough+5]
 	for range 3 { // the client has no room for the target's bytes: it is copied on
 		if what, _, _ := w.machine.step(w, w.room); what == much {
@@ -262,11 +264,11 @@ func TestAFlowOfManyBytesIsHandedOverWithNothingOnItsWay(t *testing.T) {
 		t.Errorf("%d bytes came", got)
 	}
 	w.peers[client].room = 100
-	w.machine.told(client, true, true, false)
+	w.machine.told(client, true, true, nothing)
 	if what, _, _ := w.machine.step(w, w.room); what != waits { // nothing is there from which it were to be read
 		t.Errorf("it came to %d", what)
 	}
-	w.machine.told(client, true, false, false)
+	w.machine.told(client, true, false, nothing)
 	if what, _, _ := w.machine.step(w, w.room); what != much {
 		t.Errorf("it came to %d", what)
 	}
@@ -290,8 +292,8 @@ func TestTheLastBytesTravelWithTheEnd(t *testing.T) {
 	} {
 		w := &world{t: t, room: make([]byte, roomSize)}
 		far := &w.peers[target]
-		w.machine.told(client, false, true, false)
-		w.machine.told(target, true, true, true)
+		w.machine.told(client, false, true, nothing)
+		w.machine.told(target, true, true, anything)
 		w.machine.ends[client].over = c.both
 		w.peers[client].room, far.unread, far.hasEnded, far.sent = c.room, pattern[:30], c.ends, 30
 		what, _, _ := w.machine.step(w, w.room)
@@ -303,7 +305,7 @@ func TestTheLastBytesTravelWithTheEnd(t *testing.T) {
 			t.Errorf("%s: it came to %d", c.name, what)
 		}
 		near.room = 100
-		w.machine.told(client, false, true, false)
+		w.machine.told(client, false, true, nothing)
 		if c.both {
 			continue
 		}
@@ -314,11 +316,23 @@ func TestTheLastBytesTravelWithTheEnd(t *testing.T) {
 	}
 }
 
+// Where the system has said that the end is there, and no more, it is not read for.
+func TestAnEndThatIsThereIsNotReadFor(t *testing.T) {
+	w := &world{t: t, room: make([]byte, roomSize)}
+	near, far := &w.peers[client], &w.peers[target]
+	w.machine.told(client, false, true, nothing)
+	w.machine.told(target, true, true, itsEnd)
+	near.room, far.unread, far.hasEnded, far.sent = 100, pattern[:30], true, 30
+	if what, _, _ := w.machine.step(w, w.room); what != waits || near.got != 30 || !near.wasTold || far.reads != 1 {
+		t.Errorf("it came to %d, %d bytes came, told %v, after %d reads", what, near.got, near.wasTold, far.reads)
+	}
+}
+
 // What came before a reset has gone on before that is told.
 func TestBytesBeforeAResetGoOn(t *testing.T) {
 	w := &world{t: t, room: make([]byte, roomSize)}
-	w.machine.told(client, false, true, false)
-	w.machine.told(target, true, true, true)
+	w.machine.told(client, false, true, nothing)
+	w.machine.told(target, true, true, anything)
 	w.peers[client].room = 100
 	w.peers[target].unread, w.peers[target].then = pattern[:30], errReset
 	what, at, err := w.machine.step(w, w.room)
@@ -329,8 +343,8 @@ func TestBytesBeforeAResetGoOn(t *testing.T) {
 
 func TestAMachineGivesOthersTheirTurn(t *testing.T) {
 	w := &world{t: t, room: make([]byte, 10)}
-	w.machine.told(client, true, true, true)
-	w.machine.told(target, false, true, false)
+	w.machine.told(client, true, true, anything)
+	w.machine.told(target, false, true, nothing)
 	w.peers[target].room = 1 << 20
 	w.peers[client].unread = pattern[:1000]
 	if what, _, _ := w.machine.step(w, w.room); what != again || w.peers[target].got != turns*len(w.room) {

@@ -32,9 +32,10 @@ type poller struct {
 
 // event is what the system says of a descriptor.
 type event struct {
-	fd                        int
-	number                    uint32 // given when it was added
-	readable, writable, hasty bool
+	fd                 int
+	number             uint32 // given when it was added
+	readable, writable bool
+	behind             behind
 }
 
 func newPoller() (p *poller, err error) {
@@ -133,10 +134,21 @@ func (p *poller) look(told []event) int {
 			fd: int(e.Fd), number: uint32(e.Pad),
 			readable: e.Events&(unix.EPOLLIN|unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0,
 			writable: e.Events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0,
-			hasty:    e.Events&(unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0,
+			behind:   behindOf(e.Events),
 		}
 	}
 	return int(n)
+}
+
+// behindOf is what events say of what is behind what can be read. Where the other end has ended (EPOLLRDHUP), all that it sent before is there.
+func behindOf(events uint32) behind {
+	switch {
+	case events&(unix.EPOLLPRI|unix.EPOLLHUP|unix.EPOLLERR) != 0:
+		return anything
+	case events&unix.EPOLLRDHUP != 0:
+		return itsEnd
+	}
+	return nothing
 }
 
 // wait is look that waits until the system has something to say. With an error nothing can be waited for any more.

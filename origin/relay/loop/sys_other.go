@@ -17,9 +17,10 @@ var errUnsupported = errors.ErrUnsupported
 type poller struct{}
 
 type event struct {
-	fd                        int
-	number                    uint32
-	readable, writable, hasty bool
+	fd                 int
+	number             uint32
+	readable, writable bool
+	behind             behind
 }
 
 func newPoller() (*poller, error) { return nil, errUnsupported }
