@@ -58,10 +58,10 @@ type Member struct {
 
 // Has says whether the member has a role, be it drained or leaving. Who looks after things (probes, keeps records) asks
 // this; who routes asks Takes.
-func (m Member) Has(r Role) bool { return slices.Contains(m.Roles, r) }
+func (m *Member) Has(r Role) bool { return slices.Contains(m.Roles, r) }
 
 // Takes says whether anything new of a role may be given to the member: it has the role, and is neither leaving nor drained.
-func (m Member) Takes(r Role) bool {
+func (m *Member) Takes(r Role) bool {
 	return m.Has(r) && !m.Leaving && (m.Drained == "" || slices.Contains(m.Needed, r))
 }
 
@@ -125,6 +125,20 @@ func (v *View) In(region string, r Role) []Member {
 // Having returns the live members of a region that have a role, be they drained or leaving.
 func (v *View) Having(region string, r Role) []Member {
 	return v.members(func(m Member) bool { return m.Region == region && m.Has(r) })
+}
+
+// Of yields the live members of a region, whatever they take, in their order, as they stand in the view: none is copied, and none may be changed.
+func (v *View) Of(region string) iter.Seq[*Member] {
+	return func(yield func(*Member) bool) {
+		if v == nil {
+			return
+		}
+		for i := range v.Members {
+			if m := &v.Members[i]; m.Region == region && !yield(m) {
+				return
+			}
+		}
+	}
 }
 
 // PassedOver says, a line each, which live members of a region have a role and yet are not routed to, and why.
@@ -372,12 +386,14 @@ func (v *View) RoundTrip(s *spec.Spec, region string, r Role) (rtt time.Duration
 	if v == nil {
 		return 0, false
 	}
-	least := time.Duration(-1)
-	there := v.In(region, r)
-	if len(there) == 0 {
-		there = v.Having(region, r) // who goes there all the same goes as far
+	least, taken := time.Duration(-1), false
+	for m := range v.Of(region) {
+		taken = taken || m.Takes(r)
 	}
-	for _, m := range there {
+	for m := range v.Of(region) {
+		if taken && !m.Takes(r) || !m.Has(r) { // where none takes it, who goes there all the same goes as far
+			continue
+		}
 		if m.Name == v.Self {
 			return 0, true
 		}

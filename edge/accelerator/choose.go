@@ -100,11 +100,11 @@ func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.Accelerator
 
 // open are the groups that may take flows: those with nodes, or, if no group has any else, with nodes that are drained.
 func (at site) open(l *spec.AcceleratorListener, tr *trace.Trace) []*group {
-	groups := at.weigh(l, at.view.In, tr)
+	groups := at.weigh(l, taking, tr)
 	if len(groups) > 0 {
 		return groups
 	}
-	if groups = at.weigh(l, staying(at.view), nil); len(groups) == 0 {
+	if groups = at.weigh(l, staying, nil); len(groups) == 0 {
 		tr.Add("no region of its endpoint groups has a node with the origin role")
 		return nil
 	}
@@ -247,18 +247,24 @@ type site struct {
 	key         flowKey
 }
 
-// members finds the members of a region that are asked for a role.
-type members func(region string, r view.Role) []view.Member
+// taking says whether a node takes new flows.
+func taking(m *view.Member) bool { return m.Takes(view.Origin) }
 
-// staying are the members of a region that have a role and do not leave, be they drained.
-func staying(v *view.View) members {
-	return func(region string, r view.Role) []view.Member {
-		return slices.DeleteFunc(v.Having(region, r), func(m view.Member) bool { return m.Leaving })
+// staying says whether a node dials endpoints and does not leave, be it drained.
+func staying(m *view.Member) bool { return m.Has(view.Origin) && !m.Leaving }
+
+// has says whether a region has such a node.
+func (at site) has(region string, such func(*view.Member) bool) bool {
+	for m := range at.view.Of(region) {
+		if such(m) {
+			return true
+		}
 	}
+	return false
 }
 
-// weigh looks at the groups that have nodes, the nearest first.
-func (at site) weigh(l *spec.AcceleratorListener, in members, tr *trace.Trace) []*group {
+// weigh looks at the groups that have such nodes, the nearest first.
+func (at site) weigh(l *spec.AcceleratorListener, such func(*view.Member) bool, tr *trace.Trace) []*group {
 	groups := make([]*group, len(l.EndpointGroups))
 	for i := range l.EndpointGroups {
 		g := &group{spec: &l.EndpointGroups[i]}
@@ -277,11 +283,11 @@ func (at site) weigh(l *spec.AcceleratorListener, in members, tr *trace.Trace) [
 	if tr.On() {
 		defer tr.In("endpoint groups, nearest first:")()
 	}
-	return slices.DeleteFunc(groups, func(g *group) bool { return !g.look(at, in(g.spec.Region, view.Origin), tr) })
+	return slices.DeleteFunc(groups, func(g *group) bool { return !g.look(at, such, tr) })
 }
 
 // look fills in the nodes and the endpoints that a flow would be offered to. It is false where there are none.
-func (g *group) look(at site, nodes []view.Member, tr *trace.Trace) bool {
+func (g *group) look(at site, such func(*view.Member) bool, tr *trace.Trace) bool {
 	if tr.On() {
 		rtt := "round trip unknown"
 		if g.measured {
@@ -299,7 +305,7 @@ func (g *group) look(at site, nodes []view.Member, tr *trace.Trace) bool {
 			}
 		}
 	}
-	canReach := g.rankNodes(at, nodes, tr)
+	canReach := g.rankNodes(at, such, tr)
 	canTake := g.rankEndpoints(at, tr)
 	g.ready = canReach && canTake
 	switch {
@@ -333,23 +339,28 @@ const (
 	unreachable
 )
 
-// rankNodes orders the region's nodes, and says whether any can be reached.
-func (g *group) rankNodes(at site, members []view.Member, tr *trace.Trace) bool {
-	if len(members) == 0 {
-		return false
-	}
-	nodes := make([]ranked, len(members))
-	for i, m := range members {
-		nodes[i] = ranked{name: m.Name, class: reachable, draw: at.key.draw("node", m.Name)}
+// rankNodes orders such nodes of the region, and says whether any can be reached.
+func (g *group) rankNodes(at site, such func(*view.Member) bool, tr *trace.Trace) bool {
+	var few [8]ranked // more are made room for
+	nodes := few[:0]
+	for m := range at.view.Of(g.spec.Region) {
+		if !such(m) {
+			continue
+		}
+		one := ranked{name: m.Name, class: reachable, draw: at.key.draw("node", m.Name)}
 		switch {
 		case m.Name == at.view.Self:
-			nodes[i].class = self
+			one.class = self
 		case at.view.Unreachable[m.Name]:
-			nodes[i].class = unreachable
+			one.class = unreachable
 			if tr.On() {
 				tr.Add("node %s cannot be reached from here", m.Name)
 			}
 		}
+		nodes = append(nodes, one)
+	}
+	if len(nodes) == 0 {
+		return false
 	}
 	rank(nodes)
 	g.nodes = make([]string, len(nodes))
@@ -370,8 +381,9 @@ const (
 // rankEndpoints orders the endpoints by weighted rendezvous: each draws w / −ln u, the highest draw takes the flow, which
 // is a share of w/Σw. It says whether any is healthy and has weight.
 func (g *group) rankEndpoints(at site, tr *trace.Trace) bool {
-	endpoints := make([]ranked, len(g.spec.Endpoints))
-	for i, e := range g.spec.Endpoints {
+	var few [8]ranked // more are made room for
+	endpoints := few[:0]
+	for _, e := range g.spec.Endpoints {
 		resource, fit := g.judge(at, e)
 		class, weight := healthy, float64(*e.Weight)
 		switch {
@@ -380,7 +392,7 @@ func (g *group) rankEndpoints(at site, tr *trace.Trace) bool {
 		case !fit:
 			class = sick
 		}
-		endpoints[i] = ranked{resource, class, -weight / math.Log(at.key.draw("endpoint", origin.Unpreserved(resource)))}
+		endpoints = append(endpoints, ranked{resource, class, -weight / math.Log(at.key.draw("endpoint", origin.Unpreserved(resource)))})
 		if tr.On() {
 			state, why := at.view.EndpointState(at.spec, at.accelerator, g.spec, e, g.spec.EndpointPort(at.flow.Local.Port()))
 			if why != "" {

@@ -5,7 +5,6 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
-	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/origin"
 )
 
@@ -41,16 +40,16 @@ func (at site) route(l *spec.AcceleratorListener, tr *trace.Trace) []Candidate {
 	if tr.On() {
 		tr.Add("port %d is mapped to %v of %v in %s, which may have traffic", m.ListenerPort, m.Destination, m.Subnet, m.Region)
 	}
-	nodes := at.view.In(m.Region, view.Origin)
-	if len(nodes) == 0 {
-		if nodes = staying(at.view)(m.Region, view.Origin); len(nodes) == 0 {
+	such := taking
+	if !at.has(m.Region, such) {
+		if such = staying; !at.has(m.Region, such) {
 			tr.Add("no node of %s has the role origin", m.Region)
 			return nil
 		}
 		tr.Add("all nodes of %s are drained: taken all the same", m.Region)
 	}
 	g := &group{spec: &spec.EndpointGroup{Region: m.Region}}
-	g.rankNodes(at, nodes, tr)
+	g.rankNodes(at, such, tr)
 	candidates := make([]Candidate, 0, attemptsPerGroup)
 	for _, node := range g.nodes[:min(attemptsPerGroup, len(g.nodes))] {
 		c := Candidate{Region: m.Region, Resource: destinationResource(at.accelerator.Name, m), Node: node}
