@@ -373,11 +373,11 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 	}
 	carried := relay.Resume(client, far, e.listener.IdleTimeout.Std(), by.so)
 	one := p.lives(e.accelerator, f, client, by.by, by.target, drawn)
-	one.moved, one.reset = carried.Moved, carried.Break
+	one.carried = carried
 	one.over, _ = far.(moving)
 	carried.Last, carried.Panicked, carried.Turns = one.last, p.config.Panicked, p.config.Turns
-	end := p.carry(e.accelerator, see(t.spec, v), one)
-	carried.Start(p.ends(end, ended, over))
+	p.begin(e.accelerator, see(t.spec, v), one)
+	carried.Start(p.ends(one, ended, over))
 	going = true
 	return true
 }
@@ -385,17 +385,17 @@ func (p *Plane) start(client net.Conn, at netip.AddrPort, over func()) bool {
 // lives makes what is known of a flow as long as it is carried, but how.
 func (p *Plane) lives(a *spec.Accelerator, f Flow, client net.Conn, by Candidate, target netip.AddrPort, drawn drawn) *live {
 	return &live{
-		lane: lane{a.Name, spec.TCP, f.Local, by.Region, by.Resource}, client: f.Client, by: by, began: time.Now(),
-		drawn: drawn, target: func() netip.AddrPort { return target }, leg: func() (relay.Leg, bool) { return p.config.Leg(client) },
+		lane: lane{a.Name, spec.TCP, f.Local, by.Region, by.Resource}, client: f.Client, node: by.Node, by: by.By, began: time.Now(),
+		drawn: drawn, target: target, conn: client,
 	}
 }
 
 // ends is what is done when a flow has ended: here, where its endpoint is, and for who wants to know that it is over.
-func (p *Plane) ends(here func(error), there func(relay.Result), over func()) func(relay.Result) {
+func (p *Plane) ends(here *live, there func(relay.Result), over func()) func(relay.Result) {
 	return func(r relay.Result) {
 		defer over() // whatever panics, its places are given back
 		defer p.count.live.Add(-1)
-		defer here(r.Err)
+		defer here.broke(r.Err)
 		there(r)
 	}
 }
@@ -409,24 +409,21 @@ type Taken interface {
 	Hold(client net.Conn) (endpoint net.Conn, ended func(relay.Result))
 }
 
-// carry counts a flow of TCP that was chosen by a spec and a view, until it is told that it has ended, and why it was broken off; f.last is to be called
-// just before the flow's ends are closed.
-func (p *Plane) carry(a *spec.Accelerator, chosen seen, f *live) (ended func(err error)) {
-	end := p.begin(a, chosen, f, &p.more.tcp, p.tallies.of(way{f.accelerator, f.region, f.protocol}, otherWays()))
-	return func(err error) {
-		switch {
-		case err == nil:
-			end(closed)
-		case errors.Is(err, relay.ErrIdle):
-			p.count.idle.Add(1)
-			end(idle)
-		case errors.Is(err, errTerminated):
-			p.count.terminated.Add(1)
-			end(terminated)
-		default:
-			p.count.broken.Add(1)
-			end(broken)
-		}
+// broke is the end of a flow of TCP, and why it was broken off.
+func (f *live) broke(err error) {
+	count := &f.plane.count
+	switch {
+	case err == nil:
+		f.end(closed)
+	case errors.Is(err, relay.ErrIdle):
+		count.idle.Add(1)
+		f.end(idle)
+	case errors.Is(err, errTerminated):
+		count.terminated.Add(1)
+		f.end(terminated)
+	default:
+		count.broken.Add(1)
+		f.end(broken)
 	}
 }
 
@@ -438,26 +435,38 @@ const (
 	broken     = "reset"
 )
 
-// begin holds a flow that was chosen by a spec and a view, counts it by endpoint, path and more, and has it written down, until end is called.
-func (p *Plane) begin(a *spec.Accelerator, chosen seen, f *live, more ...*tally) (end func(how string)) {
-	tallies := append(more, p.more.endpoint(a, f))
-	for _, t := range tallies {
-		t.flows.Add(1)
-		t.live.Add(1)
+// begin holds a flow that was chosen by a spec and a view, counts it by endpoint, path and more, and has it written down, until end is called. The flow's last is to be called
+// just before its ends are closed.
+func (p *Plane) begin(a *spec.Accelerator, chosen seen, f *live) {
+	f.plane = p
+	all := [3]*tally{p.more.endpoint(a, f)}
+	if f.protocol == spec.TCP { // of datagrams their course counts
+		all[1], all[2] = &p.more.tcp, p.tallies.of(way{f.accelerator, f.region, f.protocol}, otherWays())
 	}
-	f.counted.begins(&p.more, f, tallies)
+	for _, t := range all {
+		if t != nil {
+			t.flows.Add(1)
+			t.live.Add(1)
+		}
+	}
+	f.counted.begins(&p.more, f, all)
 	f.written = p.write(a, f)
-	leave := p.live.enter(p, chosen, f)
-	return func(how string) {
-		leave()
-		f.counted.look(&p.more, f)
-		f.counted.ends(f)
-		for _, t := range tallies {
+	p.live.enter(p, chosen, f)
+}
+
+// end is the end of a flow, and how.
+func (f *live) end(how string) {
+	p := f.plane
+	p.live.leave(f)
+	f.counted.look(&p.more, f)
+	all := f.counted.ends(f)
+	for _, t := range all {
+		if t != nil {
 			t.live.Add(-1)
 		}
-		p.more.ended.of(labels{f.accelerator, f.region, how}, labels{Other, Other, Other}).flows.Add(1)
-		f.written.end(how)
 	}
+	p.more.ended.of(labels{f.accelerator, f.region, how}, labels{Other, Other, Other}).flows.Add(1)
+	f.written.end(how)
 }
 
 func (p *Plane) enter() bool {

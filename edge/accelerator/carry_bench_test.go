@@ -6,8 +6,16 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
-	"github.com/perigee-net/perigee/origin/relay"
 )
+
+// carriedBy is a carriage.
+type carriedBy struct {
+	moved func() (in, out int64)
+	reset func(error)
+}
+
+func (c carriedBy) Moved() (in, out int64) { return c.moved() }
+func (c carriedBy) Break(err error)        { c.reset(err) }
 
 // BenchmarkCarry is what a flow costs that carries nothing: it is counted, held as long as it lives, and judged where the view has changed since.
 func BenchmarkCarry(b *testing.B) {
@@ -22,10 +30,10 @@ func BenchmarkCarry(b *testing.B) {
 		client := netip.MustParseAddrPort("203.0.113.9:40000")
 		for pb.Next() {
 			f := &live{
-				lane: lane{"game", spec.TCP, local, "icn", "targetGroup/icn"}, client: client, by: Candidate{Node: "icn1"},
-				moved: func() (int64, int64) { return 1, 1 }, leg: func() (relay.Leg, bool) { return relay.Leg{}, false }, reset: func(error) {},
+				lane: lane{"game", spec.TCP, local, "icn", "targetGroup/icn"}, client: client, node: "icn1", carried: carriedBy{moved: func() (int64, int64) { return 1, 1 }},
 			}
-			p.carry(a, chosen, f)(nil)
+			p.begin(a, chosen, f)
+			f.broke(nil)
 		}
 	})
 }

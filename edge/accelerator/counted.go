@@ -49,23 +49,24 @@ func (m *moreTallies) endpoint(a *spec.Accelerator, f *live) *tally {
 	return m.endpoints.of(labels{f.accelerator, f.region, endpointOf(a, f)}, labels{Other, Other, Other})
 }
 
-// path is the tally of a way of a flow.
-func (m *moreTallies) path(f *live, way Candidate) *tally {
-	return m.paths.of(labels{f.region, way.Node, cmp.Or(way.By, direct)}, labels{Other, Other, Other})
+// path is the tally of a way of a flow: by a node, or directly for "".
+func (m *moreTallies) path(f *live, by string) *tally {
+	return m.paths.of(labels{f.region, f.node, cmp.Or(by, direct)}, labels{Other, Other, Other})
 }
 
 // counted is what a flow is counted by: its way, and what else, which stays.
 type counted struct {
 	mu      sync.Mutex
-	by      Candidate
+	by      string
 	at      *tally // of the way; nil: the flow has ended
-	also    []*tally
+	also    [3]*tally
 	in, out int64 // that are counted already
 }
 
 // begins has a new flow be counted by its way, and the bytes of it by more.
-func (c *counted) begins(m *moreTallies, f *live, also []*tally) {
-	c.by, _ = f.now()
+func (c *counted) begins(m *moreTallies, f *live, also [3]*tally) {
+	now, _ := f.now()
+	c.by = now.By
 	c.at, c.also = m.path(f, c.by), also
 	c.at.flows.Add(1)
 	c.at.live.Add(1)
@@ -79,28 +80,31 @@ func (c *counted) look(m *moreTallies, f *live) {
 		return
 	}
 	c.carried(f)
-	if by, _ := f.now(); by.By != c.by.By {
+	if now, _ := f.now(); now.By != c.by {
 		c.at.live.Add(-1)
-		c.by, c.at = by, m.path(f, by)
+		c.by, c.at = now.By, m.path(f, now.By)
 		c.at.live.Add(1)
 	}
 }
 
-// ends counts what is not counted yet, for the last time.
-func (c *counted) ends(f *live) {
+// ends counts what is not counted yet, for the last time. It returns by what the flow was counted besides its path.
+func (c *counted) ends(f *live) (also [3]*tally) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.carried(f)
 	c.at.live.Add(-1)
 	c.at = nil
+	return c.also
 }
 
 func (c *counted) carried(f *live) {
-	in, out := f.moved()
+	in, out := f.carried.Moved()
 	in, out = max(in, c.in), max(out, c.out) // what a client had sent and its endpoint never took counts no more once they are closed
 	c.at.carried(in-c.in, out-c.out)
 	for _, t := range c.also {
-		t.carried(in-c.in, out-c.out)
+		if t != nil {
+			t.carried(in-c.in, out-c.out)
+		}
 	}
 	c.in, c.out = in, out
 }

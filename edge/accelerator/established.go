@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -172,16 +173,43 @@ func wasWell(was, is stance) bool { return was.healthy && !is.healthy && !is.sic
 type live struct {
 	lane
 	client  netip.AddrPort
-	by      Candidate
+	node    string // where it ends
+	by      string // by which it went there at first; "": directly
 	began   time.Time
-	drawn   drawn                    // whether it is written down
-	target  func() netip.AddrPort    // where it ends, as far as that was told; nil: it was not
-	moved   func() (in, out int64)   // bytes so far
-	leg     func() (relay.Leg, bool) // to the client
-	reset   func(error)              // at both ends; no lock is held
-	over    moving                   // that it goes over; nil: it does not move
-	written *written                 // nil: it is not
+	drawn   drawn // whether it is written down
+	carried carriage
+	conn    net.Conn       // the client's; nil: it is of datagrams
+	target  netip.AddrPort // of one that is not, as far as it was told
+	over    moving         // that it goes over; nil: it does not move
+	written *written       // nil: it is not
 	counted counted
+
+	plane *Plane
+	among *traffic
+}
+
+// carriage is how a flow is carried.
+type carriage interface {
+	// Moved is how many bytes so far.
+	Moved() (in, out int64)
+	// Break resets both ends. No lock is held.
+	Break(err error)
+}
+
+// at is where the flow ends, as far as that was told.
+func (f *live) at() netip.AddrPort {
+	if datagrams, is := f.carried.(*going); is {
+		return datagrams.target()
+	}
+	return f.target
+}
+
+// leg is what is known of the way to the client.
+func (f *live) leg() (relay.Leg, bool) {
+	if datagrams, is := f.carried.(*going); is {
+		return datagrams.leg(), true
+	}
+	return f.plane.config.Leg(f.conn)
 }
 
 // last is to be called just before the flow's ends are closed.
@@ -214,7 +242,7 @@ type Ended struct {
 }
 
 // enter takes a flow in that was chosen by a spec and a view, which may be those of a moment ago: what has turned meanwhile turns for it now.
-func (a *flows) enter(p *Plane, chosen seen, f *live) (leave func()) {
+func (a *flows) enter(p *Plane, chosen seen, f *live) {
 	s, v := p.table.Load().spec, p.config.View()
 	now := see(s, v)
 	a.mu.Lock()
@@ -228,7 +256,8 @@ func (a *flows) enter(p *Plane, chosen seen, f *live) (leave func()) {
 		a.lanes[f.lane] = t
 	}
 	t.flows[f] = struct{}{}
-	var ending func(error)
+	f.among = t
+	ending := false
 	if now != chosen {
 		was := f.stand(chosen, t.delay)
 		is := f.stand(now, was.delay)
@@ -236,20 +265,23 @@ func (a *flows) enter(p *Plane, chosen seen, f *live) (leave func()) {
 			t.by, t.delay, t.well = now, is.delay, wasWell(was, is) // else Review has seen it turn, or will
 		}
 		if fate := turn(was, is); t.endsNow(a, f.lane, fate) && f.ending(fate, s, v)(f.client) {
-			ending = f.reset
+			ending = true
 		}
 	}
 	a.mu.Unlock()
-	if ending != nil {
-		ending(errTerminated)
+	if ending {
+		f.carried.Break(errTerminated)
 	}
-	return func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if delete(t.flows, f); len(t.flows) == 0 && a.lanes[f.lane] == t {
-			t.stay()
-			delete(a.lanes, f.lane)
-		}
+}
+
+// leave lets a flow go that was taken in.
+func (a *flows) leave(f *live) {
+	t := f.among
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if delete(t.flows, f); len(t.flows) == 0 && a.lanes[f.lane] == t {
+		t.stay()
+		delete(a.lanes, f.lane)
 	}
 }
 
@@ -292,7 +324,7 @@ func (a *flows) expire(l lane, t *traffic, turn int) {
 
 func resetAll(all []*live) {
 	for _, one := range all {
-		one.reset(errTerminated)
+		one.carried.Break(errTerminated)
 	}
 }
 

@@ -311,14 +311,15 @@ func TestAFlowThatWasOpenedWhileItsEndpointTurnedIsResetToo(t *testing.T) {
 				b.plane.Review()
 			}
 			var why error
-			leave := b.plane.live.enter(b.plane, chosen, &live{lane: lane{"game", spec.TCP, local, "icn", "targetGroup/icn"}, reset: func(err error) { why = err }})
+			one := &live{lane: lane{"game", spec.TCP, local, "icn", "targetGroup/icn"}, carried: carriedBy{reset: func(err error) { why = err }}}
+			b.plane.live.enter(b.plane, chosen, one)
 			if why != errTerminated {
 				b.Errorf("reviewed %v: got %v", reviewed, why)
 			}
 			if ended := b.plane.Review(); len(ended) == 1 == reviewed {
 				b.Errorf("reviewed %v, and then %+v", reviewed, ended)
 			}
-			leave()
+			b.plane.live.leave(one)
 			b.isReset(before)
 		})
 	}

@@ -125,7 +125,7 @@ type moving interface {
 
 // now is the way that a flow takes now, and how many it took before.
 func (f *live) now() (by Candidate, moves int) {
-	by = f.by
+	by = Candidate{Region: f.region, Resource: f.resource, Node: f.node, By: f.by}
 	if f.over == nil {
 		return by, 0
 	}

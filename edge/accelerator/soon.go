@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -29,11 +30,15 @@ type Prospect struct {
 // it at once. Of a conn that is more than that back is called, then or somewhat later: it is for Start, and of the flow nothing was counted, unless back says that it is not,
 // as this node lacks what it takes.
 func (p *Plane) StartSoon(client *loop.Conn, at netip.AddrPort, ended func(), back func() error) {
-	s := &soon{plane: p, client: client, flow: Flow{Client: client.Remote(), Local: at}, ended: ended, back: back}
+	s := soons.Get().(*soon)
+	*s = soon{plane: p, client: client, flow: Flow{Client: client.Remote(), Local: at}, ended: ended, back: back}
 	if !s.begin() {
 		s.giveBack()
 	}
 }
+
+// soons are those that are over: one lives from when a client was accepted until its endpoint has taken the flow. It is a cache and no state.
+var soons = sync.Pool{New: func() any { return &soon{} }}
 
 // EndsIn says whether flows that a listener takes may end in a region, by the spec alone.
 func (p *Plane) EndsIn(l Listener, region string) bool {
@@ -145,12 +150,14 @@ func (s *soon) taken(far *loop.Conn, err error) {
 	s.prospect.Left = nil
 	carried := loop.Carry(s.client, far, s.entry.listener.IdleTimeout.Std())
 	one := p.lives(s.entry.accelerator, s.flow, s.client, s.by, s.prospect.Target, p.sampled(s.entry.accelerator))
-	one.moved, one.reset = carried.Moved, carried.Break
+	one.carried = carried
 	carried.Last, carried.Panicked = one.last, p.config.Panicked
-	end := p.carry(s.entry.accelerator, s.chosen, one)
+	p.begin(s.entry.accelerator, s.chosen, one)
 	p.count.looped.Add(1)
 	going, s.entered = true, false
-	ended := p.ends(end, there, s.ended)
+	ended := p.ends(one, there, s.ended)
+	*s = soon{}
+	soons.Put(s)
 	carried.Start(func(r relay.Result) {
 		if carried.HandedOver() {
 			p.count.handedOver.Add(1)

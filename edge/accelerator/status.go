@@ -169,7 +169,7 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 	var all []carried
 	for _, f := range p.live.of(name) {
 		ok = true
-		in, out := f.moved()
+		in, out := f.carried.Moved()
 		all = append(all, carried{f, in, out})
 		where := place{protocol: f.protocol, region: f.region, endpoint: endpointOf(a, f)}
 		if a != nil {
@@ -239,10 +239,10 @@ func regionTakesNone(v *view.View, region string) string {
 
 // endsAt is the target of a flow, as far as it is known.
 func (f *live) endsAt() netip.AddrPort {
-	if at := flowlog.EndpointAddr(origin.Unpreserved(f.resource)); at.IsValid() || f.target == nil {
+	if at := flowlog.EndpointAddr(origin.Unpreserved(f.resource)); at.IsValid() {
 		return at
 	}
-	return f.target()
+	return f.at()
 }
 
 // length is the round trip of a way, as it is measured now.

@@ -405,26 +405,12 @@ func (f *datagramFlow) goes() (Datagrams, *course) {
 // went has the flow held and written down as long as it goes this way. A way that turns while it is found is left at once.
 func (f *datagramFlow) went(c Candidate, chosen seen, way *course) {
 	p := f.door.plane
-	end := p.begin(f.entry.accelerator, chosen, &live{
-		lane: lane{f.entry.accelerator.Name, spec.UDP, f.door.at, c.Region, c.Resource}, client: f.key.client, by: c, began: time.Now(), drawn: way.drawn,
-		target: func() (at netip.AddrPort) {
-			if told := way.target.Load(); told != nil {
-				at = *told
-			}
-			return at
-		},
-		moved: func() (in, out int64) { return int64(way.bytesIn.Load()), int64(way.bytesOut.Load()) },
-		leg: func() (relay.Leg, bool) {
-			return relay.Leg{PacketsIn: way.in.Load(), PacketsOut: way.out.Load()}, true
-		},
-		reset: func(error) {
-			p.count.terminated.Add(1)
-			f.mu.Lock()
-			f.first, f.named = Candidate{}, false
-			f.mu.Unlock()
-			f.leave(terminated)
-		},
-	})
+	one := &live{
+		lane: lane{f.entry.accelerator.Name, spec.UDP, f.door.at, c.Region, c.Resource}, client: f.key.client, node: c.Node, by: c.By, began: time.Now(), drawn: way.drawn,
+		carried: &going{f, way},
+	}
+	p.begin(f.entry.accelerator, chosen, one)
+	end := one.end
 	f.mu.Lock()
 	left := f.course != way
 	way.end = end
@@ -432,6 +418,38 @@ func (f *datagramFlow) went(c Candidate, chosen seen, way *course) {
 	if left {
 		end(closed)
 	}
+}
+
+// going is a flow that goes a way, as it is carried.
+type going struct {
+	flow *datagramFlow
+	way  *course
+}
+
+func (g *going) target() (at netip.AddrPort) {
+	if told := g.way.target.Load(); told != nil {
+		at = *told
+	}
+	return at
+}
+
+// Moved is as carriage has it.
+func (g *going) Moved() (in, out int64) {
+	return int64(g.way.bytesIn.Load()), int64(g.way.bytesOut.Load())
+}
+
+func (g *going) leg() relay.Leg {
+	return relay.Leg{PacketsIn: g.way.in.Load(), PacketsOut: g.way.out.Load()}
+}
+
+// Break is as carriage has it.
+func (g *going) Break(error) {
+	f := g.flow
+	f.door.plane.count.terminated.Add(1)
+	f.mu.Lock()
+	f.first, f.named = Candidate{}, false
+	f.mu.Unlock()
+	f.leave(terminated)
 }
 
 // forward sends what the client sent to the flow's endpoint, or to the next that takes the flow.

@@ -2,7 +2,6 @@ package accelerator
 
 import (
 	"math/rand/v2"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -23,11 +22,8 @@ const (
 
 // written is a flow that is written down, or nil where it is not.
 type written struct {
-	log    *flowlog.Log
-	target func() netip.AddrPort
-	moved  func() (in, out int64)
-	leg    func() (relay.Leg, bool)
-	way    func() (by Candidate, moves int)
+	log  *flowlog.Log
+	flow *live
 
 	mu      sync.Mutex
 	entry   flowlog.Entry
@@ -56,7 +52,7 @@ func (p *Plane) write(a *spec.Accelerator, f *live) *written {
 	if !f.drawn.written {
 		return nil
 	}
-	w := &written{log: p.config.FlowLog, target: f.target, moved: f.moved, leg: f.leg, way: f.now}
+	w := &written{log: p.config.FlowLog, flow: f}
 	w.entry = p.entry(Flow{f.client, f.local}, a, f.drawn.rate, f.began)
 	w.entry.Protocol = f.protocol
 	w.entry.Endpoint, w.entry.Region = origin.Unpreserved(f.resource), f.region
@@ -106,7 +102,7 @@ func (w *written) tick() {
 	if w.over {
 		return
 	}
-	w.now, w.known = w.leg()
+	w.now, w.known = w.flow.leg()
 	w.add("")
 	w.timer.Reset(window)
 }
@@ -118,7 +114,7 @@ func (w *written) last() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.now, w.known = w.leg()
+	w.now, w.known = w.flow.leg()
 }
 
 // end writes down what was carried since the last window.
@@ -130,7 +126,7 @@ func (w *written) end(how string) {
 	defer w.mu.Unlock()
 	w.over = true
 	w.timer.Stop()
-	if now, ok := w.leg(); ok { // it is no connection that was closed
+	if now, ok := w.flow.leg(); ok { // it is no connection that was closed
 		w.now, w.known = now, true
 	}
 	w.add(how)
@@ -139,12 +135,12 @@ func (w *written) end(how string) {
 // add writes down a window, in both directions.
 func (w *written) add(how string) {
 	e := &w.entry
-	if !e.EndpointAddr.IsValid() && w.target != nil {
-		e.EndpointAddr = w.target()
+	if !e.EndpointAddr.IsValid() {
+		e.EndpointAddr = w.flow.at()
 	}
-	now, _ := w.way()
+	now, _ := w.flow.now()
 	e.To, e.By = now.Node, now.By
-	in, out := w.moved()
+	in, out := w.flow.carried.Moved()
 	in, out = max(in, w.in), max(out, w.out) // what a client had sent and its endpoint never took counts no more once they are closed
 	e.End, e.Ended, e.Packets, e.RTT = time.Now(), how, -1, 0
 	if w.known {

@@ -176,8 +176,7 @@ func TestALineOfAFlowHasNoFewerBytesThanNone(t *testing.T) {
 		p := New(Config{FlowLog: log})
 		in := int64(1000)
 		w := p.write(&spec.Accelerator{Name: "game", FlowLogs: &spec.Sampling{}}, &live{
-			lane: lane{protocol: spec.TCP}, began: time.Now(), drawn: drawn{true, 1},
-			moved: func() (int64, int64) { return in, 0 }, leg: func() (relay.Leg, bool) { return relay.Leg{}, false },
+			lane: lane{protocol: spec.TCP}, began: time.Now(), drawn: drawn{true, 1}, plane: p, carried: carriedBy{moved: func() (int64, int64) { return in, 0 }},
 		})
 		time.Sleep(window)
 		synctest.Wait()
