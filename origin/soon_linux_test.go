@@ -337,8 +337,9 @@ func TestAListenersSilentFlowsOfALoopAreEnded(t *testing.T) {
 		w.changes(func(lb *spec.LoadBalancer, _ *spec.TargetGroup) {
 			lb.IdleTimeout = new(spec.Duration(time.Millisecond))
 		})
-		client, target := w.flow()
-		w.Sees(client, syscall.ECONNRESET)
+		w.Refused() // as soon as it stands, which may be before its client is connected
+		target := <-w.came
+		defer target.Close()
 		w.Sees(target, syscall.ECONNRESET)
 	})
 }
