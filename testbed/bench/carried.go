@@ -39,6 +39,16 @@ type carrier interface {
 // TLS 1.3 over the loopback, both of whose ends are in this process, and from there to the target, byte for byte, and back. It knows no names,
 // no health and no choice. It is the limit that ours is measured beside. It returns when the context ends.
 func Carry(ctx context.Context, way, address, target string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	return carryFrom(ctx, way, l, target)
+}
+
+// carryFrom is Carry where l listens, which it closes.
+func carryFrom(ctx context.Context, way string, l net.Listener, target string) error {
+	defer l.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var working sync.WaitGroup
@@ -66,7 +76,7 @@ func Carry(ctx context.Context, way, address, target string) error {
 	if err != nil {
 		return err
 	}
-	return accepted(ctx, address, func(c net.Conn) {
+	return accepted(ctx, l, func(c net.Conn) {
 		working.Go(func() {
 			far, err := dial()
 			if err != nil {
@@ -78,12 +88,8 @@ func Carry(ctx context.Context, way, address, target string) error {
 	})
 }
 
-// accepted calls each with every connection that comes to an address, until the context ends.
-func accepted(ctx context.Context, address string, each func(net.Conn)) error {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
-	}
+// accepted calls each with every connection that comes to l, and closes l when the context ends.
+func accepted(ctx context.Context, l net.Listener, each func(net.Conn)) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	for {
 		c, err := l.Accept()

@@ -210,19 +210,18 @@ func TestQuantilesAreWithinASixtyFourth(t *testing.T) {
 }
 
 func TestTheLoopAnswersEachRequestOnce(t *testing.T) {
-	port, err := freePort("127.0.0.1")
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	port := l.Addr().(*net.TCPAddr).Port
 	s := Stage{Host: "127.0.0.1", Port: port}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Loop(ctx, s.at(port), 1024) }()
-	var c net.Conn
-	for c == nil {
-		if c, err = net.Dial("tcp", s.at(port)); err != nil && len(ended) > 0 {
-			t.Fatal(<-ended)
-		}
+	go func() { ended <- loopAt(ctx, l, 1024) }()
+	c, err := net.Dial("tcp", s.at(port))
+	if err != nil {
+		t.Fatal(err)
 	}
 	r := bufio.NewReader(c)
 	for _, part := range []string{"GET / HTTP/1.1\r\nHost: a\r\n", "X: 1\r\n\r\n"} {

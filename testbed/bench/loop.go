@@ -34,6 +34,11 @@ func Loop(ctx context.Context, address string, size int) error {
 	if err != nil {
 		return err
 	}
+	return loopAt(ctx, l, size)
+}
+
+// loopAt is Loop where l listens, which it closes.
+func loopAt(ctx context.Context, l net.Listener, size int) error {
 	var mu sync.Mutex
 	open := map[net.Conn]struct{}{}
 	ended := false

@@ -213,7 +213,16 @@ func congest(c net.Conn, name string) error {
 // Vend is a target of flows: it sends each as many bytes as it asks for, by the congestion control that it asks for, and ends it. It returns when the context
 // ends.
 func Vend(ctx context.Context, address string) error {
-	return accepted(ctx, address, func(c net.Conn) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	return vend(ctx, l)
+}
+
+// vend is Vend where l listens, which it closes.
+func vend(ctx context.Context, l net.Listener) error {
+	return accepted(ctx, l, func(c net.Conn) {
 		go func() {
 			defer c.Close()
 			defer context.AfterFunc(ctx, func() { c.Close() })()

@@ -14,28 +14,21 @@ import (
 )
 
 func TestAFlowIsTimedToItsFirstByteAndItsLast(t *testing.T) {
-	port, err := freePort("127.0.0.1")
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	port := l.Addr().(*net.TCPAddr).Port
 	s := Stage{Host: "127.0.0.1", Behind: "127.0.0.1", Port: port, TLS: port}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- Vend(ctx, s.at(port)) }()
+	go func() { done <- vend(ctx, l) }()
 	defer func() {
 		stop()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	}()
-	for {
-		c, err := net.Dial("tcp", s.at(port))
-		if err == nil {
-			c.Close()
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
 	for _, x := range []crossing{{}, {direct: true}, {direct: true, control: vendCUBIC}} {
 		first, last, err := x.ask(ctx, s, 3_000_001, time.Minute)
 		if err != nil || first.Over || last.Over || first.Seconds <= 0 || last.Seconds < first.Seconds {
