@@ -82,7 +82,7 @@ func newBench(t *testing.T, n network) *bench {
 	if want := []Listener{{"game", spec.TCP, local}}; !slices.Equal(open, want) {
 		t.Fatalf("listeners %v, want %v", open, want)
 	}
-	b.listen(b.edge, local.String(), waiting(b.plane.ConnHandler(open[0])))
+	b.listen(b.edge, local.String(), func(c net.Conn) { waiting(b.plane.ConnHandler(open[0]))(c) })
 	return b
 }
 

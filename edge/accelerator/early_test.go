@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +29,12 @@ import (
 // earlyWorld is a bench whose flows end at nodes over a backbone, where they are echoed.
 type earlyWorld struct {
 	*bench
+	far   time.Duration // of the edge from each node, both ways
+	lasts bool
 	nodes map[string]*backbone.Backbone
+	view  atomic.Pointer[view.View]
+
+	planes []*Plane // that have served
 
 	mu     sync.Mutex
 	does   map[string]takes
@@ -52,29 +58,13 @@ type cameEarly struct {
 	err    error // nil: its client has ended it
 }
 
-// inEarlyWorld runs a test with nodes icn1, iad1 and sfo1, of which the edge is that far away, both ways; flows end at those that the network names, and sfo1 carries them on.
-func inEarlyWorld(t *testing.T, n network, far time.Duration, lasts bool, change func(*spec.AcceleratorListener), test func(w *earlyWorld)) {
+// inEarlyWorld runs a test with nodes icn1, iad1 and sfo1, of which the edge is that far away, both ways, and which has it serve networks one after the other. Flows end at those that a network names,
+// and sfo1 carries them on.
+func inEarlyWorld(t *testing.T, far time.Duration, lasts bool, test func(w *earlyWorld)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &earlyWorld{bench: newBench(t, n), nodes: map[string]*backbone.Backbone{}, does: map[string]takes{}}
+		w := &earlyWorld{bench: newBench(t, oneWay), far: far, lasts: lasts, nodes: map[string]*backbone.Backbone{}, does: map[string]takes{}}
 		defer w.in.Close()
-		s, v, a := n.build()
-		for name := range v.RTT {
-			v.RTT[name] = far
-		}
-		v.RTT["icn1"] -= time.Millisecond // it is asked first
-		v.Members = append(v.Members, view.Member{Name: "sfo1"})
-		slices.SortFunc(v.Members, func(a, b view.Member) int { return strings.Compare(a.Name, b.Name) })
-		for i := range v.Members {
-			v.Members[i].Lasting, v.Members[i].Timed = lasts, true
-		}
-		w.plane.config.View = func() *view.View { return v }
-		if change != nil {
-			change(&a.Listeners[0])
-		}
-		if err := w.plane.Apply(s); err != nil {
-			t.Fatal(err)
-		}
 		authority, err := identity.NewAuthority("test", time.Now())
 		if err != nil {
 			t.Fatal(err)
@@ -97,9 +87,8 @@ func inEarlyWorld(t *testing.T, n network, far time.Duration, lasts bool, change
 			b.Keep(peers)
 		}
 		time.Sleep(5 * time.Second)
-		between := New(Config{View: w.plane.config.View, Dial: w.nodes["sfo1"].Dial})
+		between := New(Config{View: w.view.Load, Dial: w.nodes["sfo1"].Dial})
 		w.nodes["sfo1"].HandleThrough(detourService, func(in *backbone.Incoming) { between.StartDetour(in, in.Outlast()) })
-		w.plane.config.Dial, w.plane.config.DialLasting = w.nodes["self"].Dial, w.nodes["self"].DialLasting
 		test(w)
 		w.end()
 		time.Sleep(12 * time.Second) // flows that were called off are over at both their ends
@@ -110,13 +99,46 @@ func inEarlyWorld(t *testing.T, n network, far time.Duration, lasts bool, change
 				}
 			}
 		}
-		if n := w.plane.Counters()["accelerator_flows"]; n != 0 {
-			w.Errorf("%d flows are left", n)
+		for i, p := range w.planes {
+			if n := p.Counters()["accelerator_flows"]; n != 0 {
+				w.Errorf("%d flows of the network served as number %d are left", n, i)
+			}
 		}
 		for _, name := range all {
 			w.nodes[name].Close()
 		}
 	})
+}
+
+// serves has the edge serve a network as one that has served nothing yet, by a detour where that is named. What was served before is to be over.
+func (w *earlyWorld) serves(name string, n network, detour string, change func(*spec.AcceleratorListener)) {
+	w.Helper()
+	w.Log(name)
+	s, v, a := n.build()
+	for name := range v.RTT {
+		v.RTT[name] = w.far
+	}
+	v.RTT["icn1"] -= time.Millisecond // it is asked first
+	v.Members = append(v.Members, view.Member{Name: "sfo1"})
+	slices.SortFunc(v.Members, func(a, b view.Member) int { return strings.Compare(a.Name, b.Name) })
+	for i := range v.Members {
+		v.Members[i].Lasting, v.Members[i].Timed = w.lasts, true
+	}
+	if detour != "" {
+		v.Detour = by(map[string]view.Detour{"icn1": {By: detour, RTT: 2 * w.far, Direct: 3 * w.far}})
+	}
+	w.view.Store(v)
+	w.plane = New(Config{View: w.view.Load, Dial: w.nodes["self"].Dial, DialLasting: w.nodes["self"].DialLasting})
+	if change != nil {
+		change(&a.Listeners[0])
+	}
+	if err := w.plane.Apply(s); err != nil {
+		w.Fatal(err)
+	}
+	w.mu.Lock()
+	w.came, w.does, w.chance = nil, map[string]takes{}, nil
+	w.mu.Unlock()
+	w.planes = append(w.planes, w.plane)
 }
 
 func (w *earlyWorld) open(name string, authority *identity.Authority, host *memnet.Host, at netip.AddrPort) {
@@ -236,7 +258,7 @@ func fastOpens(l *spec.AcceleratorListener) { l.FastOpen = true }
 func TestTheFirstBytesTravelWithTheOpening(t *testing.T) {
 	const far, near = 150 * time.Millisecond, 10 * time.Millisecond // round trips, of the backbone and of the client
 	hello, text := helloOf(t, &tls.Config{ServerName: "www.example.com"}), []byte("GET / HTTP/1.1\r\n\r\n")
-	for i, c := range []struct {
+	cases := []struct {
 		name     string
 		network  network
 		change   func(*spec.AcceleratorListener)
@@ -254,17 +276,21 @@ func TestTheFirstBytesTravelWithTheOpening(t *testing.T) {
 		{"the listener says so, by a detour", oneWay, fastOpens, text, "", "sfo1", true},
 		{"a detour that might be left", oneWay, nil, text, "", "sfo1", false},
 		{"the target speaks first", oneWay, nil, text, "220 ready\r\n", "", true},
-	} {
-		for _, lasts := range []bool{true, false} {
-			if !lasts && i%3 > 0 { // each takes its time
-				continue
-			}
-			t.Run(fmt.Sprintf("%s, lasting %v", c.name, lasts), func(t *testing.T) {
-				inEarlyWorld(t, c.network, far, lasts, c.change, func(w *earlyWorld) {
+	}
+	for _, lasts := range []bool{true, false} {
+		t.Run(fmt.Sprintf("lasting %v", lasts), func(t *testing.T) {
+			inEarlyWorld(t, far, lasts, func(w *earlyWorld) {
+				// Links are warmed behind the first flow on them, and what is dialled meanwhile may wait for that.
+				for _, by := range []string{"", "sfo1"} {
+					w.serves("a first flow", oneWay, by, nil)
+					w.asks(text, "")
+				}
+				time.Sleep(12 * time.Second)
+				for _, c := range cases {
+					w.serves(c.name, c.network, c.by, c.change)
 					w.does["icn1"] = takes{greets: c.greeting}
 					legs := time.Duration(1)
 					if c.by != "" {
-						w.plane.config.View().Detour = by(map[string]view.Detour{"icn1": {By: c.by, RTT: 2 * far, Direct: 3 * far}})
 						legs = 2
 					}
 					want := 2*near + 2*legs*far
@@ -272,7 +298,7 @@ func TestTheFirstBytesTravelWithTheOpening(t *testing.T) {
 						want = 2*near + legs*far
 					}
 					took := w.asks(c.question, c.greeting)
-					if t.Logf("%v", took); took < want-near-time.Millisecond || took > want+time.Millisecond {
+					if t.Log(took); took < want-near-time.Millisecond || took > want+time.Millisecond {
 						t.Errorf("it took %v, want at most %v", took, want)
 					}
 					time.Sleep(time.Second)
@@ -286,21 +312,22 @@ func TestTheFirstBytesTravelWithTheOpening(t *testing.T) {
 							w.Errorf("%s is %d, want %d", name, got, n)
 						}
 					}
-				})
+				}
 			})
-		}
+		})
 	}
 }
 
 // A connection from the client to the endpoint itself takes its own round trip and one more, so a flow is sooner there by its POP.
 func TestAFlowIsSoonerThanAConnectionOfTheClients(t *testing.T) {
-	inEarlyWorld(t, oneWay, 150*time.Millisecond, true, nil, func(w *earlyWorld) {
+	inEarlyWorld(t, 150*time.Millisecond, true, func(w *earlyWorld) {
 		endpoint := w.in.Host("endpoint", spec.Location{}, netip.MustParseAddr("192.0.2.40"))
 		w.in.Link("client", "endpoint", memnet.Path{Delay: 155 * time.Millisecond / 2})
 		w.listen(endpoint, "192.0.2.40:80", func(c net.Conn) {
 			io.Copy(c, c)
 			c.Close()
 		})
+		w.serves("one way", oneWay, "", nil)
 		began := time.Now()
 		c, err := w.client.Dial(w.Context(), "tcp", "192.0.2.40:80")
 		if err != nil {
@@ -323,7 +350,7 @@ func TestWhoIsAskedBesideTheFirstIsGivenTheSame(t *testing.T) {
 	const far = 100 * time.Millisecond
 	hello, text := helloOf(t, &tls.Config{ServerName: "www.example.com"}), bytes.Repeat([]byte("x"), 40_000)
 	slow := takes{after: 220 * time.Millisecond} // it hears that it was called off when it has read
-	for i, c := range []struct {
+	cases := []struct {
 		name     string
 		change   func(*spec.AcceleratorListener)
 		question []byte
@@ -337,13 +364,12 @@ func TestWhoIsAskedBesideTheFirstIsGivenTheSame(t *testing.T) {
 		{"refused with fastOpen", fastOpens, text, takes{refuses: true, after: 50 * time.Millisecond}, takes{}, []string{"iad1 40000 true"}},
 		{"the first is the quicker one after all", fastOpens, text[:5000], takes{after: 190 * time.Millisecond}, takes{},
 			[]string{"icn1 5000 true", "iad1 5000 false"}},
-	} {
-		for _, lasts := range []bool{true, false} {
-			if !lasts && i%3 > 0 { // each takes its time
-				continue
-			}
-			t.Run(fmt.Sprintf("%s, lasting %v", c.name, lasts), func(t *testing.T) {
-				inEarlyWorld(t, twoWays, far, lasts, c.change, func(w *earlyWorld) {
+	}
+	for _, lasts := range []bool{true, false} {
+		t.Run(fmt.Sprintf("lasting %v", lasts), func(t *testing.T) {
+			inEarlyWorld(t, far, lasts, func(w *earlyWorld) {
+				for _, c := range cases {
+					w.serves(c.name, twoWays, "", c.change)
 					w.does["icn1"], w.does["iad1"] = c.icn, c.iad
 					w.asks(c.question, "")
 					time.Sleep(5 * time.Second)
@@ -353,9 +379,9 @@ func TestWhoIsAskedBesideTheFirstIsGivenTheSame(t *testing.T) {
 					if !slices.Equal(got, want) {
 						t.Errorf("they had %q, want %q", got, want)
 					}
-				})
+				}
 			})
-		}
+		})
 	}
 }
 
@@ -404,7 +430,8 @@ func (faulty) Read([]byte) (int, error) { panic("a fault") }
 
 // A panic of who reads a client early is one of who has the flow be started.
 func TestAPanicOfAnEarlyReadEndsItsFlowAlone(t *testing.T) {
-	inEarlyWorld(t, oneWay, 20*time.Millisecond, true, nil, func(w *earlyWorld) {
+	inEarlyWorld(t, 20*time.Millisecond, true, func(w *earlyWorld) {
+		w.serves("one way", oneWay, "", nil)
 		near, client := net.Pipe()
 		if got := w.started(faulty{near}); got == nil || !strings.Contains(fmt.Sprint(got), "a fault") {
 			t.Errorf("recovered %v", got)
@@ -464,14 +491,21 @@ func TestWhatIsReadBeforeAnAnswerIsBounded(t *testing.T) {
 // Whoever is asked, refuses, is late or is lost: an endpoint hears what its client said, from the beginning, in order and once, and an end only behind all of it. Who has not got the flow has heard no more
 // than may be heard twice.
 func TestWhatIsHeardEarlyIsHeardOnce(t *testing.T) {
-	for _, seed := range []uint64{0, 2, 3, 4} { // which is each sort of listener and way
-		chance := rand.New(rand.NewPCG(seed, 3))
-		n := []network{oneWay, twoWays}[chance.IntN(2)]
-		lasts, fast, detour := chance.IntN(2) == 0, chance.IntN(2) == 0, chance.IntN(2) == 0
-		t.Run(fmt.Sprintf("%d: %d ways, lasting %v, fastOpen %v, detour %v", seed, len(n.groups), lasts, fast, detour), func(t *testing.T) {
-			const far, flows = 60 * time.Millisecond, 40
+	const far, flows = 60 * time.Millisecond, 40
+	type sort struct {
+		seed    uint64
+		network network
+		fast    bool
+		detour  string
+	}
+	for lasts, sorts := range map[bool][]sort{
+		false: {{0, oneWay, true, "sfo1"}, {4, twoWays, false, ""}},
+		true:  {{2, oneWay, false, "sfo1"}, {3, twoWays, true, ""}},
+	} {
+		t.Run(fmt.Sprintf("lasting %v", lasts), func(t *testing.T) {
 			var texts [flows][]byte
 			var hellos [flows]int
+			chance := rand.New(rand.NewPCG(sorts[0].seed, 3))
 			for i := range texts {
 				if chance.IntN(2) == 0 {
 					texts[i] = helloOf(t, &tls.Config{ServerName: fmt.Sprintf("%d.example.com", i)})
@@ -483,37 +517,38 @@ func TestWhatIsHeardEarlyIsHeardOnce(t *testing.T) {
 				}
 				texts[i] = append(texts[i], rest...)
 			}
-			inEarlyWorld(t, n, far, lasts, func(l *spec.AcceleratorListener) { l.FastOpen = fast }, func(w *earlyWorld) {
-				w.chance = rand.New(rand.NewPCG(seed, 4))
-				if detour {
-					w.plane.config.View().Detour = by(map[string]view.Detour{"icn1": {By: "sfo1", RTT: 2 * far, Direct: 3 * far}})
-				}
-				over := make(chan struct{})
-				var all, mishaps sync.WaitGroup
-				mishap := rand.New(rand.NewPCG(seed, 5))
-				mishaps.Go(func() { w.mishaps(mishap, over) })
-				said, whole := map[netip.AddrPort]int{}, 0
-				for i, text := range texts {
-					chance := rand.New(rand.NewPCG(seed, uint64(100+i)))
-					all.Go(func() {
-						time.Sleep(time.Duration(chance.Int64N(int64(5 * time.Second))))
-						who, all := w.speaks(text, hellos[i], chance)
-						w.mu.Lock()
-						defer w.mu.Unlock()
-						if said[who] = i; all {
-							whole++
-						}
-					})
-				}
-				all.Wait()
-				close(over)
-				mishaps.Wait()
-				time.Sleep(10 * time.Second)
-				w.heardOnce(texts[:], hellos[:], said, fast, len(n.groups) == 1 && !detour)
-				early := w.plane.Counters()["accelerator_flows_early_total"]
-				t.Logf("%d of %d flows were served, the first bytes of %d were early, %d endpoints heard something", whole, flows, early, len(w.came))
-				if whole < flows/5 || early < flows/20 {
-					t.Error("too little has happened")
+			inEarlyWorld(t, far, lasts, func(w *earlyWorld) {
+				for _, s := range sorts {
+					name := fmt.Sprintf("%d: %d ways, fastOpen %v, detour %q", s.seed, len(s.network.groups), s.fast, s.detour)
+					w.serves(name, s.network, s.detour, func(l *spec.AcceleratorListener) { l.FastOpen = s.fast })
+					w.chance = rand.New(rand.NewPCG(s.seed, 4))
+					over := make(chan struct{})
+					var all, mishaps sync.WaitGroup
+					mishap := rand.New(rand.NewPCG(s.seed, 5))
+					mishaps.Go(func() { w.mishaps(mishap, over) })
+					said, whole := map[netip.AddrPort]int{}, 0
+					for i, text := range texts {
+						chance := rand.New(rand.NewPCG(s.seed, uint64(100+i)))
+						all.Go(func() {
+							time.Sleep(time.Duration(chance.Int64N(int64(5 * time.Second))))
+							who, all := w.speaks(text, hellos[i], chance)
+							w.mu.Lock()
+							defer w.mu.Unlock()
+							if said[who] = i; all {
+								whole++
+							}
+						})
+					}
+					all.Wait()
+					close(over)
+					mishaps.Wait()
+					time.Sleep(10 * time.Second)
+					w.heardOnce(texts[:], hellos[:], said, s.fast, len(s.network.groups) == 1 && s.detour == "")
+					early := w.plane.Counters()["accelerator_flows_early_total"]
+					t.Logf("%d of %d flows were served, the first bytes of %d were early, %d endpoints heard something", whole, flows, early, len(w.came))
+					if whole < flows/5 || early < flows/20 {
+						t.Error("too little has happened")
+					}
 				}
 			})
 		})
