@@ -98,7 +98,7 @@ type Hand struct {
 	away      bool
 	settled   time.Time // when things have settled
 	deaf      map[string]deafness
-	ways      map[string]Way
+	ways      map[string]*opened
 	closed    bool
 
 	knowing sync.Mutex // orders know
@@ -123,6 +123,12 @@ type deafness struct {
 	until time.Time
 }
 
+// opened is a way as it was opened: what is heard of its end is told from what is heard of another's to the same node.
+type opened struct {
+	Way
+	over bool // its end was heard of; Hand.mu
+}
+
 // Open begins to look at what comes, for no address yet. It fails where the machine lacks what that needs: the error says what.
 func Open(c Config) (*Hand, error) {
 	if c.Log == nil {
@@ -136,7 +142,7 @@ func Open(c Config) (*Hand, error) {
 		c.kernel = k
 	}
 	ctx, end := context.WithCancel(context.Background())
-	h := &Hand{config: c, kernel: c.kernel, table: newTable(), addresses: map[netip.Addr]bool{}, deaf: map[string]deafness{}, ways: map[string]Way{}, end: end, taking: make(chan struct{})}
+	h := &Hand{config: c, kernel: c.kernel, table: newTable(), addresses: map[netip.Addr]bool{}, deaf: map[string]deafness{}, ways: map[string]*opened{}, end: end, taking: make(chan struct{})}
 	h.ended.Go(h.take)
 	h.ended.Go(func() { h.sweep(ctx) })
 	return h, nil
@@ -417,7 +423,7 @@ func (h *Hand) send(node string, messages [][]byte) error {
 	return err
 }
 
-func (h *Hand) way(node string) (Way, error) {
+func (h *Hand) way(node string) (*opened, error) {
 	h.mu.Lock()
 	w, closed := h.ways[node], h.closed
 	known := slices.ContainsFunc(h.peers, func(o Owner) bool { return o.Node == node })
@@ -428,18 +434,21 @@ func (h *Hand) way(node string) (Way, error) {
 	if closed || !known {
 		return nil, net.ErrClosed
 	}
-	w, err := h.config.Open(node, func(all [][]byte) { h.hear(node, all) }, func(err error) { h.refused(node, err) })
+	w = &opened{}
+	way, err := h.config.Open(node, func(all [][]byte) { h.hear(node, all) }, func(err error) { h.refused(node, w, err) })
 	if err != nil {
 		return nil, err
 	}
+	w.Way = way
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if other := h.ways[node]; other != nil || h.closed {
-		defer w.Close()
-		if other == nil {
-			return nil, net.ErrClosed
-		}
+	switch other := h.ways[node]; {
+	case other != nil:
+		defer way.Close()
 		return other, nil
+	case h.closed || w.over:
+		defer way.Close()
+		return nil, net.ErrClosed
 	}
 	h.ways[node] = w
 	return w, nil
@@ -464,11 +473,17 @@ func (h *Hand) hear(node string, all [][]byte) {
 	}
 }
 
-// refused hears that a node takes no segments. If it only takes none now, as it has too many flows of datagrams, it may have flows, and is as one that does not answer.
-func (h *Hand) refused(node string, err error) {
+// refused hears that a node takes no segments by a way. If it only takes none now, as it has too many flows of datagrams, it may have flows, and is as one that does not answer.
+// Of a way that another has replaced it says nothing any more: that one is asked what this one was.
+func (h *Hand) refused(node string, w *opened, err error) {
 	now := time.Now()
 	var all []verdict
 	h.mu.Lock()
+	w.over = true
+	if newer := h.ways[node]; newer != nil && newer != w {
+		h.mu.Unlock()
+		return
+	}
 	delete(h.ways, node)
 	if !errors.Is(err, ErrNoService) {
 		all = h.table.unreached(now, node)

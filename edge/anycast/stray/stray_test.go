@@ -433,6 +433,74 @@ func TestTheKernelKnowsWhatTheTableKnows(t *testing.T) {
 	})
 }
 
+// oneWay is a way of which a test says when it is over.
+type oneWay struct {
+	sent         [][]byte
+	over, closed bool
+	end          func(error)
+}
+
+func (w *oneWay) Send(all [][]byte) error {
+	if w.over {
+		return net.ErrClosed
+	}
+	for _, b := range all {
+		w.sent = append(w.sent, bytes.Clone(b))
+	}
+	return nil
+}
+
+func (w *oneWay) Close() { w.closed = true }
+
+// That a way has ended is heard after the next was opened: the next stays, with what is known of its node, and is closed when that one leaves. One whose end is heard before
+// it was opened is none.
+func TestTheEndOfAWayIsNotThatOfTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ways []*oneWay
+		refuses := false
+		m := newMachine()
+		h, err := Open(Config{kernel: m, Open: func(_ string, _ func([][]byte), end func(error)) (Way, error) {
+			w := &oneWay{end: end}
+			ways = append(ways, w)
+			if refuses {
+				end(errors.New("refused: too many flows"))
+			}
+			return w, nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		h.Set(announced, []Owner{{Node: "b"}}, false)
+		give := func(text string) {
+			m.strays <- packet(flow4, flagACK, 1, []byte(text), 0, 0)
+			synctest.Wait()
+		}
+		give("1")
+		h.hear("b", [][]byte{appendAnswer(nil, flow4, true)})
+		ways[0].over = true // the backbone says so before it calls end
+		give("2")
+		give("3")
+		ways[0].end(fmt.Errorf("refused: %w", ErrNoService))
+		give("4")
+		if len(ways) != 2 || len(ways[1].sent) != 2 || h.Counters()["stray_flows"] != 1 {
+			t.Fatalf("%d ways, %d flows", len(ways), h.Counters()["stray_flows"])
+		}
+		ways[1].end(errors.New("refused: too many flows"))
+		refuses = true
+		give("5")
+		refuses = false
+		give("6")
+		if len(ways) != 4 || !ways[2].closed || len(ways[2].sent) != 0 || len(ways[3].sent) != 1 {
+			t.Errorf("%d ways", len(ways))
+		}
+		h.Set(announced, nil, false)
+		if !ways[3].closed {
+			t.Error("the way to a node that has left is open")
+		}
+	})
+}
+
 // One that has too many flows of datagrams for a moment may have the flow.
 func TestANodeThatRefusesForAMomentIsAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
