@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"strings"
 	"time"
@@ -59,6 +60,9 @@ func (n *Node) openNameStreams(address string, tls bool) error {
 	streams, err := n.cfg.Listen("tcp", address)
 	if err != nil {
 		return err
+	}
+	if at, err := netip.ParseAddrPort(streams.Addr().String()); err == nil {
+		n.nameDoors = append(n.nameDoors, at)
 	}
 	n.goes(func() {
 		if tls {

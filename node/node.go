@@ -104,9 +104,10 @@ type Node struct {
 	said     string        // keepHouse's: what it has said of the lead
 
 	front       *front.Front
-	ownDoors    []front.Door // those that it was told to open
-	doorHost    netip.Addr   // where it opens those that the spec asks for; invalid: on all addresses
-	closed      string       // which of them stay closed, and why
+	ownDoors    []front.Door     // those that it was told to open
+	nameDoors   []netip.AddrPort // of the name service's own, those of TCP
+	doorHost    netip.Addr       // where it opens those that the spec asks for; invalid: on all addresses
+	closed      string           // which of them stay closed, and why
 	returning   atomic.Pointer[returning]
 	others      others
 	shut        atomic.Pointer[closedDoors]

@@ -57,20 +57,46 @@ func (n *Node) setStrays(v *view.View) {
 	if n.strays == nil {
 		return
 	}
-	addresses := slices.Clone(n.cfg.BGP.Anycast) // of whoever listens there: every port is looked at
-	whole := map[netip.Addr]bool{}
-	for _, a := range addresses {
-		whole[a.Unmap()] = true
-	}
-	var doors []netip.AddrPort
-	for _, l := range n.accelerator.Listeners() {
-		if a := l.Address.Addr(); l.Protocol == spec.TCP && !whole[a.Unmap()] {
-			addresses, doors = append(addresses, a), append(doors, l.Address)
-		}
-	}
+	addresses, doors := n.strayDoors()
 	me, _ := v.Member(n.cfg.Name)
 	n.strays.Narrow(doors)
 	n.strays.Set(addresses, stray.Owners(v), me.Leaving || me.Drained != "")
+}
+
+// strayDoors are the doors by which flows come that another node may have, and their addresses: those of accelerators, and at the addresses of --anycast all others that this
+// node has. What comes there by other ports is for other programs of the machine.
+func (n *Node) strayDoors() (addresses []netip.Addr, doors []netip.AddrPort) {
+	for _, l := range n.accelerator.Listeners() {
+		if l.Protocol == spec.TCP {
+			doors = append(doors, l.Address)
+		}
+	}
+	own := slices.Clone(n.nameDoors)
+	for _, d := range n.ownDoors {
+		own = append(own, d.Address)
+	}
+	if n.has(view.Origin) {
+		for _, l := range n.origin.Listeners() {
+			own = append(own, netip.AddrPortFrom(n.doorHost, l.Port))
+		}
+	}
+	doors = append(doors, doorsAt(n.cfg.BGP.Anycast, own)...)
+	for _, d := range doors {
+		addresses = append(addresses, d.Addr())
+	}
+	return addresses, doors
+}
+
+// doorsAt are the doors that are at some addresses: one without an address, or at 0.0.0.0 or ::, is at each.
+func doorsAt(addresses []netip.Addr, doors []netip.AddrPort) (all []netip.AddrPort) {
+	for _, a := range addresses {
+		for _, d := range doors {
+			if at := d.Addr(); d.Port() != 0 && (!at.IsValid() || at.IsUnspecified() || at.Unmap() == a.Unmap()) {
+				all = append(all, netip.AddrPortFrom(a, d.Port()))
+			}
+		}
+	}
+	return all
 }
 
 // straysLine says for people whether segments are handed over.
