@@ -336,6 +336,31 @@ func TestAFlowOutlivesItsRoute(t *testing.T) {
 	}
 }
 
+// Where the way to a client gets narrower, the router there says so to whoever routing leads it to, and the flow goes on at its node.
+func TestAFlowOutlivesANarrowerPath(t *testing.T) {
+	laboratory(t)
+	w := newNetwork(t)
+	for i, address := range anycast {
+		t.Run(address, func(t *testing.T) {
+			mtu := func(n int) {
+				w.run(w.router, fmt.Sprintf("ip link set dev client mtu %d", n))
+				w.run(w.client, fmt.Sprintf("ip link set dev net mtu %d", n))
+			}
+			mtu(1500)
+			w.lead("a")
+			old := w.dial(address)
+			ok(t, old.echo(100_000))
+			mtu(1300)
+			w.lead("b")
+			ok(t, old.echo(1<<20))
+			a, b := w.nodes["a"].counters(), w.nodes["b"].counters()
+			if b["stray_segments_too_big_total"] < uint64(i+1) || b["stray_segments_handed_total"] == 0 || a["stray_segments_uninjected_total"] != 0 {
+				t.Error(a, b)
+			}
+		})
+	}
+}
+
 // aloneInside is where a test is run again in a namespace of its own.
 const aloneInside = "PERIGEE_STRAY_ALONE"
 
@@ -491,6 +516,28 @@ func TestTheProgramTakesStraysOnly(t *testing.T) {
 		} else {
 			verdict("an extension header", edit(packet(lack, flagACK, 1, data, 0, 12), 6, 0), pass)
 		}
+		verdict("that one's own was too big", tooBig(have, 1300, 576), pass)
+		verdict("that a stray was too big", tooBig(lack, 1300, 576), taken)
+		verdict("that a packet from another address was too big", tooBig(elsewhere, 1300, 576), pass)
+		verdict("that one of a flow that began here was too big", tooBig(began, 1300, 576), pass)
+		if a.Is4() {
+			big := func(at int, to ...byte) []byte { return edit(tooBig(lack, 1300, 576), at, to...) }
+			verdict("that a port is unreachable", big(21, 3), pass)
+			verdict("a ping", big(20, 8, 0), pass)
+			verdict("that UDP was too big", big(28+9, 17), pass)
+			verdict("that a later fragment was too big", big(28+6, 0, 1), pass)
+			verdict("that a packet of IPv6 was too big", big(28, 0x65), pass)
+			verdict("to another address that a stray was too big", big(19, 9), pass)
+			verdict("a fragment of that a stray was too big", big(6, 0x20), pass)
+			verdict("that a stray was too big, cut off", tooBig(lack, 1300, 28+20+3), pass)
+		} else {
+			big := func(at int, to ...byte) []byte { return edit(tooBig(lack, 1300, 576), at, to...) }
+			verdict("that a hop was the last", big(40, 3), pass)
+			verdict("that UDP was too big", big(48+6, 17), pass)
+			verdict("that a packet of IPv4 was too big", big(48, 0x45), pass)
+			verdict("to another address that a stray was too big", big(39, 9), pass)
+			verdict("that a stray was too big, cut off", tooBig(lack, 1300, 48+40+3), pass)
+		}
 		verdict("cut off", packet(lack, flagACK, 1, data, 0, 0)[:30+10*len(a.AsSlice())/16], pass)
 
 		k.know(lack, true)
@@ -519,6 +566,11 @@ func TestTheProgramTakesStraysOnly(t *testing.T) {
 		ok(t, k.watch([]netip.Addr{four, six}, []netip.AddrPort{netip.AddrPortFrom(server, 7), netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), 9)}))
 		verdict("for a door", to(7), taken)
 		verdict("for a port that has none, of such an address", to(9), pass)
+		quote := func(port uint16) []byte {
+			return tooBig(Flow{netip.AddrPortFrom(client, 9), netip.AddrPortFrom(server, port)}, 1300, 576)
+		}
+		verdict("that a packet of a door was too big", quote(7), taken)
+		verdict("that one of a port that has none was too big", quote(9), pass)
 		ok(t, k.watch([]netip.Addr{four, six}, []netip.AddrPort{netip.AddrPortFrom(server, 9)}))
 		verdict("for a door that is no more", to(7), pass)
 		verdict("for a door that there is now", to(9), taken)
@@ -538,6 +590,47 @@ func TestTheProgramTakesStraysOnly(t *testing.T) {
 	verdict("for an address that is looked at no more", packet(Flow{netip.MustParseAddrPort("192.0.2.7:4000"), netip.MustParseAddrPort("127.0.0.1:9")}, flagACK, 1, nil, 0, 0), pass)
 	if n, over := k.taken(); n == 0 || over != 8 {
 		t.Errorf("%d were taken, %d beyond the budget", n, over)
+	}
+}
+
+// BenchmarkTheProgram is what a packet costs that passes. It is for a namespace of its own, as the program comes to all interfaces:
+//
+//	ip netns add bench; PERIGEE_STRAY_ALONE=1 ip netns exec bench go test -run '^$' -bench TheProgram ./edge/anycast/stray
+func BenchmarkTheProgram(b *testing.B) {
+	if os.Getenv(aloneInside) == "" {
+		b.Skip("it wants a network namespace of its own")
+	}
+	door, err := openKernel()
+	if err != nil {
+		b.Fatal(err)
+	}
+	k := door.(*kernel)
+	defer k.close()
+	if err := k.watch([]netip.Addr{flow4.Server.Addr(), flow6.Server.Addr()}, []netip.AddrPort{flow4.Server, flow6.Server}); err != nil {
+		b.Fatal(err)
+	}
+	away := Flow{flow4.Client, netip.MustParseAddrPort("192.0.2.1:443")}
+	ping := tooBig(flow4, 1300, 576)
+	ping[20] = 8
+	for _, p := range []struct {
+		what string
+		b    []byte
+	}{
+		{"elsewhere", packet(away, flagACK, 1, make([]byte, 1000), 0, 12)}, {"ping", ping},
+		{"syn", packet(flow4, flagSYN, 1, nil, 0, 12)}, {"syn6", packet(flow6, flagSYN, 1, nil, 0, 12)},
+		{"began", packet(flow4, flagACK, 1, make([]byte, 1000), 0, 12)},
+	} {
+		b.Run(p.what, func(b *testing.B) {
+			frame := append(append(make([]byte, 12), 0x08, 0x00), p.b...)
+			if p.b[0]>>4 == 6 {
+				frame[12], frame[13] = 0x86, 0xdd
+			}
+			_, took, err := k.takes.Benchmark(frame, b.N, b.ResetTimer)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(took.Nanoseconds()), "ns/packet")
+		})
 	}
 }
 

@@ -100,9 +100,12 @@ func hostWord(b ...byte) int64 { return int64(int32(binary.NativeEndian.Uint32(b
 // hostHalf is the same of two.
 func hostHalf(b ...byte) int32 { return int32(binary.NativeEndian.Uint16(b)) }
 
-// look is what both programs begin with: a jump to no unless the packet is a whole TCP segment to one of the doors (nil: to any), and to syn if it begins a flow; to is
-// where there is a socket that has the flow, and none where there is none at all. What follows is for where one listens. The flow's key is at onKey, its flags are at onFlags, and
-// the packet is in R6, then.
+// quoting marks R9 for a packet that quotes one of a flow: the kind of IP is in the bits below.
+const quoting = 16
+
+// look is what both programs begin with: a jump to no unless the packet is a whole TCP segment to one of the doors (nil: to any), or says of one from there that it was too big (ICMP), and
+// to syn if it begins a flow; to is where there is a socket that has the flow, and none where there is none at all. What follows is for where one listens. The flow's key is
+// at onKey, the flags of a segment are at onFlags, and the packet is in R6, then.
 func look(m *shared, no, syn, to string) asm.Instructions {
 	load := func(at asm.Instruction, stack, bytes int32) asm.Instructions {
 		return asm.Instructions{
@@ -114,11 +117,24 @@ func look(m *shared, no, syn, to string) asm.Instructions {
 		}
 	}
 	at := func(n int32) asm.Instruction { return asm.Mov.Imm(asm.R2, n) }
+	past := func(n int32) asm.Instructions { // R8
+		return asm.Instructions{asm.Mov.Reg(asm.R2, asm.R8), asm.Add.Imm(asm.R2, n)}
+	}
+	loadPast := func(n, stack, bytes int32) asm.Instructions {
+		p := load(past(n)[0], stack, bytes)
+		return append(asm.Instructions{p[0]}, append(past(n), p[2:]...)...)
+	}
 	mapped := func(stack int16) asm.Instructions {
 		return asm.Instructions{
 			asm.StoreImm(asm.RFP, stack, 0, asm.Word), asm.StoreImm(asm.RFP, stack+4, 0, asm.Word),
 			asm.StoreImm(asm.RFP, stack+8, hostWord(0, 0, 0xff, 0xff), asm.Word),
 		}
+	}
+	same := func(one, other int16, words int16) (p asm.Instructions) {
+		for i := range words {
+			p = append(p, asm.LoadMem(asm.R1, asm.RFP, one+4*i, asm.Word), asm.LoadMem(asm.R2, asm.RFP, other+4*i, asm.Word), asm.JNE.Reg(asm.R1, asm.R2, no))
+		}
+		return p
 	}
 	var p asm.Instructions
 	add := func(more ...asm.Instruction) { p = append(p, more...) }
@@ -130,20 +146,58 @@ func look(m *shared, no, syn, to string) asm.Instructions {
 
 	// IPv4: no fragment, and R8 is where TCP begins.
 	add(labelled("v4", load(at(0), onHeader, 12))...)
-	add(asm.LoadMem(asm.R1, asm.RFP, onHeader+9, asm.Byte), asm.JNE.Imm(asm.R1, protocolTCP, no),
-		asm.LoadMem(asm.R1, asm.RFP, onHeader+6, asm.Half), asm.And.Imm(asm.R1, hostHalf(0x3f, 0xff)), asm.JNE.Imm(asm.R1, 0, no),
-		asm.LoadMem(asm.R8, asm.RFP, onHeader, asm.Byte), asm.And.Imm(asm.R8, 0x0f), asm.LSh.Imm(asm.R8, 2))
+	length := asm.Instructions{asm.LoadMem(asm.R1, asm.RFP, onHeader, asm.Byte), asm.And.Imm(asm.R1, 0x0f), asm.LSh.Imm(asm.R1, 2)}
+	add(asm.LoadMem(asm.R1, asm.RFP, onHeader+6, asm.Half), asm.And.Imm(asm.R1, hostHalf(0x3f, 0xff)), asm.JNE.Imm(asm.R1, 0, no))
+	add(length...)
+	add(asm.Mov.Reg(asm.R8, asm.R1))
 	add(mapped(onKey)...)
 	add(mapped(onServer)...)
+	add(asm.LoadMem(asm.R1, asm.RFP, onHeader+9, asm.Byte))
+	if m != nil {
+		add(asm.JEq.Imm(asm.R1, protocolICMP, "icmp4"))
+	}
+	add(asm.JNE.Imm(asm.R1, protocolTCP, no))
 	add(load(at(12), onKey+12, 4)...)
 	add(load(at(16), onServer+12, 4)...)
 	add(asm.Mov.Imm(asm.R9, 4), asm.Ja.Label("both"))
 
 	// IPv6: TCP is right behind the header, or it is left alone.
 	add(labelled("v6", load(at(0), onHeader, 8))...)
-	add(asm.LoadMem(asm.R1, asm.RFP, onHeader+6, asm.Byte), asm.JNE.Imm(asm.R1, protocolTCP, no))
+	add(asm.LoadMem(asm.R1, asm.RFP, onHeader+6, asm.Byte))
+	if m != nil {
+		add(asm.JEq.Imm(asm.R1, protocolICMP6, "icmp6"))
+	}
+	add(asm.JNE.Imm(asm.R1, protocolTCP, no))
 	add(load(at(8), onKey, 32)...)
 	add(asm.Mov.Imm(asm.R8, 40), asm.Mov.Imm(asm.R9, 6))
+	if m != nil {
+		add(asm.Ja.Label("both"))
+
+		// What the message quotes was sent from here, to the client: R8 is where its TCP begins, and its ports are the other way round.
+		add(labelled("icmp4", loadPast(0, onHeader, 2))...)
+		add(asm.LoadMem(asm.R1, asm.RFP, onHeader, asm.Half), asm.JNE.Imm(asm.R1, hostHalf(3, 4), no))
+		add(loadPast(8, onHeader, 12)...)
+		add(asm.LoadMem(asm.R1, asm.RFP, onHeader+9, asm.Byte), asm.JNE.Imm(asm.R1, protocolTCP, no),
+			asm.LoadMem(asm.R1, asm.RFP, onHeader+6, asm.Half), asm.And.Imm(asm.R1, hostHalf(0x1f, 0xff)), asm.JNE.Imm(asm.R1, 0, no),
+			asm.LoadMem(asm.R1, asm.RFP, onHeader, asm.Byte), asm.RSh.Imm(asm.R1, 4), asm.JNE.Imm(asm.R1, 4, no))
+		add(loadPast(8+12, onServer+12, 4)...)
+		add(loadPast(8+16, onKey+12, 4)...)
+		add(load(at(16), onDoor, 4)...)
+		add(same(onDoor, onServer+12, 1)...)
+		add(length...)
+		add(asm.Add.Imm(asm.R1, 8), asm.Add.Reg(asm.R8, asm.R1), asm.Mov.Imm(asm.R9, 4|quoting), asm.Ja.Label("both"))
+
+		add(labelled("icmp6", load(at(40), onHeader, 1))...)
+		add(asm.LoadMem(asm.R1, asm.RFP, onHeader, asm.Byte), asm.JNE.Imm(asm.R1, tooBig6, no))
+		add(load(at(48), onHeader, 8)...)
+		add(asm.LoadMem(asm.R1, asm.RFP, onHeader+6, asm.Byte), asm.JNE.Imm(asm.R1, protocolTCP, no),
+			asm.LoadMem(asm.R1, asm.RFP, onHeader, asm.Byte), asm.RSh.Imm(asm.R1, 4), asm.JNE.Imm(asm.R1, 6, no))
+		add(load(at(48+8), onServer, 16)...)
+		add(load(at(48+24), onKey, 16)...)
+		add(load(at(24), onDoor, 16)...)
+		add(same(onDoor, onServer, 4)...)
+		add(asm.Mov.Imm(asm.R8, 48+40), asm.Mov.Imm(asm.R9, 6|quoting))
+	}
 
 	var both asm.Instructions
 	if m != nil {
@@ -152,7 +206,10 @@ func look(m *shared, no, syn, to string) asm.Instructions {
 	}
 	both = append(both, load(asm.Mov.Reg(asm.R2, asm.R8), onPorts, 4)...)
 	if m != nil {
-		both = append(both, asm.JNE.Imm(asm.R7, doorsOnly, "door"))
+		both = append(both, asm.JLT.Imm(asm.R9, quoting, "ports"),
+			asm.LoadMem(asm.R1, asm.RFP, onPorts, asm.Half), asm.LoadMem(asm.R2, asm.RFP, onPorts+2, asm.Half),
+			asm.StoreMem(asm.RFP, onPorts, asm.R2, asm.Half), asm.StoreMem(asm.RFP, onPorts+2, asm.R1, asm.Half),
+			asm.JNE.Imm(asm.R7, doorsOnly, "door").WithSymbol("ports"))
 		for i := range int16(4) {
 			both = append(both, asm.LoadMem(asm.R1, asm.RFP, onServer+4*i, asm.Word), asm.StoreMem(asm.RFP, onDoor+4*i, asm.R1, asm.Word))
 		}
@@ -160,11 +217,11 @@ func look(m *shared, no, syn, to string) asm.Instructions {
 			asm.LoadMapPtr(asm.R1, m.Doors.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, onDoor),
 			asm.FnMapLookupElem.Call(), asm.JEq.Imm(asm.R0, 0, no))
 	}
-	both = append(both, asm.Add.Imm(asm.R8, 13).WithSymbol("door"))
+	both = append(both, asm.JGE.Imm(asm.R9, quoting, "whose").WithSymbol("door"), asm.Add.Imm(asm.R8, 13))
 	both = append(both, load(asm.Mov.Reg(asm.R2, asm.R8), onFlags, 1)...)
 	add(labelled("both", both)...)
 	add(asm.LoadMem(asm.R1, asm.RFP, onFlags, asm.Byte), asm.And.Imm(asm.R1, flagSYN), asm.JNE.Imm(asm.R1, 0, syn),
-		asm.JEq.Imm(asm.R9, 6, "tuple6"))
+		asm.And.Imm(asm.R9, quoting-1).WithSymbol("whose"), asm.JEq.Imm(asm.R9, 6, "tuple6"))
 	for i, from := range []int16{onKey + 12, onServer + 12, onPorts} {
 		add(asm.LoadMem(asm.R1, asm.RFP, from, asm.Word), asm.StoreMem(asm.RFP, onTuple+int16(4*i), asm.R1, asm.Word))
 	}
@@ -198,6 +255,8 @@ func finds() *ebpf.ProgramSpec {
 //
 // A frame to another machine's address, as a port that is promiscuous gets it from a switch that floods, is that machine's. A tagged one is of a VLAN, and comes again at that one's device,
 // without its tag, which the device of strays would put in front of the packet.
+//
+// That a packet was too big is said to whoever routing leads it to: where no socket here has the flow of that packet it goes the way of the flow's segments.
 //
 // SYN goes by: new flows are this node's. So does the acknowledgement that ends a handshake, for which there is a request. Where the listener has sent a cookie there is
 // none, and it would be a stray: it is known by its SYN, which came here. To have the kernel check the cookie (bpf_tcp_check_syncookie) is for programs under the GPL alone.

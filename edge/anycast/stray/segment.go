@@ -24,20 +24,37 @@ const (
 	flagCWR = 0x80
 )
 
-const protocolTCP = 6
+// The protocols within IP that matter here, and what ICMP says of a packet that was too big: for IPv4 that it had to be cut and must not be (RFC 792, type 3, code 4),
+// for IPv6 its own type (RFC 4443).
+const (
+	protocolICMP  = 1
+	protocolTCP   = 6
+	protocolICMP6 = 58
+	unreachable4  = 3
+	mustBeCut4    = 4
+	tooBig6       = 2
+)
+
+// quoteAt is where an ICMP message quotes the packet of which it tells, which is as much of it as there is room for; quoted is what there must be of its TCP: the ports and the number by which
+// the kernel knows that it has sent it.
+const (
+	quoteAt = 8
+	quoted  = 8
+)
 
 var errSegment = errors.New("no segment of an established flow")
 
 // segment is a packet of IP that was looked at.
 type segment struct {
-	flow Flow
-	raw  []byte // without what follows the packet, as the padding of a short Ethernet frame
-	tcp  int    // where the header of TCP begins
-	data int    // where the data do
+	flow   Flow
+	raw    []byte // without what follows the packet, as the padding of a short Ethernet frame
+	tcp    int    // where the header of TCP begins, or of ICMP
+	data   int    // where the data do, or what is quoted
+	tooBig bool   // it is no segment, but says that one of the flow was too big
 }
 
-// parse looks at a packet of IPv4 or IPv6: it must be one whole TCP segment without SYN, right behind the IP header, and its checksums must be right, since they are
-// not looked at again by who makes others of it. What is said of the packet is said of the same bytes.
+// parse looks at a packet of IPv4 or IPv6: it must be one whole TCP segment without SYN, right behind the IP header, or an ICMP message to who has sent one that that was too big, and its
+// checksums must be right, since they are not looked at again by who makes others of it. What is said of the packet is said of the same bytes.
 func parse(b []byte) (s segment, err error) {
 	if len(b) < 1 {
 		return s, fmt.Errorf("%w: no byte", errSegment)
@@ -55,12 +72,12 @@ func parse(b []byte) (s segment, err error) {
 			return s, fmt.Errorf("%w: lengths do not fit", errSegment)
 		case binary.BigEndian.Uint16(b[6:])&0x3fff != 0:
 			return s, fmt.Errorf("%w: a fragment", errSegment)
-		case b[9] != protocolTCP:
+		case b[9] != protocolTCP && b[9] != protocolICMP:
 			return s, fmt.Errorf("%w: protocol %d", errSegment, b[9])
 		case ^fold(sum(0, b[:s.tcp])) != 0:
 			return s, fmt.Errorf("%w: the header's checksum is wrong", errSegment)
 		}
-		b = b[:length]
+		b, s.tooBig = b[:length], b[9] == protocolICMP
 		client, server = netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
 	case 6:
 		if len(b) < 40 {
@@ -71,16 +88,21 @@ func parse(b []byte) (s segment, err error) {
 		switch {
 		case length > len(b):
 			return s, fmt.Errorf("%w: lengths do not fit", errSegment)
-		case b[6] != protocolTCP:
+		case b[6] != protocolTCP && b[6] != protocolICMP6:
 			return s, fmt.Errorf("%w: next header %d", errSegment, b[6])
 		}
-		b = b[:length]
+		b, s.tooBig = b[:length], b[6] == protocolICMP6
 		client, server = netip.AddrFrom16([16]byte(b[8:])), netip.AddrFrom16([16]byte(b[24:]))
 		if client.Is4In6() || server.Is4In6() {
 			return s, fmt.Errorf("%w: a mapped address", errSegment)
 		}
 	default:
 		return s, fmt.Errorf("%w: IP version %d", errSegment, b[0]>>4)
+	}
+	if s.tooBig {
+		s.raw, s.data = b, s.tcp+quoteAt
+		s.flow, err = s.quotes(server)
+		return s, err
 	}
 	t := b[s.tcp:]
 	if len(t) < 20 {
@@ -100,11 +122,80 @@ func parse(b []byte) (s segment, err error) {
 	return s, nil
 }
 
+// quotes looks at an ICMP message to server, and says to which flow the packet belongs of which it tells.
+func (s segment) quotes(server netip.Addr) (f Flow, err error) {
+	if len(s.raw) < s.data {
+		return f, fmt.Errorf("%w: %d bytes of ICMP", errSegment, len(s.raw)-s.tcp)
+	}
+	t, q := s.raw[s.tcp:], s.raw[s.data:]
+	four := server.Is4()
+	switch {
+	case four && (t[0] != unreachable4 || t[1] != mustBeCut4), !four && t[0] != tooBig6:
+		return f, fmt.Errorf("%w: ICMP of type %d, code %d", errSegment, t[0], t[1])
+	case ^fold(sum(s.icmpPseudo(), t)) != 0:
+		return f, fmt.Errorf("%w: the checksum of ICMP is wrong", errSegment)
+	}
+	var from, to netip.Addr
+	header := 40
+	switch {
+	case four && len(q) >= 20 && q[0]>>4 == 4:
+		header = int(q[0]&0x0f) * 4
+		if header < 20 || q[9] != protocolTCP || binary.BigEndian.Uint16(q[6:])&0x1fff != 0 {
+			return f, fmt.Errorf("%w: ICMP of a packet that begins no segment", errSegment)
+		}
+		from, to = netip.AddrFrom4([4]byte(q[12:])), netip.AddrFrom4([4]byte(q[16:]))
+	case !four && len(q) >= 40 && q[0]>>4 == 6:
+		if q[6] != protocolTCP {
+			return f, fmt.Errorf("%w: ICMP of a packet with next header %d", errSegment, q[6])
+		}
+		from, to = netip.AddrFrom16([16]byte(q[8:])), netip.AddrFrom16([16]byte(q[24:]))
+	default:
+		return f, fmt.Errorf("%w: ICMP of no packet", errSegment)
+	}
+	switch {
+	case len(q) < header+quoted:
+		return f, fmt.Errorf("%w: ICMP of %d bytes", errSegment, len(q))
+	case from != server || to.Is4In6():
+		return f, fmt.Errorf("%w: ICMP to %v of a packet from %v to %v", errSegment, server, from, to)
+	}
+	q = q[header:]
+	return Flow{netip.AddrPortFrom(to, binary.BigEndian.Uint16(q[2:])), netip.AddrPortFrom(from, binary.BigEndian.Uint16(q))}, nil
+}
+
+// icmpPseudo is what the checksum of an ICMP message begins with: of IPv6's the pseudo-header.
+func (s segment) icmpPseudo() uint64 {
+	if s.raw[0]>>4 == 4 {
+		return 0
+	}
+	return sum(protocolICMP6+uint64(len(s.raw)-s.tcp), s.raw[8:40])
+}
+
+// cutQuote makes a message of at most most bytes of an ICMP message: it quotes less.
+func (s segment) cutQuote(most int) []byte {
+	s.raw = append(make([]byte, 0, most), s.raw[:most]...)
+	if s.raw[0]>>4 == 4 {
+		binary.BigEndian.PutUint16(s.raw[2:], uint16(most))
+		s.raw[10], s.raw[11] = 0, 0
+		binary.BigEndian.PutUint16(s.raw[10:], ^fold(sum(0, s.raw[:s.tcp])))
+		s.raw[s.tcp+5] = 0 // nor does what was quoted end anywhere (RFC 4884)
+	} else {
+		binary.BigEndian.PutUint16(s.raw[4:], uint16(most-40))
+	}
+	t := s.raw[s.tcp:]
+	t[2], t[3] = 0, 0
+	binary.BigEndian.PutUint16(t[2:], ^fold(sum(s.icmpPseudo(), t)))
+	return s.raw
+}
+
 // cut makes segments of at most most bytes of one, headers included, as a network card would: so each fits in a frame of the backbone. One with urgent data, or with
 // headers that leave no room, stays whole. The first is the segment itself, and holds its bytes, if that is short enough.
+// Of an ICMP message it makes one that quotes less.
 func (s segment) cut(most int) [][]byte {
+	if s.tooBig && len(s.raw) > most && most >= s.data+60+quoted { // whatever the headers that it quotes
+		return [][]byte{s.cutQuote(most)}
+	}
 	room := most - s.data
-	if len(s.raw) <= most || room < 1 || s.raw[s.tcp+13]&flagURG != 0 {
+	if s.tooBig || len(s.raw) <= most || room < 1 || s.raw[s.tcp+13]&flagURG != 0 {
 		return [][]byte{s.raw}
 	}
 	data := s.raw[s.data:]

@@ -39,6 +39,98 @@ func packet(f Flow, flags byte, seq uint32, data []byte, ipOptions, tcpOptions i
 	return b
 }
 
+// tooBig makes the ICMP message of a router that a packet of a flow, from the server to the client, was too big, and quotes as much of it as there is room for in most bytes.
+func tooBig(f Flow, mtu, most int) []byte {
+	whole := packet(Flow{f.Server, f.Client}, flagACK, 77, make([]byte, 1400), 0, 12)
+	var b []byte
+	if f.Client.Addr().Is4() {
+		quote := whole[:min(len(whole), most-28)]
+		b = append(b, 0x45, 0xc0, 0, 0, 0x12, 0x34, 0, 0, 61, protocolICMP, 0, 0, 203, 0, 113, 1)
+		b = append(b, f.Server.Addr().AsSlice()...)
+		binary.BigEndian.PutUint16(b[2:], uint16(28+len(quote)))
+		binary.BigEndian.PutUint16(b[10:], ^fold(sum(0, b)))
+		b = append(append(b, unreachable4, mustBeCut4, 0, 0, 0, 0, byte(mtu>>8), byte(mtu)), quote...)
+		binary.BigEndian.PutUint16(b[22:], ^fold(sum(0, b[20:])))
+		return b
+	}
+	quote := whole[:min(len(whole), most-48)]
+	b = append(b, 0x60, 0, 0, 0, 0, 0, protocolICMP6, 61, 0x20, 1, 0x0d, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1)
+	b = append(b, f.Server.Addr().AsSlice()...)
+	binary.BigEndian.PutUint16(b[4:], uint16(8+len(quote)))
+	b = append(append(b, tooBig6, 0, 0, 0, 0, 0, byte(mtu>>8), byte(mtu)), quote...)
+	binary.BigEndian.PutUint16(b[42:], ^fold(sum(segment{raw: b, tcp: 40}.icmpPseudo(), b[40:])))
+	return b
+}
+
+// What a router says of a packet that was too big is the flow's to which that belongs, and stays that when less of it is quoted.
+func TestAMessageThatAPacketWasTooBigIsReadAsItsFlows(t *testing.T) {
+	for _, f := range []Flow{flow4, flow6} {
+		for _, most := range []int{28 + 28 + 20, 576, 1280} {
+			if f == flow6 {
+				most += 40
+			}
+			b := tooBig(f, 1300, most)
+			s, err := parse(append(bytes.Clone(b), 0, 0, 0)) // padding
+			if err != nil || s.flow != f || !s.tooBig || !bytes.Equal(s.raw, b) {
+				t.Fatalf("%d bytes: %+v, %v", most, s.flow, err)
+			}
+			all := s.cut(400)
+			if len(all) != 1 || len(all[0]) != min(len(b), 400) {
+				t.Fatalf("%d bytes were cut to %d messages", len(b), len(all))
+			}
+			less, err := parse(all[0])
+			if err != nil || less.flow != f || !less.tooBig || !bytes.Equal(less.raw[less.tcp+4:], b[s.tcp+4:len(all[0])]) {
+				t.Errorf("%d bytes, cut: %+v, %v", most, less.flow, err)
+			}
+			if all := s.cut(60); len(all) != 1 || len(all[0]) != len(b) {
+				t.Error("it is cut to less than a flow can be told by")
+			}
+		}
+	}
+}
+
+func TestWhatIsNoMessageThatASegmentWasTooBigIsRefused(t *testing.T) {
+	change := func(f Flow, at int, to ...byte) []byte { // and the checksums are right
+		b := tooBig(f, 1300, 576)
+		copy(b[at:], to)
+		s := segment{raw: b, tcp: 40}
+		if f == flow4 {
+			s.tcp = 20
+			b[10], b[11] = 0, 0
+			binary.BigEndian.PutUint16(b[10:], ^fold(sum(0, b[:20])))
+		}
+		b[s.tcp+2], b[s.tcp+3] = 0, 0
+		binary.BigEndian.PutUint16(b[s.tcp+2:], ^fold(sum(s.icmpPseudo(), b[s.tcp:])))
+		return b
+	}
+	short := func(f Flow, n int) []byte { return tooBig(f, 1300, n) }
+	wrong := func(b []byte) []byte { b[len(b)-1]++; return b }
+	for name, b := range map[string][]byte{
+		"of an unreachable port":        change(flow4, 21, 3),
+		"a ping":                        change(flow4, 20, 8, 0),
+		"time exceeded, IPv6":           change(flow6, 40, 3),
+		"to another address":            change(flow4, 19, 9),
+		"to another address, IPv6":      change(flow6, 39, 9),
+		"of UDP":                        change(flow4, 28+9, 17),
+		"of UDP, IPv6":                  change(flow6, 48+6, 17),
+		"of a later fragment":           change(flow4, 28+6, 0, 1),
+		"of IP version 6":               change(flow4, 28, 0x65),
+		"of IP version 4":               change(flow6, 48, 0x45),
+		"of a header that is too short": change(flow4, 28, 0x41),
+		"with a wrong checksum":         wrong(tooBig(flow4, 1300, 576)),
+		"with a wrong checksum, IPv6":   wrong(tooBig(flow6, 1300, 576)),
+		"without a packet":              short(flow4, 28),
+		"without ports":                 short(flow4, 28+20+7),
+		"without ports, IPv6":           short(flow6, 48+40+7),
+		"of half a header, IPv6":        short(flow6, 48+39),
+		"cut off":                       change(flow4, 2, 0, 27)[:27],
+	} {
+		if s, err := parse(b); err == nil {
+			t.Errorf("%s: %+v", name, s.flow)
+		}
+	}
+}
+
 func TestASegmentIsReadAsItStands(t *testing.T) {
 	for _, f := range []Flow{flow4, flow6} {
 		b := packet(f, flagACK, 1, []byte("hello"), 0, 12)
@@ -140,6 +232,7 @@ func TestUrgentDataStayWhole(t *testing.T) {
 func FuzzSegment(f *testing.F) {
 	for _, flow := range []Flow{flow4, flow6} {
 		f.Add(packet(flow, flagACK, 1, []byte("hello"), 0, 12), 100)
+		f.Add(tooBig(flow, 1300, 576), 200)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, most int) {
 		s, err := parse(b)
@@ -154,7 +247,7 @@ func FuzzSegment(f *testing.F) {
 			}
 			data = append(data, p.raw[p.data:]...)
 		}
-		if !bytes.Equal(data, s.raw[s.data:]) {
+		if !bytes.Equal(data, s.raw[s.data:]) && !(s.tooBig && bytes.HasPrefix(s.raw[s.data:], data)) {
 			t.Fatal("other bytes")
 		}
 	})

@@ -6,8 +6,10 @@
 // kernel has the socket says so, and takes it as if it had come by its network; what follows goes there at once. Its answers go to the client directly, from the
 // address that the client knows. Who has nothing new to do with it is the client. If nobody has the flow the segment goes back to the kernel, which answers as it would have.
 //
-// It carries segments of TCP that are not the first of their flow, and nothing else: no SYN, so new flows are the node's that routing leads to; no UDP, whose flows begin anew
-// where they arrive; no fragments, no IPv6 extension headers, and no ICMP: what a router far away says of a packet's size goes where routing leads it.
+// So it is with what a router far away says of the size of a flow's packet: it is sent to the address, from which the packet was, and so to whoever routing leads it to.
+//
+// It carries segments of TCP that are not the first of their flow, ICMP that says that such a one was too big, and nothing else: no SYN, so new flows are the node's that routing leads
+// to; no UDP, whose flows begin anew where they arrive; no fragments, no IPv6 extension headers, and no other ICMP, which ends no established flow.
 //
 // It is best effort, and fails to what was before it: where the machine lacks what it needs, where nobody else is alive, beyond its bounds, and at once when the process
 // dies. What strangers send costs a bounded amount: in the kernel a budget of segments of unknown flows, here the flows that are asked for at a time. Only another node of the
@@ -84,6 +86,7 @@ type Hand struct {
 	kernel kernelDoor
 	count  struct {
 		malformed, handed, dropped, answered atomic.Uint64
+		tooBig                               atomic.Uint64
 		asked, found, nobody                 atomic.Uint64
 		injected, refused, uninjected        atomic.Uint64
 		messagesMalformed, foreign           atomic.Uint64
@@ -288,6 +291,9 @@ func (h *Hand) take() {
 		if err != nil {
 			h.count.malformed.Add(1)
 			continue
+		}
+		if s.tooBig {
+			h.count.tooBig.Add(1)
 		}
 		now := time.Now()
 		h.mu.Lock()
@@ -601,6 +607,7 @@ func (h *Hand) Counters() map[string]uint64 {
 	return map[string]uint64{
 		"stray_segments_taken_total":      taken,
 		"stray_segments_over_total":       over,
+		"stray_segments_too_big_total":    h.count.tooBig.Load(),
 		"stray_segments_malformed_total":  h.count.malformed.Load(),
 		"stray_segments_handed_total":     h.count.handed.Load(),
 		"stray_segments_dropped_total":    h.count.dropped.Load(),

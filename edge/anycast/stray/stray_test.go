@@ -252,6 +252,37 @@ func TestSegmentsGoToTheNodeThatHasTheirFlow(t *testing.T) {
 	})
 }
 
+// So does what says that one was too big, whether the flow's segments come here or not.
+func TestThatAPacketWasTooBigGoesToTheNodeThatHasItsFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHands(t, "a", "b")
+		defer h.close()
+		for i, f := range []Flow{flow4, flow6} {
+			h.machines["b"].open(f)
+			b := tooBig(f, 1300, 1280)
+			for range 2 {
+				h.machines["a"].strays <- b
+				time.Sleep(50 * time.Millisecond)
+				s, err := parse(b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.want("b", fmt.Sprintf("%s", [][]byte{s.raw[s.data:maxSegment]}))
+			}
+			h.want("a", "[]")
+			h.counter("a", "stray_segments_too_big_total", uint64(2*i+2))
+			h.counter("a", "stray_segments_handed_total", uint64(2*i+2))
+			h.counter("a", "stray_flows_found_total", uint64(i+1))
+		}
+		nobodys := of(1)
+		h.machines["a"].strays <- tooBig(nobodys, 1300, 576)
+		time.Sleep(50 * time.Millisecond)
+		if h.machines["a"].got() == "[]" {
+			t.Error("what is of nobody's flow is not the kernel's again")
+		}
+	})
+}
+
 // One whose flow has ended there goes to its kernel, which says so to the client; and when it is asked it says so to the node.
 func TestWhatHasEndedIsAnsweredWhereItWas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
