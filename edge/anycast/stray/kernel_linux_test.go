@@ -174,8 +174,8 @@ func (n *node) counters() (all map[string]uint64) {
 // network is a client, a router, and two nodes that have the same addresses: the router leads to one of them.
 type network struct {
 	*testing.T
-	client, router, b *netns.Namespace
-	nodes             map[string]*node
+	client, router, a, b *netns.Namespace
+	nodes                map[string]*node
 }
 
 func made(t *testing.T, what string) *netns.Namespace {
@@ -192,7 +192,10 @@ func made(t *testing.T, what string) *netns.Namespace {
 	return n
 }
 
-func newNetwork(t *testing.T) *network {
+func newNetwork(t *testing.T) *network { return newNetworkBy(t, "") }
+
+// newNetworkBy makes one whose nodes have their addresses at a bridge, or at a VLAN's device, as it says, on top of the link to the router.
+func newNetworkBy(t *testing.T, by string) *network {
 	w := &network{T: t, nodes: map[string]*node{}}
 	w.client, w.router = made(t, "client"), made(t, "router")
 	w.run(w.router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
@@ -200,14 +203,29 @@ func newNetwork(t *testing.T) *network {
 		n := w.client
 		if i > 0 {
 			n = made(t, name)
-			w.b = n // in the end
+			w.a, w.b = w.b, n // in the end
 		}
 		ok(t, netns.Veth(n, "net", w.router, name))
 		four, six := fmt.Sprintf("10.9.%d.", i), fmt.Sprintf("fd09:%d::", i)
-		for _, text := range []string{"ip addr add " + four + "1/24 dev " + name, "ip addr add " + six + "1/64 dev " + name + " nodad", "ip link set dev " + name + " up"} {
+		far, near := name, "net" // where the addresses are
+		switch {
+		case i == 0 || by == "":
+		case by == "bridge": // with an address of its own: a frame to it is another machine's at the port
+			near = "bridge"
+			for _, text := range []string{"ip link add bridge type bridge", "ip link set dev bridge address 02:09:00:00:00:0" + fmt.Sprint(i), "ip link set dev net master bridge", "ip link set dev net up"} {
+				w.run(n, text)
+			}
+		case by == "vlan":
+			far, near = name+".7", "net.7"
+			w.run(w.router, "ip link set dev "+name+" up")
+			w.run(n, "ip link set dev net up")
+			w.run(w.router, "ip link add link "+name+" name "+far+" type vlan id 7")
+			w.run(n, "ip link add link net name "+near+" type vlan id 7")
+		}
+		for _, text := range []string{"ip addr add " + four + "1/24 dev " + far, "ip addr add " + six + "1/64 dev " + far + " nodad", "ip link set dev " + far + " up"} {
 			w.run(w.router, text)
 		}
-		for _, text := range []string{"ip link set dev lo up", "ip addr add " + four + "2/24 dev net", "ip addr add " + six + "2/64 dev net nodad", "ip link set dev net up", "ip route add default via " + four + "1", "ip -6 route add default via " + six + "1"} {
+		for _, text := range []string{"ip link set dev lo up", "ip addr add " + four + "2/24 dev " + near, "ip addr add " + six + "2/64 dev " + near + " nodad", "ip link set dev " + near + " up", "ip route add default via " + four + "1", "ip -6 route add default via " + six + "1"} {
 			w.run(n, text)
 		}
 		if i == 0 {
@@ -361,8 +379,120 @@ func TestAFlowOutlivesANarrowerPath(t *testing.T) {
 	}
 }
 
+// moves has a flow of each family outlive its route, and a path that gets narrower, and wants new flows where routing leads them.
+func (w *network) moves() {
+	w.Helper()
+	for _, address := range anycast {
+		mtu := func(n int) {
+			w.run(w.router, fmt.Sprintf("ip link set dev client mtu %d", n))
+			w.run(w.client, fmt.Sprintf("ip link set dev net mtu %d", n))
+		}
+		mtu(1500)
+		w.lead("a")
+		old := w.dial(address)
+		ok(w.T, old.echo(100_000))
+		w.lead("b")
+		ok(w.T, old.echo(1<<20))
+		mtu(1300)
+		ok(w.T, old.echo(100_000))
+		fresh := w.dial(address)
+		ok(w.T, fresh.echo(100_000))
+		if old.by != "a" || fresh.by != "b" {
+			w.Errorf("nodes %q and %q have them", old.by, fresh.by)
+		}
+		ok(w.T, old.Conn.(*net.TCPConn).CloseWrite())
+		if rest, err := io.ReadAll(old.Reader); err != nil || len(rest) > 0 {
+			w.Errorf("it ended with %d bytes, %v", len(rest), err)
+		}
+	}
+	a, b := w.nodes["a"].counters(), w.nodes["b"].counters()
+	w.Log(a, b)
+	if b["stray_flows_found_total"] != 2 || b["stray_segments_too_big_total"] == 0 || a["stray_segments_injected_total"] == 0 {
+		w.Error("no flow was handed over")
+	}
+}
+
+// Where nodes have their addresses at a bridge the program is at its port and at it, and takes a segment once.
+func TestAFlowOutlivesItsRouteAtABridge(t *testing.T) {
+	laboratory(t)
+	newNetworkBy(t, "bridge").moves()
+}
+
+// What comes with a VLAN's tag is taken at that one's device.
+func TestAFlowOutlivesItsRouteInAVLAN(t *testing.T) {
+	laboratory(t)
+	w := &network{T: t}
+	n := made(t, "vlan")
+	w.run(n, "ip link add net type bridge") // any device
+	if out, err := n.Command(t.Context(), "ip", "link", "add", "link", "net", "name", "net.7", "type", "vlan", "id", "7").CombinedOutput(); err != nil {
+		t.Skipf("this kernel has no 802.1Q: %s", out)
+	}
+	newNetworkBy(t, "vlan").moves()
+}
+
+// filter is what a careful operator has: what is known to conntrack comes in, and new connections to the doors; all else, and what conntrack takes for no part of any, is dropped.
+const filter = `table inet filter {
+	chain input {
+		type filter hook input priority 0; policy drop;
+		ct state invalid counter drop
+		ct state established,related accept
+		iifname "net" tcp dport 7 tcp flags syn / fin,syn,rst,ack ct state new accept
+		iifname "net" udp dport 4000 accept
+		iifname "net" meta l4proto ipv6-icmp accept
+		counter
+	}
+	chain output {
+		type filter hook output priority 0; policy accept;
+		ct state invalid counter drop
+	}
+}
+`
+
+// A packet filter with connection tracking lets in at the flow's node what another node has handed over, and what was said there of its size.
+func TestAFlowOutlivesItsRouteBehindAPacketFilter(t *testing.T) {
+	laboratory(t)
+	gate.Programs(t, map[string]string{"nft": "nftables"})
+	w := newNetwork(t)
+	for _, n := range []*netns.Namespace{w.a, w.b} {
+		command := n.Command(t.Context(), "nft", "-f", "-")
+		command.Stdin = strings.NewReader(filter)
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	w.moves()
+	for _, n := range []*netns.Namespace{w.a, w.b} {
+		out, err := n.Command(t.Context(), "nft", "list", "ruleset").Output()
+		ok(t, err)
+		t.Logf("%s", out)
+	}
+}
+
 // aloneInside is where a test is run again in a namespace of its own.
 const aloneInside = "PERIGEE_STRAY_ALONE"
+
+// The capabilities that the drop-in of the systemd unit has are enough, for who is else nobody: the verifier of the kernel is stricter with such a one than with root.
+func TestTheCapabilitiesOfTheUnitAreEnough(t *testing.T) {
+	laboratory(t)
+	gate.Programs(t, map[string]string{"setpriv": "util-linux"})
+	unit, err := os.ReadFile("../../../deployments/systemd/perigee-anycast.conf")
+	ok(t, err)
+	capabilities := "-all"
+	for line := range strings.Lines(string(unit)) {
+		if names, is := strings.CutPrefix(line, "AmbientCapabilities="); is {
+			for _, name := range strings.Fields(names) {
+				capabilities += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+			}
+		}
+	}
+	n := made(t, "unit")
+	(&network{T: t}).run(n, "ip link set dev lo up")
+	command := n.Command(t.Context(), "setpriv", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set="+capabilities, os.Args[0], "-test.v", "-test.run=^TestTheProgramTakesStraysOnly$")
+	command.Env = append(os.Environ(), aloneInside+"=1")
+	if out, err := command.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS")) {
+		t.Errorf("with %s: %v: %s", capabilities, err, out)
+	}
+}
 
 // alone says that the test is in a namespace of its own; else it has been run there.
 func alone(t *testing.T) bool {
