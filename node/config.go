@@ -65,6 +65,10 @@ type Config struct {
 	FlowLog, FlowLogFormat string
 	// FlowsByTCP says when flows go to other nodes by a TCP connection each: TCPAuto, which "" is too, TCPNever, or TCPAlways.
 	FlowsByTCP string
+	// Connections is how many connections of TCP one port of one of the world's addresses holds, and as many of HTTP/3: more are closed as they come. 0: DefaultConnections.
+	Connections int
+	// ConnectionsPerClient is how many of these may be of one client, an IPv4 address or a /64 of IPv6; at most Connections. 0: a quarter of Connections, and 256 at least.
+	ConnectionsPerClient int
 	// TransparentMark marks the packets to targets that see the client's address (SO_MARK), for the machine's routing; 0: with nothing.
 	TransparentMark uint32
 	// Public are its addresses for the world, which DNS answers; none means Advertise.
@@ -124,6 +128,12 @@ const (
 
 // DrainTime is how long clients may come to a node that DNS answers no more, and a little.
 const DrainTime = dnsgeo.AliasTTL + 5*time.Second
+
+// DefaultConnections is the usual Config.Connections, and maxConnections the most: each takes a descriptor, or two where it is carried on.
+const (
+	DefaultConnections = front.DefaultConnections
+	maxConnections     = 1 << 20
+)
 
 // DNSRate is the usual Config.DNSRate.
 const DNSRate = dnsgeo.DefaultRate
@@ -219,6 +229,15 @@ func (c *Config) complete() error {
 	}
 	if err := c.BGP.check(c.Advertise); err != nil {
 		return err
+	}
+	if c.Connections < 0 || c.Connections > maxConnections {
+		return fmt.Errorf("--connections %d: want 1 to %d", c.Connections, maxConnections)
+	}
+	if c.Connections == 0 {
+		c.Connections = DefaultConnections
+	}
+	if c.ConnectionsPerClient < 0 || c.ConnectionsPerClient > c.Connections {
+		return fmt.Errorf("--connections-per-client %d: want 1 to the %d of --connections, or 0 for a quarter of these", c.ConnectionsPerClient, c.Connections)
 	}
 	if c.DNSRate < 0 {
 		return fmt.Errorf("--dns-rate %d: want 0 or more", c.DNSRate)

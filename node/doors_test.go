@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/node/api"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
@@ -80,6 +82,38 @@ func TestDoorsLeaveRoomForTheNode(t *testing.T) {
 }
 
 // A node's own door stands for all addresses of an accelerator.
+// A port holds as many connections as the node's flags say, of one client and in all.
+func TestAPortHoldsAsManyConnectionsAsItIsTold(t *testing.T) {
+	for _, c := range []struct{ most, ofClient, served int }{{0, 0, 6}, {4, 4, 4}, {0, 2, 2}, {3, 2, 2}} {
+		dir := t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			in := memnet.New(1)
+			defer in.Close()
+			cfg := configOf(in, "a", dir, netip.MustParseAddr("192.0.2.1"))
+			cfg.Bootstrap, cfg.Connections, cfg.ConnectionsPerClient = true, c.most, c.ofClient
+			client := in.Host("client", spec.Location{}, netip.MustParseAddr("198.51.100.1"))
+			life(t, cfg, func(n *Node) {
+				time.Sleep(time.Second)
+				served := 0
+				for range 6 {
+					conn, err := client.Dial(t.Context(), "tcp", "192.0.2.1:80")
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer conn.Close()
+					io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+					if _, err := conn.Read(make([]byte, 1)); err == nil {
+						served++
+					}
+				}
+				if served != c.served {
+					t.Errorf("%+v: %d of 6 were served", c, served)
+				}
+			})
+		})
+	}
+}
+
 func TestAnOwnDoorStandsForAllAddresses(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {

@@ -635,6 +635,7 @@ func (n *Node) openPlanes() error {
 		TokenKey: n.guard.Node().Keys().Cluster.Derive("quic tokens"), ResetKey: n.guard.Node().Keys().Cluster.Derive("quic resets of " + n.cfg.Name),
 		ProxyHeadersFrom: n.cfg.ProxyHeadersFrom, Blocked: n.isBlocked, Seen: n.see, RoundTrip: n.cfg.RoundTrip,
 		FinishPackets: n.accelerator.FinishDatagrams, Panics: panics, Log: log, Loop: eventLoops{held},
+		Connections: n.cfg.Connections, ConnectionsPerClient: n.cfg.ConnectionsPerClient,
 	})
 	n.onDrain("doors", n.front.Close)
 	n.takeTicketKeys(n.roster.Get())

@@ -136,6 +136,8 @@ func newNode() *cobra.Command {
 	f.StringVar(&cfg.FlowLog, "flow-log", "", "write down flows of the accelerators that have flowLogs in this file; -: on standard output (default: none)")
 	f.StringVar(&cfg.FlowLogFormat, "flow-log-format", node.FlowLogAWS, "how: aws, Global Accelerator's fields, or json, with more")
 	f.StringVar(&cfg.FlowsByTCP, "flows-by-tcp", node.TCPAuto, "when flows go to other nodes by a TCP connection each, not QUIC: auto (those of many bytes where that is faster), never, always")
+	f.IntVar(&cfg.Connections, "connections", node.DefaultConnections, "connections that one port of an address for the world holds; more are closed")
+	f.IntVar(&cfg.ConnectionsPerClient, "connections-per-client", 0, "how many of these one client may have, an IPv4 address or a /64 of IPv6; 0: a quarter of --connections, at least 256")
 	f.Uint32Var(&cfg.TransparentMark, "transparent-mark", 0, "mark the packets to targets that see the client's address, for ip rule fwmark; 0: with nothing")
 	f.StringSliceVar(&public, "public", nil, "its addresses for the world, which DNS answers (default: where the others reach it)")
 	f.BoolVar(&cfg.OwnDoors, "own-doors", false, "open the accelerators' ports on the address of --http too, so that a client can choose the POP")

@@ -79,8 +79,10 @@ type Config struct {
 	Log    *slog.Logger
 }
 
+// DefaultConnections is the usual Config.Connections.
+const DefaultConnections = 16384
+
 const (
-	defaultConnections = 16384
 	minPerClient       = 256
 	defaultHeaderBytes = 64 << 20
 )
@@ -209,7 +211,7 @@ func New(c Config) *Front {
 		c.ListenAnycast = ListenAnycast
 	}
 	if c.Connections == 0 {
-		c.Connections = defaultConnections
+		c.Connections = DefaultConnections
 	}
 	if c.ConnectionsPerClient == 0 {
 		c.ConnectionsPerClient = max(c.Connections/4, minPerClient)
