@@ -623,7 +623,8 @@ type counters struct {
 	udpRefused, udpBlocked, udpHasty atomic.Uint64
 	udpFull, udpCrowded              atomic.Uint64
 	udpYielded, udpUntold            atomic.Uint64
-	udpIdle, udpBroken, udpSilent    atomic.Uint64
+	udpIdle, udpBroken               atomic.Uint64
+	udpSilent, udpLate               atomic.Uint64
 	udpDropped, udpUnsent, udpResent atomic.Uint64
 	carriedDatagrams, carriedDropped atomic.Uint64
 	datagramsIn, datagramsOut        atomic.Uint64
@@ -668,6 +669,7 @@ func (p *Plane) Counters() map[string]uint64 {
 		"accelerator_datagram_flows_idle_total":             p.count.udpIdle.Load(),
 		"accelerator_datagram_flows_broken_total":           p.count.udpBroken.Load(),
 		"accelerator_datagram_flows_silent_total":           p.count.udpSilent.Load(),
+		"accelerator_datagram_flows_late_total":             p.count.udpLate.Load(),
 		"accelerator_datagrams_in_total":                    p.count.datagramsIn.Load(),
 		"accelerator_datagrams_out_total":                   p.count.datagramsOut.Load(),
 		"accelerator_datagrams_dropped_total":               p.count.udpDropped.Load(),

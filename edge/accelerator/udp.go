@@ -86,6 +86,7 @@ type datagramFlow struct {
 	by      Candidate
 	course  *course
 	refused []declined
+	aside   []aside // ways that were left as they were silent, until something is heard by this or another
 }
 
 // declined is a candidate that has refused a flow, or has said nothing of it.
@@ -114,6 +115,7 @@ type course struct {
 	begun                      bool                           // the flow goes it, or has gone it; guarded by the flow's mu, as what follows
 	over                       bool                           // its end was heard of
 	awaiting                   awaiting
+	isAside                    atomic.Bool // it is among the flow's aside
 }
 
 // sent counts datagrams from the client, answered those to it.
@@ -368,7 +370,14 @@ func (p *Plane) endFlow(f *datagramFlow, how string) {
 }
 
 // leave ends the flow at its endpoint; the next datagram looks for another.
-func (f *datagramFlow) leave(how string) { f.leaveWay(nil, how) }
+func (f *datagramFlow) leave(how string) {
+	f.mu.Lock()
+	silent := f.aside
+	f.aside = nil
+	f.mu.Unlock()
+	closeAll(silent)
+	f.leaveWay(nil, how)
+}
 
 // leaveWay is leave, if the flow goes that way still, or, for nil, any.
 func (f *datagramFlow) leaveWay(way *course, how string) {
@@ -412,8 +421,10 @@ func (f *datagramFlow) went(c Candidate, chosen seen, way *course) {
 	p.begin(f.entry.accelerator, chosen, one)
 	end := one.end
 	f.mu.Lock()
-	left := f.course != way
-	way.end = end
+	left := f.course != way || way.end != nil // or was left, and returned to
+	if !left {
+		way.end = end
+	}
 	f.mu.Unlock()
 	if left {
 		end(closed)
@@ -485,6 +496,9 @@ func (f *datagramFlow) send(all [][]byte) bool {
 		kept := p.udp.keeper.Keep(&way.kept, all) // before: it may be refused while it is sent
 		err := far.Send(all)
 		if err == nil {
+			if !kept && way.isAside.Load() {
+				continue // it was left meanwhile, and who goes on from there does not have it
+			}
 			way.sent(len(all), bytesOf(all))
 			return true
 		}
@@ -502,6 +516,9 @@ func (f *datagramFlow) send(all [][]byte) bool {
 		}
 		if errors.Is(err, backbone.ErrBusy) || f.closed.Load() {
 			return false
+		}
+		if kept && f.isOver(way) {
+			return true // it was left meanwhile, and this goes with what was kept
 		}
 		p.count.udpBroken.Add(1) // its node cannot be reached any more, or has ended it
 		if before := f.unheard(way); kept && len(before) > len(all) {
@@ -624,6 +641,12 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 		tally.live.Add(1)
 		went.tally = tally
 		f.mu.Lock()
+		if f.course != nil { // it has gone back to who was silent
+			f.mu.Unlock()
+			tally.live.Add(-1)
+			far.Close()
+			return true
+		}
 		if went.over { // it was heard meanwhile
 			f.mu.Unlock()
 			tally.live.Add(-1)
@@ -637,7 +660,12 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 		f.far, f.by, f.course = far, c, went
 		went.begun = true
 		f.await(v, c, went)
+		var silent []aside
+		if went.awaiting.known {
+			silent, f.aside = f.aside, nil
+		}
 		f.mu.Unlock()
+		closeAll(silent)
 		if c.By != "" {
 			p.count.detours.Add(1)
 		}
@@ -683,6 +711,9 @@ func (f *datagramFlow) open(c Candidate, went *course) (Datagrams, error) {
 
 // ended takes note that a candidate has ended the flow, or, with an error, does not take it.
 func (f *datagramFlow) ended(c Candidate, way *course, err error) {
+	if f.forget(way) {
+		return
+	}
 	if err == nil {
 		f.leaveWay(way, broken)
 		return
@@ -697,7 +728,7 @@ func (f *datagramFlow) ended(c Candidate, way *course, err error) {
 	}
 }
 
-// declined takes note that the candidate of a way does not take the flow, or, with errSilent, has said nothing of it, leaves the way, and returns what was kept to be
+// declined takes note that the candidate of a way does not take the flow, or, with errSilent, has said nothing of it, leaves the way (or puts it aside), and returns what was kept to be
 // sent again; not mine: that was done, or the flow goes another way, or something was heard meanwhile.
 func (f *datagramFlow) declined(way *course, err error) (kept [][]byte, mine bool) {
 	p := f.door.plane
@@ -714,6 +745,9 @@ func (f *datagramFlow) declined(way *course, err error) (kept [][]byte, mine boo
 			p.count.detoursFailed.Add(1)
 		}
 		p.config.Log.Debug("flow of datagrams is not taken", "candidate", by.String(), "error", err)
+		if silent {
+			f.putAside(way)
+		}
 		f.leaveWay(way, broken)
 	}
 	return kept, mine
@@ -755,19 +789,6 @@ func (f *datagramFlow) answer(way *course, all [][]byte) {
 		p.udp.keeper.Drop(&way.kept)
 	}
 	way.answered(len(all), bytesOf(all))
-}
-
-// hears says whether the flow goes a way, by which something has come.
-func (f *datagramFlow) hears(way *course) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.course != way {
-		return false
-	}
-	if !way.awaiting.known {
-		way.awaiting.heard()
-	}
-	return true
 }
 
 // learn reads the IDs that the server has chosen off its answers.

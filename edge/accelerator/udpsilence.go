@@ -11,8 +11,9 @@ import (
 
 // A flow of datagrams begins with its first one, and nothing is waited for. So it shows later whether its node is there: it says that it knows the flow, or passes on
 // an answer of the target. A node that says nothing is asked again, and where it says nothing to all of that in about the time that an attempt for a connection is waited for
-// alone, the flow goes to the next candidate with the first of what it has sent (relay.Keeper), if there is one; else it stays. Who was silent is told that the flow is his no more, and nothing that
-// he sends goes to the client. He may have had the datagrams all the same, and only his word was lost: then two endpoints have had them, which UDP allows.
+// alone, the flow goes to the next candidate with the first of what it has sent (relay.Keeper), if there is one; else it stays. Whoever is heard of first then has it: as long as the next one is silent, too,
+// a late word of who was left has the flow go back there. The others are told then that the flow is theirs no more, and nothing that
+// they send goes to the client. They may have had the datagrams all the same, and only their word was lost: then two endpoints have had them, which UDP allows.
 const (
 	// maxAsks is how often a node is asked again. At a loss of 1 % each way, four times in all are in vain for one flow in 6 million, at 10 % for one in 770.
 	maxAsks = 3
@@ -95,9 +96,115 @@ func (w *awaiting) stop() {
 
 // known hears that the node at a way's end knows the flow.
 func (f *datagramFlow) known(way *course) {
+	if f.hears(way) {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	way.awaiting.heard()
+	way.awaiting.heard() // it may be about to go that way
+}
+
+// aside is a way that was left because nothing came by it. Its end has not been told.
+type aside struct {
+	way *course
+	far Datagrams
+	by  Candidate
+	n   int // datagrams that went by it, the flow's first
+}
+
+func closeAll(silent []aside) {
+	for _, one := range silent {
+		one.far.Close()
+	}
+}
+
+// putAside leaves a way, if the flow goes it still, to which it may return. It is counted and written down as one that has ended, and anew if it does return.
+func (f *datagramFlow) putAside(way *course) {
+	f.mu.Lock()
+	if f.course != way || f.closed.Load() { // endFlow takes what there is after closed is set
+		f.mu.Unlock()
+		return
+	}
+	f.aside = append(f.aside, aside{way, f.far, f.by, int(way.in.Load())})
+	way.isAside.Store(true)
+	way.awaiting.stop()
+	end := way.end
+	f.far, f.course, way.end = nil, nil, nil
+	f.mu.Unlock()
+	way.tally.live.Add(-1)
+	if end != nil {
+		end(broken)
+	}
+	way.in.Store(0)
+	way.bytesIn.Store(0)
+}
+
+// forget takes a way that has ended out of those that are aside, if it is one.
+func (f *datagramFlow) forget(way *course) (was bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := len(f.aside)
+	f.aside = slices.DeleteFunc(f.aside, func(one aside) bool { return one.way == way })
+	return len(f.aside) < before
+}
+
+// hears takes note that something has come by a way, and says whether the flow goes it: it may return to one that is aside for that.
+func (f *datagramFlow) hears(way *course) bool {
+	f.mu.Lock()
+	if f.course != way {
+		i := slices.IndexFunc(f.aside, func(one aside) bool { return one.way == way })
+		if i < 0 || f.closed.Load() {
+			f.mu.Unlock()
+			return false
+		}
+		f.goBack(i)
+		return true
+	}
+	var silent []aside
+	if !way.awaiting.known {
+		way.awaiting.heard()
+		silent, f.aside = f.aside, nil
+	}
+	f.mu.Unlock()
+	closeAll(silent)
+	return true
+}
+
+// goBack has the flow go a way again that is aside, from which something has come before anything has from where it went then. f.mu is held, and let go.
+func (f *datagramFlow) goBack(i int) {
+	p := f.door.plane
+	one, others := f.aside[i], slices.Delete(slices.Clone(f.aside), i, i+1)
+	far, left := f.far, f.course
+	var end func(string)
+	var kept [][]byte
+	if left != nil {
+		end = left.end
+		left.over = true
+		left.awaiting.stop()
+		kept = p.udp.keeper.Drop(&left.kept)
+	}
+	way := one.way
+	f.far, f.by, f.course, f.aside = one.far, one.by, way, nil
+	f.refused = slices.DeleteFunc(slices.Clone(f.refused), func(d declined) bool { return d.candidate == one.by.String() })
+	way.over = false
+	way.isAside.Store(false)
+	way.awaiting.known = true
+	way.tally.flows.Add(1)
+	way.tally.live.Add(1)
+	f.mu.Unlock()
+	if left != nil {
+		far.Close()
+		left.tally.live.Add(-1)
+		if end != nil {
+			end(broken)
+		}
+	}
+	closeAll(others)
+	p.count.udpLate.Add(1)
+	f.went(one.by, see(p.table.Load().spec, p.config.View()), way)
+	if later := kept[min(one.n, len(kept)):]; len(later) > 0 {
+		go f.again(later) // what the client has sent since; who is heard of must not be made to wait
+	}
 }
 
 // unanswered asks again whether a way's end knows the flow, or has it go elsewhere. It is called on a goroutine of its own.

@@ -140,6 +140,109 @@ func TestAFlowOfDatagramsWithNowhereElseToGoStays(t *testing.T) {
 	}
 }
 
+// As long as nobody else is heard of, a late word of one that was left has the flow go back there, with what the client has sent since: whatever the word is, and whichever of them says it.
+func TestAFlowGoesBackToWhoAnswersLate(t *testing.T) {
+	for name, c := range map[string]struct {
+		silent, late int // of as many, this one is heard of after all
+		known        bool
+	}{
+		"the first of two":   {2, 0, false},
+		"it only says so":    {2, 0, true},
+		"the second of four": {4, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onUDPBench(t, threeRegions(), func(b *udpBench) {
+				b.silent = c.silent
+				conn := b.dial()
+				b.send(conn, "1")
+				time.Sleep(soonest*time.Duration(c.silent-1) + soonest/4)
+				b.send(conn, "2")
+				all := b.fars(c.silent)
+				one := all[c.late]
+				if one.isClosed() {
+					b.Error("it was told that the flow is over")
+				}
+				if c.known {
+					one.to.Known()
+				}
+				one.to.Receive([][]byte{[]byte("late")})
+				b.settle()
+				b.send(conn, "3")
+				all[len(all)-1].to.Known()
+				all[len(all)-1].to.Receive([][]byte{[]byte("later")})
+				b.settle()
+				time.Sleep(time.Second)
+				b.fars(c.silent)
+				for i, f := range all {
+					if f.isClosed() != (i != c.late) {
+						b.Errorf("flow %d was ended: %t", i, f.isClosed())
+					}
+				}
+				if !slices.Equal(one.came, []string{"1", "2", "3"}) {
+					b.Errorf("came %q", one.came)
+				}
+				buf := make([]byte, 9)
+				if n, err := conn.Read(buf); string(buf[:n]) != "late" || err != nil {
+					b.Errorf("got %q, %v", buf[:n], err)
+				}
+				conn.SetReadDeadline(time.Now().Add(time.Second))
+				if n, err := conn.Read(buf); err == nil {
+					b.Errorf("got %q from another", buf[:n])
+				}
+				var live []*live
+				for _, f := range b.plane.live.of("game") {
+					live = append(live, f)
+				}
+				if len(live) != 1 || live[0].node != one.node {
+					b.Errorf("live flows: %+v", live)
+				}
+				b.counted(map[string]uint64{
+					"datagram_flows_late_total": 1, "datagram_flows_total": 1, "datagrams_in_total": 3, "datagrams_resent_total": uint64(c.silent), "datagrams_out_total": 1, "datagrams_unsent_total": 1,
+				})
+			})
+		})
+	}
+}
+
+// Who was silent is told that the flow is over once another is heard of, or it has ended.
+func TestWhoWasSilentIsToldOnceTheFlowHasSettled(t *testing.T) {
+	for name, settle := range map[string]func(b *udpBench, all []*fakeFar){
+		"another is heard of": func(b *udpBench, all []*fakeFar) { all[1].to.Known() },
+		"the flow has ended":  func(b *udpBench, _ []*fakeFar) { time.Sleep(31 * time.Second) },
+		"its door is closed":  func(b *udpBench, _ []*fakeFar) { b.shut() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			onUDPBench(t, only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), func(b *udpBench) {
+				b.silent = 2
+				b.send(b.dial(), "1")
+				time.Sleep(time.Second)
+				all := b.fars(2)
+				if all[0].isClosed() {
+					b.Error("it was told too soon")
+				}
+				settle(b, all)
+				if !all[0].isClosed() {
+					b.Error("it was not told")
+				}
+			})
+		})
+	}
+	// One that has ended the flow itself, or refuses it, is not gone back to.
+	for _, why := range []error{nil, &backbone.RefusedError{Reason: "no"}} {
+		onUDPBench(t, only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), func(b *udpBench) {
+			b.silent = 2
+			b.send(b.dial(), "1")
+			time.Sleep(time.Second)
+			all := b.fars(2)
+			all[0].to.End(why)
+			all[0].to.Receive([][]byte{[]byte("late")})
+			b.settle()
+			b.fars(2)
+			b.counted(map[string]uint64{"datagram_flows_late_total": 0, "datagrams_unsent_total": 1})
+		})
+	}
+}
+
 // One that has stayed goes on with what it has sent when the link to who was silent is down.
 func TestAFlowThatHasStayedGoesOnWhenItsLinkIsDown(t *testing.T) {
 	onUDPBench(t, only(testEndpoint{"a", 128, false}), func(b *udpBench) {
