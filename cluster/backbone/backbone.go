@@ -197,6 +197,7 @@ func Open(c Config) (*Backbone, error) {
 	}
 	b.holes.at = map[netip.AddrPort]hole{}
 	config := c.windows.quicConfig()
+	config.MaxIdleTimeout = servedTimeout
 	config.MaxIncomingStreams = cmp.Or(c.windows.streams, maxStreams)
 	config.GetConfigForClient = func(from *quic.ClientInfo) (*quic.Config, error) {
 		fitting := config.Clone()

@@ -263,6 +263,30 @@ func TestADeadPeerIsNoticedWithinTwoSeconds(t *testing.T) {
 	}
 }
 
+// Ordinary loss is no death, neither of a young link, of whose round trip little is known, nor of one that stands.
+func TestALinkIsNotGivenUpForLoss(t *testing.T) {
+	for _, c := range []struct {
+		loss  float64
+		seeds int
+		time  time.Duration
+	}{{0.01, 40, 10 * time.Second}, {0.05, 10, 10 * time.Minute}} {
+		t.Run(fmt.Sprint(c.loss), func(t *testing.T) {
+			for seed := range c.seeds {
+				inWorldSeeded(t, uint64(seed+1), func(w *world) {
+					w.in.Link("icn", "iad", memnet.Path{Delay: 125 * time.Millisecond, Loss: c.loss})
+					icn, iad := w.pair()
+					defer iad.Close()
+					defer icn.Close()
+					time.Sleep(c.time)
+					if lost := icn.Counters()["backbone_carriers_lost_total"]; lost > 0 {
+						w.Errorf("seed %d: it was given up %d times", seed+1, lost)
+					}
+				})
+			}
+		})
+	}
+}
+
 func TestALinkComesBack(t *testing.T) {
 	t.Run("when the way is healed", func(t *testing.T) {
 		inWorld(t, func(w *world) {
