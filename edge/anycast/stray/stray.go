@@ -112,7 +112,8 @@ type Hand struct {
 		addresses []netip.Addr
 		doors     []netip.AddrPort
 		drop      bool
-		failed    string
+		// What was logged, of each of what the kernel is asked for, that it did not do when it was asked last; empty: it did.
+		watch, limit, attach string
 	}
 
 	end    context.CancelFunc
@@ -239,14 +240,14 @@ func (h *Hand) Set(addresses []netip.Addr, owners []Owner, away bool) {
 		if err == nil {
 			h.told.addresses, h.told.doors = addresses, h.doors
 		}
-		h.report(err)
+		h.report(&h.told.watch, err)
 	}
 	if drop != h.told.drop {
 		err := h.kernel.limit(drop)
 		if err == nil {
 			h.told.drop = drop
 		}
-		h.report(err)
+		h.report(&h.told.limit, err)
 	}
 }
 
@@ -263,12 +264,16 @@ func (h *Hand) Narrow(doors []netip.AddrPort) {
 	h.doors = slices.Compact(doors)
 }
 
-// report logs what the kernel does not do, once.
-func (h *Hand) report(err error) {
-	if err != nil && err.Error() != h.told.failed {
-		h.told.failed = err.Error()
+// report logs what the kernel does not do, once until it does it, or fails in another way. It is called with setting held.
+func (h *Hand) report(logged *string, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && text != *logged {
 		h.config.Log.Warn("segments of other nodes' flows are not handed over as they should", "error", err)
 	}
+	*logged = text
 }
 
 // take reads what the kernel hands over, until it is closed.
@@ -588,7 +593,7 @@ func (h *Hand) sweep(ctx context.Context) {
 				looked = now
 				err := h.kernel.attach()
 				h.setting.Lock()
-				h.report(err)
+				h.report(&h.told.attach, err)
 				h.setting.Unlock()
 			}
 		}

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,7 +28,7 @@ type machine struct {
 	watched  []netip.Addr
 	doors    []netip.AddrPort
 	drop     bool
-	fails    error // of watch and limit
+	fails    error // of watch, limit and attach
 	closed   bool
 }
 
@@ -56,7 +58,7 @@ func (m *machine) limit(drop bool) (err error) {
 	})
 	return err
 }
-func (m *machine) attach() error           { return nil }
+func (m *machine) attach() (err error)     { m.with(func() { err = m.fails }); return err }
 func (m *machine) know(f Flow, known bool) { m.with(func() { m.known[f] = known }) }
 func (m *machine) taken() (uint64, uint64) { return 0, 0 }
 func (m *machine) has(f Flow) (is bool)    { m.with(func() { is = m.flows[f] }); return is }
@@ -676,6 +678,53 @@ func TestWhatTheKernelDoesNotDoIsTriedAgain(t *testing.T) {
 				t.Error(m.watched, m.drop)
 			}
 		})
+	})
+}
+
+// logged counts the lines of a log.
+type logged struct{ atomic.Int64 }
+
+func (l *logged) Write(line []byte) (int, error) {
+	l.Add(1)
+	return len(line), nil
+}
+
+// What fails without end is one line, and what was well in between another.
+func TestAFailureThatComesBackIsLoggedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logged
+		m := newMachine()
+		h, err := Open(Config{kernel: m, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		fails := func(err error) { m.with(func() { m.fails = err }) }
+		lines := func(what string, want int64) {
+			t.Helper()
+			synctest.Wait()
+			if n := log.Swap(0); n != want {
+				t.Errorf("%s: %d lines, want %d", what, n, want)
+			}
+		}
+		set := func(addresses []netip.Addr, away bool) { h.Set(addresses, []Owner{{Node: "b"}}, away) }
+		set(announced, false)
+		time.Sleep(settleFor)
+		for _, round := range []string{"first", "again"} {
+			set(announced, false)
+			lines(round+", all well", 0)
+			fails(errors.New("no memory"))
+			for range 3 {
+				set(announced[:1], true)
+			}
+			lines(round+", watch and limit", 2)
+			time.Sleep(3*sweepKnown + time.Second)
+			lines(round+", attach", 1)
+			fails(nil)
+			set(announced[:1], true)
+			set(announced, false)
+			time.Sleep(settleFor + sweepKnown)
+		}
 	})
 }
 
