@@ -216,3 +216,20 @@ func TestTheClusterHasSettingsEvenIfNobodyDeclaresThem(t *testing.T) {
 		}
 	}
 }
+
+// What a release before took, and this one would refuse, stays as it was agreed.
+func TestWhatIsAgreedStaysThoughItWouldBeRefused(t *testing.T) {
+	const head = "kind: Region\nname: ap-northeast-2\n---\n"
+	for name, text := range map[string]string{
+		"checks of what is not checked": `{kind: Accelerator, name: rooms, type: CUSTOM_ROUTING, ipAddresses: [198.51.100.1], listeners: [{protocol: TCP, portRanges: [{fromPort: 1000, toPort: 1015}], failoverScope: ALL, ` +
+			`endpointGroups: [{region: ap-northeast-2, healthCheckPort: 8080, healthCheckInterval: 10, thresholdCount: 2, destinationConfigurations: [{fromPort: 80}], endpoints: [{subnet: 10.0.0.0/28}]}]}]}`,
+	} {
+		docs := mustSplit(t, head+text+"\n")
+		if _, err := Build(1, docs, Options{}); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+		if _, err := Build(1, docs, Options{Stored: true}); err != nil {
+			t.Errorf("%s is not kept: %v", name, err)
+		}
+	}
+}
