@@ -179,11 +179,14 @@ func (c check) region(r *Region, shared *claims) {
 	}
 }
 
+// unicast judges what is to be opened or dialled. Earlier releases took the last two, which no socket takes: what is agreed already stays.
 func (c check) unicast(field string, a netip.Addr) {
-	if a.IsValid() && (a.IsUnspecified() || a.IsMulticast()) {
+	if a.IsUnspecified() || a.IsMulticast() || !c.o.Stored && (a == broadcast || a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == "") {
 		c.fault(field, "%s is not the address of a host", a)
 	}
 }
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 func (c check) urlPath(field, path string) {
 	switch {
@@ -558,6 +561,9 @@ func (c check) originURL(field, text string) {
 		c.fault(field, "must be a scheme and an authority only: %s://%s", u.Scheme, u.Host)
 	default:
 		c.authority(field, u.Host)
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil && !c.o.Stored {
+			c.unicast(field, a.Unmap())
+		}
 	}
 }
 
@@ -668,6 +674,12 @@ func (c check) endpointGroup(field, protocol string, g *EndpointGroup) {
 			c.fault(item+of, "is in %s, not in the endpoint group's %s", region, g.Region)
 		}
 		c.unicast(item+".address", e.Address)
+		if e.Subnet.IsValid() && !c.o.Stored {
+			c.unicast(item+".subnet", e.Subnet.Addr())
+			if e.Subnet.Contains(broadcast) {
+				c.unicast(item+".subnet", broadcast)
+			}
+		}
 		one := same{e.TargetGroup, e.LoadBalancer, e.Address, e.Subnet}
 		if seen[one] {
 			c.fault(item, "is in the endpoint group twice")

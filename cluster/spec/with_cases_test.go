@@ -221,6 +221,8 @@ func TestTheClusterHasSettingsEvenIfNobodyDeclaresThem(t *testing.T) {
 func TestWhatIsAgreedStaysThoughItWouldBeRefused(t *testing.T) {
 	const head = "kind: Region\nname: ap-northeast-2\n---\n"
 	for name, text := range map[string]string{
+		"an address that no socket takes": `{kind: TargetGroup, name: web, region: ap-northeast-2, protocol: TCP, port: 80, targets: [{address: 255.255.255.255}, {address: "fe80::1"}]}`,
+		"an origin's address":             `{kind: Distribution, name: site, aliases: [www.a.example], origins: [{name: a, url: "http://0.0.0.0"}], defaultCacheBehavior: {targetOrigin: a}}`,
 		"checks of what is not checked": `{kind: Accelerator, name: rooms, type: CUSTOM_ROUTING, ipAddresses: [198.51.100.1], listeners: [{protocol: TCP, portRanges: [{fromPort: 1000, toPort: 1015}], failoverScope: ALL, ` +
 			`endpointGroups: [{region: ap-northeast-2, healthCheckPort: 8080, healthCheckInterval: 10, thresholdCount: 2, destinationConfigurations: [{fromPort: 80}], endpoints: [{subnet: 10.0.0.0/28}]}]}]}`,
 	} {
