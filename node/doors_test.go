@@ -163,3 +163,27 @@ func TestClosedDoorsAreToldByWhoWantsThem(t *testing.T) {
 		}
 	}
 }
+
+// A port that leads nowhere traffic may go is not one that is about to be opened.
+func TestAPortThatIsNeverOpenedIsExplainedAsSuch(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		in := memnet.New(1)
+		defer in.Close()
+		life(t, configOf(in, "a", dir, netip.MustParseAddr("192.0.2.1")).bootstrapped(), func(n *Node) {
+			applied(t, n, region+"---\nkind: Accelerator\nname: rooms\ntype: CUSTOM_ROUTING\nipAddresses: [203.0.113.1]\nlisteners: [{protocol: TCP, portRanges: [{fromPort: 7000, toPort: 7003}], "+
+				"endpointGroups: [{region: eu-central-1, destinationConfigurations: [{fromPort: 80}], "+
+				"endpoints: [{subnet: 10.0.1.0/30, allowedTraffic: [{destinationAddresses: [10.0.1.2], destinationPorts: [80]}]}]}]}]\n")
+			time.Sleep(3 * time.Second)
+			const never = "no node opens a port that leads nowhere traffic may go"
+			for at, want := range map[string]string{"203.0.113.1:7001": never, "203.0.113.1:7003": never, "203.0.113.1:7000": "", "203.0.113.1:7002": ""} {
+				told, err := n.explain(api.ExplainRequest{What: "tcp", Target: at})
+				text := textOf(told)
+				if err != nil || strings.Contains(text, "not opened yet") || strings.Contains(text, "the door tcp "+at+" of a is closed: "+never+"\n") != (want != "") ||
+					(told.Answer == "nowhere: "+never) != (want != "") {
+					t.Errorf("%s is explained as %s, %v", at, text, err)
+				}
+			}
+		})
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/perigee-net/perigee/cluster/spec"
@@ -50,7 +51,9 @@ func (n *Node) explain(req api.ExplainRequest) (api.ExplainResponse, error) {
 			n.explainReturns(strings.ToUpper(req.What), at, tr)
 			if why := n.whyClosed(req.What, address); err == nil && why != "" {
 				tr.Add("the door %s %v of %s is closed: %s", req.What, address, n.cfg.Name, why)
-				answer = fmt.Sprintf("nowhere: the door of %s is closed (where it is open: %s)", n.cfg.Name, answer)
+				if answer = fmt.Sprintf("nowhere: the door of %s is closed (where it is open: %s)", n.cfg.Name, answer); why == neverOpened {
+					answer = "nowhere: " + neverOpened
+				}
 			}
 		}
 	default:
@@ -82,6 +85,9 @@ func (n *Node) behindOwnDoor(network string, at netip.AddrPort, tr *trace.Trace)
 	return behind
 }
 
+// neverOpened is why a port of a custom routing accelerator is closed at every node.
+const neverOpened = "no node opens a port that leads nowhere traffic may go"
+
 // whyClosed is why this node, which takes flows, does not listen where an accelerator does; empty: it does, or takes none.
 func (n *Node) whyClosed(network string, at netip.AddrPort) string {
 	if !n.has(view.Edge) || n.front.IsOpen(network, at) || n.front.IsOpen(network, netip.AddrPortFrom(n.doorHost, at.Port())) && n.isDoorHost(at.Addr()) {
@@ -92,7 +98,25 @@ func (n *Node) whyClosed(network string, at netip.AddrPort) string {
 			return why
 		}
 	}
+	if n.leadsNowhere(strings.ToUpper(network), at) {
+		return neverOpened
+	}
 	return "it is not opened yet"
+}
+
+// leadsNowhere says whether a port is one that custom routing accelerators do not open ([spec.AcceleratorListener.OpenPorts]).
+func (n *Node) leadsNowhere(protocol string, at netip.AddrPort) bool {
+	for _, a := range n.running.Get().spec.Accelerators {
+		if a.Type != spec.CustomRoutingAccelerator || !slices.Contains(a.IPAddresses, at.Addr()) {
+			continue
+		}
+		for i := range a.Listeners {
+			if l := &a.Listeners[i]; l.Protocol == protocol && l.Has(at.Port()) {
+				return !slices.Contains(l.OpenPorts(), at.Port())
+			}
+		}
+	}
+	return false
 }
 
 // explainReturns says which of the addresses where flows of an accelerator's address and port end are not dialled, as they would come back.
