@@ -164,6 +164,11 @@ func TestClosedDoorsAreToldByWhoWantsThem(t *testing.T) {
 	}
 }
 
+// rooms is an accelerator of custom routing of which one destination of four may have traffic.
+const rooms = "---\nkind: Accelerator\nname: rooms\ntype: CUSTOM_ROUTING\nipAddresses: [203.0.113.1]\nlisteners: [{protocol: TCP, portRanges: [{fromPort: 7000, toPort: 7003}], " +
+	"endpointGroups: [{region: eu-central-1, destinationConfigurations: [{fromPort: 80}], " +
+	"endpoints: [{subnet: 10.0.1.0/30, allowedTraffic: [{destinationAddresses: [10.0.1.2], destinationPorts: [80]}]}]}]}]\n"
+
 // A port that leads nowhere traffic may go is not one that is about to be opened.
 func TestAPortThatIsNeverOpenedIsExplainedAsSuch(t *testing.T) {
 	dir := t.TempDir()
@@ -171,9 +176,7 @@ func TestAPortThatIsNeverOpenedIsExplainedAsSuch(t *testing.T) {
 		in := memnet.New(1)
 		defer in.Close()
 		life(t, configOf(in, "a", dir, netip.MustParseAddr("192.0.2.1")).bootstrapped(), func(n *Node) {
-			applied(t, n, region+"---\nkind: Accelerator\nname: rooms\ntype: CUSTOM_ROUTING\nipAddresses: [203.0.113.1]\nlisteners: [{protocol: TCP, portRanges: [{fromPort: 7000, toPort: 7003}], "+
-				"endpointGroups: [{region: eu-central-1, destinationConfigurations: [{fromPort: 80}], "+
-				"endpoints: [{subnet: 10.0.1.0/30, allowedTraffic: [{destinationAddresses: [10.0.1.2], destinationPorts: [80]}]}]}]}]\n")
+			applied(t, n, region+rooms)
 			time.Sleep(3 * time.Second)
 			const never = "no node opens a port that leads nowhere traffic may go"
 			for at, want := range map[string]string{"203.0.113.1:7001": never, "203.0.113.1:7003": never, "203.0.113.1:7000": "", "203.0.113.1:7002": ""} {
@@ -183,6 +186,37 @@ func TestAPortThatIsNeverOpenedIsExplainedAsSuch(t *testing.T) {
 					(told.Answer == "nowhere: "+never) != (want != "") {
 					t.Errorf("%s is explained as %s, %v", at, text, err)
 				}
+			}
+		})
+	})
+}
+
+func TestWhatNobodyChecksIsCountedAsUnchecked(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		in := memnet.New(1)
+		defer in.Close()
+		life(t, configOf(in, "a", dir, netip.MustParseAddr("192.0.2.1")).bootstrapped(), func(n *Node) {
+			applied(t, n, region+rooms+opening("web", "203.0.113.2", 7000, 1))
+			time.Sleep(3 * time.Second)
+			var text strings.Builder
+			if err := n.metrics.Write(&text); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for line := range strings.Lines(text.String()) {
+				if strings.HasPrefix(line, "perigee_accelerator_endpoints{") || strings.HasPrefix(line, "perigee_accelerator_endpoint_healthy{") {
+					got = append(got, strings.TrimSpace(line))
+				}
+			}
+			want := []string{
+				`perigee_accelerator_endpoint_healthy{accelerator="web",endpoint="10.0.1.1",endpoint_region="eu-central-1",listener="TCP 7000"} 0`,
+				`perigee_accelerator_endpoints{accelerator="rooms",endpoint_region="eu-central-1",state="unchecked"} 1`,
+				`perigee_accelerator_endpoints{accelerator="web",endpoint_region="eu-central-1",state="healthy"} 0`,
+				`perigee_accelerator_endpoints{accelerator="web",endpoint_region="eu-central-1",state="unhealthy"} 1`,
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("got %s", strings.Join(got, "\n"))
 			}
 		})
 	})

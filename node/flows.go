@@ -283,7 +283,7 @@ func (n *Node) flowMetrics(m *metrics.Set) {
 			}
 		})
 	}
-	m.Gauge("accelerator_endpoint_healthy", "1: an endpoint can take flows, as this node sees it; 0: it can't", []string{"accelerator", "listener", "endpoint_region", "endpoint"}, func(emit func(float64, ...string)) {
+	m.Gauge("accelerator_endpoint_healthy", "1: an endpoint can take flows, as this node sees it; 0: it can't; none of custom routing, which nobody checks", []string{"accelerator", "listener", "endpoint_region", "endpoint"}, func(emit func(float64, ...string)) {
 		for e := range n.accelerator.Healths {
 			emit(oneIf(e.Healthy), e.Accelerator, e.Listener, e.Region, e.Endpoint)
 		}

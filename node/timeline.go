@@ -197,8 +197,12 @@ func (n *Node) makeMetrics() {
 			emit(float64(t.BytesOut), t.Accelerator, t.Region, t.Protocol, "out")
 		}
 	})
-	m.Gauge("accelerator_endpoints", "endpoints with weight by accelerator, region, and whether they can take flows", append(ways, "state"), func(emit func(float64, ...string)) {
+	m.Gauge("accelerator_endpoints", "endpoints with weight by accelerator, region, and whether they can take flows, or nobody checks that", append(ways, "state"), func(emit func(float64, ...string)) {
 		for _, e := range n.accelerator.Endpoints() {
+			if e.Unchecked > 0 { // all of them: a count of 0 that are healthy would be an alarm
+				emit(float64(e.Unchecked), e.Accelerator, e.Region, "unchecked")
+				continue
+			}
 			emit(float64(e.Healthy), e.Accelerator, e.Region, "healthy")
 			emit(float64(e.All-e.Healthy), e.Accelerator, e.Region, "unhealthy")
 		}

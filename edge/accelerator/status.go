@@ -102,7 +102,8 @@ type EndpointHealth struct {
 	Healthy               bool
 }
 
-// Healths are those of the endpoints of accelerators that are enabled, by accelerator, as long as they are taken.
+// Healths are those of the endpoints of accelerators that are enabled, by accelerator, as long as they are taken. Those of custom routing have none: nobody
+// checks them.
 func (p *Plane) Healths(yield func(EndpointHealth) bool) {
 	s, v := p.table.Load().spec, p.config.View()
 	for _, name := range slices.Sorted(maps.Keys(s.Accelerators)) {
@@ -113,6 +114,9 @@ func (p *Plane) Healths(yield func(EndpointHealth) bool) {
 		for l, g := range endpointGroups(a) {
 			at := site{spec: s, view: v, accelerator: a}
 			for _, e := range g.Endpoints {
+				if e.Subnet.IsValid() {
+					continue
+				}
 				at.flow = flowTo(e, g, l, s)
 				resource, healthy := (&group{spec: g}).judge(at, e)
 				if !yield(EndpointHealth{name, l.Protocol + " " + l.Ports(), g.Region, endpointName(resource), healthy}) {

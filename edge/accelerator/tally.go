@@ -87,10 +87,10 @@ func (p *Plane) Traffic() []Traffic {
 }
 
 // Endpoints is how many endpoints with weight an accelerator has in a region, over all its listeners, and how many of them could take a flow
-// as this node sees it.
+// as this node sees it. Those of custom routing are unchecked, and none of them is told to be healthy.
 type Endpoints struct {
-	Accelerator, Region string
-	All, Healthy        int
+	Accelerator, Region     string
+	All, Healthy, Unchecked int
 }
 
 // Endpoints are by accelerator and region, in their order, of accelerators that are enabled. An endpoint of two listeners counts in each; one
@@ -125,6 +125,10 @@ func (n *Endpoints) count(g *group, l *spec.AcceleratorListener, at site) {
 			continue
 		}
 		n.All++
+		if e.Subnet.IsValid() {
+			n.Unchecked++
+			continue
+		}
 		at.flow = flowTo(e, g.spec, l, at.spec)
 		if _, healthy := g.judge(at, e); healthy {
 			n.Healthy++

@@ -65,7 +65,7 @@ func TestEndpointsAreCountedByRegion(t *testing.T) {
 	if err := p.Apply(s); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := p.Endpoints(), []Endpoints{{"game", "icn", 1, 0}, {"game", "nrt", 3, 2}}; !slices.Equal(got, want) {
+	if got, want := p.Endpoints(), []Endpoints{{"game", "icn", 1, 0, 0}, {"game", "nrt", 3, 2, 0}}; !slices.Equal(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	s, _, _ = network{groups: []testGroup{three}}.build()
@@ -124,5 +124,21 @@ func TestEachEndpointsHealthIsToldByListener(t *testing.T) {
 	*s.Accelerators[a.Name].Enabled = false
 	if got := slices.Collect(p.Healths); len(got) > 0 {
 		t.Errorf("of one that is disabled: %+v", got)
+	}
+}
+
+// What nobody checks is not told to be healthy, nor unhealthy.
+func TestDestinationsOfCustomRoutingHaveNoHealth(t *testing.T) {
+	s, v, _ := network{groups: []testGroup{up("icn", 5, 100)}}.build()
+	rooms(true)(s)
+	p := New(Config{View: func() *view.View { return v }})
+	if err := p.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := p.Endpoints(), []Endpoints{{"game", "icn", 1, 0, 1}}; !slices.Equal(got, want) {
+		t.Errorf("counted %+v, want %+v", got, want)
+	}
+	if got := slices.Collect(p.Healths); len(got) > 0 {
+		t.Errorf("got %+v", got)
 	}
 }
