@@ -397,8 +397,12 @@ func (s *session) serveLeg(l *leg) error {
 		}
 		c.datagramsOut.Add(uint64(len(all)))
 		c.datagramBytesOut.Add(uint64(size))
-		if s.back.Send(all) != nil {
-			c.datagramsUnsent.Add(uint64(len(all)))
+		if err := s.back.Send(all); err != nil {
+			unsent := len(all)
+			if large, some := errors.AsType[*backbone.TooLargeError](err); some {
+				unsent = large.Datagrams
+			}
+			c.datagramsUnsent.Add(uint64(unsent))
 		}
 		clear(all)
 	}, func() { s.refused(l) })

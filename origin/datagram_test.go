@@ -18,6 +18,7 @@ import (
 
 	"github.com/pires/go-proxyproto"
 
+	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/health"
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/testbed/memnet"
@@ -30,6 +31,7 @@ type wayBack struct {
 	closed int
 	reason string // it was refused with
 	told   string
+	large  int // datagrams of more bytes are too large; 0: none are
 }
 
 func (b *wayBack) Refuse(reason string) {
@@ -47,8 +49,17 @@ func (b *wayBack) Tell(text string) {
 func (b *wayBack) Send(all [][]byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	var large backbone.TooLargeError
 	for _, p := range all {
+		if b.large > 0 && len(p) > b.large {
+			large.Datagrams++
+			large.Bytes += len(p)
+			continue
+		}
 		b.came = append(b.came, string(p))
+	}
+	if large.Datagrams > 0 {
+		return &large
 	}
 	return nil
 }
@@ -158,6 +169,24 @@ func TestDatagramsGoToATargetAndBack(t *testing.T) {
 }
 
 // One that goes on with another's connection goes to the same target, as long as that is there.
+func TestAnAnswerThatIsTooLargeIsNotSent(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		w.apply(w.udpSpec())
+		w.healthy(w.addrs()...)
+		w.echoes(w.targets[0])
+		s, b := w.session("30/targetGroup/web")
+		defer s.close()
+		b.large = 100
+		s.send([][]byte{[]byte("x"), make([]byte, 200), []byte("y")})
+		settle()
+		if came, _ := b.take(); len(came) != 2 {
+			t.Errorf("got %q", came)
+		}
+		w.counted("origin_datagrams_out_total", 3)
+		w.counted("origin_datagrams_unsent_total", 1)
+	})
+}
+
 func TestAFlowAfterAnotherHasItsTarget(t *testing.T) {
 	inWorld(t, 3, func(t *testing.T, w *world) {
 		w.apply(w.udpSpec())

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -63,6 +64,16 @@ const (
 
 // ErrBusy says that too much waits to be sent: what was to be is dropped.
 var ErrBusy = errors.New("too much waits to be sent")
+
+// TooLargeError says how many of the datagrams that were to be sent do not go: they are larger than the path takes, and their flow has none go by a stream. The others
+// go.
+type TooLargeError struct {
+	Datagrams, Bytes int
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("%d datagrams of %d bytes are larger than the path takes", e.Datagrams, e.Bytes)
+}
 
 // message is one message as it is read.
 type message struct {
@@ -188,7 +199,7 @@ type Datagrams struct {
 }
 
 // OpenDatagrams opens a flow of datagrams to a node. It waits for nothing, and says ErrDown where there is no link to the node; whether the node takes the
-// flow shows later, in to.End. Large says that datagrams larger than a frame go by a stream; if not they are dropped, and counted. To open one to
+// flow shows later, in to.End. Large says that datagrams larger than a frame go by a stream; if not they are dropped, and counted, and Send says so. To open one to
 // oneself is within the process, to the same handlers, and there the answer is known at once.
 func (b *Backbone) OpenDatagrams(node string, h Header, large bool, to Receiver) (*Datagrams, error) {
 	header, err := AppendHeader(nil, h)
@@ -251,7 +262,7 @@ func (b *Backbone) HandleDatagrams(service string, h func(Arrival) (Receiver, er
 	b.datagrams.handlers.Store(&handlers)
 }
 
-// Send sends datagrams, and has taken over none of the slices when it returns. An error says that none of them goes: ErrDown, ErrBusy, or net.ErrClosed, with a
+// Send sends datagrams, and has taken over none of the slices when it returns. A *TooLargeError says that some do not go. Any other error says that none of them goes: ErrDown, ErrBusy, or net.ErrClosed, with a
 // *RefusedError if the other end has refused the flow: of that to.End hears too, before this or after.
 func (f *Datagrams) Send(all [][]byte) error {
 	if f.closed.Load() {
@@ -450,6 +461,7 @@ type end struct {
 // send queues datagrams of a flow.
 func (p *peer) send(kind byte, f *Datagrams, all [][]byte) error {
 	c := &p.b.datagrams.count
+	all, large := p.fitting(f, all)
 	err := p.queue(f.flow, func(s *sender) bool {
 		if len(s.pending) > maxPending {
 			return false
@@ -471,9 +483,59 @@ func (p *peer) send(kind byte, f *Datagrams, all [][]byte) error {
 		c.dropped.Add(uint64(len(all)))
 	case err != nil:
 		c.unsent.Add(uint64(len(all)))
+	case large != nil:
+		return large
 	}
 	return err
 }
+
+// fitting are those datagrams of a flow that a frame takes on the path as it is now, or a stream; it counts the others.
+func (p *peer) fitting(f *Datagrams, all [][]byte) ([][]byte, *TooLargeError) {
+	if f.large || !slices.ContainsFunc(all, func(data []byte) bool { return messageSize(data) > surePayload-frameHead }) {
+		return all, nil
+	}
+	n := p.senderOf(f.flow)
+	l := (*p.b.links.Load())[p.node]
+	if l == nil {
+		return all, nil
+	}
+	c := l.datagramCarrier(n)
+	if c == nil {
+		return all, nil
+	}
+	most := frameSize(c.conn) - frameHead
+	var large TooLargeError
+	fit := make([][]byte, 0, len(all))
+	for _, data := range all {
+		if messageSize(data) <= most {
+			fit = append(fit, data)
+			continue
+		}
+		large.Datagrams++
+		large.Bytes += len(data)
+	}
+	if large.Datagrams == 0 {
+		return all, nil
+	}
+	p.b.datagrams.count.tooLarge.Add(uint64(large.Datagrams))
+	return fit, &large
+}
+
+// surePayload is what a DATAGRAM frame takes on every path, in bytes.
+const surePayload = smallestPacket - payloadOverhead
+
+// messageSize is how long the message of a datagram of 128 to 16,383 bytes is; others are far from what a frame takes at most.
+func messageSize(data []byte) int { return 5 + 2 + len(data) }
+
+// frameSize is how large a frame may be on a connection's path now.
+func frameSize(conn *quic.Conn) int {
+	if size := packetSize(conn); size > 0 {
+		return min(largestFrame, size-payloadOverhead)
+	}
+	return largestFrame
+}
+
+func (p *peer) senderOf(flow uint32) int { return int(flow % uint32(len(p.senders))) }
 
 func (f *Datagrams) appendOpening(b []byte) []byte {
 	open := byte(kindOpen)
@@ -497,7 +559,7 @@ func (p *peer) say(kind byte, flow uint32, text string) {
 
 // queue has messages of a flow appended to those that wait, if there is room, and all of them sent.
 func (p *peer) queue(flow uint32, add func(*sender) bool) error {
-	n := int(flow % uint32(len(p.senders)))
+	n := p.senderOf(flow)
 	l := (*p.b.links.Load())[p.node]
 	if l == nil || l.datagramCarrier(n) == nil {
 		return fmt.Errorf("send datagrams to %s: %w", p.node, ErrDown)
@@ -552,6 +614,14 @@ func (p *peer) sendAll(s *sender, n int, queue []byte, ends []end) {
 		for k < len(ends) && frameHead+ends[k].at-from <= s.most {
 			k++
 		}
+		if e := ends[0]; k == 0 && e.data && !e.large { // it did fit when it was sent: the path may have been found to take more
+			if conn := p.carries(s, n); conn != nil {
+				if most := frameSize(conn.conn); most > s.most {
+					s.most = most
+					continue
+				}
+			}
+		}
 		if k == 0 { // it fits in no frame
 			p.overflow(queue[from:ends[0].at], ends[0])
 			from, ends = ends[0].at, ends[1:]
@@ -583,16 +653,10 @@ func (p *peer) sendAll(s *sender, n int, queue []byte, ends []end) {
 // sendFrame sends by the carrier of before, so that datagrams stay in order, or by another where that has ended.
 func (p *peer) sendFrame(s *sender, n int) error {
 	for {
-		if s.carrier == nil || s.carrier.isShut() || s.carrier.conn.Context().Err() != nil {
-			l := (*p.b.links.Load())[p.node]
-			if l == nil {
-				return ErrDown
-			}
-			if s.carrier = l.datagramCarrier(n); s.carrier == nil {
-				return ErrDown
-			}
+		c := p.carries(s, n)
+		if c == nil {
+			return ErrDown
 		}
-		c := s.carrier
 		err := c.frames.send(c.conn, s.frame)
 		if err == nil || c.conn.Context().Err() == nil {
 			return err
@@ -601,6 +665,17 @@ func (p *peer) sendFrame(s *sender, n int) error {
 			return ErrDown // the link does not know yet
 		}
 	}
+}
+
+// carries is the carrier by which a sender sends: that of before, or another where that has ended; nil: none is up.
+func (p *peer) carries(s *sender, n int) *carrier {
+	if s.carrier == nil || s.carrier.isShut() || s.carrier.conn.Context().Err() != nil {
+		s.carrier = nil
+		if l := (*p.b.links.Load())[p.node]; l != nil {
+			s.carrier = l.datagramCarrier(n)
+		}
+	}
+	return s.carrier
 }
 
 // frames are those of one connection, which are numbered, whoever sends them: so its other end knows how many are missing.
@@ -639,7 +714,7 @@ func (l *link) datagramCarrier(n int) *carrier {
 // overflow takes a message that no frame takes.
 func (p *peer) overflow(m []byte, e end) {
 	c := &p.b.datagrams.count
-	if e.data && !e.large {
+	if e.data && !e.large { // the path has come to take less since it was sent
 		c.tooLarge.Add(1)
 		return
 	}

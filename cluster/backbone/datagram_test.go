@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -102,6 +103,21 @@ func (w *world) send(f *Datagrams, all ...string) {
 	}
 	if err := f.Send(ps); err != nil {
 		w.Error(err)
+	}
+	time.Sleep(roundTrip)
+	synctest.Wait()
+}
+
+// tooLarge sends datagrams of which some are too large.
+func (w *world) tooLarge(f *Datagrams, all []string, datagrams, bytes int) {
+	w.Helper()
+	var ps [][]byte
+	for _, p := range all {
+		ps = append(ps, []byte(p))
+	}
+	err := f.Send(ps)
+	if e, is := errors.AsType[*TooLargeError](err); !is || *e != (TooLargeError{datagrams, bytes}) {
+		w.Errorf("got %v, want %d datagrams of %d bytes", err, datagrams, bytes)
 	}
 	time.Sleep(roundTrip)
 	synctest.Wait()
@@ -357,12 +373,20 @@ func TestALargeDatagramGoesByAStreamOrIsCounted(t *testing.T) {
 				defer iad.Close()
 				defer icn.Close()
 				all := []string{"small", strings.Repeat("l", 1400), strings.Repeat("m", 9000), strings.Repeat("n", 65_507), "also small"}
-				w.send(flow, all...)
+				if large {
+					w.send(flow, all...)
+				} else {
+					w.tooLarge(flow, all, 3, 1400+9000+65_507)
+				}
 				time.Sleep(5 * roundTrip)
 				got := there.take()
 				slices.SortFunc(got, func(a, b string) int { return slices.Index(all, a) - slices.Index(all, b) }) // a stream has its own order
 				back := there.last().Back
-				w.send(back, strings.Repeat("b", 9000))
+				if large {
+					w.send(back, strings.Repeat("b", 9000))
+				} else {
+					w.tooLarge(back, []string{strings.Repeat("b", 9000)}, 1, 9000)
+				}
 				time.Sleep(5 * roundTrip)
 				refused, counted := icn.Counters()["backbone_datagrams_too_large_total"], iad.Counters()["backbone_datagrams_too_large_total"]
 				if !large {
@@ -383,6 +407,32 @@ func TestALargeDatagramGoesByAStreamOrIsCounted(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What Send takes goes, to the byte that the path takes, and what it refuses would not.
+func TestWhatIsRefusedAsTooLargeIsWhatNoFrameTakes(t *testing.T) {
+	inWorld(t, func(w *world) {
+		icn, iad, there, flow, _ := w.both(false)
+		defer iad.Close()
+		defer icn.Close()
+		w.send(flow, "x") // the other end knows the flow from now on
+		there.take()
+		takes := func(size int) bool { return flow.Send([][]byte{make([]byte, size)}) == nil }
+		largest := sort.Search(largestFrame, func(size int) bool { return !takes(size) }) - 1
+		time.Sleep(roundTrip)
+		synctest.Wait()
+		there.take()
+		for size := largest - 3; size <= largest; size++ {
+			data := strings.Repeat("s", size)
+			w.send(flow, data)
+			w.wants("what is taken", there.take(), data)
+		}
+		w.tooLarge(flow, []string{strings.Repeat("s", largest+1), "small"}, 1, largest+1)
+		w.wants("the other", there.take(), "small")
+		if largest < surePayload-frameHead-10 || largest > largestFrame-frameHead {
+			w.Errorf("%d bytes are the most that go", largest)
+		}
+	})
 }
 
 func TestAFlowThatWasForgottenIsOpenedAnew(t *testing.T) {

@@ -72,10 +72,12 @@ type doubt struct {
 	timer   *time.Timer
 }
 
+// overlong is a datagram larger than any packet: it is not sent.
+var overlong [1500]byte
+
 // packetSize is how large a connection's full packets are now, bytes of UDP payload.
 func packetSize(conn *quic.Conn) int {
-	var larger [1500]byte // than any packet: it is not sent
-	if tooLarge, is := errors.AsType[*quic.DatagramTooLargeError](conn.SendDatagram(larger[:])); is {
+	if tooLarge, is := errors.AsType[*quic.DatagramTooLargeError](conn.SendDatagram(overlong[:])); is {
 		return int(tooLarge.MaxDatagramPayloadSize) + payloadOverhead
 	}
 	return 0

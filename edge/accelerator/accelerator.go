@@ -626,6 +626,7 @@ type counters struct {
 	udpIdle, udpBroken               atomic.Uint64
 	udpSilent, udpLate               atomic.Uint64
 	udpDropped, udpUnsent, udpResent atomic.Uint64
+	udpLarge                         atomic.Uint64
 	carriedDatagrams, carriedDropped atomic.Uint64
 	datagramsIn, datagramsOut        atomic.Uint64
 }
@@ -673,6 +674,7 @@ func (p *Plane) Counters() map[string]uint64 {
 		"accelerator_datagrams_in_total":                    p.count.datagramsIn.Load(),
 		"accelerator_datagrams_out_total":                   p.count.datagramsOut.Load(),
 		"accelerator_datagrams_dropped_total":               p.count.udpDropped.Load(),
+		"accelerator_datagrams_too_large_total":             p.count.udpLarge.Load(),
 		"accelerator_datagrams_resent_total":                p.count.udpResent.Load(),
 		"accelerator_detour_datagram_flows":                 p.carriedFlows.count(),
 		"accelerator_detour_datagrams_total":                p.count.carriedDatagrams.Load(),

@@ -40,7 +40,7 @@ const datagramService = "udp"
 
 // Datagrams is a flow of datagrams as it goes on to its endpoint.
 type Datagrams interface {
-	// Send sends datagrams, and has taken over none of them when it returns. An error says that none goes.
+	// Send sends datagrams, and has taken over none of them when it returns. A *backbone.TooLargeError says that some do not go, any other error that none does.
 	Send(all [][]byte) error
 	// Ask asks once more whether the other end knows the flow.
 	Ask()
@@ -476,20 +476,27 @@ func (f *datagramFlow) again(all [][]byte) { f.deliver(all, &f.door.plane.count.
 func (f *datagramFlow) deliver(all [][]byte, as *atomic.Uint64) {
 	f.turn.Lock()
 	defer f.turn.Unlock()
-	if !f.send(all) {
-		as = &f.door.plane.count.udpDropped
+	n, c := uint64(len(all)), &f.door.plane.count
+	large, goes := f.send(all)
+	if !goes {
+		c.udpDropped.Add(n)
+		return
 	}
-	as.Add(uint64(len(all)))
+	large = min(large, n) // some may be of those that were sent before
+	as.Add(n - large)
+	c.udpDropped.Add(large)
+	c.udpLarge.Add(large)
 }
 
-// send sends datagrams to the flow's endpoint, or to the next that takes the flow; false: none goes.
-func (f *datagramFlow) send(all [][]byte) bool {
+// send sends datagrams to the flow's endpoint, or to the next that takes the flow; large is how many do not go, as they are larger than the path takes. Not goes: none
+// does.
+func (f *datagramFlow) send(all [][]byte) (large uint64, goes bool) {
 	p := f.door.plane
 	for range 1 + maxCandidates {
 		far, way := f.goes()
 		if far == nil {
 			if !f.connect() {
-				return false
+				return 0, false
 			}
 			continue
 		}
@@ -500,12 +507,16 @@ func (f *datagramFlow) send(all [][]byte) bool {
 				continue // it was left meanwhile, and who goes on from there does not have it
 			}
 			way.sent(len(all), bytesOf(all))
-			return true
+			return 0, true
+		}
+		if e, some := errors.AsType[*backbone.TooLargeError](err); some {
+			way.sent(len(all)-e.Datagrams, bytesOf(all)-uint64(e.Bytes))
+			return uint64(e.Datagrams), true
 		}
 		if _, refused := errors.AsType[*backbone.RefusedError](err); refused {
 			before, mine := f.declined(way, err)
 			if kept && !mine && f.isOver(way) {
-				return true // whoever heard of the refusal sends it again
+				return 0, true // whoever heard of the refusal sends it again
 			}
 			if kept {
 				before = before[:max(0, len(before)-len(all))] // it is the last of what was kept
@@ -515,10 +526,10 @@ func (f *datagramFlow) send(all [][]byte) bool {
 			continue
 		}
 		if errors.Is(err, backbone.ErrBusy) || f.closed.Load() {
-			return false
+			return 0, false
 		}
 		if kept && f.isOver(way) {
-			return true // it was left meanwhile, and this goes with what was kept
+			return 0, true // it was left meanwhile, and this goes with what was kept
 		}
 		p.count.udpBroken.Add(1) // its node cannot be reached any more, or has ended it
 		if before := f.unheard(way); kept && len(before) > len(all) {
@@ -528,7 +539,7 @@ func (f *datagramFlow) send(all [][]byte) bool {
 		}
 		f.leaveWay(way, broken)
 	}
-	return false
+	return 0, false
 }
 
 // unheard is what was kept of what was sent a way of which nothing was heard, and is not kept any more.

@@ -859,6 +859,50 @@ func TestALargeDatagramIsRefusedWhereTheListenerSaysSo(t *testing.T) {
 		if n := planes["self backbone"].Counters()["backbone_datagrams_too_large_total"]; n != 1 {
 			t.Errorf("counted %d", n)
 		}
+		edge := planes["edge"].Counters()
+		for name, want := range map[string]uint64{"datagrams_in_total": 1, "datagrams_dropped_total": 1, "datagrams_too_large_total": 1, "datagrams_out_total": 1} {
+			if got := edge["accelerator_"+name]; got != want {
+				t.Errorf("%s: %d, want %d", name, got, want)
+			}
+		}
+		for _, c := range planes["edge"].(*Plane).ByEndpoint() {
+			if c.BytesIn != uint64(len("small")) {
+				t.Errorf("%+v", c)
+			}
+		}
+	})
+}
+
+// refusing is a way by which the first n of what is sent are too large.
+type refusing struct {
+	backHome
+	n, ended int
+}
+
+func (r *refusing) Send(all [][]byte) error {
+	return &backbone.TooLargeError{Datagrams: r.n, Bytes: len(bytes.Join(all[:r.n], nil))}
+}
+func (r *refusing) Refuse(string) { r.ended++ }
+func (r *refusing) Ask()          {}
+
+func TestWhatIsTooLargeOnADetourIsDroppedAndTheFlowGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		there, back := &refusing{n: 2}, &refusing{n: 1}
+		p := New(Config{View: func() *view.View { return nil }, Open: func(string, backbone.Header, bool, backbone.Receiver) (Datagrams, error) { return there, nil }})
+		to, err := p.carryOn(backbone.Header{Resource: "icn1/30/targetGroup/a"}, false, back)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := [][]byte{[]byte("large"), []byte("large"), []byte("small")}
+		to.Receive(all)
+		for c := range p.carriedFlows.all {
+			c.answer(all)
+		}
+		counts := p.Counters()
+		if counts["accelerator_detour_datagrams_total"] != 3 || counts["accelerator_detour_datagrams_dropped_total"] != 3 || counts["accelerator_detour_datagram_flows"] != 1 || back.ended != 0 {
+			t.Errorf("%v, refused %d times", counts, back.ended)
+		}
+		to.End(nil)
 	})
 }
 

@@ -163,25 +163,35 @@ func (c *carriedFlow) on(all [][]byte) {
 		return
 	}
 	c.idler.Touch()
-	switch err := far.Send(all); {
-	case err == nil:
-		count.carriedDatagrams.Add(uint64(len(all)))
+	err := far.Send(all)
+	if c.sent(all, err) {
 		return
-	case !errors.Is(err, backbone.ErrBusy):
+	}
+	if !errors.Is(err, backbone.ErrBusy) {
 		c.end(err.Error()) // who has opened it has another way, or none
 	}
 	count.carriedDropped.Add(uint64(len(all)))
 }
 
+// sent counts datagrams that were sent with an error; false: none of them goes.
+func (c *carriedFlow) sent(all [][]byte, err error) bool {
+	count, dropped := &c.plane.count, 0
+	if e, some := errors.AsType[*backbone.TooLargeError](err); some {
+		dropped = e.Datagrams
+	} else if err != nil {
+		return false
+	}
+	count.carriedDatagrams.Add(uint64(len(all) - dropped))
+	count.carriedDropped.Add(uint64(dropped))
+	return true
+}
+
 // answer carries back what the endpoint sent.
 func (c *carriedFlow) answer(all [][]byte) {
-	count := &c.plane.count
 	c.idler.Touch()
-	if c.done.Load() || c.back.Send(all) != nil {
-		count.carriedDropped.Add(uint64(len(all)))
-		return
+	if c.done.Load() || !c.sent(all, c.back.Send(all)) {
+		c.plane.count.carriedDropped.Add(uint64(len(all)))
 	}
-	count.carriedDatagrams.Add(uint64(len(all)))
 }
 
 // ended hears that the other end has refused the flow, or has ended it.
