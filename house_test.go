@@ -45,7 +45,7 @@ var doors = []struct {
 	{"cluster/gossip", []string{"cluster/latest"}},
 	{"cluster/report", []string{"cluster/latest", "cluster/rendezvous", "cluster/wire"}},
 	{"cluster/lane", nil},
-	{"cluster/fec", nil},
+	{"cluster/fec", []string{"cluster/datagram"}},
 	{"cluster/backbone", []string{"cluster/latest", "cluster/fec"}},
 	{"cluster/probe", []string{"cluster/spec", "cluster/health", "cluster/view", "cluster/kept", "cluster/rendezvous", "cluster/proxy", "cluster/socket"}},
 	{"origin/relay", []string{"cluster/socket"}},

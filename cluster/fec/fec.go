@@ -259,7 +259,7 @@ func (w *plainConn) ReadFrom(b []byte) (int, net.Addr, error) {
 			return copy(b, a.data), a.from, nil
 		}
 		n, from, err := w.PacketConn.ReadFrom(b)
-		if err != nil || !w.c.received(b[:n], nil, from) {
+		if err != nil || !w.c.received(w.c.find(from), b[:n], nil, from) {
 			return n, from, err
 		}
 	}

@@ -59,8 +59,8 @@ func inWorld(t *testing.T, p memnet.Path, f func(t *testing.T, near, far *end)) 
 	})
 }
 
-// datagram is one of random bytes; QUIC's are as good as that.
-func datagram(r *rand.Rand, length int) []byte {
+// someDatagram is one of random bytes; QUIC's are as good as that.
+func someDatagram(r *rand.Rand, length int) []byte {
 	b := make([]byte, length)
 	for at := 0; at < length; at += 8 {
 		var eight [8]byte
@@ -106,7 +106,7 @@ func TestWhatIsLostIsMadeGood(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2))
 			missing, sent := map[string]bool{}, 2000
 			for i := range sent {
-				b := datagram(r, minSize+r.IntN(MaxSize-minSize+1))
+				b := someDatagram(r, minSize+r.IntN(MaxSize-minSize+1))
 				missing[string(b)] = true
 				near.send(t, b)
 				if i%4 == 0 {
@@ -134,7 +134,7 @@ func TestTheLastOfThemIsMadeGoodAtOnce(t *testing.T) {
 	inWorld(t, memnet.Path{Delay: 50 * time.Millisecond}, func(t *testing.T, near, far *end) {
 		near.peer.Protect(0.01, 5*time.Millisecond)
 		r := rand.New(rand.NewPCG(1, 2))
-		sent := [][]byte{datagram(r, 1200), datagram(r, 70), datagram(r, 900)}
+		sent := [][]byte{someDatagram(r, 1200), someDatagram(r, 70), someDatagram(r, 900)}
 		near.send(t, sent[0])
 		near.send(t, sent[1])
 		near.peer.sent(sent[2], 0, nil) // given to the network, which loses it
@@ -157,7 +157,7 @@ func TestNothingIsAddedWithoutLoss(t *testing.T) {
 			t.Error("parity against no loss")
 		}
 		for range 100 {
-			near.send(t, datagram(r, 500))
+			near.send(t, someDatagram(r, 500))
 		}
 		if got := len(far.read()); got != 100 || near.count.paritySent.Load() != 0 {
 			t.Errorf("%d datagrams, %d of parity", got, near.count.paritySent.Load())
@@ -168,10 +168,10 @@ func TestNothingIsAddedWithoutLoss(t *testing.T) {
 func TestProbesOfTheMTUEndAtWhatCanBeCovered(t *testing.T) {
 	inWorld(t, memnet.Path{Delay: time.Millisecond}, func(t *testing.T, near, far *end) {
 		r := rand.New(rand.NewPCG(1, 2))
-		near.send(t, datagram(r, MaxSize+1))
+		near.send(t, someDatagram(r, MaxSize+1))
 		near.peer.Limit()
-		near.send(t, datagram(r, MaxSize+1))
-		near.send(t, datagram(r, MaxSize))
+		near.send(t, someDatagram(r, MaxSize+1))
+		near.send(t, someDatagram(r, MaxSize))
 		if got := far.read(); len(got) != 2 || len(got[0]) != MaxSize+1 || len(got[1]) != MaxSize {
 			t.Errorf("%d datagrams came", len(got))
 		}
@@ -249,14 +249,14 @@ func TestForgedParityTakesNothingAway(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 2))
 		var sent [][]byte
 		for range 100 {
-			b := datagram(r, minSize+r.IntN(1000))
+			b := someDatagram(r, minSize+r.IntN(1000))
 			sent = append(sent, b)
 			near.send(t, b)
 			// Someone who sees all forges the parity of what was just sent, of one that was not, and garbage.
-			forged := parityOf(t, far.peer.Token(), 0.01, b, datagram(r, 900))[0]
+			forged := parityOf(t, far.peer.Token(), 0.01, b, someDatagram(r, 900))[0]
 			near.send(t, forged)
-			near.send(t, append(forged[:headLength+2*idLength:headLength+2*idLength], datagram(r, 500)...))
-			garbage := datagram(r, headLength+r.IntN(1000))
+			near.send(t, append(forged[:headLength+2*idLength:headLength+2*idLength], someDatagram(r, 500)...))
+			garbage := someDatagram(r, headLength+r.IntN(1000))
 			garbage[0] = kindParity
 			binary.BigEndian.PutUint32(garbage[1:], far.peer.Token())
 			near.send(t, garbage)
@@ -276,7 +276,7 @@ func TestForgedParityTakesNothingAway(t *testing.T) {
 func TestWithoutTheTokenNothingIsKept(t *testing.T) {
 	inWorld(t, memnet.Path{Delay: time.Millisecond}, func(t *testing.T, near, far *end) {
 		r := rand.New(rand.NewPCG(1, 2))
-		for _, b := range parityOf(t, far.peer.Token()+1, 0.01, datagram(r, 100)) {
+		for _, b := range parityOf(t, far.peer.Token()+1, 0.01, someDatagram(r, 100)) {
 			near.send(t, b)
 		}
 		near.send(t, []byte{kindParity})
@@ -299,7 +299,7 @@ func TestWhatIsRememberedIsLetGo(t *testing.T) {
 		}
 		r := rand.New(rand.NewPCG(1, 2))
 		for range 3 * remembered {
-			near.send(t, datagram(r, 500))
+			near.send(t, someDatagram(r, 500))
 		}
 		far.read()
 		if got := far.peer.remembers(); got != remembered {
@@ -313,8 +313,8 @@ func TestWhatIsRememberedIsLetGo(t *testing.T) {
 		if near.peer.Report(); holds() != 0 {
 			t.Error("it is held for a group that does not come")
 		}
-		near.send(t, datagram(r, 500)) // and goes on
-		near.send(t, datagram(r, 500))
+		near.send(t, someDatagram(r, 500)) // and goes on
+		near.send(t, someDatagram(r, 500))
 		if len(far.read()) != 2 || holds() == 0 {
 			t.Error("nothing is covered after a rest")
 		}
@@ -329,7 +329,7 @@ func TestWhatIsRememberedIsLetGo(t *testing.T) {
 func TestWhatCameLateWasNotLost(t *testing.T) {
 	inWorld(t, memnet.Path{Delay: time.Millisecond}, func(t *testing.T, near, far *end) {
 		r := rand.New(rand.NewPCG(1, 2))
-		b := datagram(r, 500)
+		b := someDatagram(r, 500)
 		for _, parity := range parityOf(t, far.peer.Token(), 0.001, b) {
 			near.send(t, parity)
 		}
@@ -348,9 +348,9 @@ func TestWhatIsBeyondRepairIsCounted(t *testing.T) {
 	inWorld(t, memnet.Path{Delay: time.Millisecond}, func(t *testing.T, near, far *end) {
 		r := rand.New(rand.NewPCG(1, 2))
 		near.peer.Protect(1e-4, 5*time.Millisecond) // one of parity
-		near.send(t, datagram(r, 500))
-		near.peer.sent(datagram(r, 500), 0, nil) // lost, as the next
-		near.peer.sent(datagram(r, 500), 0, nil)
+		near.send(t, someDatagram(r, 500))
+		near.peer.sent(someDatagram(r, 500), 0, nil) // lost, as the next
+		near.peer.sent(someDatagram(r, 500), 0, nil)
 		time.Sleep(lateTime / 2)
 		if got := far.peer.Report(); got != (Report{Parity: 1}) {
 			t.Errorf("at first: %+v", got)
@@ -382,7 +382,7 @@ func TestParityOfTheLargestFitsWhatIsRead(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	var all [][]byte
 	for range MaxGroup {
-		all = append(all, datagram(r, MaxSize))
+		all = append(all, someDatagram(r, MaxSize))
 	}
 	for _, b := range parityOf(t, 1, 0.01, all...) {
 		if len(b) > maxParitySize {
@@ -408,9 +408,9 @@ func TestParityOfAGroup(t *testing.T) {
 // FuzzParity gives a receiver that remembers some datagrams whatever may come with the right token.
 func FuzzParity(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 2))
-	known := [][]byte{datagram(r, 64), datagram(r, 900), datagram(r, MaxSize)}
+	known := [][]byte{someDatagram(r, 64), someDatagram(r, 900), someDatagram(r, MaxSize)}
 	f.Add([]byte{})
-	for _, b := range append(parityOf(&testing.T{}, 0, 0.01, append(known, datagram(r, 300))...), parityOf(&testing.T{}, 0, 0.001, known...)...) {
+	for _, b := range append(parityOf(&testing.T{}, 0, 0.01, append(known, someDatagram(r, 300))...), parityOf(&testing.T{}, 0, 0.001, known...)...) {
 		f.Add(b)
 	}
 	c, _ := New(nil)
@@ -421,14 +421,14 @@ func FuzzParity(f *testing.F) {
 		p.Expect(true)
 		from := net.UDPAddrFromAddrPort(farAddr)
 		for _, k := range known {
-			c.received(k, nil, from)
+			c.received(p, k, nil, from)
 		}
 		if len(b) >= headLength {
 			b[0] = kindParity + b[0]%3
 			binary.BigEndian.PutUint32(b[1:], p.token)
 		}
 		for range 2 {
-			if c.received(b, nil, from); len(c.ready) > MaxParity {
+			if c.received(p, b, nil, from); len(c.ready) > MaxParity {
 				t.Fatalf("%d made of one", len(c.ready))
 			}
 		}
@@ -446,7 +446,7 @@ func BenchmarkCover(b *testing.B) {
 	p := made.Join(farAddr)
 	p.Use(1)
 	p.Protect(0.01, time.Hour)
-	packet := datagram(rand.New(rand.NewPCG(1, 2)), MaxSize)
+	packet := someDatagram(rand.New(rand.NewPCG(1, 2)), MaxSize)
 	b.SetBytes(MaxSize)
 	for b.Loop() {
 		p.sent(packet, 0, nil)
@@ -457,10 +457,10 @@ func BenchmarkRemember(b *testing.B) {
 	made, _ := New(nil)
 	p := made.Join(farAddr)
 	p.Expect(true)
-	packet := datagram(rand.New(rand.NewPCG(1, 2)), MaxSize)
+	packet := someDatagram(rand.New(rand.NewPCG(1, 2)), MaxSize)
 	from := net.UDPAddrFromAddrPort(farAddr)
 	b.SetBytes(MaxSize)
 	for b.Loop() {
-		made.received(packet, nil, from)
+		made.received(made.find(from), packet, nil, from)
 	}
 }

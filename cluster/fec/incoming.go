@@ -78,9 +78,8 @@ func (p *Peer) Report() Report {
 	return in.said
 }
 
-// received takes note of a datagram; true says that it was parity, and is not for who reads. What it led to is in c.ready.
-func (c *Conn) received(b, oob []byte, from net.Addr) bool {
-	p := c.find(from)
+// received takes note of a datagram of who has sent it, of whom there may be no state; true says that it was parity, and is not for who reads. What it led to is in c.ready.
+func (c *Conn) received(p *Peer, b, oob []byte, from net.Addr) bool {
 	if len(b) > 0 && b[0] >= kindParity && b[0] <= kindAnswer {
 		switch {
 		case p == nil, len(b) < headLength, binary.BigEndian.Uint32(b[1:]) != p.token:

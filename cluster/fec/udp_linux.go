@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// udpConn can what *net.UDPConn can, so that QUIC reads and writes many datagrams by one system call, and ECN with them.
+// udpConn can what *net.UDPConn can, so that QUIC reads and writes many datagrams by one system call, and ECN with them. Those that were sent together come
+// together (UDP_GRO, udp(7)), so that neither end's kernel has to take them apart, and are taken apart here.
 type udpConn struct {
 	*net.UDPConn
-	c     *Conn
-	batch *ipv4.PacketConn
+	c  *Conn
+	in *arrivals // only by who reads
 }
 
 // wrapUDP is for what is a *net.UDPConn; else nil.
@@ -26,7 +27,11 @@ func (c *Conn) wrapUDP() net.PacketConn {
 		_, _, err := udp.WriteMsgUDP(b, oob, to)
 		return err
 	}
-	return &udpConn{UDPConn: udp, c: c, batch: ipv4.NewPacketConn(udp)}
+	in, err := newArrivals(udp)
+	if err != nil {
+		return nil
+	}
+	return &udpConn{UDPConn: udp, c: c, in: in}
 }
 
 // WriteMsgUDP sends one datagram, or several at a time where oob says so.
@@ -65,39 +70,35 @@ func segmentation(oob []byte) (int, []byte) {
 }
 
 // ReadBatch reads some datagrams. It is what QUIC calls.
-func (w *udpConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
+func (w *udpConn) ReadBatch(ms []ipv4.Message, _ int) (int, error) {
 	for {
-		kept := 0
-		if len(w.c.ready) == 0 {
-			n, err := w.batch.ReadBatch(ms, flags)
-			if err != nil {
-				return n, err
-			}
-			for i := range n {
-				m := &ms[i]
-				if w.c.received(m.Buffers[0][:m.N], m.OOB[:m.NN], m.Addr) {
-					continue
-				}
-				if kept < i {
-					move(&ms[kept], m.Buffers[0][:m.N], m.OOB[:m.NN], m.Addr)
-				}
-				kept++
-			}
-		}
-		for kept < len(ms) && len(w.c.ready) > 0 {
+		n := 0
+		for ; n < len(ms) && len(w.c.ready) > 0; n++ {
 			a := w.c.ready[0]
 			w.c.ready = w.c.ready[1:]
-			move(&ms[kept], a.data, a.oob, a.from)
-			kept++
+			put(&ms[n], a.data, a.oob, a.from)
 		}
-		if kept > 0 {
-			return kept, nil
+		for n < len(ms) && w.in.next(w.c) {
+			b, oob, p := w.in.take()
+			if w.c.received(p, b, oob, w.in.from) {
+				continue
+			}
+			put(&ms[n], b, oob, w.in.from)
+			n++
+		}
+		if n > 0 || len(ms) == 0 {
+			return n, nil
+		}
+		if len(w.c.ready) == 0 {
+			if err := w.in.read(); err != nil {
+				return 0, err
+			}
 		}
 	}
 }
 
-// move writes a datagram into a message, which keeps its buffers: whose they are their owner knows by their order.
-func move(m *ipv4.Message, data, oob []byte, from net.Addr) {
+// put writes a datagram into a message, which keeps its buffers: whose they are their owner knows by their order.
+func put(m *ipv4.Message, data, oob []byte, from net.Addr) {
 	m.N = copy(m.Buffers[0], data)
 	m.NN = copy(m.OOB, oob)
 	m.Addr = from

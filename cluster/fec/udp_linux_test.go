@@ -1,6 +1,7 @@
 package fec
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net"
@@ -44,7 +45,7 @@ func TestTheKernelCutsAndParityFollows(t *testing.T) {
 	receiver.Expect(true)
 
 	r := rand.New(rand.NewPCG(1, 2))
-	sent := datagram(r, 3*1000+500)
+	sent := someDatagram(r, 3*1000+500)
 	if _, _, err := nearPackets.(*udpConn).WriteMsgUDP(sent, segments(1000), net.UDPAddrFromAddrPort(at(between))); err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +82,126 @@ func TestTheKernelCutsAndParityFollows(t *testing.T) {
 	}
 	if n := far.count.repaired.Load(); n != 1 {
 		t.Errorf("%d repaired", n)
+	}
+}
+
+// TestWhatWasSentTogetherComesTogetherAndIsTakenApart sends by the real thing: whoever reads has each datagram by itself, with what was said of it, in few reads.
+func TestWhatWasSentTogetherComesTogetherAndIsTakenApart(t *testing.T) {
+	open := func(address string) *net.UDPConn {
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(address)))
+		if err != nil {
+			t.Skip(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		return c
+	}
+	for _, c := range []struct{ from, at string }{{"127.0.0.1:0", "127.0.0.1:0"}, {"127.0.0.1:0", "[::]:0"}, {"[::1]:0", "[::]:0"}, {"[::1]:0", "[::1]:0"}} {
+		t.Run(c.from+" "+c.at, func(t *testing.T) {
+			near, other, udp := open(c.from), open(c.from), open(c.at)
+			_, packets := New(udp)
+			far := packets.(*udpConn)
+			raw, err := udp.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw.Control(func(fd uintptr) {
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVTOS, 1)
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1)
+			})
+			from := near.LocalAddr().(*net.UDPAddr).AddrPort()
+			to := netip.AddrPortFrom(from.Addr(), uint16(udp.LocalAddr().(*net.UDPAddr).Port))
+
+			const size = 1000
+			r := rand.New(rand.NewPCG(1, 2))
+			var want [][]byte
+			for _, sent := range []struct {
+				by     *net.UDPConn
+				length int
+			}{{near, 12*size + 500}, {other, size}, {near, 10}, {near, 3 * size}} {
+				b := someDatagram(r, sent.length)
+				if _, _, err := sent.by.WriteMsgUDP(b, append(segments(size), congested(from.Addr())...), net.UDPAddrFromAddrPort(to)); err != nil {
+					t.Fatal(err)
+				}
+				for ; len(b) > 0; b = b[min(size, len(b)):] {
+					want = append(want, b[:min(size, len(b))])
+				}
+			}
+			ms := make([]ipv4.Message, 8)
+			for i := range ms {
+				ms[i].Buffers, ms[i].OOB = [][]byte{make([]byte, 1452)}, make([]byte, 128)
+			}
+			most := 0
+			for at := 0; at < len(want); {
+				n, err := far.ReadBatch(ms, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				most = max(most, far.in.came)
+				for _, m := range ms[:n] {
+					if got := m.Buffers[0][:m.N]; !bytes.Equal(got, want[at]) {
+						t.Fatalf("datagram %d: %d bytes, want %d, or others", at, len(got), len(want[at]))
+					}
+					by := from
+					if at == 13 {
+						by = other.LocalAddr().(*net.UDPAddr).AddrPort()
+					}
+					if got := m.Addr.(*net.UDPAddr).AddrPort(); netip.AddrPortFrom(got.Addr().Unmap(), got.Port()) != by {
+						t.Errorf("datagram %d: from %v, want %v", at, got, by)
+					}
+					if !bytes.Equal(m.OOB[:m.NN], congested(from.Addr())) {
+						t.Errorf("datagram %d: %x was said of it", at, m.OOB[:m.NN])
+					}
+					at++
+				}
+			}
+			if most != 4 {
+				t.Errorf("the kernel had up to %d messages, want 4: what was sent together did not come together", most)
+			}
+		})
+	}
+}
+
+// congested is the control message that says so of a datagram to an address (ECN).
+func congested(to netip.Addr) []byte {
+	level, kind, length := int32(unix.IPPROTO_IP), int32(unix.IP_TOS), 1
+	if to.Is6() {
+		level, kind, length = unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 4
+	}
+	b := make([]byte, unix.CmsgSpace(length))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = level, kind
+	h.SetLen(unix.CmsgLen(length))
+	if length == 1 {
+		b[unix.CmsgLen(0)] = 3
+	} else {
+		binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], 3)
+	}
+	return b
+}
+
+// TestWhatIsTogetherIsFoundAmongOthers is of what the kernel says, in either order.
+func TestWhatIsTogetherIsFoundAmongOthers(t *testing.T) {
+	together4 := func(size uint32) []byte {
+		b := make([]byte, unix.CmsgSpace(4))
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+		h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_GRO
+		h.SetLen(unix.CmsgLen(4))
+		binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], size)
+		return b
+	}
+	tos := congested(netip.IPv4Unspecified())
+	for _, c := range []struct {
+		oob  []byte
+		size int
+		rest []byte
+	}{
+		{nil, 0, nil}, {tos, 0, tos}, {together4(1200), 1200, nil}, {append(together4(1200), tos...), 1200, tos}, {append(bytes.Clone(tos), together4(9)...), 9, tos},
+		{together4(1200)[:5], 0, together4(1200)[:5]},
+	} {
+		if size, rest := together(bytes.Clone(c.oob)); size != c.size || !bytes.Equal(rest, c.rest) {
+			t.Errorf("%x: %d and %x", c.oob, size, rest)
+		}
 	}
 }
 
