@@ -1182,8 +1182,8 @@ func TestAFlowIsAcknowledgedThatIsNotReadAnyMore(t *testing.T) {
 	})
 }
 
-// What little has come is acknowledged soon, for it is kept until then; of a flow of which more and more comes an acknowledgement waits for that.
-func TestWhatIsNotFollowedByMoreIsAcknowledgedSoon(t *testing.T) {
+// What little has come is acknowledged soon, for it is kept until then, and all of it at once.
+func TestWhatLittleHasComeIsAcknowledgedSoonAndAtOnce(t *testing.T) {
 	byEach(t, func(w *flowWorld) {
 		near, far := w.flow("iad", "iad")
 		go io.Copy(io.Discard, far)
@@ -1200,16 +1200,18 @@ func TestWhatIsNotFollowedByMoreIsAcknowledgedSoon(t *testing.T) {
 		}
 		const some, moment = 5000, 10 * time.Millisecond
 		for pieces := range 3 {
+			left := roundTrip + ackDelay - moment
 			for range pieces {
 				near.Write(make([]byte, some))
-				time.Sleep(ackQuiet / 2)
+				time.Sleep(ackDelay / 4)
+				left -= ackDelay / 4
 			}
 			near.Write(make([]byte, some))
-			if time.Sleep(roundTrip + ackQuiet - moment); kept() == 0 {
+			if time.Sleep(left); kept() == 0 {
 				w.Error("it was acknowledged though more might have come")
 			}
 			if time.Sleep(2 * moment); kept() > 0 {
-				w.Errorf("%d bytes are kept after %v", kept(), roundTrip+ackQuiet+moment)
+				w.Errorf("%d bytes are kept after %v", kept(), roundTrip+ackDelay+moment)
 			}
 		}
 		acknowledged, before := 0, said()
