@@ -161,6 +161,7 @@ type Backbone struct {
 	generation atomic.Uint64 // of this node's identity
 	changes    atomic.Uint64 // of what handshakes go by
 	replacing  chan struct{} // one token for each carrier that is
+	warming    chan struct{} // one token for each carrier that this node warms
 
 	visiting sync.Mutex // guards visitors, and shares
 	visitors map[*visit]bool
@@ -181,7 +182,7 @@ func Open(c Config) (*Backbone, error) {
 	if c.windows == (windows{}) {
 		c.windows = defaultWindows
 	}
-	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, shares: map[string]*share{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing)}
+	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, shares: map[string]*share{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing), warming: make(chan struct{}, warmAtOnce)}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.handlers.Store(&map[string]handler{datagramService: {serve: b.serveLarge}})
 	b.datagrams.init()

@@ -812,9 +812,8 @@ func TestLinksAndPoolsWaitForNobodyWhoLooksAtThem(t *testing.T) {
 		icn.mu.Lock() // were it wanted, this test would stay where it is
 		l.pool.expect()
 		l.mu.Lock()
-		l.used = true
 		for _, c := range l.carriers {
-			c.since = c.since.Add(-2 * warmAge)
+			c.warmed, c.since = false, c.since.Add(-2*warmAge)
 		}
 		l.mu.Unlock()
 		l.measure() // has the carrier warmed

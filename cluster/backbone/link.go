@@ -143,6 +143,7 @@ type carrier struct {
 	since      time.Time
 	generation uint64 // of the identity that this node showed
 	streams    int    // those open here, by the link's mutex, like what follows
+	agreed     bool   // both ends may send parity, or one never will
 	warmed     bool
 	hollow     bool   // its full packets do not arrive: nothing is waited for when it leaves
 	small      bool   // its packets stay small; from before it is used
@@ -262,9 +263,16 @@ func (l *link) measure() {
 		if _, small := l.b.holes.find(l.addr); c.small && !small {
 			closeOnce(c.due) // one with packets as large as may be takes its place
 		}
-		if l.used && !c.warmed && rtt >= warmRTT && time.Since(c.since) >= warmAge && seen.sent+seen.received < warmRate {
-			c.warmed = l.b.start(func() { l.warm(c) })
+		if seen.sent+seen.received < warmRate {
+			l.mayWarm(c)
 		}
+	}
+}
+
+// mayWarm has a carrier warmed, unless it was, is near, or is not to be. mu is held.
+func (l *link) mayWarm(c *carrier) {
+	if !c.warmed && (c.agreed || time.Since(c.since) >= warmAge) && (l.used || len(*l.b.links.Load()) <= warmLinks) && c.conn.ConnectionStats().MinRTT >= warmRTT {
+		c.warmed = l.b.start(func() { l.warm(c) })
 	}
 }
 
@@ -424,6 +432,11 @@ func (l *link) tend(c *carrier) {
 	l.b.wg.Go(func() { l.insist(c) })
 	w := l.b.watch(c.conn, c.hello, func() { l.narrow(c) })
 	w.hear(true, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		c.agreed = true
+		l.mayWarm(c)
+	}, func() {
 		pause := time.NewTimer(rand.N(replaceSpread))
 		select {
 		case <-pause.C:

@@ -74,7 +74,16 @@ func (w *world) striped(b *Backbone, node string, size, parts int) (first, last 
 	return first, last
 }
 
-// TestMatrix measures flows over long and lossy paths of 300 Mbit/s in virtual time, each the first on its link, when PERIGEE_MATRIX says how
+// unwarmed has nodes warm no link.
+func unwarmed(nodes ...*Backbone) {
+	for _, b := range nodes {
+		for range warmAtOnce {
+			b.warming <- struct{}{}
+		}
+	}
+}
+
+// TestMatrix measures flows over long and lossy paths of 300 Mbit/s in virtual time, each the first on its link, which is not warmed, when PERIGEE_MATRIX says how
 // often each. Of the parity it prints how much was sent, repaired, and beyond repair. Five times take some five minutes.
 func TestMatrix(t *testing.T) {
 	runs, _ := strconv.Atoi(os.Getenv("PERIGEE_MATRIX"))
@@ -103,6 +112,7 @@ func TestMatrix(t *testing.T) {
 							defer icn.Close()
 							defer iad.Close()
 							serveBlobs(iad)
+							unwarmed(icn, iad)
 							icn.Keep(peers("iad"))
 							w.until(icn, "iad", true)
 							time.Sleep(3 * time.Second)
@@ -118,6 +128,45 @@ func TestMatrix(t *testing.T) {
 					slices.Sort(firsts)
 					slices.Sort(lasts)
 					line += fmt.Sprintf(" | %s %.3f %.3f [%.3f-%.3f] %s", way.name, firsts[runs/2].Seconds(), lasts[runs/2].Seconds(), lasts[0].Seconds(), lasts[runs-1].Seconds(), extra)
+				}
+				fmt.Println(line)
+			}
+		}
+	}
+}
+
+// TestYoungLinks measures the first flow over a link that came up so many round trips ago, of 300 Mbit/s in virtual time, when PERIGEE_YOUNG says how often each:
+// in seconds, by a link that is not warmed and by one that is, median and spread. Three times take some two minutes.
+func TestYoungLinks(t *testing.T) {
+	runs, _ := strconv.Atoi(os.Getenv("PERIGEE_YOUNG"))
+	if runs == 0 {
+		return
+	}
+	for _, rtt := range []time.Duration{80 * ms, 150 * ms, 250 * ms} {
+		for _, loss := range []float64{0, 0.001, 0.01} {
+			for _, size := range []int{1, 100_000, 1_000_000} {
+				line := fmt.Sprintf("%v %.1f %% %d", rtt, loss*100, size)
+				for _, age := range []int{-1, 0, 1, 2, 3, 4, 6, 30} { // -1: whenever, and not warmed
+					var lasts []time.Duration
+					for run := range runs {
+						inWorldSeeded(t, uint64(run+1), func(w *world) {
+							w.in.Link("icn", "iad", memnet.Path{Delay: rtt / 2, Loss: loss, Rate: 300e6})
+							icn, iad := w.open("icn"), w.open("iad")
+							defer icn.Close()
+							defer iad.Close()
+							serveBlobs(iad)
+							if age < 0 {
+								unwarmed(icn, iad)
+							}
+							icn.Keep(peers("iad"))
+							w.until(icn, "iad", true)
+							time.Sleep(time.Duration(max(age, 0)) * rtt)
+							_, last := w.fetch(icn, "iad", size)
+							lasts = append(lasts, last)
+						})
+					}
+					slices.Sort(lasts)
+					line += fmt.Sprintf(" | %d: %.2f (%.2f–%.2f)", age, lasts[runs/2].Seconds(), lasts[0].Seconds(), lasts[runs-1].Seconds())
 				}
 				fmt.Println(line)
 			}

@@ -210,6 +210,9 @@ func linkFetches(t *testing.T, near, far *netns.Namespace, plain bool, size, run
 		client, _ := open("near", near, nearAt.Addr())
 		server, at := open("far", far, farAt.Addr())
 		serveBlobs(server)
+		if !second {
+			unwarmed(client, server)
+		}
 		client.Keep(map[string]netip.AddrPort{"far": at})
 		fetch := func(size int) taken {
 			begun := time.Now()

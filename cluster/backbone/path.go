@@ -170,10 +170,11 @@ func (w *watch) end() {
 	p.peer.Leave()
 }
 
-// offer lets the other end send parity.
+// offer lets the other end send parity. It may before it has said so, and what went before that would be taken for lost where it was made of parity.
 func (w *watch) offer() {
 	w.path.mu.Lock()
 	defer w.path.mu.Unlock()
+	w.path.peer.Expect(true)
 	w.say(binary.BigEndian.AppendUint32([]byte{parityToken}, w.path.peer.Token()))
 }
 
@@ -188,9 +189,9 @@ func (w *watch) say(message []byte) {
 	}
 }
 
-// hear reads what the other end says until the stream ends. dialled says which end this is; anew is called where the other asks
-// for another connection.
-func (w *watch) hear(dialled bool, anew func()) {
+// hear reads what the other end says until the stream ends. dialled says which end this is; agreed is called once both ends may send parity, and anew where the
+// other asks for another connection.
+func (w *watch) hear(dialled bool, agreed, anew func()) {
 	var b [1 + reportLength]byte
 	for {
 		if _, err := io.ReadFull(w.hello, b[:1]); err != nil {
@@ -220,6 +221,7 @@ func (w *watch) hear(dialled bool, anew func()) {
 				w.offer()
 			}
 			w.agree(binary.BigEndian.Uint32(body))
+			agreed()
 		case parityMode:
 			w.path.peer.Expect(body[0] != 0)
 		case parityReport:

@@ -292,7 +292,7 @@ func (b *Backbone) sayHello(v *visit, c *streamConn, h Header) {
 		defer w.path.mu.Unlock()
 		w.say([]byte{dialAnew})
 	})
-	w.hear(false, func() {})
+	w.hear(false, func() {}, func() {})
 }
 
 // greet has tell called, once, when the peer is to dial anew.
