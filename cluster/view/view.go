@@ -41,7 +41,7 @@ type Member struct {
 	API netip.AddrPort `json:"api,omitzero"`
 	// Lasting says that it knows how flows over the backbone go on when their path is lost; earlier releases do not.
 	Lasting bool `json:"lasting,omitempty"`
-	// Leaving says that it is about to go: nothing new is given to it.
+	// Leaving says that it is about to go: nothing new is given to it where there is anybody else. It serves on until its doors close.
 	Leaving bool `json:"leaving,omitempty"`
 	// Drained says what drains it, for people ("region eu-central-1 until …"); empty: nothing does.
 	Drained string `json:"drained,omitempty"`
@@ -60,10 +60,9 @@ type Member struct {
 // this; who routes asks Takes.
 func (m *Member) Has(r Role) bool { return slices.Contains(m.Roles, r) }
 
-// Takes says whether anything new of a role may be given to the member: it has the role, and is neither leaving nor drained.
-func (m *Member) Takes(r Role) bool {
-	return m.Has(r) && !m.Leaving && (m.Drained == "" || slices.Contains(m.Needed, r))
-}
+// Takes says whether what is new of a role is the member's to take: it has the role, and is neither leaving nor drained. Where nobody takes
+// it, others are used all the same, in the order of their Standing.
+func (m *Member) Takes(r Role) bool { return m.Stands(r, Taking) }
 
 // View is one node's view of the network, immutable. A nil View knows nothing.
 type View struct {
@@ -120,6 +119,11 @@ func (v *View) Member(name string) (Member, bool) {
 // In returns the live members of a region that take what is new of a role: those that may be routed to.
 func (v *View) In(region string, r Role) []Member {
 	return v.members(func(m Member) bool { return m.Region == region && m.Takes(r) })
+}
+
+// At returns the live members of a region that have a role and one standing of it.
+func (v *View) At(region string, r Role, s Standing) []Member {
+	return v.members(func(m Member) bool { return m.Region == region && m.Stands(r, s) })
 }
 
 // Having returns the live members of a region that have a role, be they drained or leaving.
@@ -380,18 +384,16 @@ func (v *View) CheckStands(s *spec.Spec, name string) (stands time.Duration, ok 
 	return stands, ok
 }
 
-// RoundTrip estimates the round trip from this node to a region: the least to a member there that takes the role (or has it, where none takes it), measured, or where it is not by the view's distances; but never less than light in glass takes between the two places. So where many regions
+// RoundTrip estimates the round trip from this node to a region: the least to a member there that takes the role (or of those that Resort comes to, where none takes it), measured, or where it is not by the view's distances; but never less than light in glass takes between the two places. So where many regions
 // stand on one machine, their places win over the loopback. Not ok: nothing is known.
 func (v *View) RoundTrip(s *spec.Spec, region string, r Role) (rtt time.Duration, ok bool) {
 	if v == nil {
 		return 0, false
 	}
-	least, taken := time.Duration(-1), false
+	least := time.Duration(-1)
+	best, _ := v.Best(region, r)
 	for m := range v.Of(region) {
-		taken = taken || m.Takes(r)
-	}
-	for m := range v.Of(region) {
-		if taken && !m.Takes(r) || !m.Has(r) { // where none takes it, who goes there all the same goes as far
+		if !m.Stands(r, best) {
 			continue
 		}
 		if m.Name == v.Self {

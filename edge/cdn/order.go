@@ -31,13 +31,20 @@ const unknown = time.Duration(math.MaxInt64)
 // Order is the order in which an origin's load balancers are asked: those that can be reached, then those that are
 // healthy, then the nearest; in one region, the nearest node. None is left out, for what is held of them may be wrong
 // or old: where all are bad they are asked all the same (as ELB fails open). But nodes that are drained are left out while
-// any that is not runs one of the load balancers, and those that leave are always.
+// any that is not runs one of the load balancers, and those that leave while any else does (view.Resort).
 func Order(s *spec.Spec, v *view.View, o *spec.Origin, tr *trace.Trace) []Candidate {
-	all := candidates(s, v, o, v.In, tr)
-	if len(all) == 0 {
-		if all = candidates(s, v, o, staying(v), nil); len(all) > 0 {
-			tr.Add("all nodes that run them are drained: asked all the same")
+	all, standing := view.Resort(func(at view.Standing) []Candidate {
+		if at != view.Taking {
+			return candidates(s, v, o, at, nil) // who is passed over has been told
 		}
+		return candidates(s, v, o, at, tr)
+	})
+	switch {
+	case len(all) == 0:
+	case standing == view.Drained:
+		tr.Add("all nodes that run them are drained: asked all the same")
+	case standing == view.Leaving:
+		tr.Add("all that is left of the nodes that run them leaves: asked all the same, until their doors close")
 	}
 	slices.SortStableFunc(all, func(a, b Candidate) int {
 		return cmp.Or(
@@ -58,11 +65,8 @@ func Order(s *spec.Spec, v *view.View, o *spec.Origin, tr *trace.Trace) []Candid
 	return all
 }
 
-// finder finds the members of a region that are asked for a role.
-type finder func(region string, r view.Role) []view.Member
-
-// candidates are the origin's load balancers at those of their regions' nodes that in finds.
-func candidates(s *spec.Spec, v *view.View, o *spec.Origin, in finder, tr *trace.Trace) (all []Candidate) {
+// candidates are the origin's load balancers at those of their regions' nodes that have a standing.
+func candidates(s *spec.Spec, v *view.View, o *spec.Origin, at view.Standing, tr *trace.Trace) (all []Candidate) {
 	for _, name := range o.LoadBalancers {
 		lb := s.LoadBalancers[name]
 		port, ok := httpPort(lb)
@@ -75,7 +79,7 @@ func candidates(s *spec.Spec, v *view.View, o *spec.Origin, in finder, tr *trace
 			rtt = unknown
 		}
 		healthy := v.LoadBalancerHealthy(s, name)
-		nodes := in(lb.Region, view.Origin)
+		nodes := v.At(lb.Region, view.Origin, at)
 		if tr.On() {
 			having := v.Having(lb.Region, view.Origin)
 			for _, m := range having {
@@ -95,13 +99,6 @@ func candidates(s *spec.Spec, v *view.View, o *spec.Origin, in finder, tr *trace
 		}
 	}
 	return all
-}
-
-// staying are the members of a region that have a role and do not leave, be they drained.
-func staying(v *view.View) finder {
-	return func(region string, r view.Role) []view.Member {
-		return slices.DeleteFunc(v.Having(region, r), func(m view.Member) bool { return m.Leaving })
-	}
 }
 
 // httpPort is the port of a load balancer's first HTTP listener.

@@ -61,15 +61,32 @@ func drained(names ...string) []view.Member {
 	return all
 }
 
-func TestNodesThatLeaveAreNeverAsked(t *testing.T) {
+func TestNodesThatLeaveAreAskedWhereThereIsNobodyElse(t *testing.T) {
 	s := build(t, regions)
-	v := &view.View{Self: "icn-1", Members: members()}
-	for i := range v.Members {
-		v.Members[i].Leaving = true
-	}
-	tr := new(trace.Trace)
-	if got := Order(s, v, &s.Distributions["site"].Origins[0], tr); len(got) != 0 || !strings.Contains(tr.String(), "web-iad at node iad-1: passed over, it leaves") {
-		t.Errorf("got %v by\n%s", got, tr)
+	for _, c := range []struct {
+		name    string
+		drained []string
+		stay    string // the only one that does not leave; "": all do
+		want    string // who is asked
+		why     string
+	}{
+		{"one stays", nil, "nrt-2", "nrt-2", "web-iad at node iad-1: passed over, it leaves"},
+		{"one is drained", []string{"nrt-2"}, "nrt-2", "nrt-2", "all nodes that run them are drained: asked all the same"},
+		{"all leave", nil, "", "icn-1 nrt-1 nrt-2 iad-1", "all that is left of the nodes that run them leaves: asked all the same, until their doors close"},
+		{"all leave, be they drained", []string{"icn-1"}, "", "icn-1 nrt-1 nrt-2 iad-1", "leaves: asked all the same"},
+	} {
+		v := &view.View{Self: "icn-1", Members: drained(c.drained...)}
+		for i := range v.Members {
+			v.Members[i].Leaving = v.Members[i].Name != c.stay
+		}
+		tr := new(trace.Trace)
+		var got []string
+		for _, at := range Order(s, v, &s.Distributions["site"].Origins[0], tr) {
+			got = append(got, at.Node)
+		}
+		if strings.Join(got, " ") != c.want || !strings.Contains(tr.String(), c.why) {
+			t.Errorf("%s: got %v by\n%s", c.name, got, tr)
+		}
 	}
 }
 

@@ -19,7 +19,7 @@ const (
 
 // Owners is the order in which the edge nodes of a set are asked for a key, which is the same on all nodes that see the same:
 // the first is its owner. It is that of rendezvous hashing over those that take viewers (not drained, not leaving) and that
-// this node reaches; who has too much to answer comes last. Load says how many requests of this node's a peer has not answered
+// this node reaches; where there are none, who asks for the owner does without, for it can ask the origin itself. Who has too much to answer comes last. Load says how many requests of this node's a peer has not answered
 // yet. This node itself gives way to none: to ask another instead would be no less work.
 func Owners(v *view.View, in func(*view.Member) bool, key string, load func(node string) int, tr *trace.Trace) []string {
 	if v == nil {
