@@ -497,7 +497,7 @@ func (a *asker) aside(ask func() bool) bool {
 }
 
 // lost is when a record set that is not healthy was so last: before its check failed, or its alias. Zero if nobody knows, as of
-// what has no node alive that is not drained.
+// what has no node alive that is neither drained nor leaving.
 func (a *asker) lost(c *zone.Choice, i int) time.Time {
 	a.lastGood = true
 	v, s, r := a.scene.view, a.table.spec, &c.Records[i]
@@ -547,9 +547,9 @@ func (a *asker) able(t uint16, alias *zone.Alias) bool {
 		return len(a.scene.edges) > 0
 	case zone.ToLoadBalancer:
 		g := a.table.runsIn(a.scene, alias.Name)
-		if g != nil && g.drained != "" {
+		if g != nil && g.standing != view.Taking {
 			if a.trace.On() {
-				a.trace.Add("%s: all of its nodes are drained (%s)", alias.Name, g.drained)
+				a.tellPassed(alias.Name, g)
 			}
 			return false
 		}
@@ -570,6 +570,15 @@ func (a *asker) able(t uint16, alias *zone.Alias) bool {
 		return false
 	default:
 		return !alias.EvaluateTargetHealth || a.holds(a.table.evaluate(a.scene, alias)) // not evaluated, it decides for itself, flow by flow
+	}
+}
+
+// tellPassed tells people why a load balancer is passed over while there are other records.
+func (a *asker) tellPassed(name string, g *group) {
+	if g.standing == view.Leaving {
+		a.trace.Add("%s: all that is left of its nodes leaves", name)
+	} else {
+		a.trace.Add("%s: all of its nodes are drained (%s)", name, g.drained)
 	}
 }
 

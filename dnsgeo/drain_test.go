@@ -1,6 +1,7 @@
 package dnsgeo
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,13 +12,14 @@ import (
 	"github.com/perigee-net/perigee/cluster/view"
 )
 
-func TestNobodyIsLedToWhatIsDrainedOrLeaves(t *testing.T) {
+func TestNobodyIsLedToWhatIsDrainedOrLeavesWhileThereIsElse(t *testing.T) {
 	table := compile(t, worldSpec(t, site))
 	node, pop, region := view.ScopeNode, view.ScopePOP, view.ScopeRegion
+	const everybody = "dub1-a iad1-a icn1-a icn1-b nrt1-a"
 	for _, test := range []struct {
 		name, question, client string
 		drains                 []view.DrainRule
-		leaving                string
+		leaving                string // those that do
 		want                   string // addresses, in order; or the code
 		why                    string // in the explanation
 	}{
@@ -29,6 +31,9 @@ func TestNobodyIsLedToWhatIsDrainedOrLeaves(t *testing.T) {
 		{"everybody: as if nobody were", "example.com. A", "10.2.0.1",
 			[]view.DrainRule{{Scope: pop, Name: "icn1"}, {Scope: pop, Name: "nrt1"}, {Scope: pop, Name: "iad1"}, {Scope: pop, Name: "dub1"}}, "", "192.0.2.20", ""},
 		{"a node that leaves", "example.com. A", "10.1.0.1", nil, "icn1-a", "192.0.2.11", ""},
+		{"a POP that leaves: the next", "example.com. A", "10.1.0.1", nil, "icn1-a icn1-b", "192.0.2.20", "icn1: leaves"},
+		{"one POP is drained, all others leave", "example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "iad1"}}, "icn1-a icn1-b nrt1-a dub1-a", "192.0.2.30", "icn1: leaves"},
+		{"everybody leaves: the nearest all the same", "example.com. A", "10.2.0.1", nil, everybody, "192.0.2.20", "all the same whose nodes are drained or leave"},
 
 		{"a load balancer at one node", "lb.example.com. A", "", []view.DrainRule{{Scope: node, Name: "icn1-a"}}, "", "192.0.2.11", ""},
 		{"a load balancer that is nowhere else", "lb.example.com. A", "", []view.DrainRule{{Scope: pop, Name: "icn1"}}, "", "192.0.2.10 192.0.2.11", ""},
@@ -36,15 +41,21 @@ func TestNobodyIsLedToWhatIsDrainedOrLeaves(t *testing.T) {
 		{"also where its health is not evaluated", "blind.example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "icn1"}}, "", "192.0.2.30", ""},
 		{"load balancers that are all drained: the nearest", "near.example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "icn1"}, {Scope: pop, Name: "iad1"}}, "", "192.0.2.10 192.0.2.11", ""},
 
+		{"a load balancer that leaves, and is nowhere else", "lb.example.com. A", "", nil, "icn1-a icn1-b", "192.0.2.10 192.0.2.11", ""},
+		{"one that leaves with one node, and is drained at the other", "lb.example.com. A", "", []view.DrainRule{{Scope: node, Name: "icn1-b"}}, "icn1-a", "192.0.2.11", ""},
+		{"one that leaves, and is elsewhere too", "near.example.com. A", "10.1.0.1", nil, "icn1-a icn1-b", "192.0.2.30", "web-icn: all that is left of its nodes leaves"},
+
 		{"a name server", "ns-icn1.example.com. A", "", []view.DrainRule{{Scope: node, Name: "icn1-a"}}, "", "192.0.2.11", ""},
 		{"a POP of name servers", "ns-icn1.example.com. A", "", []view.DrainRule{{Scope: pop, Name: "icn1"}}, "", "", ""},
+		{"a POP of name servers that leaves", "ns-icn1.example.com. A", "", nil, "icn1-a icn1-b", "", ""},
+		{"all name servers leave", "ns-icn1.example.com. A", "", nil, everybody, "192.0.2.10 192.0.2.11", ""},
 		{"an accelerator is led to all the same", "tcp.example.com. A", "", []view.DrainRule{{Scope: pop, Name: "icn1"}}, "", "203.0.113.1 203.0.113.2", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			v := worldView()
 			v.Members = view.Drain(v.Members, test.drains)
 			for i := range v.Members {
-				v.Members[i].Leaving = v.Members[i].Name == test.leaving
+				v.Members[i].Leaving = slices.Contains(strings.Fields(test.leaving), v.Members[i].Name)
 			}
 			q := from(t, test.question, test.client)
 			tr := new(trace.Trace)

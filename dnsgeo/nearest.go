@@ -11,6 +11,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/clients"
 	"github.com/perigee-net/perigee/cluster/spec"
+	"github.com/perigee-net/perigee/cluster/view"
 )
 
 const (
@@ -187,8 +188,11 @@ func (a *asker) how(d *clients.Away, pop string) string {
 // tellNearest tells people in what order POPs come.
 func (a *asker) tellNearest(all []pop, placed bool) {
 	slices.SortFunc(all, func(p, q pop) int { return p.compare(&q) })
-	for _, g := range a.scene.drained {
-		a.trace.Add("%s: drained (%s)", g.pop, g.drained)
+	for _, g := range a.scene.passed {
+		a.trace.Add("%s: %s", g.pop, g.why())
+	}
+	if all[0].standing != view.Taking {
+		a.trace.Add("no POP has others: those are answered with all the same whose nodes are drained or leave")
 	}
 	from := a.scene.here
 	if placed {

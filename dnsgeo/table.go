@@ -93,10 +93,10 @@ type scene struct {
 
 	clients   *clients.Map      // how far clients are
 	sites     []*spec.Site      // where its POPs are, by number; nil: nobody knows
-	edges     []*group          // of each POP, the members that take viewers
-	drained   []*group          // POPs without such, all of whose members are drained
-	servers   map[popKey]*group // of each POP, the members that answer names
-	origins   map[popKey]*group // of each region, the members that run its load balancers; where all are drained, those
+	edges     []*group          // of each POP, the members that take viewers; where no POP has such, those that view.Resort comes to
+	passed    []*group          // POPs without such, all of whose members are drained or leave
+	servers   map[popKey]*group // of each POP, the members that answer names, as edges
+	origins   map[popKey]*group // of each region, the members that run its load balancers; where all are drained or leave, those
 	evaluated sync.Map          // *zone.Alias → verdict, of the load balancers and accelerators that were asked for
 	checks    sync.Map          // *spec.HealthCheck → verdict, of those that were asked for
 
@@ -109,14 +109,24 @@ type popKey struct{ region, pop string }
 // group is live members at one place and their addresses.
 type group struct {
 	popKey
-	byFamily               // of addresses
-	site      *spec.Site   // nil if nobody knows where it is
-	number    int          // in the map of clients; −1: it is not in it
-	reachable bool         // this node's own backbone reaches one of them
-	addresses []netip.Addr // of those it reaches; if it reaches none, of all
-	others    []netip.Addr // of those it does not reach
-	left      []netip.Addr // of those that are drained
-	drained   string       // what drains all of them; empty: not all are
+	byFamily                // of addresses
+	site      *spec.Site    // nil if nobody knows where it is
+	number    int           // in the map of clients; −1: it is not in it
+	reachable bool          // this node's own backbone reaches one of them
+	addresses []netip.Addr  // of those it reaches; if it reaches none, of all
+	others    []netip.Addr  // of those it does not reach
+	left      []netip.Addr  // of those that are drained
+	leaving   []netip.Addr  // of those that leave
+	standing  view.Standing // the first that any has: that of the addresses
+	drained   string        // what drains those, if that is their standing
+}
+
+// why says why the group is passed over while there are others.
+func (g *group) why() string {
+	if g.standing == view.Leaving {
+		return "leaves"
+	}
+	return "drained (" + g.drained + ")"
 }
 
 // verdict is whether a thing is healthy, and how long that can be told to others.
@@ -172,24 +182,33 @@ func (t *Table) survey(v *view.View) *scene {
 		}
 	}
 	s.nameServers = t.zones.Servers(func(region, pop string) bool { return !silent[popKey{region, pop}] })
-	// Where a POP is drained others take its viewers (view.Drain sees to it that there are), and others answer for the
-	// zone. But what a load balancer carries may be nowhere else.
-	maps.DeleteFunc(s.servers, func(_ popKey, g *group) bool { return g.drained != "" })
-	for _, g := range slices.SortedFunc(maps.Values(edges), func(a, b *group) int {
+	// Where a POP is drained or leaves others take its viewers, and others answer for the zone, if there are any: an answer that leads to who
+	// leaves is better than none. What a load balancer carries may be nowhere else.
+	_, standing := resort(slices.Collect(maps.Values(s.servers)))
+	maps.DeleteFunc(s.servers, func(_ popKey, g *group) bool { return g.standing != standing })
+	all := slices.SortedFunc(maps.Values(edges), func(a, b *group) int {
 		return cmp.Or(cmp.Compare(a.region, b.region), cmp.Compare(a.pop, b.pop))
-	}) {
-		if g.drained != "" {
-			s.drained = append(s.drained, g)
-		} else {
-			s.edges = append(s.edges, g)
-		}
-	}
+	})
+	s.edges, standing = resort(all)
+	s.passed = slices.DeleteFunc(all, func(g *group) bool { return g.standing == standing })
 	return s
 }
 
-// join puts a member into the group of a key, if it has the role and an address, and does not leave.
+// resort are those of the first standing that any has.
+func resort(all []*group) ([]*group, view.Standing) {
+	return view.Resort(func(at view.Standing) (found []*group) {
+		for _, g := range all {
+			if g.standing == at {
+				found = append(found, g)
+			}
+		}
+		return found
+	})
+}
+
+// join puts a member into the group of a key, if it has the role and an address.
 func (t *Table) join(groups map[popKey]*group, key popKey, m view.Member, role view.Role, v *view.View) {
-	if !m.Has(role) || m.Leaving || len(m.Public) == 0 {
+	if !m.Has(role) || len(m.Public) == 0 {
 		return
 	}
 	g := groups[key]
@@ -198,8 +217,10 @@ func (t *Table) join(groups map[popKey]*group, key popKey, m view.Member, role v
 		groups[key] = g
 	}
 	var to *[]netip.Addr
-	switch {
-	case !m.Takes(role):
+	switch standing := m.Standing(role); {
+	case standing == view.Leaving:
+		to = &g.leaving
+	case standing == view.Drained:
 		to, g.drained = &g.left, m.Drained
 	case v.Unreachable[m.Name]:
 		to = &g.others
@@ -219,16 +240,17 @@ func (t *Table) site(pop popKey) *spec.Site {
 	return nil
 }
 
-// settle falls back on the members that this node cannot reach, if it reaches none: it may be the one cut off; and on
-// those that are drained, if there are no others.
+// settle falls back on the members that this node cannot reach, if it reaches none: it may be the one cut off; on those that are drained, if
+// there are no others; and at last on those that leave.
 func (g *group) settle() {
 	switch {
 	case g.reachable:
-		g.drained = ""
 	case len(g.others) > 0:
-		g.addresses, g.drained = g.others, ""
+		g.addresses = g.others
+	case len(g.left) > 0:
+		g.addresses, g.standing = g.left, view.Drained
 	default:
-		g.addresses = g.left
+		g.addresses, g.standing = g.leaving, view.Leaving
 	}
 	g.byFamily = pack(g.addresses)
 }
