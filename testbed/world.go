@@ -43,7 +43,8 @@ type World struct {
 	token   string // by which nodes join
 	access  string // to the API
 	more    []string
-	byTCP   string // when flows go by TCP
+	byTCP   string        // when flows go by TCP
+	drain   time.Duration // how long nodes that end serve on
 }
 
 type worldNode struct {
@@ -74,6 +75,8 @@ type WorldConfig struct {
 	More []string
 	// FlowsByTCP is node.Config's.
 	FlowsByTCP string
+	// Drain is node.Config's.
+	Drain time.Duration
 }
 
 // Clients of every World: places whose addresses the country table knows.
@@ -121,7 +124,7 @@ func NewWorld(ctx context.Context, cfg WorldConfig) (*World, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	w := &World{
-		dir: cfg.Dir, files: cfg.Files, log: cfg.Log, in: memnet.New(cfg.Seed), more: cfg.More, byTCP: cfg.FlowsByTCP,
+		dir: cfg.Dir, files: cfg.Files, log: cfg.Log, in: memnet.New(cfg.Seed), more: cfg.More, byTCP: cfg.FlowsByTCP, drain: cfg.Drain,
 		nodes: map[string]*worldNode{}, targets: map[string]*worldTarget{}, clients: map[string]*memnet.Host{},
 	}
 	if err := w.build(ctx); err != nil {
@@ -188,7 +191,7 @@ func (w *World) machine(name, region, pop string, place spec.Location, ip netip.
 	n := &worldNode{host: host, api: at(apiPort), cfg: node.Config{
 		Name: name, Region: region, POP: pop, Data: filepath.Join(w.dir, name),
 		Advertise: ip, Gossip: at(gossipPort), Control: at(controlPort), API: at(apiPort), HTTP: at(httpPort), DNS: at(dnsPort),
-		CacheBytes: 16 << 20, NoSocket: true, Log: w.log, FlowsByTCP: w.byTCP,
+		CacheBytes: 16 << 20, NoSocket: true, Log: w.log, FlowsByTCP: w.byTCP, Drain: w.drain,
 		Listen: host.Listen, ListenPacket: host.ListenPacket, Dial: host.Dial, RoundTrip: memnet.RoundTrip,
 		ListenAnycast: func(network, address string) (net.Listener, error) {
 			ap, err := netip.ParseAddrPort(address)

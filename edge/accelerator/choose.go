@@ -58,7 +58,7 @@ type Candidate struct {
 //
 // Flows of a custom routing accelerator end where their port is mapped to, or nowhere.
 //
-// Nodes that leave are no way, nor are those that are drained, unless no group has others.
+// Nodes that are drained are no way unless no group has others, and those that leave, while they serve, unless none has any else (view.Resort).
 func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.AcceleratorListener, f Flow, tr *trace.Trace) []Candidate {
 	if tr.On() {
 		from := "anywhere"
@@ -98,17 +98,17 @@ func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.Accelerator
 	return candidates
 }
 
-// open are the groups that may take flows: those with nodes, or, if no group has any else, with nodes that are drained.
+// open are the groups that may take flows: those with nodes, or, if no group has any else, with nodes that are drained, or else leave.
 func (at site) open(l *spec.AcceleratorListener, tr *trace.Trace) []*group {
-	groups := at.weigh(l, taking, tr)
-	if len(groups) > 0 {
-		return groups
-	}
-	if groups = at.weigh(l, staying, nil); len(groups) == 0 {
+	groups, standing := view.Resort(func(s view.Standing) []*group { return at.weigh(l, s, tr) })
+	switch {
+	case len(groups) == 0:
 		tr.Add("no region of its endpoint groups has a node with the origin role")
-		return nil
+	case standing == view.Drained:
+		tr.Add("all nodes of its endpoint groups are drained: taken all the same")
+	case standing == view.Leaving:
+		tr.Add("all that is left of the nodes of its endpoint groups leaves: taken all the same, until their doors close")
 	}
-	tr.Add("all nodes of its endpoint groups are drained: taken all the same")
 	return groups
 }
 
@@ -247,24 +247,11 @@ type site struct {
 	key         flowKey
 }
 
-// taking says whether a node takes new flows.
-func taking(m *view.Member) bool { return m.Takes(view.Origin) }
-
-// staying says whether a node dials endpoints and does not leave, be it drained.
-func staying(m *view.Member) bool { return m.Has(view.Origin) && !m.Leaving }
-
-// has says whether a region has such a node.
-func (at site) has(region string, such func(*view.Member) bool) bool {
-	for m := range at.view.Of(region) {
-		if such(m) {
-			return true
-		}
+// weigh looks at the groups that have nodes of a standing, the nearest first. It tells only of the first standing.
+func (at site) weigh(l *spec.AcceleratorListener, s view.Standing, tr *trace.Trace) []*group {
+	if s != view.Taking {
+		tr = nil
 	}
-	return false
-}
-
-// weigh looks at the groups that have such nodes, the nearest first.
-func (at site) weigh(l *spec.AcceleratorListener, such func(*view.Member) bool, tr *trace.Trace) []*group {
 	groups := make([]*group, len(l.EndpointGroups))
 	for i := range l.EndpointGroups {
 		g := &group{spec: &l.EndpointGroups[i]}
@@ -283,11 +270,11 @@ func (at site) weigh(l *spec.AcceleratorListener, such func(*view.Member) bool, 
 	if tr.On() {
 		defer tr.In("endpoint groups, nearest first:")()
 	}
-	return slices.DeleteFunc(groups, func(g *group) bool { return !g.look(at, such, tr) })
+	return slices.DeleteFunc(groups, func(g *group) bool { return !g.look(at, s, tr) })
 }
 
 // look fills in the nodes and the endpoints that a flow would be offered to. It is false where there are none.
-func (g *group) look(at site, such func(*view.Member) bool, tr *trace.Trace) bool {
+func (g *group) look(at site, s view.Standing, tr *trace.Trace) bool {
 	if tr.On() {
 		rtt := "round trip unknown"
 		if g.measured {
@@ -305,7 +292,7 @@ func (g *group) look(at site, such func(*view.Member) bool, tr *trace.Trace) boo
 			}
 		}
 	}
-	canReach := g.rankNodes(at, such, tr)
+	canReach := g.rankNodes(at, s, tr)
 	canTake := g.rankEndpoints(at, tr)
 	g.ready = canReach && canTake
 	switch {
@@ -339,12 +326,12 @@ const (
 	unreachable
 )
 
-// rankNodes orders such nodes of the region, and says whether any can be reached.
-func (g *group) rankNodes(at site, such func(*view.Member) bool, tr *trace.Trace) bool {
+// rankNodes orders the nodes of the region that have a standing, and says whether any can be reached.
+func (g *group) rankNodes(at site, s view.Standing, tr *trace.Trace) bool {
 	var few [8]ranked // more are made room for
 	nodes := few[:0]
 	for m := range at.view.Of(g.spec.Region) {
-		if !such(m) {
+		if !m.Stands(view.Origin, s) {
 			continue
 		}
 		one := ranked{name: m.Name, class: reachable, draw: at.key.draw("node", m.Name)}

@@ -386,8 +386,11 @@ func TestDrainedAndLeavingNodesTakeNoFlowsUnlessThereAreNoOthers(t *testing.T) {
 		{"the region is drained", [][]string{{"a-", "b-"}, {"c"}}, "c", "node b is drained"},
 		{"drained before out of reach", [][]string{{"a-", "b!"}, {"c"}}, "c", "cannot be reached"},
 		{"all are drained", [][]string{{"a-", "b-"}, {"c-"}}, "a b", "all nodes of its endpoint groups are drained: taken all the same"},
-		{"drained or leaving", [][]string{{"a.", "b."}, {"c-"}}, "c", "taken all the same"},
-		{"all leave", [][]string{{"a.", "b."}, {"c."}}, "", "has a node with the origin role"},
+		{"drained or leaving", [][]string{{"a.", "b."}, {"c-"}}, "c", "are drained: taken all the same"},
+		{"drained, and leaving as well", [][]string{{"a-", "b.-"}, {"c."}}, "a", "are drained: taken all the same"},
+		{"all leave", [][]string{{"a.", "b."}, {"c."}}, "a b", "all that is left of the nodes of its endpoint groups leaves: taken all the same, until their doors close"},
+		{"all leave, and one is drained", [][]string{{"a.-"}, {"c."}}, "a", "leaves: taken all the same"},
+		{"nobody", [][]string{{}, {}}, "", "has a node with the origin role"},
 	} {
 		// In the order of their names, too: how far drained nodes are is not measured.
 		n := network{groups: []testGroup{group("1st", 10, c.nodes[0]...), group("2nd", 100, c.nodes[1]...)}}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/trace"
+	"github.com/perigee-net/perigee/cluster/view"
 	"github.com/perigee-net/perigee/origin"
 )
 
@@ -40,16 +41,18 @@ func (at site) route(l *spec.AcceleratorListener, tr *trace.Trace) []Candidate {
 	if tr.On() {
 		tr.Add("port %d is mapped to %v of %v in %s, which may have traffic", m.ListenerPort, m.Destination, m.Subnet, m.Region)
 	}
-	such := taking
-	if !at.has(m.Region, such) {
-		if such = staying; !at.has(m.Region, such) {
-			tr.Add("no node of %s has the role origin", m.Region)
-			return nil
-		}
+	standing, ok := at.view.Best(m.Region, view.Origin)
+	switch {
+	case !ok:
+		tr.Add("no node of %s has the role origin", m.Region)
+		return nil
+	case standing == view.Drained:
 		tr.Add("all nodes of %s are drained: taken all the same", m.Region)
+	case standing == view.Leaving:
+		tr.Add("all that is left of the nodes of %s leaves: taken all the same, until their doors close", m.Region)
 	}
 	g := &group{spec: &spec.EndpointGroup{Region: m.Region}}
-	g.rankNodes(at, such, tr)
+	g.rankNodes(at, standing, tr)
 	candidates := make([]Candidate, 0, attemptsPerGroup)
 	for _, node := range g.nodes[:min(attemptsPerGroup, len(g.nodes))] {
 		c := Candidate{Region: m.Region, Resource: destinationResource(at.accelerator.Name, m), Node: node}

@@ -123,11 +123,11 @@ func TestAPortThatIsMappedToNothingTakesNoFlow(t *testing.T) {
 	}, "- 0 REJECT - INGRESS NOT_ALLOWED")
 }
 
-func TestCustomRoutingGoesByDrainedNodesIfThereAreNoOthers(t *testing.T) {
+func TestCustomRoutingGoesByDrainedNodesAndThenByThoseThatLeaveIfThereAreNoOthers(t *testing.T) {
 	for _, c := range []struct{ nodes, want []string }{
 		{[]string{"icn1-", "icn2", "icn3."}, []string{"icn2"}},
 		{[]string{"icn1-", "icn3."}, []string{"icn1"}},
-		{[]string{"icn3."}, nil},
+		{[]string{"icn3."}, []string{"icn3"}},
 	} {
 		n := up2()
 		n.groups[0].nodes = c.nodes

@@ -151,7 +151,7 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 		s.Enabled = *a.Enabled
 		for l, g := range endpointGroups(a) {
 			at := site{spec: now, view: v, accelerator: a}
-			shut := regionTakesNone(v, g.Region)
+			shut := regionTakesNone(v, a, l, g.Region)
 			for _, e := range g.Endpoints {
 				at.flow = flowTo(e, g, l, now)
 				resource, healthy := (&group{spec: g}).judge(at, e)
@@ -229,10 +229,18 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 	return s, ok
 }
 
-// regionTakesNone is why no node of a region takes flows; "": one does.
-func regionTakesNone(v *view.View, region string) string {
+// regionTakesNone is why no node of a listener's region takes flows; "": one does, be it that no other of its regions has one that is to.
+func regionTakesNone(v *view.View, a *spec.Accelerator, l *spec.AcceleratorListener, region string) string {
+	_, standing := view.Resort(func(s view.Standing) (nodes []view.Member) {
+		for _, g := range l.EndpointGroups {
+			if g.Region == region || !isCustom(a) { // with custom routing no other region takes its flows
+				nodes = append(nodes, v.At(g.Region, view.Origin, s)...)
+			}
+		}
+		return nodes
+	})
 	switch over := v.PassedOver(region, view.Origin); {
-	case len(v.In(region, view.Origin)) > 0:
+	case len(v.At(region, view.Origin, standing)) > 0:
 		return ""
 	case len(over) == 0:
 		return "no live node of the region takes the role origin"
