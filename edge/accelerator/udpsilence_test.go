@@ -189,10 +189,7 @@ func TestAFlowGoesBackToWhoAnswersLate(t *testing.T) {
 				if n, err := conn.Read(buf); err == nil {
 					b.Errorf("got %q from another", buf[:n])
 				}
-				var live []*live
-				for _, f := range b.plane.live.of("game") {
-					live = append(live, f)
-				}
+				live := b.plane.live.of("game")
 				if len(live) != 1 || live[0].node != one.node {
 					b.Errorf("live flows: %+v", live)
 				}
