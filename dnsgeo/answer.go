@@ -544,6 +544,12 @@ func (a *asker) holds(v verdict) bool {
 func (a *asker) able(t uint16, alias *zone.Alias) bool {
 	switch alias.To {
 	case zone.ToDistribution:
+		if a.scene.leaves() {
+			if a.trace.On() {
+				a.trace.Add("%s: all that is left of the nodes leaves", alias.Name)
+			}
+			return false
+		}
 		return len(a.scene.edges) > 0
 	case zone.ToLoadBalancer:
 		g := a.table.runsIn(a.scene, alias.Name)

@@ -371,6 +371,8 @@ const site = `
 	play A 192.0.2.99 ; id=sorry failover=SECONDARY
 	plays A   ; id=first failover=PRIMARY alias=accelerator:game
 	plays A 192.0.2.99 ; id=sorry failover=SECONDARY
+	away A    ; id=first failover=PRIMARY alias=distribution:site
+	away A 192.0.2.99 ; id=sorry failover=SECONDARY
 `
 
 func TestAliasesLeadToWhatIsAliveAndNear(t *testing.T) {

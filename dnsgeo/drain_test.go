@@ -41,6 +41,10 @@ func TestNobodyIsLedToWhatIsDrainedOrLeavesWhileThereIsElse(t *testing.T) {
 		{"also where its health is not evaluated", "blind.example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "icn1"}}, "", "192.0.2.30", ""},
 		{"load balancers that are all drained: the nearest", "near.example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "icn1"}, {Scope: pop, Name: "iad1"}}, "", "192.0.2.10 192.0.2.11", ""},
 
+		{"everybody leaves, and there is another record", "away.example.com. A", "10.1.0.1", nil, everybody, "192.0.2.99", "site: all that is left of the nodes leaves"},
+		{"everybody is drained, and there is another record", "away.example.com. A", "10.1.0.1",
+			[]view.DrainRule{{Scope: pop, Name: "icn1"}, {Scope: pop, Name: "nrt1"}, {Scope: pop, Name: "iad1"}, {Scope: pop, Name: "dub1"}}, "", "192.0.2.10 192.0.2.11", ""},
+
 		{"a load balancer that leaves, and is nowhere else", "lb.example.com. A", "", nil, "icn1-a icn1-b", "192.0.2.10 192.0.2.11", ""},
 		{"one that leaves with one node, and is drained at the other", "lb.example.com. A", "", []view.DrainRule{{Scope: node, Name: "icn1-b"}}, "icn1-a", "192.0.2.11", ""},
 		{"one that leaves, and is elsewhere too", "near.example.com. A", "10.1.0.1", nil, "icn1-a icn1-b", "192.0.2.30", "web-icn: all that is left of its nodes leaves"},

@@ -194,6 +194,9 @@ func (t *Table) survey(v *view.View) *scene {
 	return s
 }
 
+// leaves says whether all that can serve distributions leaves: other records are better then, and where there are none it is led to all the same.
+func (s *scene) leaves() bool { return len(s.edges) > 0 && s.edges[0].standing == view.Leaving }
+
 // resort are those of the first standing that any has.
 func resort(all []*group) ([]*group, view.Standing) {
 	return view.Resort(func(at view.Standing) (found []*group) {
