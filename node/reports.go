@@ -18,7 +18,7 @@ const (
 	runningKey    = "running" // the revision, and the newest that was tried
 	refusedKey    = "refused"
 	doorsKey      = "doors"      // which stay closed, and why
-	leavingKey    = "leaving"    // it ends: nothing new is sent there
+	leavingKey    = "leaving"    // it ends: nothing new is sent there while there is anybody else
 	fencedKey     = "fenced"     // it has missed orders
 	publicKey     = "public"     // its addresses, where they do not fit its description in gossip
 	coordinateKey = "coordinate" // in the network

@@ -72,6 +72,13 @@ func (n *Node) strayDoors() (addresses []netip.Addr, doors []netip.AddrPort) {
 		}
 	}
 	own := slices.Clone(n.nameDoors)
+	if n.cfg.OwnDoors {
+		for _, l := range n.accelerator.Listeners() {
+			if l.Protocol == spec.TCP {
+				own = append(own, netip.AddrPortFrom(n.doorHost, l.Address.Port()))
+			}
+		}
+	}
 	for _, d := range n.ownDoors {
 		own = append(own, d.Address)
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,38 +29,46 @@ name: web
 region: eu-central-1
 listeners: [{protocol: HTTP, port: 8080, default: {fixedResponse: {statusCode: 200}}}]
 `
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		in := memnet.New(1)
-		defer in.Close()
-		cfg := configOf(in, "a", dir, netip.MustParseAddr("192.0.2.1")).bootstrapped()
-		cfg.HTTP, cfg.DNS = ":80", ":53"
-		cfg.BGP = BGP{AS: 64512, Neighbors: []anycast.Neighbor{{Address: netip.MustParseAddr("192.0.2.99"), AS: 64500}}}
-		cfg.BGP.Anycast = []netip.Addr{netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9")}
-		life(t, cfg, func(n *Node) {
-			want := func(doors string) {
-				t.Helper()
-				time.Sleep(100 * time.Millisecond) // it runs what was applied
-				addresses, all := n.strayDoors()
-				slices.SortFunc(all, netip.AddrPort.Compare)
-				texts := []string{}
-				for _, d := range all {
-					texts = append(texts, d.String())
-					if !slices.Contains(addresses, d.Addr()) {
-						t.Errorf("the address of %v is not among %v", d, addresses)
-					}
-				}
-				if got := strings.Join(texts, " "); got != doors {
-					t.Errorf("doors are\n%s, want\n%s", got, doors)
-				}
+	for _, ownDoors := range []bool{false, true} {
+		t.Run(fmt.Sprintf("own doors %v", ownDoors), func(t *testing.T) {
+			dir, own := t.TempDir(), ""
+			if ownDoors {
+				own = " [2001:db8::9]:7000"
 			}
-			want("203.0.113.9:53 203.0.113.9:80 [2001:db8::9]:53 [2001:db8::9]:80")
-			applied(t, n, accelerator)
-			want("203.0.113.1:7000 203.0.113.9:53 203.0.113.9:80 203.0.113.9:7000 [2001:db8::9]:53 [2001:db8::9]:80")
-			applied(t, n, accelerator+balancer)
-			want("203.0.113.1:7000 203.0.113.9:53 203.0.113.9:80 203.0.113.9:7000 203.0.113.9:8080 [2001:db8::9]:53 [2001:db8::9]:80 [2001:db8::9]:8080")
+			synctest.Test(t, func(t *testing.T) {
+				in := memnet.New(1)
+				defer in.Close()
+				cfg := configOf(in, "a", dir, netip.MustParseAddr("192.0.2.1")).bootstrapped()
+				cfg.HTTP, cfg.DNS, cfg.OwnDoors = ":80", ":53", ownDoors
+				cfg.BGP = BGP{AS: 64512, Neighbors: []anycast.Neighbor{{Address: netip.MustParseAddr("192.0.2.99"), AS: 64500}}}
+				cfg.BGP.Anycast = []netip.Addr{netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9")}
+				life(t, cfg, func(n *Node) {
+					want := func(doors string) {
+						t.Helper()
+						time.Sleep(100 * time.Millisecond) // it runs what was applied
+						addresses, all := n.strayDoors()
+						slices.SortFunc(all, netip.AddrPort.Compare)
+						all = slices.Compact(all)
+						texts := []string{}
+						for _, d := range all {
+							texts = append(texts, d.String())
+							if !slices.Contains(addresses, d.Addr()) {
+								t.Errorf("the address of %v is not among %v", d, addresses)
+							}
+						}
+						if got := strings.Join(texts, " "); got != doors {
+							t.Errorf("doors are\n%s, want\n%s", got, doors)
+						}
+					}
+					want("203.0.113.9:53 203.0.113.9:80 [2001:db8::9]:53 [2001:db8::9]:80")
+					applied(t, n, accelerator)
+					want("203.0.113.1:7000 203.0.113.9:53 203.0.113.9:80 203.0.113.9:7000 [2001:db8::9]:53 [2001:db8::9]:80" + own)
+					applied(t, n, accelerator+balancer)
+					want("203.0.113.1:7000 203.0.113.9:53 203.0.113.9:80 203.0.113.9:7000 203.0.113.9:8080 [2001:db8::9]:53 [2001:db8::9]:80" + own + " [2001:db8::9]:8080")
+				})
+			})
 		})
-	})
+	}
 }
 
 // A door is at an address if it is on that or on all, in either form of all; one that has no port is at none.
