@@ -143,7 +143,7 @@ type carrier struct {
 	since      time.Time
 	generation uint64 // of the identity that this node showed
 	streams    int    // those open here, by the link's mutex, like what follows
-	agreed     bool   // both ends may send parity, or one never will
+	agreed     bool   // both ends may send parity; never where one is of an older release
 	warmed     bool
 	hollow     bool   // its full packets do not arrive: nothing is waited for when it leaves
 	small      bool   // its packets stay small; from before it is used

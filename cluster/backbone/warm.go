@@ -70,7 +70,8 @@ func (b *Backbone) widen(c *streamConn, conn *quic.Conn) {
 			defer func() { <-b.warming }()
 		case <-c.Gone().Done():
 			return
-		case <-late.C:
+		case <-late.C: // it goes without
+			c.CloseWrite()
 			return
 		}
 		chunk := make([]byte, 32<<10)
