@@ -78,7 +78,7 @@ type datagramFlow struct {
 	told  bool           // it was written down that it found none
 
 	mu      sync.Mutex // guards what follows
-	entry   entry      // that it looked by last; its door's goroutine alone changes it
+	entry   entry      // that it looked by last; who holds turn alone changes it
 	first   Candidate  // where the flow before it goes, until it is not to go there any more
 	server  serverID   // of QUIC, to which the flow is to go as long as named is set
 	named   bool
@@ -106,6 +106,7 @@ func declines(all []declined, c Candidate) bool {
 
 // course is what a flow carries as long as it goes one way.
 type course struct {
+	entry                      entry // by which it was found
 	tally                      *tally
 	in, out, bytesIn, bytesOut atomic.Uint64
 	end                        func(how string) // guarded by the flow's mu; nil: not yet
@@ -115,7 +116,8 @@ type course struct {
 	begun                      bool                           // the flow goes it, or has gone it; guarded by the flow's mu, as what follows
 	over                       bool                           // its end was heard of
 	awaiting                   awaiting
-	isAside                    atomic.Bool // it is among the flow's aside
+	had                        int         // how many of the flow's first datagrams, as they were kept last, had gone by it when it was put aside
+	isLeft                     atomic.Bool // it was left, and nobody is known to have what it was sent: it is aside, or the flow has gone back from it
 }
 
 // sent counts datagrams from the client, answered those to it.
@@ -411,14 +413,14 @@ func (f *datagramFlow) goes() (Datagrams, *course) {
 	return f.far, f.course
 }
 
-// went has the flow held and written down as long as it goes this way. A way that turns while it is found is left at once.
-func (f *datagramFlow) went(c Candidate, chosen seen, way *course) {
+// went has the flow held and written down as long as it goes this way, without what went by it before. A way that turns while it is found is left at once.
+func (f *datagramFlow) went(c Candidate, chosen seen, way *course, before gone) {
 	p := f.door.plane
 	one := &live{
-		lane: lane{f.entry.accelerator.Name, spec.UDP, f.door.at, c.Region, c.Resource}, client: f.key.client, node: c.Node, by: c.By, began: time.Now(), drawn: way.drawn,
-		carried: &going{f, way},
+		lane: lane{way.entry.accelerator.Name, spec.UDP, f.door.at, c.Region, c.Resource}, client: f.key.client, node: c.Node, by: c.By, began: time.Now(), drawn: way.drawn,
+		carried: &going{f, way, before},
 	}
-	p.begin(f.entry.accelerator, chosen, one)
+	p.begin(way.entry.accelerator, chosen, one)
 	end := one.end
 	f.mu.Lock()
 	left := f.course != way || way.end != nil // or was left, and returned to
@@ -433,9 +435,13 @@ func (f *datagramFlow) went(c Candidate, chosen seen, way *course) {
 
 // going is a flow that goes a way, as it is carried.
 type going struct {
-	flow *datagramFlow
-	way  *course
+	flow   *datagramFlow
+	way    *course
+	before gone
 }
+
+// gone is how much has gone by a way to its endpoint.
+type gone struct{ datagrams, bytes uint64 }
 
 func (g *going) target() (at netip.AddrPort) {
 	if told := g.way.target.Load(); told != nil {
@@ -446,11 +452,11 @@ func (g *going) target() (at netip.AddrPort) {
 
 // Moved is as carriage has it.
 func (g *going) Moved() (in, out int64) {
-	return int64(g.way.bytesIn.Load()), int64(g.way.bytesOut.Load())
+	return int64(g.way.bytesIn.Load() - g.before.bytes), int64(g.way.bytesOut.Load())
 }
 
 func (g *going) leg() relay.Leg {
-	return relay.Leg{PacketsIn: g.way.in.Load(), PacketsOut: g.way.out.Load()}
+	return relay.Leg{PacketsIn: g.way.in.Load() - g.before.datagrams, PacketsOut: g.way.out.Load()}
 }
 
 // Break is as carriage has it.
@@ -466,22 +472,23 @@ func (g *going) Break(error) {
 // forward sends what the client sent to the flow's endpoint, or to the next that takes the flow.
 func (f *datagramFlow) forward(all [][]byte) {
 	f.idler.Touch()
-	f.deliver(all, &f.door.plane.count.datagramsIn)
+	f.deliver(all, false, &f.door.plane.count.datagramsIn)
 }
 
-// again sends what was sent to who has refused the flow then to the next that takes it.
-func (f *datagramFlow) again(all [][]byte) { f.deliver(all, &f.door.plane.count.udpResent) }
+// again sends what was sent to who has refused the flow, or has said nothing, then to the next that takes it. They are the flow's first, as they were kept.
+func (f *datagramFlow) again(all [][]byte) { f.deliver(all, true, &f.door.plane.count.udpResent) }
 
-// deliver sends datagrams, one call after the other, and counts them as what they are if they go.
-func (f *datagramFlow) deliver(all [][]byte, as *atomic.Uint64) {
+// deliver sends datagrams, which may be the flow's first, as they were kept; one call after the other. It counts them as what they are if they go.
+func (f *datagramFlow) deliver(all [][]byte, first bool, as *atomic.Uint64) {
 	f.turn.Lock()
 	defer f.turn.Unlock()
 	n, c := uint64(len(all)), &f.door.plane.count
-	large, goes := f.send(all)
+	had, large, goes := f.send(all, first)
 	if !goes {
 		c.udpDropped.Add(n)
 		return
 	}
+	n -= min(had, n)
 	large = min(large, n) // some may be of those that were sent before
 	as.Add(n - large)
 	c.udpDropped.Add(large)
@@ -489,57 +496,77 @@ func (f *datagramFlow) deliver(all [][]byte, as *atomic.Uint64) {
 }
 
 // send sends datagrams to the flow's endpoint, or to the next that takes the flow; large is how many do not go, as they are larger than the path takes. Not goes: none
-// does.
-func (f *datagramFlow) send(all [][]byte) (large uint64, goes bool) {
+// does. Of a flow's first datagrams, as they were kept, those that have gone by the way which the flow has gone back to do not go again: had is how many.
+func (f *datagramFlow) send(all [][]byte, first bool) (had, large uint64, goes bool) {
 	p := f.door.plane
+	ahead := 0 // as many of all were sent before, and came ahead of what is to be sent
 	for range 1 + maxCandidates {
 		far, way := f.goes()
 		if far == nil {
 			if !f.connect() {
-				return 0, false
+				return had, 0, false
 			}
 			continue
 		}
+		if first {
+			lacks := f.lacks(way, all)
+			n := len(all) - len(lacks)
+			had += uint64(max(0, n-ahead))
+			ahead = max(0, ahead-n)
+			if all = lacks; len(all) == 0 {
+				return had, 0, true
+			}
+		}
 		kept := p.udp.keeper.Keep(&way.kept, all) // before: it may be refused while it is sent
 		err := far.Send(all)
-		if err == nil {
-			if !kept && way.isAside.Load() {
+		tooLarge, some := errors.AsType[*backbone.TooLargeError](err)
+		if err == nil || some {
+			if !kept && way.isLeft.Load() {
 				continue // it was left meanwhile, and who goes on from there does not have it
 			}
-			way.sent(len(all), bytesOf(all))
-			return 0, true
-		}
-		if e, some := errors.AsType[*backbone.TooLargeError](err); some {
-			way.sent(len(all)-e.Datagrams, bytesOf(all)-uint64(e.Bytes))
-			return uint64(e.Datagrams), true
+			n, size := len(all), bytesOf(all)
+			if some {
+				n, size, large = n-tooLarge.Datagrams, size-uint64(tooLarge.Bytes), uint64(tooLarge.Datagrams)
+			}
+			way.sent(n, size)
+			return had, large, true
 		}
 		if _, refused := errors.AsType[*backbone.RefusedError](err); refused {
 			before, mine := f.declined(way, err)
 			if kept && !mine && f.isOver(way) {
-				return 0, true // whoever heard of the refusal sends it again
+				return had, 0, true // whoever heard of the refusal sends it again
 			}
+			first = first || len(before) > 0
 			if kept {
 				before = before[:max(0, len(before)-len(all))] // it is the last of what was kept
 			}
 			p.count.udpResent.Add(uint64(len(before)))
-			all = slices.Concat(before, all)
+			all, ahead = slices.Concat(before, all), ahead+len(before)
 			continue
 		}
 		if errors.Is(err, backbone.ErrBusy) || f.closed.Load() {
-			return 0, false
+			return had, 0, false
 		}
 		if kept && f.isOver(way) {
-			return 0, true // it was left meanwhile, and this goes with what was kept
+			return had, 0, true // it was left meanwhile, and this goes with what was kept
 		}
 		p.count.udpBroken.Add(1) // its node cannot be reached any more, or has ended it
-		if before := f.unheard(way); kept && len(before) > len(all) {
+		if before := f.unheard(way); kept && len(before) >= len(all) {
+			first = true
 			before = before[:len(before)-len(all)]
 			p.count.udpResent.Add(uint64(len(before)))
-			all = slices.Concat(before, all)
+			all, ahead = slices.Concat(before, all), ahead+len(before)
 		}
 		f.leaveWay(way, broken)
 	}
-	return 0, false
+	return had, 0, false
+}
+
+// lacks is what a way that the flow goes lacks of its first datagrams.
+func (f *datagramFlow) lacks(way *course, first [][]byte) [][]byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return way.lacks(first)
 }
 
 // unheard is what was kept of what was sent a way of which nothing was heard, and is not kept any more.
@@ -603,6 +630,10 @@ func (f *datagramFlow) connect() bool {
 		}
 	}
 	f.mu.Lock()
+	if f.course != nil { // it has gone back to who was silent
+		f.mu.Unlock()
+		return true
+	}
 	f.refused = nil
 	f.mu.Unlock()
 	f.pause = time.Now().Add(lookPause)
@@ -639,7 +670,7 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 		if declines(refused, c) {
 			continue
 		}
-		went := &course{drawn: p.sampled(f.entry.accelerator)}
+		went := &course{entry: f.entry, drawn: p.sampled(f.entry.accelerator)}
 		var far Datagrams
 		if far, err = f.open(c, went); err != nil {
 			if c.By != "" {
@@ -670,7 +701,7 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 		}
 		f.far, f.by, f.course = far, c, went
 		went.begun = true
-		f.await(v, c, went)
+		f.await(s, v, c, went)
 		var silent []aside
 		if went.awaiting.known {
 			silent, f.aside = f.aside, nil
@@ -680,7 +711,7 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 		if c.By != "" {
 			p.count.detours.Add(1)
 		}
-		f.went(c, see(s, v), went)
+		f.went(c, see(s, v), went, gone{})
 		if f.closed.Load() {
 			f.leave(closed)
 			return false
@@ -745,21 +776,26 @@ func (f *datagramFlow) declined(way *course, err error) (kept [][]byte, mine boo
 	p := f.door.plane
 	f.mu.Lock()
 	by, silent := f.by, errors.Is(err, errSilent)
+	var wasPut func()
 	if mine = f.course == way && !way.over && !(silent && way.awaiting.known); mine {
 		f.over(by, way, silent)
 		kept = p.udp.keeper.Drop(&way.kept)
+		if silent && !f.closed.Load() { // endFlow takes what there is after closed is set
+			wasPut = f.putAside(way, len(kept))
+		}
 	}
 	f.mu.Unlock()
 	if mine {
+		if wasPut == nil {
+			f.leaveWay(way, broken)
+		} else {
+			wasPut()
+		}
 		p.count.attemptsFailed.Add(1)
 		if by.By != "" {
 			p.count.detoursFailed.Add(1)
 		}
 		p.config.Log.Debug("flow of datagrams is not taken", "candidate", by.String(), "error", err)
-		if silent {
-			f.putAside(way)
-		}
-		f.leaveWay(way, broken)
 	}
 	return kept, mine
 }

@@ -23,6 +23,8 @@ const (
 	// longest is how long a node is waited for at most, but where its round trip alone is about as long: a quarter more than that then, and slack.
 	longest = 375 * time.Millisecond
 	slack   = 50 * time.Millisecond
+	// maxAside bounds how many ways of a flow are aside at once: where others cannot be reached, the same candidate may be left as often as it is begun anew.
+	maxAside = maxCandidates
 )
 
 var errSilent = errors.New("nothing is heard of it")
@@ -58,19 +60,20 @@ func vouched(v *view.View, c Candidate) bool {
 
 // awaiting is what a flow that has begun to go a way knows of whether anybody is there. The flow's mu guards it.
 type awaiting struct {
-	known bool // somebody is, or nobody is waited for
-	timer *time.Timer
-	asked int
+	known  bool // somebody is, or nobody is waited for
+	timer  *time.Timer
+	asked  int
+	chosen seen // by what the way was found, as long as nobody is known to be there
 	schedule
 }
 
 // await has the flow leave a way by which nothing comes. f.mu is held.
-func (f *datagramFlow) await(v *view.View, c Candidate, way *course) {
+func (f *datagramFlow) await(s *spec.Spec, v *view.View, c Candidate, way *course) {
 	w := &way.awaiting
 	if w.known = w.known || v == nil || c.first() == v.Self; w.known {
 		return
 	}
-	w.schedule = scheduleOf(roundTrip(v, c.Node, c.By))
+	w.schedule, w.chosen = scheduleOf(roundTrip(v, c.Node, c.By)), see(s, v)
 	w.timer = time.AfterFunc(w.first, func() { f.unanswered(way) })
 }
 
@@ -84,7 +87,7 @@ func (w *awaiting) next() time.Duration {
 
 // heard takes note that somebody is at a way's end. f.mu is held.
 func (w *awaiting) heard() {
-	w.known = true
+	w.known, w.chosen = true, seen{}
 	w.stop()
 }
 
@@ -109,7 +112,6 @@ type aside struct {
 	way *course
 	far Datagrams
 	by  Candidate
-	n   int // datagrams that went by it, the flow's first
 }
 
 func closeAll(silent []aside) {
@@ -118,25 +120,26 @@ func closeAll(silent []aside) {
 	}
 }
 
-// putAside leaves a way, if the flow goes it still, to which it may return. It is counted and written down as one that has ended, and anew if it does return.
-func (f *datagramFlow) putAside(way *course) {
-	f.mu.Lock()
-	if f.course != way || f.closed.Load() { // endFlow takes what there is after closed is set
-		f.mu.Unlock()
-		return
+// putAside leaves the way that the flow goes, by which its first datagrams went that were kept, n of them; the flow may return to it. It is counted and written down as one that has ended, and anew if it does return: by
+// what is returned, which is to be called once f.mu, which is held, is not any more.
+func (f *datagramFlow) putAside(way *course, n int) (done func()) {
+	var oldest []aside
+	if len(f.aside) >= maxAside {
+		oldest = f.aside[:1:1]
 	}
-	f.aside = append(f.aside, aside{way, f.far, f.by, int(way.in.Load())})
-	way.isAside.Store(true)
+	f.aside = append(slices.Clone(f.aside[len(oldest):]), aside{way, f.far, f.by})
+	way.had = n
+	way.isLeft.Store(true)
 	way.awaiting.stop()
 	end := way.end
 	f.far, f.course, way.end = nil, nil, nil
-	f.mu.Unlock()
-	way.tally.live.Add(-1)
-	if end != nil {
-		end(broken)
+	return func() {
+		closeAll(oldest)
+		way.tally.live.Add(-1)
+		if end != nil {
+			end(broken)
+		}
 	}
-	way.in.Store(0)
-	way.bytesIn.Store(0)
 }
 
 // forget takes a way that has ended out of those that are aside, if it is one.
@@ -180,6 +183,7 @@ func (f *datagramFlow) goBack(i int) {
 	if left != nil {
 		end = left.end
 		left.over = true
+		left.isLeft.Store(true)
 		left.awaiting.stop()
 		kept = p.udp.keeper.Drop(&left.kept)
 	}
@@ -187,8 +191,11 @@ func (f *datagramFlow) goBack(i int) {
 	f.far, f.by, f.course, f.aside = one.far, one.by, way, nil
 	f.refused = slices.DeleteFunc(slices.Clone(f.refused), func(d declined) bool { return d.candidate == one.by.String() })
 	way.over = false
-	way.isAside.Store(false)
-	way.awaiting.known = true
+	way.isLeft.Store(false)
+	chosen := way.awaiting.chosen
+	way.awaiting.heard()
+	later := way.lacks(kept)
+	before := gone{way.in.Load(), way.bytesIn.Load()}
 	way.tally.flows.Add(1)
 	way.tally.live.Add(1)
 	f.mu.Unlock()
@@ -201,11 +208,14 @@ func (f *datagramFlow) goBack(i int) {
 	}
 	closeAll(others)
 	p.count.udpLate.Add(1)
-	f.went(one.by, see(p.table.Load().spec, p.config.View()), way)
-	if later := kept[min(one.n, len(kept)):]; len(later) > 0 {
-		go f.again(later) // what the client has sent since; who is heard of must not be made to wait
+	f.went(one.by, chosen, way, before) // its endpoint may have turned meanwhile
+	if len(later) > 0 {
+		go f.deliver(later, false, &p.count.udpResent) // what the client has sent since; who is heard of must not be made to wait
 	}
 }
+
+// lacks are those of a flow's first datagrams, as they were kept last, that have not gone by a way.
+func (c *course) lacks(first [][]byte) [][]byte { return first[min(c.had, len(first)):] }
 
 // unanswered asks again whether a way's end knows the flow, or has it go elsewhere. It is called on a goroutine of its own.
 func (f *datagramFlow) unanswered(way *course) {

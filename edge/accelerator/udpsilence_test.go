@@ -1,8 +1,10 @@
 package accelerator
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -16,7 +18,9 @@ import (
 
 	"github.com/perigee-net/perigee/cluster/backbone"
 	"github.com/perigee-net/perigee/cluster/datagram"
+	"github.com/perigee-net/perigee/cluster/spec"
 	"github.com/perigee-net/perigee/cluster/view"
+	"github.com/perigee-net/perigee/origin/relay"
 	"github.com/perigee-net/perigee/testbed/memnet"
 )
 
@@ -490,4 +494,250 @@ func TestFlowsOfDatagramsStayOnALossyPath(t *testing.T) {
 			t.Errorf("%d were moved", moved)
 		}
 	})
+}
+
+// What a flow lacks where it goes back to is told by what was kept, not by what went there: some may have been too many or too large to be kept.
+func TestAFlowGoesBackWithAllThatWasKeptSince(t *testing.T) {
+	for name, more := range map[string][][]byte{
+		"a batch":   slices.Repeat([][]byte{[]byte("more")}, relay.MaxKept),
+		"large one": {make([]byte, relay.MaxKeptBytes)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onUDPBench(t, only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), func(b *udpBench) {
+				b.silent = 2
+				conn := b.dial()
+				b.send(conn, "1")
+				f := b.theFlow()
+				f.forward(more)
+				time.Sleep(soonest + soonest/4)
+				f.forward([][]byte{[]byte("2"), []byte("3")})
+				b.fars(2)[0].to.Known()
+				b.settle()
+				b.send(conn, "4")
+				one := b.fars(2)[0]
+				if n := 1 + len(more); one.came[0] != "1" || !slices.Equal(one.came[n:], []string{"2", "3", "4"}) {
+					b.Errorf("then came %q", one.came[n:])
+				}
+				b.counted(map[string]uint64{"datagrams_in_total": uint64(4 + len(more)), "datagrams_resent_total": 3})
+			})
+		})
+	}
+}
+
+// A word that comes just as a flow gives its way up has it go there on, and nothing twice.
+func TestAWordThatComesAsAFlowLeavesHasItStay(t *testing.T) {
+	for name, during := range map[string]func(b *udpBench, word func()){
+		"before another is looked for": func(b *udpBench, word func()) {
+			b.plane.config.Log = slog.New(hearing{word})
+		},
+		"while another is opened": func(b *udpBench, word func()) {
+			b.beforeOpen(func(n int) error {
+				if n == 1 {
+					word()
+				}
+				return nil
+			})
+		},
+		"while no other can be reached": func(b *udpBench, word func()) {
+			b.beforeOpen(func(n int) error {
+				if n == 0 {
+					return nil
+				}
+				word()
+				return backbone.ErrDown
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onUDPBench(t, only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), func(b *udpBench) {
+				b.silent = 2
+				during(b, func() { b.opened[0].to.Known() })
+				conn := b.dial()
+				b.send(conn, "1")
+				time.Sleep(soonest)
+				b.send(conn, "2")
+				time.Sleep(time.Second)
+				b.mu.Lock()
+				for i, f := range b.opened {
+					if f.closed != (i > 0) || i == 0 && !slices.Equal(f.came, []string{"1", "2"}) || i > 0 && len(f.came) > 0 {
+						b.Errorf("at flow %d came %q, closed: %t", i, f.came, f.closed)
+					}
+				}
+				b.mu.Unlock()
+				if live := b.plane.live.of("game"); len(live) != 1 {
+					b.Errorf("live flows: %+v", live)
+				}
+				b.counted(map[string]uint64{
+					"datagram_flows_late_total": 1, "datagrams_in_total": 2, "datagrams_resent_total": 0, "datagrams_dropped_total": 0, "flows_dropped_no_endpoint_found_total": 0,
+				})
+			})
+		})
+	}
+}
+
+// hearing is a log that calls somebody when a flow is not taken.
+type hearing struct{ call func() }
+
+func (h hearing) Enabled(context.Context, slog.Level) bool { return true }
+func (h hearing) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h hearing) WithGroup(string) slog.Handler            { return h }
+func (h hearing) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "flow of datagrams is not taken" {
+		h.call()
+	}
+	return nil
+}
+
+// An endpoint that turned unhealthy while its way was aside is not stayed with: the flow is reset, as one that had stayed there.
+func TestAFlowDoesNotGoBackToAnEndpointThatTurnedMeanwhile(t *testing.T) {
+	n := terminating()
+	n.protocol, n.idle = spec.UDP, 5*time.Minute
+	onUDPBench(t, n, func(b *udpBench) {
+		b.silent = 2
+		var now atomic.Pointer[view.View]
+		now.Store(b.plane.config.View())
+		b.plane.config.View = now.Load
+		conn := b.dial()
+		b.send(conn, "1")
+		time.Sleep(soonest + soonest/4)
+		first := b.fars(2)[0]
+		n.groups[0].endpoints[0].sick = true
+		s, v, _ := n.build()
+		now.Store(v)
+		if err := b.plane.Apply(s); err != nil {
+			b.Fatal(err)
+		}
+		b.plane.Review()
+		first.to.Known()
+		b.settle()
+		if !first.isClosed() {
+			b.Error("the flow is with an endpoint that is unhealthy")
+		}
+		b.send(conn, "2")
+		if f := b.fars(3)[2]; f.node != "nrt1" || !slices.Equal(f.came, []string{"2"}) {
+			b.Errorf("at %s came %q", f.node, f.came)
+		}
+		b.counted(map[string]uint64{"datagram_flows_late_total": 1})
+	})
+}
+
+// A flow that finds the same candidate again and again, and nobody else, holds only the last of the ways that it left.
+func TestAFlowHasOnlySoManyWaysAside(t *testing.T) {
+	onUDPBench(t, up2(), func(b *udpBench) {
+		b.silent = 100
+		b.down["nrt1"] = true
+		conn := b.dial()
+		b.send(conn, "0")
+		for i := 1; i < maxAside+3; i++ {
+			time.Sleep(soonest + lookPause)
+			b.send(conn, fmt.Sprint(i))
+		}
+		all := b.fars(maxAside + 3)
+		for i, f := range all {
+			if f.isClosed() != (i < 2) { // the last is not aside
+				b.Errorf("flow %d was closed: %t", i, f.isClosed())
+			}
+		}
+		all[2].to.Known()
+		b.settle()
+		for i, f := range all {
+			if f.isClosed() != (i != 2) {
+				b.Errorf("then flow %d was closed: %t", i, f.isClosed())
+			}
+		}
+	})
+}
+
+// What is sent to who was left meanwhile, and is not kept, is sent by the next, whether all of it went or some was too large.
+func TestWhatIsSentWhileAFlowLeavesIsNotLost(t *testing.T) {
+	for name, err := range map[string]error{"all went": nil, "one is too large": &backbone.TooLargeError{Datagrams: 1, Bytes: 4}} {
+		t.Run(name, func(t *testing.T) {
+			onUDPBench(t, only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), func(b *udpBench) {
+				b.silent = 1
+				open := b.plane.config.Open
+				b.plane.config.Open = func(node string, h backbone.Header, large bool, to backbone.Receiver) (Datagrams, error) {
+					far, isErr := open(node, h, large, to)
+					if f := far.(*fakeFar); f.silent {
+						return &leftFar{f, err}, isErr
+					}
+					return far, isErr
+				}
+				b.send(b.dial(), "1")
+				batch := slices.Repeat([][]byte{[]byte("more")}, relay.MaxKept+1)
+				b.theFlow().forward(batch)
+				b.settle()
+				if f := b.fars(2)[1]; len(f.came) != len(batch) {
+					b.Errorf("came %q", f.came)
+				}
+				b.counted(map[string]uint64{"datagrams_dropped_total": 0, "datagrams_too_large_total": 0})
+			})
+		})
+	}
+}
+
+// leftFar is left while more than one datagram is sent.
+type leftFar struct {
+	*fakeFar
+	err error
+}
+
+func (f *leftFar) Send(all [][]byte) error {
+	err := f.fakeFar.Send(all)
+	if len(all) > 1 {
+		flow := f.b.theFlow()
+		_, way := flow.goes()
+		flow.declined(way, errSilent)
+		err = f.err
+	}
+	return err
+}
+
+// By which entry of the table a flow looks may change as it goes back.
+func TestAFlowGoesBackAsItLooksAnew(t *testing.T) {
+	onUDPBench(t, only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), func(b *udpBench) {
+		b.silent = 2
+		conn := b.dial()
+		b.send(conn, "1")
+		time.Sleep(soonest + soonest/4)
+		all := b.fars(2)
+		look, waits := b.plane.config.View, true
+		b.plane.config.View = func() *view.View {
+			if waits {
+				waits = false
+				go func() {
+					all[0].to.End(nil)
+					b.theFlow().forward([][]byte{[]byte("2")})
+				}()
+				time.Sleep(time.Second)
+			}
+			return look()
+		}
+		all[0].to.Known()
+		b.settle()
+		if f := b.fars(3)[2]; !slices.Equal(f.came, []string{"2"}) {
+			b.Errorf("came %q", f.came)
+		}
+	})
+}
+
+// theFlow is the only one that there is.
+func (b *udpBench) theFlow() *datagramFlow {
+	b.Helper()
+	all := b.plane.datagramFlows(func(*datagramFlow) bool { return true })
+	if len(all) != 1 {
+		b.Fatalf("there are %d flows", len(all))
+	}
+	return all[0]
+}
+
+// beforeOpen has something be done before a flow is opened, after n others; it is not opened where there is an error.
+func (b *udpBench) beforeOpen(do func(n int) error) {
+	open, n := b.plane.config.Open, 0
+	b.plane.config.Open = func(node string, h backbone.Header, large bool, to backbone.Receiver) (Datagrams, error) {
+		if err := do(n); err != nil {
+			return nil, err
+		}
+		n++
+		return open(node, h, large, to)
+	}
 }
