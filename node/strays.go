@@ -66,17 +66,14 @@ func (n *Node) setStrays(v *view.View) {
 // strayDoors are the doors by which flows come that another node may have, and their addresses: those of accelerators, and at the addresses of --anycast all others that this
 // node has. What comes there by other ports is for other programs of the machine.
 func (n *Node) strayDoors() (addresses []netip.Addr, doors []netip.AddrPort) {
-	for _, l := range n.accelerator.Listeners() {
-		if l.Protocol == spec.TCP {
-			doors = append(doors, l.Address)
-		}
-	}
 	own := slices.Clone(n.nameDoors)
-	if n.cfg.OwnDoors {
-		for _, l := range n.accelerator.Listeners() {
-			if l.Protocol == spec.TCP {
-				own = append(own, netip.AddrPortFrom(n.doorHost, l.Address.Port()))
-			}
+	for _, l := range n.accelerator.Listeners() {
+		if l.Protocol != spec.TCP {
+			continue
+		}
+		doors = append(doors, l.Address)
+		if n.cfg.OwnDoors {
+			own = append(own, netip.AddrPortFrom(n.doorHost, l.Address.Port()))
 		}
 	}
 	for _, d := range n.ownDoors {

@@ -118,7 +118,7 @@ func (v *View) Member(name string) (Member, bool) {
 
 // In returns the live members of a region that take what is new of a role: those that may be routed to.
 func (v *View) In(region string, r Role) []Member {
-	return v.members(func(m Member) bool { return m.Region == region && m.Takes(r) })
+	return v.At(region, r, Taking)
 }
 
 // At returns the live members of a region that have a role and one standing of it.

@@ -101,15 +101,22 @@ func Choose(s *spec.Spec, v *view.View, a *spec.Accelerator, l *spec.Accelerator
 // open are the groups that may take flows: those with nodes, or, if no group has any else, with nodes that are drained, or else leave.
 func (at site) open(l *spec.AcceleratorListener, tr *trace.Trace) []*group {
 	groups, standing := view.Resort(func(s view.Standing) []*group { return at.weigh(l, s, tr) })
-	switch {
-	case len(groups) == 0:
+	if len(groups) == 0 {
 		tr.Add("no region of its endpoint groups has a node with the origin role")
-	case standing == view.Drained:
-		tr.Add("all nodes of its endpoint groups are drained: taken all the same")
-	case standing == view.Leaving:
-		tr.Add("all that is left of the nodes of its endpoint groups leaves: taken all the same, until their doors close")
+	} else {
+		tellStanding(standing, "its endpoint groups", tr)
 	}
 	return groups
+}
+
+// tellStanding says why nodes have flows that are not to be given any: there are no others.
+func tellStanding(s view.Standing, of string, tr *trace.Trace) {
+	switch s {
+	case view.Drained:
+		tr.Add("all nodes of %s are drained: taken all the same", of)
+	case view.Leaving:
+		tr.Add("all that is left of the nodes of %s leaves: taken all the same, until their doors close", of)
+	}
 }
 
 // order is that in which a flow is offered to groups: where its dial directs it, and what it fails over to.

@@ -42,15 +42,11 @@ func (at site) route(l *spec.AcceleratorListener, tr *trace.Trace) []Candidate {
 		tr.Add("port %d is mapped to %v of %v in %s, which may have traffic", m.ListenerPort, m.Destination, m.Subnet, m.Region)
 	}
 	standing, ok := at.view.Best(m.Region, view.Origin)
-	switch {
-	case !ok:
+	if !ok {
 		tr.Add("no node of %s has the role origin", m.Region)
 		return nil
-	case standing == view.Drained:
-		tr.Add("all nodes of %s are drained: taken all the same", m.Region)
-	case standing == view.Leaving:
-		tr.Add("all that is left of the nodes of %s leaves: taken all the same, until their doors close", m.Region)
 	}
+	tellStanding(standing, m.Region, tr)
 	g := &group{spec: &spec.EndpointGroup{Region: m.Region}}
 	g.rankNodes(at, standing, tr)
 	candidates := make([]Candidate, 0, attemptsPerGroup)

@@ -231,22 +231,19 @@ func (p *Plane) Status(name string, top int) (s Status, ok bool) {
 
 // regionTakesNone is why no node of a listener's region takes flows; "": one does, be it that no other of its regions has one that is to.
 func regionTakesNone(v *view.View, a *spec.Accelerator, l *spec.AcceleratorListener, region string) string {
-	_, standing := view.Resort(func(s view.Standing) (nodes []view.Member) {
-		for _, g := range l.EndpointGroups {
-			if g.Region == region || !isCustom(a) { // with custom routing no other region takes its flows
-				nodes = append(nodes, v.At(g.Region, view.Origin, s)...)
-			}
-		}
-		return nodes
-	})
-	switch over := v.PassedOver(region, view.Origin); {
-	case len(v.At(region, view.Origin, standing)) > 0:
+	own, ok := v.Best(region, view.Origin)
+	better := func(g spec.EndpointGroup) bool {
+		s, ok := v.Best(g.Region, view.Origin)
+		return ok && s < own
+	}
+	// With custom routing no other region takes its flows.
+	if ok && (isCustom(a) || !slices.ContainsFunc(l.EndpointGroups, better)) {
 		return ""
-	case len(over) == 0:
-		return "no live node of the region takes the role origin"
-	default:
+	}
+	if over := v.PassedOver(region, view.Origin); len(over) > 0 {
 		return "the region takes no flows: " + strings.Join(over, "; ")
 	}
+	return "no live node of the region takes the role origin"
 }
 
 // endsAt is the target of a flow, as far as it is known.

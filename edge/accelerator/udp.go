@@ -133,6 +133,14 @@ func (c *course) answered(n int, size uint64) {
 	c.bytesOut.Add(size)
 }
 
+// finish counts the way as one that is gone no more, and has its end told, if there is somebody to be told.
+func (c *course) finish(end func(how string), how string) {
+	c.tally.live.Add(-1)
+	if end != nil {
+		end(how)
+	}
+}
+
 // told hears at which target it ends.
 func (c *course) told(text string) {
 	if at, err := netip.ParseAddrPort(text); err == nil {
@@ -401,10 +409,7 @@ func (f *datagramFlow) leaveWay(way *course, how string) {
 	}
 	far.Close()
 	f.door.plane.udp.keeper.Drop(&went.kept)
-	went.tally.live.Add(-1)
-	if end != nil {
-		end(how)
-	}
+	went.finish(end, how)
 }
 
 func (f *datagramFlow) goes() (Datagrams, *course) {

@@ -135,10 +135,7 @@ func (f *datagramFlow) putAside(way *course, n int) (done func()) {
 	f.far, f.course, way.end = nil, nil, nil
 	return func() {
 		closeAll(oldest)
-		way.tally.live.Add(-1)
-		if end != nil {
-			end(broken)
-		}
+		way.finish(end, broken)
 	}
 }
 
@@ -201,10 +198,7 @@ func (f *datagramFlow) goBack(i int) {
 	f.mu.Unlock()
 	if left != nil {
 		far.Close()
-		left.tally.live.Add(-1)
-		if end != nil {
-			end(broken)
-		}
+		left.finish(end, broken)
 	}
 	closeAll(others)
 	p.count.udpLate.Add(1)
