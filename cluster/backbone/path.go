@@ -14,8 +14,9 @@ import (
 	"github.com/perigee-net/perigee/cluster/fec"
 )
 
-// speaksParity is the resource of a hello whose sender knows the messages below. Who does not is sent none but dialAnew.
-const speaksParity = "parity/1"
+// speaksParity is the resource of a hello whose sender knows the messages below. Who does not is sent none but dialAnew. With parity/1 small datagrams were not covered: a group with
+// one was never whole, and counted as lost.
+const speaksParity = "parity/2"
 
 // The messages on a hello stream behind its answer, each a byte and what follows it.
 const (
@@ -42,8 +43,10 @@ const (
 	// lossFloor is the share of packets that have to be lost for parity to be begun, and half of it for it to be given up.
 	lossFloor = 2e-4
 
-	// lossMemory is after how many packets, and lossTime after how long, a loss counts a third.
+	// lossMemory is after how many packets a loss counts a third for how much is lost now, and lossLong for whether the path is one that loses packets: of so few that
+	// lossMemory sees none, one that loses one in 1,000 loses by chance none of so many each quarter of a minute. lossTime is after how long it counts a third, for both.
 	lossMemory = 5000
+	lossLong   = 30_000
 	lossTime   = 10 * time.Minute
 
 	// vainParity is after how many datagrams of parity of which the peer has seen none it is given up, for vainTime; reportTime is
@@ -53,29 +56,44 @@ const (
 	reportTime = 3 * time.Second
 
 	// firstDoubt is the share that a path of which nothing is known is taken to lose, and doubtMemory after how many packets a
-	// third of it is left: so it has parity until it has carried some thousand packets.
+	// third of it is left; lossFloor is until it has carried doubtful packets: so long it has a little parity.
 	firstDoubt, doubtMemory = 0.005, 1000
+	doubtful                = 20_000
 )
 
 // lossMeter is the share of packets that a path loses, of which the latest count most.
 type lossMeter struct {
-	sent, lost float64
-	all        uint64 // packets that were sent since the beginning
+	lately, long counted
+	all          uint64 // packets that were sent since the beginning
 }
 
+// counted is packets, those of late for more.
+type counted struct{ sent, lost float64 }
+
+func (c *counted) add(sent, lost uint64, elapsed time.Duration, memory float64) {
+	keep := math.Exp(-float64(sent)/memory - elapsed.Seconds()/lossTime.Seconds())
+	c.sent = c.sent*keep + float64(sent)
+	c.lost = min(c.lost*keep+float64(lost), c.sent) // what was lost may be heard of later than it was sent
+}
+
+func (c *counted) share() float64 { return c.lost / max(c.sent, 1) }
+
 func (m *lossMeter) add(sent, lost uint64, elapsed time.Duration) {
-	keep := math.Exp(-float64(sent)/lossMemory - elapsed.Seconds()/lossTime.Seconds())
-	m.sent = m.sent*keep + float64(sent)
-	m.lost = min(m.lost*keep+float64(lost), m.sent) // what was lost may be heard of later than it was sent
+	m.lately.add(sent, lost, elapsed, lossMemory)
+	m.long.add(sent, lost, elapsed, lossLong)
 	m.all += sent
 }
 
-// share is what was seen to be lost, 0 to 1.
-func (m *lossMeter) share() float64 { return m.lost / max(m.sent, 1) }
+// share is what was seen to be lost of late, 0 to 1.
+func (m *lossMeter) share() float64 { return m.lately.share() }
 
 // supposed is the share that is to be reckoned with.
 func (m *lossMeter) supposed() float64 {
-	return max(m.share(), firstDoubt*math.Exp(-float64(m.all)/doubtMemory))
+	doubt := firstDoubt * math.Exp(-float64(m.all)/doubtMemory)
+	if m.all < doubtful {
+		doubt = max(doubt, lossFloor)
+	}
+	return max(m.share(), m.long.share(), doubt)
 }
 
 // queued says that packets queue up on a path: the smoothed round trip is far above the least one.
@@ -83,7 +101,9 @@ func queued(rtt, least time.Duration) bool { return rtt > least+least/2+10*time.
 
 // congested says that of the packets that were sent while packets queued up more were lost than the path loses else: the queue is full, and
 // who fills it has to see what that costs.
-func congested(queue lossMeter, loss float64) bool { return queue.lost > 2*loss*queue.sent+4 }
+func congested(queue lossMeter, loss float64) bool {
+	return queue.lately.lost > 2*loss*queue.lately.sent+4
+}
 
 // protection says against what loss parity is sent on a path, 0 for none, and how long it may take to fill a group. rtt is the
 // smoothed round trip; on says whether parity is sent now.
@@ -118,7 +138,8 @@ type path struct {
 	sent     float64    // bits a second
 	received float64
 	bytes    [3]uint64 // sent, received, and lost, since they were rated
-	carried  peak
+	carried  peak      // what has arrived at the peer
+	arrived  peak      // … and here
 	rated    time.Time
 	trial    trial
 	doubt    doubt
@@ -298,6 +319,7 @@ func (p *path) measure(now time.Time) {
 	if seconds := now.Sub(p.rated).Seconds(); seconds >= measureInterval.Seconds()/2 {
 		p.sent, p.received = float64(p.bytes[0])*8/seconds, float64(p.bytes[1])*8/seconds
 		p.carried.add(float64(p.bytes[0]-min(p.bytes[0], p.bytes[2]))*8/seconds, now)
+		p.arrived.add(p.received, now)
 		p.bytes, p.rated = [3]uint64{}, now
 	}
 
@@ -355,6 +377,7 @@ type seen struct {
 	parity         bool
 	sent, received float64
 	carried        float64
+	arrived        float64
 }
 
 // pathTo is what was last measured of the path to an address; nothing, where there is no connection.
@@ -367,7 +390,7 @@ func (b *Backbone) pathTo(addr netip.AddrPort) seen {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return seen{loss: p.loss.share(), parity: p.on, sent: p.sent, received: p.received, carried: p.carried.of(time.Now())}
+	return seen{loss: p.loss.share(), parity: p.on, sent: p.sent, received: p.received, carried: p.carried.of(time.Now()), arrived: p.arrived.of(time.Now())}
 }
 
 // measurePaths measures all paths.

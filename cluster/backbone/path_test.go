@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -71,11 +72,17 @@ func TestLossIsLearnedAndForgotten(t *testing.T) {
 	m.add(20, 0, time.Second)
 	near("a handshake and an hour of silence tell little", firstDoubt)
 	m.add(6000, 0, time.Second)
+	near("six thousand that came do not show that one in a thousand is lost", lossFloor)
+	m.add(doubtful, 0, time.Second)
 	if m.supposed() > lossFloor/2 {
 		t.Errorf("clean: %v", m.supposed())
 	}
 	m.add(10000, 100, time.Second)
 	near("one in a hundred", 0.01)
+	m.add(6000, 0, time.Second)
+	if m.share() > 0.005 || m.supposed() < 0.002 {
+		t.Errorf("a while without loss is not for ever: %v, %v", m.share(), m.supposed())
+	}
 	m.add(5, 0, 24*time.Hour)
 	if m.supposed() > lossFloor/2 {
 		t.Errorf("a day later: %v", m.supposed())
@@ -160,17 +167,69 @@ func TestALossyOceanIsAsFastAsACleanOne(t *testing.T) {
 	}
 }
 
+// TestManyBytesTakeAboutAsLongWherePacketsAreLost holds that no packet is lost to QUIC, the few small ones among those of a large flow included: one that is, before the window is wide, and the
+// flow takes several times as long.
+func TestManyBytesTakeAboutAsLongWherePacketsAreLost(t *testing.T) {
+	fetch := func(seed uint64, loss float64) (took time.Duration) {
+		overOcean(t, seed, memnet.Path{Delay: 40 * ms, Loss: loss, Rate: 300e6}, false, func(w *world, icn, iad *Backbone) {
+			w.fetch(icn, "iad", 1_000_000)
+			time.Sleep(500 * ms)
+			_, took = w.fetch(icn, "iad", 6_000_000)
+		})
+		return took
+	}
+	clean := fetch(1, 0)
+	for seed := range uint64(3) {
+		if took := fetch(seed, 0.01); took > clean*14/10 {
+			t.Errorf("seed %d: 6 MB take %v at 1 %%, and %v without loss", seed, took, clean)
+		}
+	}
+}
+
+// TestLossIsNoticedBeforeTheSecondIsOver has a path begin to lose packets in the midst of a flow, which has had no parity for long.
+func TestLossIsNoticedBeforeTheSecondIsOver(t *testing.T) {
+	clean := memnet.Path{Delay: 40 * ms, Rate: 300e6}
+	overOcean(t, 1, clean, false, func(w *world, icn, iad *Backbone) {
+		known := func(b *Backbone) (lost uint64) {
+			b.pathing.Lock()
+			defer b.pathing.Unlock()
+			for _, p := range b.paths {
+				p.mu.Lock()
+				p.loss.all = max(p.loss.all, doubtful)
+				p.mu.Unlock()
+				for one := range p.watches {
+					lost += one.conn.ConnectionStats().PacketsLost
+				}
+			}
+			return lost
+		}
+		known(icn)
+		known(iad)
+		w.fetch(icn, "iad", 8_000_000)
+		time.Sleep(time.Until(time.Now().Truncate(measureInterval).Add(1750 * ms))) // packets are lost right after it was looked at all
+		time.AfterFunc(300*ms, func() {
+			lossy := clean
+			lossy.Loss = 0.002
+			w.in.LinkOneWay("iad", "icn", lossy)
+		})
+		before := known(iad)
+		w.fetch(icn, "iad", 20_000_000)
+		synctest.Wait()
+		if n := known(iad) - before; n == 0 || n > 20 { // of some 50
+			t.Errorf("%d packets were lost to QUIC", n)
+		}
+	})
+}
+
 func TestParityEndsWhereNothingIsLost(t *testing.T) {
-	overOcean(t, 1, memnet.Path{Delay: 40 * ms}, false, func(w *world, icn, iad *Backbone) {
+	overOcean(t, 1, memnet.Path{Delay: 40 * ms, Rate: 300e6}, false, func(w *world, icn, iad *Backbone) {
 		sent := func() uint64 { return iad.Counters()["backbone_parity_sent_total"] }
 		w.fetch(icn, "iad", 100_000)
 		if sent() == 0 {
 			t.Error("an unknown path has no parity")
 		}
-		for range 8 {
-			w.fetch(icn, "iad", 1_000_000)
-			time.Sleep(time.Second)
-		}
+		w.fetch(icn, "iad", 25_000_000)
+		time.Sleep(2 * time.Second)
 		before := sent()
 		w.fetch(icn, "iad", 1_000_000)
 		if got := sent() - before; got != 0 {

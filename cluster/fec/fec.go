@@ -41,8 +41,12 @@ const (
 	// maxParitySize is the longest datagram of parity: what IPv6 carries in a packet of 1,500 bytes, and what quic-go reads at most.
 	maxParitySize = 1452
 
-	// minSize is the smallest datagram that is covered: acknowledgements are not, the next one says the same.
-	minSize = 64
+	// minSize is the smallest datagram that is covered, which is the smallest that QUIC sends (RFC 9001, 5.4.2). Acknowledgements are covered, too, though the next one says
+	// the same: they cannot be told from a few bytes of a stream or from what opens a window, and to lose one of those is congestion to QUIC like to lose a full packet.
+	minSize = 21
+
+	// A group of less than someSmall datagrams, all of them shorter than smallSize, has no parity: they are what an idle connection says.
+	someSmall, smallSize = 4, 64
 
 	// remembered is how many datagrams of a peer are remembered: some groups, and what comes in another order.
 	remembered = 128

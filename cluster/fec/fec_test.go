@@ -150,6 +150,44 @@ func TestTheLastOfThemIsMadeGoodAtOnce(t *testing.T) {
 	})
 }
 
+// A few small ones by themselves are what an idle connection says; among others, or many of them, they are made good like any.
+func TestSmallDatagramsAreCovered(t *testing.T) {
+	for name, c := range map[string]struct {
+		sent []int // bytes of each; the last but one is lost
+		made bool
+	}{
+		"some by themselves": {[]int{30, 50, 40}, false},
+		"many":               {[]int{30, 50, 40, minSize}, true},
+		"beside a large one": {[]int{30, 40, 1200}, true},
+		"of the least size":  {[]int{1200, minSize, 40}, true},
+		"smaller":            {[]int{1200, minSize - 1, 40}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, memnet.Path{Delay: 50 * time.Millisecond}, func(t *testing.T, near, far *end) {
+				near.peer.Protect(0.01, 5*time.Millisecond)
+				r := rand.New(rand.NewPCG(1, 2))
+				for i, size := range c.sent {
+					if b := someDatagram(r, size); i == len(c.sent)-2 {
+						near.peer.sent(b, 0, nil) // given to the network, which loses it
+					} else {
+						near.send(t, b)
+					}
+				}
+				want := len(c.sent)
+				if !c.made {
+					want--
+				}
+				if got := len(far.read()); got != want {
+					t.Errorf("%d came, want %d", got, want)
+				}
+				if n := near.count.paritySent.Load(); !c.made && name == "some by themselves" && n != 0 {
+					t.Errorf("%d of parity", n)
+				}
+			})
+		})
+	}
+}
+
 func TestNothingIsAddedWithoutLoss(t *testing.T) {
 	inWorld(t, memnet.Path{Delay: time.Millisecond}, func(t *testing.T, near, far *end) {
 		r := rand.New(rand.NewPCG(1, 2))

@@ -9,7 +9,8 @@ import (
 
 // outgoing makes parity of what is sent to one peer.
 type outgoing struct {
-	on atomic.Bool // parity is to be sent; what follows is by mu
+	on   atomic.Bool   // parity is to be sent
+	bare atomic.Uint64 // datagrams that went without; what follows is by mu
 
 	mu      sync.Mutex
 	token   uint32 // the peer's; known says that it was told
@@ -22,6 +23,7 @@ type outgoing struct {
 	n       int
 	ids     [MaxGroup][idLength]byte
 	parity  [][]byte // of what the group has so far, as many as a full one needs
+	part    [][]byte // those, cut to what is added: of a small datagram there is little to reckon
 	long    int      // the longest datagram of the group
 	shard   []byte
 	packet  []byte
@@ -68,11 +70,12 @@ func (p *Peer) Protect(loss float64, wait time.Duration) bool {
 // sent takes note of what was given to the network: one datagram, or several of the segment's length each but the last. oob is what it
 // was sent with, without the segmentation.
 func (p *Peer) sent(b []byte, segment int, oob []byte) {
-	if !p.out.on.Load() {
-		return
-	}
 	if segment <= 0 {
-		segment = len(b)
+		segment = max(len(b), 1)
+	}
+	if !p.out.on.Load() {
+		p.bare((len(b) + segment - 1) / segment)
+		return
 	}
 	p.out.mu.Lock()
 	defer p.out.mu.Unlock()
@@ -87,6 +90,13 @@ func (p *Peer) sent(b []byte, segment int, oob []byte) {
 	}
 }
 
+// bare counts datagrams that go without parity to a peer who may have some: what is lost of them is to be known soon.
+func (p *Peer) bare(n int) {
+	if p.limited.Load() && p.out.bare.Add(uint64(n))%dueCovered < uint64(n) {
+		p.c.isDue()
+	}
+}
+
 // cover adds a datagram to the group. out.mu is held.
 func (p *Peer) cover(b []byte) {
 	o := &p.out
@@ -97,12 +107,15 @@ func (p *Peer) cover(b []byte) {
 		for range o.plan[MaxGroup] {
 			o.parity = append(o.parity, make([]byte, shardSize))
 		}
+		o.part = make([][]byte, len(o.parity))
 		o.shard, o.packet = make([]byte, shardSize), make([]byte, 0, maxParitySize)
 	}
 	binary.BigEndian.PutUint16(o.shard, uint16(len(b)))
-	copied := copy(o.shard[sizeLength:], b)
-	clear(o.shard[sizeLength+copied:])
-	p.c.code(len(o.parity)).EncodeIdx(o.shard, o.n, o.parity) // the lengths are right
+	length := sizeLength + copy(o.shard[sizeLength:], b)
+	for i, parity := range o.parity {
+		o.part[i] = parity[:length]
+	}
+	p.c.code(len(o.parity)).EncodeIdx(o.shard[:length], o.n, o.part) // the lengths are right; zeros behind them would add nothing
 	copy(o.ids[o.n][:], b[len(b)-idLength:])
 	o.long = max(o.long, len(b))
 	o.n++
@@ -127,7 +140,7 @@ func (o *outgoing) rest(now time.Time) {
 	case o.covered != o.counted:
 		o.counted, o.since = o.covered, now
 	case o.n == 0 && now.Sub(o.since) > idleTime:
-		o.parity, o.shard, o.packet, o.oob = nil, nil, nil, nil
+		o.parity, o.part, o.shard, o.packet, o.oob = nil, nil, nil, nil, nil
 	}
 }
 
@@ -143,7 +156,11 @@ func (p *Peer) close() {
 	if o.n == 0 {
 		return
 	}
-	for i := range o.plan[o.n] {
+	rows := o.plan[o.n]
+	if o.n < someSmall && o.long < smallSize {
+		rows = 0
+	}
+	for i := range rows {
 		b := append(o.packet[:0], kindParity)
 		b = binary.BigEndian.AppendUint32(b, o.token)
 		b = binary.BigEndian.AppendUint16(b, o.group)
@@ -157,7 +174,7 @@ func (p *Peer) close() {
 		p.sends.Add(1)
 	}
 	for _, parity := range o.parity {
-		clear(parity)
+		clear(parity[:sizeLength+o.long])
 	}
 	o.group++
 	o.n, o.long = 0, 0
