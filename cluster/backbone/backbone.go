@@ -295,10 +295,8 @@ func (b *Backbone) dial(ctx context.Context, node string, h *Header, first []byt
 		return nil, fmt.Errorf("%w: not a peer", ErrDown)
 	}
 	many := !early && slices.Contains(b.config.Bulk.Services, h.Service)
-	chosen := false
 	if many && h.Passage.Epoch == 0 {
-		var c net.Conn
-		if c, chosen, err = l.byTCP(ctx, h); c != nil || err != nil {
+		if c, err := l.byTCP(ctx, h); c != nil || err != nil {
 			return c, err
 		}
 		if header, err = AppendHeader(header[:0], *h); err != nil {
@@ -321,7 +319,6 @@ func (b *Backbone) dial(ctx context.Context, node string, h *Header, first []byt
 		}
 		var c net.Conn
 		if err == nil {
-			asked.chosen = chosen
 			giveUp := asked.Abort
 			if h.Passage.Epoch > 0 { // it is well, and may be on that stream at its other end
 				giveUp = asked.lose

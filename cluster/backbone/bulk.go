@@ -700,40 +700,37 @@ func (c *bulkConn) send(ctx context.Context, header []byte) error {
 	return nil
 }
 
-// byTCP has a connection of its own carry a flow, where it is expected to be one of many bytes that is faster so; nil: a stream is to, which was
-// chosen for a flow of many bytes, or not.
-// One that turns out to be of many bytes under way is moved there then (lastingConn.shift).
-func (l *link) byTCP(ctx context.Context, h *Header) (on net.Conn, chosen bool, err error) {
+// byTCP has a connection of its own carry a flow, where it is expected to be one of many bytes that is faster so; nil: a stream is to.
+// One that turns out to be of many bytes under way may be moved there then (lastingConn.shift).
+func (l *link) byTCP(ctx context.Context, h *Header) (on net.Conn, err error) {
 	a := asked{h.Service, h.Resource}
 	k := &l.b.config.Bulk
 	if k.Dial == nil || !k.Always && !l.b.bulk.sizes.many(a) {
-		return nil, false, nil
+		return nil, nil
 	}
 	p, up := l.prospect()
-	if up && !k.Always && !p.byTCP() {
-		return nil, true, nil
-	}
-	if !up || h.Passage.fixed() && !l.pool.takes() {
-		return nil, false, nil
+	l.pool.took()
+	if !up || !k.Always && !p.byTCP() || h.Passage.fixed() && !l.pool.takes() {
+		return nil, nil
 	}
 	l.pool.expect()
 	c, err := l.openBulk(ctx, h, nil)
 	if c == nil || err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	begun := time.Now()
 	c.onLeave(func() { l.ended(a, &l.pool.tcp, c.bytes.Load(), time.Since(begun)) })
-	return c, false, nil
+	return c, nil
 }
 
-// shifts says that a flow on a stream, which has turned out to be one of many bytes, is to go on by a connection of its own.
-func (l *link) shifts(service string) bool {
+// shifts says that a flow on a stream, which has turned out to be one of many bytes and has carried so many of them in a time, is to go on by a connection of its own.
+func (l *link) shifts(service string, bytes uint64, took time.Duration) bool {
 	k := &l.b.config.Bulk
 	if k.Dial == nil || !slices.Contains(k.Services, service) {
 		return false
 	}
 	p, up := l.prospect()
-	return up && (k.Always || p.byTCP()) && l.pool.takes()
+	return up && (k.Always || p.shifts(bytes, took)) && l.pool.takes()
 }
 
 // goOn has a warm connection carry on a flow that outlives its streams. What it carries counts for how fast the way is.
@@ -750,7 +747,7 @@ func (l *link) goOn(ctx context.Context, h Header, first []byte) (net.Conn, erro
 // errNone says that there is no connection for a flow.
 var errNone = errors.New("no connection of TCP carries it")
 
-// prospect is what is known of the two ways to the peer, for the next flow of many bytes. Not up: there is none.
+// prospect is what is known of the two ways to the peer, for a flow of many bytes. Not up: there is none.
 func (l *link) prospect() (p prospect, up bool) {
 	l.mu.Lock()
 	for _, c := range l.carriers { // now: what was measured last may be of before the flow began, by a ping whose acknowledgement was delayed
@@ -758,14 +755,21 @@ func (l *link) prospect() (p prospect, up bool) {
 			p.rtt, up = rtt, true
 		}
 	}
+	now := time.Now()
+	p.now, p.most = l.seen.received, max(l.seen.carried, l.seen.arrived, l.carriedTCP.of(now))
 	l.mu.Unlock()
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()
-	now := time.Now()
 	p.bbr = l.pool.bbr || !l.pool.known
 	p.quic, p.tcp, p.turn = l.pool.quic.of(now), l.pool.tcp.of(now), l.pool.turn
-	l.pool.turn++
 	return p, up
+}
+
+// took counts a flow of many bytes that takes one of the two ways.
+func (p *pool) took() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.turn++
 }
 
 // sized has it be remembered what a stream has carried whose flow was accepted.

@@ -2,6 +2,7 @@ package backbone
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -13,7 +14,7 @@ const (
 	bulkBytes = 4 << 20
 
 	// shiftBytes is what a flow has carried on a stream when it is known to be one of many bytes, and moved to a connection of its own if TCP is the
-	// better way. Where that does not come to be it is tried again when it has carried twice as many.
+	// better way. Where it is not it is asked again when it has carried twice as many.
 	shiftBytes = bulkBytes
 
 	// recentFlows is how many flows are remembered of each resource, and fewFlows how many there have to be for anything to be expected.
@@ -85,8 +86,7 @@ const (
 	// oneInMany is how often a flow takes the way that is thought to be the slower one: what is not tried is not known.
 	oneInMany = 16
 
-	// fasterBy is how much faster QUIC has to have been for what was measured to count more than what is to be expected: flows are slow for other
-	// reasons, too.
+	// fasterBy is how much faster TCP has to be for flows to go by it: they are slow for other reasons, too.
 	fasterBy = 1.25
 )
 
@@ -125,12 +125,12 @@ type prospect struct {
 	bbr       bool          // both ends send by TCP with BBR, or it is not known yet
 	quic, tcp float64       // how fast the last flows of many bytes were, bits a second; 0: not known
 	turn      uint64        // how many flows of many bytes there were before
+	now, most float64       // what came by QUIC in the last second, and what came or went at most in a second of late, bits a second
 }
 
-// byTCP says that a flow of many bytes is to have a TCP connection of its own. QUIC's NewReno goes back to 70 % by each loss that parity did not
-// make good, and by each queue that it has filled, and from there on by a packet a round trip; BBR does neither. So on far paths TCP is expected
-// to be the faster way if it has BBR, whatever is lost, as long as nothing else was measured. To a neighbour it is the cheaper one with any
-// congestion control: it takes a third of what QUIC takes of a core. So nothing measured is asked there, nor far away without BBR.
+// byTCP says that a flow of many bytes is to have a TCP connection of its own from its beginning. To a neighbour it is the cheaper way with any congestion control: it takes a
+// third of what QUIC takes of a core. So nothing measured is asked there. On far paths QUIC is the faster one at first: its window is wide already, and what is lost it is not told of,
+// for parity makes that good. TCP has to be measured to be faster there, as it may be where one flow can have more than QUIC's window; and without BBR it never is where packets are lost.
 func (p prospect) byTCP() bool {
 	if p.rtt < farRTT {
 		return true
@@ -138,9 +138,46 @@ func (p prospect) byTCP() bool {
 	if !p.bbr {
 		return false
 	}
-	tcp := p.tcp == 0 || p.quic <= fasterBy*p.tcp
+	tcp := p.quic > 0 && p.tcp > fasterBy*p.quic
 	if p.turn%oneInMany == oneInMany-1 {
 		return !tcp
 	}
 	return tcp
+}
+
+const (
+	// supposedGain is how many times as fast as by QUIC a flow is taken to be by TCP as long as nothing is known of it: QUIC may have lost what parity did not make good, and goes on
+	// from there by a packet a round trip, or have all of its window on its way. Of a flow that shares its connection with many that says nothing.
+	supposedGain = 4
+
+	// firstWindow is what TCP sends first, bytes (RFC 6928), and afterRoundTrips how many round trips pass, beside those in which it doubles that, until it carries what it can: for the move itself, for what was
+	// on its way by the stream and goes again, and for what BBR takes to leave its start-up.
+	firstWindow     = 10 * 1448
+	afterRoundTrips = 3
+)
+
+// shifts says that a flow that has carried bytes in a time on a stream is to go on by a TCP connection of its own: of a flow that has come so far as much again is to be expected, and TCP
+// has to save more of the time of that than it takes to begin.
+func (p prospect) shifts(bytes uint64, took time.Duration) bool {
+	if p.rtt < farRTT {
+		return true
+	}
+	if !p.bbr {
+		return false
+	}
+	own := float64(bytes) * 8 / max(took.Seconds(), 1e-3)
+	all := max(own, p.now) // one of many flows that share a connection is slower than that
+	best := p.tcp
+	if best == 0 {
+		best = p.most
+		if own > all/2 {
+			best = max(best, supposedGain*all)
+		}
+	}
+	if best <= fasterBy*all {
+		return false
+	}
+	window := max(best*p.rtt.Seconds()/8, firstWindow)
+	begins := time.Duration(float64(p.rtt) * (math.Log2(window/firstWindow) + afterRoundTrips))
+	return time.Duration(float64(took)*(1-all/best)) > begins
 }

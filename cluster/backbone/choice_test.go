@@ -49,25 +49,58 @@ func TestAFlowGoesTheWayThatIsExpectedToBeFaster(t *testing.T) {
 		prospect
 		want bool
 	}{
-		"with BBR":                     {prospect{bbr: true}, true},
+		"with BBR":                     {prospect{bbr: true}, false},
 		"without BBR":                  {prospect{}, false},
 		"to a neighbour":               {prospect{rtt: time.Millisecond}, true},
 		"TCP was faster":               {prospect{bbr: true, tcp: 300e6, quic: 100e6}, true},
 		"TCP was faster without BBR":   {prospect{tcp: 300e6, quic: 100e6}, false},
-		"QUIC was hardly faster":       {prospect{bbr: true, tcp: 100e6, quic: 110e6}, true},
+		"TCP was hardly faster":        {prospect{bbr: true, tcp: 110e6, quic: 100e6}, false},
 		"QUIC was faster":              {prospect{bbr: true, tcp: 20e6, quic: 100e6}, false},
-		"QUIC was fast, TCP unknown":   {prospect{bbr: true, quic: 1e9}, true},
-		"one in many tries the other":  {prospect{bbr: true, turn: oneInMany - 1}, false},
-		"and the other way round":      {prospect{bbr: true, tcp: 20e6, quic: 100e6, turn: 2*oneInMany - 1}, true},
+		"TCP was fast, QUIC unknown":   {prospect{bbr: true, tcp: 1e9}, false},
+		"one in many tries the other":  {prospect{bbr: true, turn: oneInMany - 1}, true},
+		"and the other way round":      {prospect{bbr: true, tcp: 300e6, quic: 100e6, turn: 2*oneInMany - 1}, false},
 		"but TCP never without BBR":    {prospect{turn: oneInMany - 1}, false},
 		"and QUIC not to a neighbour":  {prospect{rtt: time.Millisecond, turn: oneInMany - 1}, true},
-		"the one after that as before": {prospect{bbr: true, turn: oneInMany}, true},
+		"the one after that as before": {prospect{bbr: true, turn: oneInMany}, false},
 	} {
 		if tt.rtt == 0 {
 			tt.rtt = 80 * time.Millisecond
 		}
 		if got := tt.byTCP(); got != tt.want {
 			t.Errorf("%s: by TCP: %v", name, got)
+		}
+	}
+}
+
+// A flow is moved under way where what it saves is more than what TCP takes to begin.
+func TestAFlowIsMovedWhereThatIsWorthIt(t *testing.T) {
+	at := func(mbits float64, bytes uint64) time.Duration {
+		return time.Duration(float64(bytes) * 8 / (mbits * 1e6) * float64(time.Second))
+	}
+	for name, tt := range map[string]struct {
+		prospect
+		bytes uint64
+		mbits float64
+		want  bool
+	}{
+		"a neighbour, for what it costs":          {prospect{rtt: ms}, 4 << 20, 1000, true},
+		"no BBR":                                  {prospect{rtt: 150 * ms}, 4 << 20, 1, false},
+		"as fast as the path was":                 {prospect{rtt: 150 * ms, bbr: true, most: 264e6}, 4 << 20, 250, false},
+		"… and for long":                          {prospect{rtt: 150 * ms, bbr: true, most: 264e6, tcp: 260e6}, 4 << 30, 264, false},
+		"stuck at its beginning":                  {prospect{rtt: 150 * ms, bbr: true, most: 264e6}, 4 << 20, 15, true},
+		"stuck, and nothing is known":             {prospect{rtt: 150 * ms, bbr: true}, 4 << 20, 10, true},
+		"a third of what it could be, too soon":   {prospect{rtt: 150 * ms, bbr: true, most: 264e6}, 8 << 20, 80, false},
+		"… and later":                             {prospect{rtt: 150 * ms, bbr: true, most: 264e6}, 32 << 20, 80, true},
+		"TCP was no faster":                       {prospect{rtt: 150 * ms, bbr: true, most: 264e6, tcp: 15e6}, 32 << 20, 15, false},
+		"TCP was, once what is left is worth it":  {prospect{rtt: 150 * ms, bbr: true, most: 335e6, tcp: 900e6}, 256 << 20, 335, true},
+		"one of many flows":                       {prospect{rtt: 150 * ms, bbr: true, most: 264e6, now: 250e6}, 32 << 20, 5, false},
+		"one of many, of a path that is narrower": {prospect{rtt: 150 * ms, bbr: true, most: 264e6, now: 20e6}, 32 << 20, 5, true},
+		"in no time":                              {prospect{rtt: 150 * ms, bbr: true}, 4 << 20, 1e12, false},
+		"by a short way sooner":                   {prospect{rtt: 20 * ms, bbr: true, most: 264e6}, 8 << 20, 80, true},
+		"much on a path that is a full window":    {prospect{rtt: 150 * ms, bbr: true, most: 335e6}, 128 << 20, 335, true},
+	} {
+		if got := tt.shifts(tt.bytes, at(tt.mbits, tt.bytes)); got != tt.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }

@@ -55,7 +55,6 @@ type streamConn struct {
 	local, remote net.Addr
 	left          func()        // called once it is closed at this end; may be nil
 	bytes         atomic.Uint64 // carried, both ways
-	chosen        bool          // rather than a connection of TCP, for a flow of many bytes; from before it is used
 	shifted       atomic.Bool   // its flow goes on by such a one
 	turns         *turns        // nil: it takes none; set before it is used
 	turn          turnTaker

@@ -110,7 +110,7 @@ type lastingConn struct {
 	ways          func() []Way // nil at the end that did not open it
 	to            string       // the node of the other end
 	home          *Way         // the direct way, if it was opened by that
-	enough        uint64       // when a stream has carried so much, a connection of its own is asked for
+	pace          *pace        // how fast it is on its stream; nil: it has carried little there, or the other end has opened it
 	patience      time.Duration
 	returning     *time.Timer // to go home
 	local, remote net.Addr
@@ -319,7 +319,7 @@ func (b *Backbone) DialLasting(ctx context.Context, way Way, ways func() []Way) 
 	c := b.newLasting(on, flowKey{"", h.Passage.ID})
 	earlyOf(ctx).give(&c.out)
 	c.ways, c.to, c.way, c.through = ways, way.end(), way.Node, way.through()
-	c.enough, c.patience = shiftBytes, wellTime
+	c.patience = wellTime
 	if !way.through() {
 		c.home = &way
 	}
@@ -654,24 +654,42 @@ func (c *lastingConn) Move(ctx context.Context, way Way) error {
 // shift has a flow that has carried much on a stream of the direct way moved to a connection of its own, where that is the better way. mu is held.
 func (c *lastingConn) shift(s stream) {
 	on, is := s.(*streamConn)
-	if !is || c.enough == 0 || c.through || on.chosen || s != c.stream || on.bytes.Load() < c.enough {
+	if !is || c.ways == nil || c.through || s != c.stream {
 		return
 	}
-	c.enough *= 2
-	if c.out.Ended() && c.in.Ended() || !c.mayGoOn() {
+	bytes, took := c.paced(on)
+	if bytes == 0 || c.out.Ended() && c.in.Ended() || !c.mayGoOn() {
 		return
 	}
-	c.b.start(func() {
-		if c.toTCP(on) {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.enough = shiftBytes
-		}
-	})
+	c.b.start(func() { c.toTCP(on, bytes, took) })
 }
 
-// toTCP moves it from a stream, and says whether it has.
-func (c *lastingConn) toTCP(from *streamConn) bool {
+// pace is how fast a flow is on a stream: it is looked at when it has carried shiftBytes there, and each time that it has carried twice as much.
+type pace struct {
+	on   *streamConn
+	next uint64    // bytes, when it is looked at
+	at   time.Time // when it had carried half of that
+}
+
+// paced is what it has carried on its stream, and in what time, since it was looked at last; 0: it need not be looked at. mu is held.
+func (c *lastingConn) paced(on *streamConn) (bytes uint64, took time.Duration) {
+	switch carried := on.bytes.Load(); {
+	case carried < shiftBytes/2:
+		return 0, 0
+	case c.pace == nil || c.pace.on != on:
+		c.pace = &pace{on: on, next: max(shiftBytes, 2*carried), at: time.Now()}
+		return 0, 0
+	case carried < c.pace.next:
+		return 0, 0
+	}
+	now := time.Now()
+	bytes, took = c.pace.next/2, now.Sub(c.pace.at)
+	c.pace.next, c.pace.at = 2*c.pace.next, now
+	return bytes, took
+}
+
+// toTCP moves it from a stream on which it has carried so many bytes in a time, where that is the better way, and says whether it has.
+func (c *lastingConn) toTCP(from *streamConn, bytes uint64, took time.Duration) bool {
 	l := (*c.b.links.Load())[c.to]
 	if l == nil {
 		return false
@@ -682,7 +700,7 @@ func (c *lastingConn) toTCP(from *streamConn) bool {
 		}
 		ctx, cancel := context.WithTimeout(c.b.ctx, shiftWait)
 		defer cancel()
-		if !l.shifts(way.Header.Service) || !l.pool.ready(ctx) {
+		if !l.shifts(way.Header.Service, bytes, took) || !l.pool.ready(ctx) {
 			return false
 		}
 		c.mu.Lock()

@@ -6,7 +6,7 @@ import (
 )
 
 // What a path can carry nobody knows until somebody needs it. What it has carried at best is known: the bytes that have arrived in a second, the most of them in peakMemory, as BBR
-// estimates a bottleneck. Where nobody sent more than little it says little, so it is a measurement to be shown, and no way is chosen by it.
+// estimates a bottleneck. Where nobody sent more than little it says little: it is shown, and tells of a flow whether it is slow for that path (prospect.shifts), but no path is chosen by it.
 const (
 	// peakMemory is how long a second with much is remembered, in peakParts.
 	peakMemory = 10 * time.Minute
