@@ -756,7 +756,7 @@ func (l *link) prospect() (p prospect, up bool) {
 		}
 	}
 	now := time.Now()
-	p.now, p.most = l.seen.received, max(l.seen.carried, l.seen.arrived, l.carriedTCP.of(now))
+	p.now, p.most = max(l.seen.sent, l.seen.received), max(l.seen.carried, l.seen.arrived, l.carriedTCP.of(now))
 	l.mu.Unlock()
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()

@@ -125,7 +125,7 @@ type prospect struct {
 	bbr       bool          // both ends send by TCP with BBR, or it is not known yet
 	quic, tcp float64       // how fast the last flows of many bytes were, bits a second; 0: not known
 	turn      uint64        // how many flows of many bytes there were before
-	now, most float64       // what came by QUIC in the last second, and what came or went at most in a second of late, bits a second
+	now, most float64       // what came or went by QUIC in the last second, and what did at most in a second of late, by either, bits a second
 }
 
 // byTCP says that a flow of many bytes is to have a TCP connection of its own from its beginning. To a neighbour it is the cheaper way with any congestion control: it takes a
