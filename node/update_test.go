@@ -84,6 +84,28 @@ func TestAnUpdateIsAChangeOfTheZonesDocument(t *testing.T) {
 	}
 }
 
+// What a release before took and this one would not is in the document, and nobody asks to change it.
+func TestAnUpdateIsTakenBesideAnOldNotify(t *testing.T) {
+	old := updatedZone + "transfer: {notify: [{address: 255.255.255.255}, {address: 'fe80::1'}]}\n"
+	for name, zone := range map[string]string{
+		"by lines":    old,
+		"not by them": "{kind: HostedZone, name: example.com, update: {allow: [{key: k}]}, transfer: {notify: [{address: 'fe80::1'}]}}\n",
+	} {
+		before := testPlanner()
+		before.options.Stored = true
+		stood, err := before.apply(stateOf(t, updateKey), operator, api.ApplyRequest{Files: []api.File{fileOf("x.yaml", zone)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := testPlanner().update(after(t, stateOf(t, updateKey), stood), "a", updateBy(wireUpdate(t, time.Now(), "new", 0, "x")))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if z := p.spec.HostedZones["example.com"]; len(z.Transfer.Notify) == 0 {
+			t.Errorf("%s: its peers are lost", name)
+		}
+	}
+}
+
 // Of a zone so large that it is kept where its records stand in the document, that does not make two zones differ.
 func TestTheDocumentOfALargeZoneStaysAsItIsWritten(t *testing.T) {
 	var many strings.Builder

@@ -49,6 +49,8 @@ type builder struct {
 	found     gathered
 	// decodeFaults are the fields of a document that were not decoded: nothing more is told of them.
 	decodeFaults map[int][]string
+	stands       map[int]map[lateFault]int // of the documents that were asked for: see stood
+	noted        map[lateFault]int         // not nil: late faults are counted here, and not told
 }
 
 // maxKinds is no less than the number of kinds.

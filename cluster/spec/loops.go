@@ -20,8 +20,8 @@ type lead struct {
 	takes    func(at netip.AddrPort) bool // whether it leads to one of these; nil: to all
 }
 
-// meets is the first port of those of an address at which a lead ends; not ok: it ends at none.
-func (l *lead) meets(address netip.Addr, protocol string, ports []PortRange) (at netip.AddrPort, ok bool) {
+// meets is the first port of those of an address at which a lead ends and did not stand; not ok: it ends at none. Nothing stood where stood is nil.
+func (l *lead) meets(address netip.Addr, protocol string, ports []PortRange, stood func(at netip.AddrPort) bool) (at netip.AddrPort, ok bool) {
 	if l.protocol != protocol || !l.to.Contains(address) {
 		return at, false
 	}
@@ -30,7 +30,7 @@ func (l *lead) meets(address netip.Addr, protocol string, ports []PortRange) (at
 			first, last := max(mine.FromPort, its.FromPort), min(mine.last(), its.last())
 			for port := int(first); port <= int(last); port++ {
 				at = netip.AddrPortFrom(address, uint16(port))
-				if l.takes == nil || l.takes(at) {
+				if (l.takes == nil || l.takes(at)) && (stood == nil || !stood(at)) {
 					return at, true
 				}
 			}
@@ -93,16 +93,22 @@ func (a *Accelerator) ports(protocol string) (all []PortRange) {
 	return all
 }
 
-// meets is the first address and port of the accelerator at which a lead ends.
-func (a *Accelerator) meets(l *lead) (at netip.AddrPort, ok bool) {
+// meets is the first address and port of the accelerator at which a lead ends and did not stand.
+func (a *Accelerator) meets(l *lead, stood func(at netip.AddrPort) bool) (at netip.AddrPort, ok bool) {
 	for _, address := range a.IPAddresses {
 		if l.to.Contains(address.Unmap()) {
-			if at, ok = l.meets(address.Unmap(), l.protocol, a.ports(l.protocol)); ok {
+			if at, ok = l.meets(address.Unmap(), l.protocol, a.ports(l.protocol), stood); ok {
 				return at, true
 			}
 		}
 	}
 	return at, false
+}
+
+// listens says whether it has an address and port.
+func (a *Accelerator) listens(at netip.AddrPort, protocol string) bool {
+	return slices.ContainsFunc(a.IPAddresses, func(address netip.Addr) bool { return address.Unmap() == at.Addr() }) &&
+		slices.ContainsFunc(a.ports(protocol), func(r PortRange) bool { return r.has(int(at.Port())) })
 }
 
 // listensAs says whether it has the addresses and ports that another, which may be nil, has.
@@ -111,8 +117,8 @@ func (a *Accelerator) listensAs(o *Accelerator) bool {
 		slices.Equal(a.ports(TCP), o.ports(TCP)) && slices.Equal(a.ports(UDP), o.ports(UDP))
 }
 
-// loops tells what is put and leads to an accelerator, and accelerators that are put where something leads to that stands. What is agreed already stays:
-// nodes refuse its flows.
+// loops tells what is put and leads to an accelerator, and accelerators that are put where something leads to that stands. What is agreed already stays,
+// and a change that does not edit it is not refused for it: nodes refuse its flows.
 func (b *builder) loops() {
 	if b.o.Stored {
 		return
@@ -169,11 +175,32 @@ func (b *builder) loopsOf(put []lead) {
 	for i := range put {
 		l := &put[i]
 		for _, name := range slices.Sorted(maps.Keys(meet[l])) {
-			if door, ok := meet[l][name].meets(l); ok {
+			if door, ok := meet[l][name].meets(l, b.loopStood(l, name)); ok {
 				check{b, l.document}.fault(l.field, "%s is accelerator %s's own: its flows would come back without end", door, name)
 				break
 			}
 		}
+	}
+}
+
+// loopStood says of an address and port whether what a lead's document takes the place of led there already, and the accelerator listened there.
+func (b *builder) loopStood(l *lead, accelerator string) func(at netip.AddrPort) bool {
+	listened, led := b.base.Accelerators[accelerator], []lead(nil)
+	note := func(l lead) { led = append(led, l) }
+	switch r := b.before(l.document).(type) {
+	case *TargetGroup:
+		r.leads(l.document, note)
+	case *Accelerator:
+		r.leads(l.document, note)
+	}
+	if listened == nil || len(led) == 0 {
+		return nil
+	}
+	return func(at netip.AddrPort) bool {
+		return listened.listens(at, l.protocol) && slices.ContainsFunc(led, func(o lead) bool {
+			_, ok := o.meets(at.Addr(), l.protocol, []PortRange{{FromPort: at.Port()}}, nil)
+			return ok
+		})
 	}
 }
 
@@ -217,7 +244,11 @@ func (b *builder) loopsTo(put []int) {
 		each := func(l lead) {
 			for _, i := range put {
 				a := b.resources[i].(*Accelerator)
-				if door, ok := a.meets(&l); ok {
+				var stood func(at netip.AddrPort) bool
+				if was := b.base.Accelerators[a.Name]; was != nil {
+					stood = func(at netip.AddrPort) bool { return was.listens(at, l.protocol) }
+				}
+				if door, ok := a.meets(&l, stood); ok {
 					which := slices.IndexFunc(a.IPAddresses, func(address netip.Addr) bool { return address.Unmap() == door.Addr() })
 					check{b, i}.fault(at("ipAddresses", which), "%s is where %s leads (%s): its flows would come back without end", door, r.Ref, l.field)
 				}

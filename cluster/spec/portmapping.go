@@ -289,8 +289,8 @@ func (c check) customRouting(field string, a *Accelerator, l *AcceleratorListene
 		}
 	}
 	if custom {
-		if l.FailoverScope != "" && l.FailoverScope != FailoverClosest && !c.o.Stored {
-			c.fault(field+".failoverScope", "has no meaning in accelerators of type %s: a port leads to one destination", CustomRoutingAccelerator)
+		if l.FailoverScope != "" && l.FailoverScope != FailoverClosest {
+			c.late(field+".failoverScope", l.FailoverScope, "has no meaning in accelerators of type %s: a port leads to one destination", CustomRoutingAccelerator)
 		}
 		if l.ClientAffinity != "" && l.ClientAffinity != "NONE" {
 			c.fault(field+".clientAffinity", "has no meaning in accelerators of type %s: a port leads to one destination", CustomRoutingAccelerator)
@@ -318,8 +318,6 @@ func (c check) destinations(item string, l *AcceleratorListener, g *EndpointGrou
 			}
 		}
 	}
-	// Earlier releases took those of checks that come last: what is agreed already stays. Of one whose default stands nobody can say who wrote it.
-	fresh := !c.o.Stored
 	for _, f := range []struct {
 		field string
 		is    bool
@@ -330,12 +328,23 @@ func (c check) destinations(item string, l *AcceleratorListener, g *EndpointGrou
 		{"unhealthyConnectionTermination", g.UnhealthyConnectionTermination, ": subnets are not checked"},
 		{"healthCheckProtocol", g.HealthCheckProtocol != "" && g.HealthCheckProtocol != TCP, ": subnets are not checked"},
 		{"healthCheckPath", g.HealthCheckPath != "", ": subnets are not checked"},
-		{"healthCheckPort", fresh && g.HealthCheckPort != 0 && !(len(l.PortRanges) > 0 && g.HealthCheckPort == l.PortRanges[0].FromPort), ": subnets are not checked"},
-		{"healthCheckInterval", fresh && g.HealthCheckInterval != nil && *g.HealthCheckInterval != *seconds(30), ": subnets are not checked"},
-		{"thresholdCount", fresh && g.ThresholdCount != 0 && g.ThresholdCount != 3, ": subnets are not checked"},
 	} {
 		if f.is {
 			c.fault(item+"."+f.field, "has no meaning in accelerators of type %s%s", CustomRoutingAccelerator, f.why)
+		}
+	}
+	// Earlier releases took these. Of one whose default stands nobody can say who wrote it.
+	for _, f := range []struct {
+		field string
+		is    bool
+		value any
+	}{
+		{"healthCheckPort", g.HealthCheckPort != 0 && !(len(l.PortRanges) > 0 && g.HealthCheckPort == l.PortRanges[0].FromPort), g.HealthCheckPort},
+		{"healthCheckInterval", g.HealthCheckInterval != nil && *g.HealthCheckInterval != *seconds(30), g.HealthCheckInterval},
+		{"thresholdCount", g.ThresholdCount != 0 && g.ThresholdCount != 3, g.ThresholdCount},
+	} {
+		if f.is {
+			c.late(item+"."+f.field, f.value, "has no meaning in accelerators of type %s: subnets are not checked", CustomRoutingAccelerator)
 		}
 	}
 	for i, e := range g.Endpoints {

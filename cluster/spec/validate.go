@@ -179,10 +179,21 @@ func (c check) region(r *Region, shared *claims) {
 	}
 }
 
-// unicast judges what is to be opened or dialled. Earlier releases took the last two, which no socket takes: what is agreed already stays.
+const noHost = "%s is not the address of a host"
+
+// unicast judges what is to be opened or dialled. Earlier releases took the last two, which no socket takes.
 func (c check) unicast(field string, a netip.Addr) {
-	if a.IsUnspecified() || a.IsMulticast() || !c.o.Stored && (a == broadcast || a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == "") {
-		c.fault(field, "%s is not the address of a host", a)
+	if a.IsUnspecified() || a.IsMulticast() {
+		c.fault(field, noHost, a)
+	} else {
+		c.lateUnicast(field, a)
+	}
+}
+
+// lateUnicast is unicast where earlier releases took any address.
+func (c check) lateUnicast(field string, a netip.Addr) {
+	if a.IsUnspecified() || a.IsMulticast() || a == broadcast || a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == "" {
+		c.late(field, a, noHost, a)
 	}
 }
 
@@ -561,8 +572,8 @@ func (c check) originURL(field, text string) {
 		c.fault(field, "must be a scheme and an authority only: %s://%s", u.Scheme, u.Host)
 	default:
 		c.authority(field, u.Host)
-		if a, err := netip.ParseAddr(u.Hostname()); err == nil && !c.o.Stored {
-			c.unicast(field, a.Unmap())
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil {
+			c.lateUnicast(field, a.Unmap())
 		}
 	}
 }
@@ -637,8 +648,8 @@ func (c check) accelerator(a *Accelerator, shared *claims) {
 	}
 	if ports > MaxAcceleratorPorts {
 		c.fault("listeners", "open %d ports: at most %d in an accelerator", ports, MaxAcceleratorPorts)
-	} else if n := ports * len(a.IPAddresses); n > maxAcceleratorDoors && !c.o.Stored {
-		c.fault("listeners", "open %d ports on %d addresses: at most %d in all", ports, len(a.IPAddresses), maxAcceleratorDoors)
+	} else if n := ports * len(a.IPAddresses); n > maxAcceleratorDoors {
+		c.late("listeners", n, "open %d ports on %d addresses: at most %d in all", ports, len(a.IPAddresses), maxAcceleratorDoors)
 	}
 	if groups > mostGroups {
 		c.fault("listeners", "have %d endpoint groups: at most %d in an accelerator", groups, mostGroups)
@@ -674,10 +685,10 @@ func (c check) endpointGroup(field, protocol string, g *EndpointGroup) {
 			c.fault(item+of, "is in %s, not in the endpoint group's %s", region, g.Region)
 		}
 		c.unicast(item+".address", e.Address)
-		if e.Subnet.IsValid() && !c.o.Stored {
-			c.unicast(item+".subnet", e.Subnet.Addr())
+		if e.Subnet.IsValid() {
+			c.lateUnicast(item+".subnet", e.Subnet.Addr())
 			if e.Subnet.Contains(broadcast) {
-				c.unicast(item+".subnet", broadcast)
+				c.lateUnicast(item+".subnet", broadcast)
 			}
 		}
 		one := same{e.TargetGroup, e.LoadBalancer, e.Address, e.Subnet}
