@@ -69,6 +69,7 @@ type asker struct {
 	visited  []uint64      // hashes of the names of the chain
 	policies uint16        // by which the answer section was chosen, a bit each
 	lastGood bool          // the answer depends on when a record set was healthy last
+	heldBack bool          // of the choice that is made, something was not healthy for its standing alone, as far as that was asked
 
 	recents *recents // nil: nothing is remembered from query to query
 
@@ -423,7 +424,7 @@ func (a *asker) put(to section, owner uint16, set zone.Set) (ttl uint32) {
 func (a *asker) choose(to section, owner uint16, c *zone.Choice) (ttl uint32, alive bool) {
 	var room [policy.MaxValues]int
 	chosen := room[:1] // the one record set of a simple choice, whatever its health
-	if first, scope, ok := a.first(c); ok && a.healthy(c, first) {
+	if first, scope, ok := a.first(c); ok && a.healthy(c, first, view.Taking) {
 		chosen[0] = first
 		a.draw() // as if it had been chosen among all
 		a.scope = max(a.scope, scope)
@@ -436,10 +437,13 @@ func (a *asker) choose(to section, owner uint16, c *zone.Choice) (ttl uint32, al
 			client = a.client(c.Policy)
 		}
 		var scope int
+		a.heldBack = false
 		chosen, scope = c.Choose(room[:0], &client, a.draw(), policy.Health{
-			Healthy: func(i int) bool { return a.healthy(c, i) },
+			Healthy: func(i int) bool { return a.healthy(c, i, view.Taking) },
 			Lost:    func(i int) time.Time { return a.lost(c, i) },
-			Shown:   func(i int) bool { return a.aside(func() bool { return a.healthy(c, i) }) },
+			Shown:   func(i int) bool { return a.aside(func() bool { return a.healthy(c, i, view.Taking) }) },
+			Resorts: resorts[:],
+			Resort:  func(i, upTo int) bool { return a.resorts(c, i, view.Drained+view.Standing(upTo)) },
 		}, a.trace)
 		a.scope = max(a.scope, scope)
 	}
@@ -467,9 +471,20 @@ func (a *asker) stands(ttl uint32) uint32 {
 	return ttl
 }
 
+// resorts are the standings after view.Taking, as people are told of them: what stands so is taken where there is nothing of those before.
+var resorts = [...]string{view.Drained - 1: "has all of its nodes drained", view.Leaving - 1: "leaves with all of its nodes"}
+
+// resorts says of a record set that is not healthy whether it is so for its standing alone, and that is no worse than this one.
+func (a *asker) resorts(c *zone.Choice, i int, worst view.Standing) bool {
+	tr := a.trace
+	defer func() { a.trace = tr }()
+	a.trace = nil // why it is not healthy has been told
+	return a.heldBack && a.healthy(c, i, worst)
+}
+
 // healthy says whether a record set may be chosen: it has no health check or one that passes, and if it
-// is an alias, its target has somebody alive and, if that is to be evaluated, is healthy.
-func (a *asker) healthy(c *zone.Choice, i int) bool {
+// is an alias, its target has somebody alive of no worse standing than this one and, if that is to be evaluated, is healthy.
+func (a *asker) healthy(c *zone.Choice, i int, worst view.Standing) bool {
 	r, id := &c.Records[i], ""
 	if c.Policy != policy.Simple {
 		id = c.Candidates[i].ID
@@ -480,7 +495,7 @@ func (a *asker) healthy(c *zone.Choice, i int) bool {
 		}
 		return false
 	}
-	if r.Alias == nil || a.able(c.Type, r.Alias) {
+	if r.Alias == nil || a.able(c.Type, r.Alias, worst) {
 		return true
 	}
 	if a.trace.On() {
@@ -507,7 +522,7 @@ func (a *asker) lost(c *zone.Choice, i int) time.Time {
 	}
 	tr := a.trace
 	a.trace = nil // why it is not healthy has been told
-	able := r.Alias == nil || a.aside(func() bool { return a.able(c.Type, r.Alias) })
+	able := r.Alias == nil || a.aside(func() bool { return a.able(c.Type, r.Alias, view.Taking) })
 	a.trace = tr
 	if able {
 		return at
@@ -539,12 +554,13 @@ func (a *asker) holds(v verdict) bool {
 	return v.healthy
 }
 
-// able says whether what an alias leads to can take clients. A target without a live node has no address to answer
-// with, so it is passed over even if its health is not to be evaluated.
-func (a *asker) able(t uint16, alias *zone.Alias) bool {
+// able says whether what an alias leads to can take clients by nodes of no worse standing than this one. A target without a live node has no address to
+// answer with, so it is passed over even if its health is not to be evaluated.
+func (a *asker) able(t uint16, alias *zone.Alias, worst view.Standing) bool {
 	switch alias.To {
 	case zone.ToDistribution:
-		if a.scene.leaves() {
+		if a.scene.leaves() && worst < view.Leaving { // one that is drained has other nodes than a load balancer: its own are as good as any
+			a.heldBack = true
 			if a.trace.On() {
 				a.trace.Add("%s: all that is left of the nodes leaves", alias.Name)
 			}
@@ -553,7 +569,8 @@ func (a *asker) able(t uint16, alias *zone.Alias) bool {
 		return len(a.scene.edges) > 0
 	case zone.ToLoadBalancer:
 		g := a.table.runsIn(a.scene, alias.Name)
-		if g != nil && g.standing != view.Taking {
+		if g != nil && g.standing > worst {
+			a.heldBack = true
 			if a.trace.On() {
 				a.tellPassed(alias.Name, g)
 			}
@@ -569,7 +586,7 @@ func (a *asker) able(t uint16, alias *zone.Alias) bool {
 			return ok
 		}
 		for i := range choice.Records {
-			if a.healthy(choice, i) {
+			if a.healthy(choice, i, worst) {
 				return true
 			}
 		}

@@ -13,7 +13,17 @@ import (
 )
 
 func TestNobodyIsLedToWhatIsDrainedOrLeavesWhileThereIsElse(t *testing.T) {
-	table := compile(t, worldSpec(t, site))
+	s := worldSpec(t, site+`
+		one   A   ; alias=loadBalancer:web-icn
+		other A   ; alias=loadBalancer:web-iad
+		trees A   ; id=first failover=PRIMARY alias=record:one evaluate
+		trees A   ; id=second failover=SECONDARY alias=record:other evaluate
+		ill A 192.0.2.99 ; id=ill failover=PRIMARY check=c1
+		ill A     ; id=drained failover=SECONDARY alias=loadBalancer:web-iad
+		nothing A ; id=seoul otherwise=none region=ap-northeast-2 alias=loadBalancer:web-icn
+		nothing A ; id=virginia otherwise=none region=us-east-1 alias=loadBalancer:web-iad
+	`)
+	table := compile(t, s)
 	node, pop, region := view.ScopeNode, view.ScopePOP, view.ScopeRegion
 	const everybody = "dub1-a iad1-a icn1-a icn1-b nrt1-a"
 	for _, test := range []struct {
@@ -48,6 +58,14 @@ func TestNobodyIsLedToWhatIsDrainedOrLeavesWhileThereIsElse(t *testing.T) {
 		{"a load balancer that leaves, and is nowhere else", "lb.example.com. A", "", nil, "icn1-a icn1-b", "192.0.2.10 192.0.2.11", ""},
 		{"one that leaves with one node, and is drained at the other", "lb.example.com. A", "", []view.DrainRule{{Scope: node, Name: "icn1-b"}}, "icn1-a", "192.0.2.11", ""},
 		{"one that leaves, and is elsewhere too", "near.example.com. A", "10.1.0.1", nil, "icn1-a icn1-b", "192.0.2.30", "web-icn: all that is left of its nodes leaves"},
+		{"one leaves, and the other is drained", "near.example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "iad1"}}, "icn1-a icn1-b", "192.0.2.30",
+			"none is healthy but what has all of its nodes drained"},
+		{"one is drained, and the other leaves", "near.example.com. A", "10.3.0.1", []view.DrainRule{{Scope: pop, Name: "icn1"}}, "iad1-a", "192.0.2.10 192.0.2.11", ""},
+		{"also where its health is not evaluated", "blind.example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "iad1"}}, "icn1-a icn1-b", "192.0.2.30", ""},
+		{"load balancers that all leave: the nearest", "near.example.com. A", "10.1.0.1", nil, "icn1-a icn1-b iad1-a", "192.0.2.10 192.0.2.11", "none is healthy but what leaves with all of its nodes"},
+		{"branches, one of which leaves and the other is drained", "trees.example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "iad1"}}, "icn1-a icn1-b", "192.0.2.30", ""},
+		{"the healthy drained one goes before one that is not healthy", "ill.example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "iad1"}}, "icn1-a icn1-b", "192.0.2.30", ""},
+		{"and before an answer with nothing", "nothing.example.com. A", "10.1.0.1", []view.DrainRule{{Scope: pop, Name: "iad1"}}, "icn1-a icn1-b", "192.0.2.30", ""},
 
 		{"a name server", "ns-icn1.example.com. A", "", []view.DrainRule{{Scope: node, Name: "icn1-a"}}, "", "192.0.2.11", ""},
 		{"a POP of name servers", "ns-icn1.example.com. A", "", []view.DrainRule{{Scope: pop, Name: "icn1"}}, "", "", ""},
@@ -56,7 +74,7 @@ func TestNobodyIsLedToWhatIsDrainedOrLeavesWhileThereIsElse(t *testing.T) {
 		{"an accelerator is led to all the same", "tcp.example.com. A", "", []view.DrainRule{{Scope: pop, Name: "icn1"}}, "", "203.0.113.1 203.0.113.2", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			v := worldView()
+			v := worldView("c1")
 			v.Members = view.Drain(v.Members, test.drains)
 			for i := range v.Members {
 				v.Members[i].Leaving = slices.Contains(strings.Fields(test.leaving), v.Members[i].Name)

@@ -154,6 +154,8 @@ func recordsOf(t testing.TB, text string) spec.Records {
 				r.MultiValueAnswer = true
 			case "check":
 				r.HealthCheck = value
+			case "otherwise":
+				r.OnAllUnhealthy = value
 			case "alias":
 				r.Alias = new(spec.Alias)
 				kind, name, _ := strings.Cut(value, ":")

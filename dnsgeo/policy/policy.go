@@ -104,13 +104,17 @@ type Health struct {
 	Lost func(i int) time.Time
 	// Shown is Healthy for people, of those that the choice does not rest on: asked only where there is a trace; nil shows nothing.
 	Shown func(i int) bool
+	// Resorts are what is held back though it is healthy otherwise, for people, and Resort says of a candidate whether it is healthy with all of these taken
+	// up to one. They are tried in turn where nothing is healthy, before what the set says for that. The choice rests on what Resort said.
+	Resorts []string
+	Resort  func(i, upTo int) bool
 }
 
 // usual is how many candidates there is room for without an allocation.
 const usual = 48
 
 // Choose appends to dst the candidates to answer with, by index: one, or up to MaxValues if the policy is MultiValue.
-// It takes the first in the policy's order that are healthy; if none is, what s.Otherwise says. Random is a number
+// It takes the first in the policy's order that are healthy; if none is, those that the first resort makes so; and at last what s.Otherwise says. Random is a number
 // drawn evenly from all. Scope is how many leading bits of the client's network the order depends on: with the same
 // random number and health, whoever shares them, and tells as many, is answered the same. 0: it depends on no client.
 func (s *Set) Choose(dst []int, c *Client, random uint64, h Health, t *trace.Trace) (chosen []int, scope int) {
@@ -131,6 +135,16 @@ func (s *Set) Choose(dst []int, c *Client, random uint64, h Health, t *trace.Tra
 		}
 		if h.Healthy(i) {
 			dst = append(dst, i)
+		}
+	}
+	for n := 0; n < len(h.Resorts) && len(dst) == before; n++ {
+		for _, i := range w.order {
+			if len(dst)-before < want && h.Resort(i, n) {
+				dst = append(dst, i)
+			}
+		}
+		if len(dst) > before {
+			t.Add("none is healthy but what %s", h.Resorts[n])
 		}
 	}
 	switch {
