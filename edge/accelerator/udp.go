@@ -86,7 +86,8 @@ type datagramFlow struct {
 	by      Candidate
 	course  *course
 	refused []declined
-	aside   []aside // ways that were left as they were silent, until something is heard by this or another
+	aside   []aside  // ways that were left as they were silent, until something is heard by this or another
+	waiting [][]byte // its first datagrams, as they were kept of a way that it left, until it sends them again, before anything else
 }
 
 // declined is a candidate that has refused a flow, or has said nothing of it.
@@ -412,10 +413,22 @@ func (f *datagramFlow) leaveWay(way *course, how string) {
 	went.finish(end, how)
 }
 
-func (f *datagramFlow) goes() (Datagrams, *course) {
+// goes is where it goes, and what it is to send there first.
+func (f *datagramFlow) goes() (far Datagrams, way *course, waiting [][]byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.far, f.course
+	if f.far != nil {
+		waiting, f.waiting = f.waiting, nil
+	}
+	return f.far, f.course, waiting
+}
+
+// waits takes what the flow is to send first.
+func (f *datagramFlow) waits() (waiting [][]byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	waiting, f.waiting = f.waiting, nil
+	return waiting
 }
 
 // went has the flow held and written down as long as it goes this way, without what went by it before. A way that turns while it is found is left at once.
@@ -477,52 +490,67 @@ func (g *going) Break(error) {
 // forward sends what the client sent to the flow's endpoint, or to the next that takes the flow.
 func (f *datagramFlow) forward(all [][]byte) {
 	f.idler.Touch()
-	f.deliver(all, false, &f.door.plane.count.datagramsIn)
-}
-
-// again sends what was sent to who has refused the flow, or has said nothing, then to the next that takes it. They are the flow's first, as they were kept.
-func (f *datagramFlow) again(all [][]byte) { f.deliver(all, true, &f.door.plane.count.udpResent) }
-
-// deliver sends datagrams, which may be the flow's first, as they were kept; one call after the other. It counts them as what they are if they go.
-func (f *datagramFlow) deliver(all [][]byte, first bool, as *atomic.Uint64) {
 	f.turn.Lock()
 	defer f.turn.Unlock()
 	n, c := uint64(len(all)), &f.door.plane.count
-	had, large, goes := f.send(all, first)
+	large, goes := f.send(all)
 	if !goes {
 		c.udpDropped.Add(n)
 		return
 	}
-	n -= min(had, n)
 	large = min(large, n) // some may be of those that were sent before
-	as.Add(n - large)
+	c.datagramsIn.Add(n - large)
 	c.udpDropped.Add(large)
 	c.udpLarge.Add(large)
 }
 
-// send sends datagrams to the flow's endpoint, or to the next that takes the flow; large is how many do not go, as they are larger than the path takes. Not goes: none
-// does. Of a flow's first datagrams, as they were kept, those that have gone by the way which the flow has gone back to do not go again: had is how many.
-func (f *datagramFlow) send(all [][]byte, first bool) (had, large uint64, goes bool) {
+// again sends what was sent to who has refused the flow, or has said nothing, then to the next that takes it; or what who is gone back to lacks of it. If the
+// client sends something meanwhile, it goes with that, and before it: what is first is often what the rest means nothing without.
+func (f *datagramFlow) again() {
+	f.turn.Lock()
+	defer f.turn.Unlock()
+	f.send(nil)
+}
+
+// send sends datagrams to the flow's endpoint, or to the next that takes the flow, and before them what waits; large is how many do not go, as they are larger than the
+// path takes. Not goes: none does. What waits are the flow's first datagrams, as they were kept: those that have gone by a way which the flow has gone back to do not go
+// there again. f.turn is held.
+func (f *datagramFlow) send(all [][]byte) (large uint64, goes bool) {
 	p := f.door.plane
-	ahead := 0 // as many of all were sent before, and came ahead of what is to be sent
+	ahead := 0     // as many of all were sent before, and came ahead of what is to be sent
+	again := 0     // as many of those are sent again now
+	first := false // all begins with the flow's first datagrams
+	drop := func() (uint64, bool) {
+		p.count.udpDropped.Add(uint64(ahead))
+		return 0, false
+	}
 	for range 1 + maxCandidates {
-		far, way := f.goes()
+		far, way, waiting := f.goes()
 		if far == nil {
+			if len(all) == 0 && !f.hasWaiting() {
+				return 0, true // it has gone with something else
+			}
 			if !f.connect() {
-				return had, 0, false
+				ahead += len(f.waits())
+				return drop()
 			}
 			continue
+		}
+		if len(waiting) > 0 {
+			first = true
+			all, ahead, again = slices.Concat(waiting, all), ahead+len(waiting), again+len(waiting)
 		}
 		if first {
 			lacks := f.lacks(way, all)
 			n := len(all) - len(lacks)
-			had += uint64(max(0, n-ahead))
-			ahead = max(0, ahead-n)
-			if all = lacks; len(all) == 0 {
-				return had, 0, true
-			}
+			all, ahead, again = lacks, max(0, ahead-n), max(0, again-n)
+		}
+		if len(all) == 0 {
+			return 0, true
 		}
 		kept := p.udp.keeper.Keep(&way.kept, all) // before: it may be refused while it is sent
+		p.count.udpResent.Add(uint64(again))
+		again = 0
 		err := far.Send(all)
 		tooLarge, some := errors.AsType[*backbone.TooLargeError](err)
 		if err == nil || some {
@@ -534,37 +562,44 @@ func (f *datagramFlow) send(all [][]byte, first bool) (had, large uint64, goes b
 				n, size, large = n-tooLarge.Datagrams, size-uint64(tooLarge.Bytes), uint64(tooLarge.Datagrams)
 			}
 			way.sent(n, size)
-			return had, large, true
+			return large, true
 		}
 		if _, refused := errors.AsType[*backbone.RefusedError](err); refused {
-			before, mine := f.declined(way, err)
+			_, mine := f.declined(way, err)
 			if kept && !mine && f.isOver(way) {
-				return had, 0, true // whoever heard of the refusal sends it again
+				return 0, true // whoever heard of the refusal sends it again
 			}
-			first = first || len(before) > 0
-			if kept {
-				before = before[:max(0, len(before)-len(all))] // it is the last of what was kept
+			if mine {
+				before := f.waits()
+				first = first || len(before) > 0
+				if kept {
+					before = before[:max(0, len(before)-len(all))] // it is the last of what was kept
+				}
+				all, ahead, again = slices.Concat(before, all), ahead+len(before), len(before)
 			}
-			p.count.udpResent.Add(uint64(len(before)))
-			all, ahead = slices.Concat(before, all), ahead+len(before)
 			continue
 		}
 		if errors.Is(err, backbone.ErrBusy) || f.closed.Load() {
-			return had, 0, false
+			return drop()
 		}
 		if kept && f.isOver(way) {
-			return had, 0, true // it was left meanwhile, and this goes with what was kept
+			return 0, true // it was left meanwhile, and this goes with what was kept
 		}
 		p.count.udpBroken.Add(1) // its node cannot be reached any more, or has ended it
 		if before := f.unheard(way); kept && len(before) >= len(all) {
 			first = true
 			before = before[:len(before)-len(all)]
-			p.count.udpResent.Add(uint64(len(before)))
-			all, ahead = slices.Concat(before, all), ahead+len(before)
+			all, ahead, again = slices.Concat(before, all), ahead+len(before), len(before)
 		}
 		f.leaveWay(way, broken)
 	}
-	return had, 0, false
+	return drop()
+}
+
+func (f *datagramFlow) hasWaiting() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.waiting) > 0
 }
 
 // lacks is what a way that the flow goes lacks of its first datagrams.
@@ -770,21 +805,22 @@ func (f *datagramFlow) ended(c Candidate, way *course, err error) {
 		f.over(c, way, false)
 	}
 	f.mu.Unlock()
-	if kept, mine := f.declined(way, err); mine && len(kept) > 0 {
-		go f.again(kept) // who calls must not wait; of a flow there is one at a time, as it must go another way for the next
+	if waits, _ := f.declined(way, err); waits {
+		go f.again() // who calls must not wait; of a flow there is one at a time, as it must go another way for the next
 	}
 }
 
-// declined takes note that the candidate of a way does not take the flow, or, with errSilent, has said nothing of it, leaves the way (or puts it aside), and returns what was kept to be
-// sent again; not mine: that was done, or the flow goes another way, or something was heard meanwhile.
-func (f *datagramFlow) declined(way *course, err error) (kept [][]byte, mine bool) {
+// declined takes note that the candidate of a way does not take the flow, or, with errSilent, has said nothing of it, leaves the way (or puts it aside), and has what was kept wait to be
+// sent again, if there is any; not mine: that was done, or the flow goes another way, or something was heard meanwhile.
+func (f *datagramFlow) declined(way *course, err error) (waits, mine bool) {
 	p := f.door.plane
 	f.mu.Lock()
 	by, silent := f.by, errors.Is(err, errSilent)
 	var wasPut func()
 	if mine = f.course == way && !way.over && !(silent && way.awaiting.known); mine {
 		f.over(by, way, silent)
-		kept = p.udp.keeper.Drop(&way.kept)
+		kept := p.udp.keeper.Drop(&way.kept)
+		f.waiting, waits = slices.Concat(f.waiting, kept), len(kept) > 0
 		if silent && !f.closed.Load() { // endFlow takes what there is after closed is set
 			wasPut = f.putAside(way, len(kept))
 		}
@@ -802,7 +838,7 @@ func (f *datagramFlow) declined(way *course, err error) (kept [][]byte, mine boo
 		}
 		p.config.Log.Debug("flow of datagrams is not taken", "candidate", by.String(), "error", err)
 	}
-	return kept, mine
+	return waits, mine
 }
 
 func (f *datagramFlow) isOver(way *course) bool {

@@ -176,13 +176,12 @@ func (f *datagramFlow) goBack(i int) {
 	one, others := f.aside[i], slices.Delete(slices.Clone(f.aside), i, i+1)
 	far, left := f.far, f.course
 	var end func(string)
-	var kept [][]byte
 	if left != nil {
 		end = left.end
 		left.over = true
 		left.isLeft.Store(true)
 		left.awaiting.stop()
-		kept = p.udp.keeper.Drop(&left.kept)
+		f.waiting = slices.Concat(f.waiting, p.udp.keeper.Drop(&left.kept))
 	}
 	way := one.way
 	f.far, f.by, f.course, f.aside = one.far, one.by, way, nil
@@ -191,7 +190,10 @@ func (f *datagramFlow) goBack(i int) {
 	way.isLeft.Store(false)
 	chosen := way.awaiting.chosen
 	way.awaiting.heard()
-	later := way.lacks(kept)
+	waits := len(way.lacks(f.waiting)) > 0
+	if !waits {
+		f.waiting = nil
+	}
 	before := gone{way.in.Load(), way.bytesIn.Load()}
 	way.tally.flows.Add(1)
 	way.tally.live.Add(1)
@@ -203,8 +205,8 @@ func (f *datagramFlow) goBack(i int) {
 	closeAll(others)
 	p.count.udpLate.Add(1)
 	f.went(one.by, chosen, way, before) // its endpoint may have turned meanwhile
-	if len(later) > 0 {
-		go f.deliver(later, false, &p.count.udpResent) // what the client has sent since; who is heard of must not be made to wait
+	if waits {
+		go f.again() // what the client has sent since; who is heard of must not be made to wait
 	}
 }
 
@@ -232,13 +234,13 @@ func (f *datagramFlow) unanswered(way *course) {
 	if !f.elsewhere(by, refused) {
 		return // it stays, and who was silent may yet answer; that his link is down is heard of where the next is sent
 	}
-	kept, mine := f.declined(way, errSilent)
+	waits, mine := f.declined(way, errSilent)
 	if !mine {
 		return
 	}
 	f.door.plane.count.udpSilent.Add(1)
-	if len(kept) > 0 {
-		f.again(kept)
+	if waits {
+		f.again()
 	}
 }
 

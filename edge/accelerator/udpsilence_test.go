@@ -575,6 +575,39 @@ func TestAWordThatComesAsAFlowLeavesHasItStay(t *testing.T) {
 	}
 }
 
+// What a client sends just as its flow leaves a way goes to the next behind what was sent before, and is not lost where the flow goes back.
+func TestWhatComesAsAFlowLeavesComesBehindWhatWasFirst(t *testing.T) {
+	for _, back := range []bool{false, true} {
+		t.Run(fmt.Sprintf("back %t", back), func(t *testing.T) {
+			onUDPBench(t, only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), func(b *udpBench) {
+				b.silent = 2
+				b.plane.config.Log = slog.New(hearing{func() { b.theFlow().forward([][]byte{[]byte("3")}) }})
+				b.send(b.dial(), "1", "2")
+				time.Sleep(soonest + soonest/4)
+				all := b.fars(2)
+				if back {
+					all[0].to.Known()
+					b.settle()
+				}
+				for i := range all {
+					want := []string{"1", "2", "3"}
+					if !back && i == 0 {
+						want = want[:2]
+					}
+					if !slices.Equal(all[i].came, want) {
+						b.Errorf("at flow %d came %q", i, all[i].came)
+					}
+				}
+				resent := uint64(2)
+				if back {
+					resent = 3
+				}
+				b.counted(map[string]uint64{"datagrams_in_total": 3, "datagrams_resent_total": resent, "datagrams_dropped_total": 0})
+			})
+		})
+	}
+}
+
 // hearing is a log that calls somebody when a flow is not taken.
 type hearing struct{ call func() }
 
@@ -666,7 +699,7 @@ func TestWhatIsSentWhileAFlowLeavesIsNotLost(t *testing.T) {
 				batch := slices.Repeat([][]byte{[]byte("more")}, relay.MaxKept+1)
 				b.theFlow().forward(batch)
 				b.settle()
-				if f := b.fars(2)[1]; len(f.came) != len(batch) {
+				if f := b.fars(2)[1]; len(f.came) != 1+len(batch) || f.came[0] != "1" {
 					b.Errorf("came %q", f.came)
 				}
 				b.counted(map[string]uint64{"datagrams_dropped_total": 0, "datagrams_too_large_total": 0})
@@ -685,7 +718,7 @@ func (f *leftFar) Send(all [][]byte) error {
 	err := f.fakeFar.Send(all)
 	if len(all) > 1 {
 		flow := f.b.theFlow()
-		_, way := flow.goes()
+		_, way, _ := flow.goes()
 		flow.declined(way, errSilent)
 		err = f.err
 	}
