@@ -659,8 +659,8 @@ func (f *datagramFlow) connect() bool {
 	}
 	candidates = bySilence(candidates, refused)
 	for i, c := range candidates {
-		if f.goBy(t.spec, v, c, refused) {
-			if i > 0 {
+		if goes, anew := f.goBy(t.spec, v, c, refused); goes {
+			if i > 0 && anew {
 				p.count.failovers.Add(1)
 			}
 			return true
@@ -701,8 +701,9 @@ func (c Candidate) ways() (all [2]Candidate, n int) {
 	return all, n
 }
 
-// goBy has the flow go by a candidate, or, where that has a detour which fails, directly to its node. Those that have refused it are passed over.
-func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []declined) bool {
+// goBy has the flow go by a candidate, or, where that has a detour which fails, directly to its node. Those that have refused it are passed over. Not anew: it has
+// gone back meanwhile to one that was silent.
+func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []declined) (goes, anew bool) {
 	p := f.door.plane
 	var err error
 	ways, n := c.ways()
@@ -727,7 +728,7 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 			f.mu.Unlock()
 			tally.live.Add(-1)
 			far.Close()
-			return true
+			return true, false
 		}
 		if went.over { // it was heard meanwhile
 			f.mu.Unlock()
@@ -754,15 +755,15 @@ func (f *datagramFlow) goBy(s *spec.Spec, v *view.View, c Candidate, refused []d
 		f.went(c, see(s, v), went, gone{})
 		if f.closed.Load() {
 			f.leave(closed)
-			return false
+			return false, false
 		}
-		return true
+		return true, true
 	}
 	if err != nil {
 		p.count.attemptsFailed.Add(1)
 		p.config.Log.Debug("flow of datagrams gives way", "candidate", c.String(), "error", err)
 	}
-	return false
+	return false, false
 }
 
 func (f *datagramFlow) open(c Candidate, went *course) (Datagrams, error) {

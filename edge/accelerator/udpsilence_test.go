@@ -569,6 +569,7 @@ func TestAWordThatComesAsAFlowLeavesHasItStay(t *testing.T) {
 				}
 				b.counted(map[string]uint64{
 					"datagram_flows_late_total": 1, "datagrams_in_total": 2, "datagrams_resent_total": 0, "datagrams_dropped_total": 0, "flows_dropped_no_endpoint_found_total": 0,
+					"failovers_total": 0,
 				})
 			})
 		})
