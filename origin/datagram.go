@@ -400,7 +400,7 @@ func (s *session) serveLeg(l *leg) error {
 		if err := s.back.Send(all); err != nil {
 			unsent := len(all)
 			if large, some := errors.AsType[*backbone.TooLargeError](err); some {
-				unsent = large.Datagrams
+				unsent = len(large.Which)
 			}
 			c.datagramsUnsent.Add(uint64(unsent))
 		}

@@ -50,15 +50,14 @@ func (b *wayBack) Send(all [][]byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var large backbone.TooLargeError
-	for _, p := range all {
+	for i, p := range all {
 		if b.large > 0 && len(p) > b.large {
-			large.Datagrams++
-			large.Bytes += len(p)
+			large.Which = append(large.Which, i)
 			continue
 		}
 		b.came = append(b.came, string(p))
 	}
-	if large.Datagrams > 0 {
+	if large.Which != nil {
 		return &large
 	}
 	return nil

@@ -65,14 +65,12 @@ const (
 // ErrBusy says that too much waits to be sent: what was to be is dropped.
 var ErrBusy = errors.New("too much waits to be sent")
 
-// TooLargeError says how many of the datagrams that were to be sent do not go: they are larger than the path takes, and their flow has none go by a stream. The others
-// go.
-type TooLargeError struct {
-	Datagrams, Bytes int
-}
+// TooLargeError says which of the datagrams that were to be sent do not go, by their places among them in order: they are larger than the path takes, and their flow has
+// none go by a stream. The others go.
+type TooLargeError struct{ Which []int }
 
 func (e *TooLargeError) Error() string {
-	return fmt.Sprintf("%d datagrams of %d bytes are larger than the path takes", e.Datagrams, e.Bytes)
+	return fmt.Sprintf("%d datagrams are larger than the path takes", len(e.Which))
 }
 
 // message is one message as it is read.
@@ -506,18 +504,17 @@ func (p *peer) fitting(f *Datagrams, all [][]byte) ([][]byte, *TooLargeError) {
 	most := frameSize(c.conn) - frameHead
 	var large TooLargeError
 	fit := make([][]byte, 0, len(all))
-	for _, data := range all {
+	for i, data := range all {
 		if messageSize(data) <= most {
 			fit = append(fit, data)
 			continue
 		}
-		large.Datagrams++
-		large.Bytes += len(data)
+		large.Which = append(large.Which, i)
 	}
-	if large.Datagrams == 0 {
+	if len(large.Which) == 0 {
 		return all, nil
 	}
-	p.b.datagrams.count.tooLarge.Add(uint64(large.Datagrams))
+	p.b.datagrams.count.tooLarge.Add(uint64(len(large.Which)))
 	return fit, &large
 }
 

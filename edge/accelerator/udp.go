@@ -498,10 +498,7 @@ func (f *datagramFlow) forward(all [][]byte) {
 		c.udpDropped.Add(n)
 		return
 	}
-	large = min(large, n) // some may be of those that were sent before
 	c.datagramsIn.Add(n - large)
-	c.udpDropped.Add(large)
-	c.udpLarge.Add(large)
 }
 
 // again sends what was sent to who has refused the flow, or has said nothing, then to the next that takes it; or what who is gone back to lacks of it. If the
@@ -513,15 +510,16 @@ func (f *datagramFlow) again() {
 }
 
 // send sends datagrams to the flow's endpoint, or to the next that takes the flow, and before them what waits; large is how many do not go, as they are larger than the
-// path takes. Not goes: none does. What waits are the flow's first datagrams, as they were kept: those that have gone by a way which the flow has gone back to do not go
-// there again. f.turn is held.
+// path takes: those are counted here, and as they are given up there is nil in their place where they were kept, so that they are tried, and counted, by one way alone. Not
+// goes: none goes. What waits are the flow's first datagrams, as they were kept: those that have gone by a way which the flow has gone back to do not go there again. f.turn
+// is held.
 func (f *datagramFlow) send(all [][]byte) (large uint64, goes bool) {
 	p := f.door.plane
 	ahead := 0     // as many of all were sent before, and came ahead of what is to be sent
 	again := 0     // as many of those are sent again now
 	first := false // all begins with the flow's first datagrams
 	drop := func() (uint64, bool) {
-		p.count.udpDropped.Add(uint64(ahead))
+		p.count.udpDropped.Add(uint64(len(sendable(all[:ahead]))))
 		return 0, false
 	}
 	for range 1 + maxCandidates {
@@ -531,7 +529,8 @@ func (f *datagramFlow) send(all [][]byte) (large uint64, goes bool) {
 				return 0, true // it has gone with something else
 			}
 			if !f.connect() {
-				ahead += len(f.waits())
+				waiting := f.waits()
+				all, ahead = slices.Concat(waiting, all), ahead+len(waiting)
 				return drop()
 			}
 			continue
@@ -549,21 +548,37 @@ func (f *datagramFlow) send(all [][]byte) (large uint64, goes bool) {
 			return 0, true
 		}
 		kept := p.udp.keeper.Keep(&way.kept, all) // before: it may be refused while it is sent
-		p.count.udpResent.Add(uint64(again))
+		goes := sendable(all)
+		if len(goes) == 0 {
+			return 0, true
+		}
+		n, size := len(goes), bytesOf(goes)
+		resent := len(sendable(all[:again]))
 		again = 0
-		err := far.Send(all)
+		err := far.Send(goes)
 		tooLarge, some := errors.AsType[*backbone.TooLargeError](err)
 		if err == nil || some {
 			if !kept && way.isLeft.Load() {
+				p.count.udpResent.Add(uint64(resent))
 				continue // it was left meanwhile, and who goes on from there does not have it
 			}
-			n, size := len(all), bytesOf(all)
 			if some {
-				n, size, large = n-tooLarge.Datagrams, size-uint64(tooLarge.Bytes), uint64(tooLarge.Datagrams)
+				which := placesOf(tooLarge.Which, all)
+				for _, i := range which {
+					n, size = n-1, size-uint64(len(all[i]))
+				}
+				if f.givesUp(way, kept, len(all), which) {
+					old, _ := slices.BinarySearch(which, ahead)
+					large, resent = uint64(len(which)-old), max(0, resent-old)
+					p.count.udpDropped.Add(uint64(len(which)))
+					p.count.udpLarge.Add(uint64(len(which)))
+				}
 			}
+			p.count.udpResent.Add(uint64(resent))
 			way.sent(n, size)
 			return large, true
 		}
+		p.count.udpResent.Add(uint64(resent))
 		if _, refused := errors.AsType[*backbone.RefusedError](err); refused {
 			_, mine := f.declined(way, err)
 			if kept && !mine && f.isOver(way) {
@@ -594,6 +609,46 @@ func (f *datagramFlow) send(all [][]byte) (large uint64, goes bool) {
 		f.leaveWay(way, broken)
 	}
 	return drop()
+}
+
+// sendable are those of a flow's datagrams that were not given up.
+func sendable(all [][]byte) [][]byte {
+	if !slices.ContainsFunc(all, isGivenUp) {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), isGivenUp)
+}
+
+func isGivenUp(data []byte) bool { return data == nil }
+
+// placesOf are the places among all of which those among what is sendable are known, in order.
+func placesOf(which []int, all [][]byte) (places []int) {
+	n := 0
+	for i, data := range all {
+		if isGivenUp(data) {
+			continue
+		}
+		if len(which) > len(places) && which[len(places)] == n {
+			places = append(places, i)
+		}
+		n++
+	}
+	return places
+}
+
+// givesUp has some be sent no more of the n that were sent last by a way, where they are kept. If not, the way was left meanwhile, and who goes on from there has them: he sees
+// for himself.
+func (f *datagramFlow) givesUp(way *course, kept bool, n int, which []int) bool {
+	if !kept {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if way.over {
+		return false
+	}
+	f.door.plane.udp.keeper.GiveUp(&way.kept, n, which)
+	return true
 }
 
 func (f *datagramFlow) hasWaiting() bool {

@@ -56,20 +56,29 @@ type fakeFar struct {
 	silent bool
 	closed bool
 	broken error
+	most   int // bytes of a datagram; 0: any
 }
 
 // Send has what comes be kept, and says that the flow is known.
 func (f *fakeFar) Send(all [][]byte) error {
 	f.b.mu.Lock()
 	silent, broken := f.silent, f.broken
+	var large backbone.TooLargeError
 	if broken == nil {
-		for _, p := range all {
+		for i, p := range all {
+			if f.most > 0 && len(p) > f.most {
+				large.Which = append(large.Which, i)
+				continue
+			}
 			f.came = append(f.came, string(p))
 		}
 	}
 	f.b.mu.Unlock()
 	if !silent && broken == nil && f.to.Known != nil {
 		f.to.Known()
+	}
+	if large.Which != nil {
+		return &large
 	}
 	return broken
 }
@@ -879,8 +888,8 @@ type refusing struct {
 	n, ended int
 }
 
-func (r *refusing) Send(all [][]byte) error {
-	return &backbone.TooLargeError{Datagrams: r.n, Bytes: len(bytes.Join(all[:r.n], nil))}
+func (r *refusing) Send([][]byte) error {
+	return &backbone.TooLargeError{Which: []int{0, 1, 2}[:r.n]}
 }
 func (r *refusing) Refuse(string) { r.ended++ }
 func (r *refusing) Ask()          {}

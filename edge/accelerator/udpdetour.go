@@ -177,7 +177,7 @@ func (c *carriedFlow) on(all [][]byte) {
 func (c *carriedFlow) sent(all [][]byte, err error) bool {
 	count, dropped := &c.plane.count, 0
 	if e, some := errors.AsType[*backbone.TooLargeError](err); some {
-		dropped = e.Datagrams
+		dropped = len(e.Which)
 	} else if err != nil {
 		return false
 	}

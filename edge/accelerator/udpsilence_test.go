@@ -1,6 +1,7 @@
 package accelerator
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -684,7 +685,7 @@ func TestAFlowHasOnlySoManyWaysAside(t *testing.T) {
 
 // What is sent to who was left meanwhile, and is not kept, is sent by the next, whether all of it went or some was too large.
 func TestWhatIsSentWhileAFlowLeavesIsNotLost(t *testing.T) {
-	for name, err := range map[string]error{"all went": nil, "one is too large": &backbone.TooLargeError{Datagrams: 1, Bytes: 4}} {
+	for name, err := range map[string]error{"all went": nil, "one is too large": &backbone.TooLargeError{Which: []int{0}}} {
 		t.Run(name, func(t *testing.T) {
 			onUDPBench(t, only(testEndpoint{"a", 128, false}, testEndpoint{"b", 128, false}), func(b *udpBench) {
 				b.silent = 1
@@ -704,6 +705,70 @@ func TestWhatIsSentWhileAFlowLeavesIsNotLost(t *testing.T) {
 					b.Errorf("came %q", f.came)
 				}
 				b.counted(map[string]uint64{"datagrams_dropped_total": 0, "datagrams_too_large_total": 0})
+			})
+		})
+	}
+}
+
+// A datagram that is larger than a path takes is given up there: it is counted once, and not tried by the next, whatever that takes.
+func TestADatagramThatIsTooLargeIsCountedOnce(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		most     []int // that each way takes
+		decline  func(b *udpBench, f *fakeFar)
+		back     bool // the flow goes back to the first
+		came     []string
+		in, sent uint64 // and sent again
+	}{
+		{"by each way", []int{9, 9, 9}, nil, false, []string{"1", "2", "3"}, 3, 2 + 3},
+		{"by the first", []int{9, 0, 0}, nil, false, []string{"1", "2", "3"}, 3, 2 + 3},
+		{"by the second", []int{0, 9, 0}, nil, false, []string{"1", "2", "3"}, 4, 2 + 3},
+		{"by the third", []int{0, 0, 9}, nil, false, []string{"1", "2", "3"}, 4, 3 + 3},
+		{"by one that refuses", []int{9, 0, 0}, func(_ *udpBench, f *fakeFar) { f.to.End(&backbone.RefusedError{Reason: "no"}) }, false, []string{"1", "2", "3"}, 3, 2 + 3},
+		{"by one whose link is down", []int{9, 0, 0}, func(b *udpBench, f *fakeFar) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			f.broken = backbone.ErrDown
+		}, false, []string{"1", "2", "3"}, 3, 2 + 3},
+		{"by the second, and the first takes what is left", []int{0, 9, 0}, nil, true, []string{"1", strings.Repeat("l", 10), "2", "3"}, 4, 2 + 1},
+		{"by both, and the first takes what is left", []int{9, 9, 0}, nil, true, []string{"1", "2", "3"}, 3, 2 + 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			onUDPBench(t, threeRegions(), func(b *udpBench) {
+				b.silent = 3
+				open, opened := b.plane.config.Open, 0
+				b.plane.config.Open = func(node string, h backbone.Header, large bool, to backbone.Receiver) (Datagrams, error) {
+					far, err := open(node, h, large, to)
+					far.(*fakeFar).most = c.most[opened]
+					opened++
+					return far, err
+				}
+				b.dial().Write([]byte("1"))
+				b.settle()
+				f := b.theFlow()
+				f.forward([][]byte{bytes.Repeat([]byte("l"), 10), []byte("2")})
+				first := b.fars(1)[0]
+				if c.decline != nil {
+					c.decline(b, first)
+					b.settle()
+				} else {
+					time.Sleep(soonest + soonest/4)
+				}
+				f.forward([][]byte{[]byte("3")})
+				last := first
+				if c.back {
+					first.to.Known()
+					b.settle()
+				} else {
+					time.Sleep(soonest + soonest/4)
+					last = b.fars(3)[2]
+				}
+				b.mu.Lock()
+				if !slices.Equal(last.came, c.came) {
+					b.Errorf("came %q", last.came)
+				}
+				b.mu.Unlock()
+				b.counted(map[string]uint64{"datagrams_in_total": c.in, "datagrams_dropped_total": 1, "datagrams_too_large_total": 1, "datagrams_resent_total": c.sent})
 			})
 		})
 	}

@@ -75,12 +75,27 @@ func (k *Keeper) Keep(of *Kept, all [][]byte) bool {
 	return true
 }
 
-// Drop returns what is kept, and keeps it and what follows no more.
+// Drop returns what is kept, and keeps it and what follows no more. What was given up is nil.
 func (k *Keeper) Drop(of *Kept) [][]byte {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.expire(time.Now())
 	return k.release(of)
+}
+
+// GiveUp has some of the last n that were kept not be kept any more, by their places among those. Drop has nil in their place.
+func (k *Keeper) GiveUp(of *Kept, n int, which []int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(of.all) < n {
+		return // they are too old
+	}
+	last := of.all[len(of.all)-n:]
+	for _, i := range which {
+		of.size -= len(last[i])
+		k.size -= len(last[i])
+		last[i] = nil
+	}
 }
 
 // Size is how many bytes are kept.
