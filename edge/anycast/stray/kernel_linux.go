@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -285,46 +286,64 @@ func (k *kernel) watch(addresses []netip.Addr, doors []netip.AddrPort) error {
 			delete(open, d)
 		}
 	}
+	return k.lookAt(wanted, open, k.maps.Addresses, k.maps.Doors)
+}
+
+// keys are a map of the kernel's.
+type keys interface {
+	Put(key, value any) error
+	Delete(key any) error
+}
+
+// lookAt has the kernel's maps be what is wanted. What it does not do is named in order, so that the same failure is told with the same words.
+func (k *kernel) lookAt(wanted map[netip.Addr]byte, open map[netip.AddrPort]bool, addresses, doors keys) error {
 	// First goes what leaves room. Doors change while no address that stays depends on it: before one has doors only, and after one has not.
-	for a := range k.looked {
-		if b := a.As16(); wanted[a] == 0 {
-			if err := k.maps.Addresses.Delete(b[:]); err != nil {
-				return fmt.Errorf("forget %v: %w", a, err)
-			}
-			delete(k.looked, a)
+	for _, a := range inOrder(k.looked, netip.Addr.Compare, func(a netip.Addr) bool { return wanted[a] == 0 }) {
+		b := a.As16()
+		if err := addresses.Delete(b[:]); err != nil {
+			return fmt.Errorf("forget %v: %w", a, err)
 		}
+		delete(k.looked, a)
 	}
 	put := func(by byte) error {
-		for a, which := range wanted {
-			if b := a.As16(); which == by && k.looked[a] != which {
-				if err := k.maps.Addresses.Put(b[:], []byte{which}); err != nil {
-					return fmt.Errorf("look at what comes to %v: %w", a, err)
-				}
-				k.looked[a] = which
+		for _, a := range inOrder(wanted, netip.Addr.Compare, func(a netip.Addr) bool { return wanted[a] == by && k.looked[a] != by }) {
+			b := a.As16()
+			if err := addresses.Put(b[:], []byte{by}); err != nil {
+				return fmt.Errorf("look at what comes to %v: %w", a, err)
 			}
+			k.looked[a] = by
 		}
 		return nil
 	}
 	if err := put(anyPort); err != nil {
 		return err
 	}
-	for d := range k.doors {
-		if key := doorOf(d); !open[d] {
-			if err := k.maps.Doors.Delete(key[:]); err != nil {
-				return fmt.Errorf("forget %v: %w", d, err)
-			}
-			delete(k.doors, d)
+	for _, d := range inOrder(k.doors, netip.AddrPort.Compare, func(d netip.AddrPort) bool { return !open[d] }) {
+		key := doorOf(d)
+		if err := doors.Delete(key[:]); err != nil {
+			return fmt.Errorf("forget %v: %w", d, err)
 		}
+		delete(k.doors, d)
 	}
-	for d := range open {
-		if key := doorOf(d); !k.doors[d] {
-			if err := k.maps.Doors.Put(key[:], []byte{1}); err != nil {
-				return fmt.Errorf("look at what comes to %v: %w", d, err)
-			}
-			k.doors[d] = true
+	for _, d := range inOrder(open, netip.AddrPort.Compare, func(d netip.AddrPort) bool { return !k.doors[d] }) {
+		key := doorOf(d)
+		if err := doors.Put(key[:], []byte{1}); err != nil {
+			return fmt.Errorf("look at what comes to %v: %w", d, err)
 		}
+		k.doors[d] = true
 	}
 	return put(doorsOnly)
+}
+
+// inOrder are those keys of a map that are asked for.
+func inOrder[K comparable, V any](of map[K]V, compare func(K, K) int, asked func(K) bool) (all []K) {
+	for key := range of {
+		if asked(key) {
+			all = append(all, key)
+		}
+	}
+	slices.SortFunc(all, compare)
+	return all
 }
 
 // read reads one packet that has no socket here.
