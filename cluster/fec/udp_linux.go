@@ -3,19 +3,31 @@ package fec
 import (
 	"encoding/binary"
 	"net"
+	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 )
 
-// udpConn can what *net.UDPConn can, so that QUIC reads and writes many datagrams by one system call, and ECN with them. Those that were sent together come
-// together (UDP_GRO, udp(7)), so that neither end's kernel has to take them apart, and are taken apart here.
+// udpConn can what QUIC wants of *net.UDPConn, so that it reads and writes many datagrams by one system call, and ECN with them. Those that were sent together come
+// together (UDP_GRO, udp(7)), so that neither end's kernel has to take them apart, and are taken apart here. It has none of the other ways of reading and writing, which
+// would go past that, and past parity.
 type udpConn struct {
-	*net.UDPConn
-	c  *Conn
-	in *arrivals // only by who reads
+	udp *net.UDPConn
+	c   *Conn
+	in  *arrivals // only by who reads
 }
+
+func (w *udpConn) LocalAddr() net.Addr                   { return w.udp.LocalAddr() }
+func (w *udpConn) Close() error                          { return w.udp.Close() }
+func (w *udpConn) SetDeadline(at time.Time) error        { return w.udp.SetDeadline(at) }
+func (w *udpConn) SetReadDeadline(at time.Time) error    { return w.udp.SetReadDeadline(at) }
+func (w *udpConn) SetWriteDeadline(at time.Time) error   { return w.udp.SetWriteDeadline(at) }
+func (w *udpConn) SetReadBuffer(bytes int) error         { return w.udp.SetReadBuffer(bytes) }
+func (w *udpConn) SetWriteBuffer(bytes int) error        { return w.udp.SetWriteBuffer(bytes) }
+func (w *udpConn) SyscallConn() (syscall.RawConn, error) { return w.udp.SyscallConn() }
 
 // wrapUDP is for what is a *net.UDPConn; else nil.
 func (c *Conn) wrapUDP() net.PacketConn {
@@ -31,24 +43,49 @@ func (c *Conn) wrapUDP() net.PacketConn {
 	if err != nil {
 		return nil
 	}
-	return &udpConn{UDPConn: udp, c: c, in: in}
+	return &udpConn{udp: udp, c: c, in: in}
 }
 
 // WriteMsgUDP sends one datagram, or several at a time where oob says so.
 func (w *udpConn) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (int, int, error) {
 	p := w.c.find(to)
 	if p == nil || !p.out.on.Load() && !(len(b) > MaxSize && p.limited.Load()) {
-		return w.UDPConn.WriteMsgUDP(b, oob, to)
+		return w.udp.WriteMsgUDP(b, oob, to)
 	}
 	segment, rest := segmentation(oob)
 	if segment == 0 && len(b) > MaxSize && p.limited.Load() {
 		return len(b), len(oob), nil
 	}
-	n, oobn, err := w.UDPConn.WriteMsgUDP(b, oob, to)
+	n, oobn, err := w.udp.WriteMsgUDP(b, oob, to)
 	if err == nil {
 		p.sent(b, segment, rest)
 	}
 	return n, oobn, err
+}
+
+// WriteTo sends one datagram.
+func (w *udpConn) WriteTo(b []byte, to net.Addr) (int, error) {
+	at, ok := to.(*net.UDPAddr)
+	if !ok {
+		return w.udp.WriteTo(b, to) // which says what is wrong with it
+	}
+	n, _, err := w.WriteMsgUDP(b, nil, at)
+	return n, err
+}
+
+// ReadFrom reads one datagram.
+func (w *udpConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	m := [1]ipv4.Message{{Buffers: [][]byte{b}}}
+	_, err := w.ReadBatch(m[:], 0)
+	return m[0].N, m[0].Addr, err
+}
+
+// ReadMsgUDP reads one datagram, and what was said of it. As with recvmsg(2), the flags have MSG_TRUNC or MSG_CTRUNC where the one or the other had no room.
+func (w *udpConn) ReadMsgUDP(b, oob []byte) (n, oobn, flags int, from *net.UDPAddr, err error) {
+	m := [1]ipv4.Message{{Buffers: [][]byte{b}, OOB: oob}}
+	_, err = w.ReadBatch(m[:], 0)
+	from, _ = m[0].Addr.(*net.UDPAddr)
+	return m[0].N, m[0].NN, m[0].Flags, from, err
 }
 
 // segmentation is the length of the segments that the control messages have the kernel cut, 0 for none, and the messages before
@@ -102,4 +139,10 @@ func put(m *ipv4.Message, data, oob []byte, from net.Addr) {
 	m.N = copy(m.Buffers[0], data)
 	m.NN = copy(m.OOB, oob)
 	m.Addr = from
+	if m.Flags = 0; m.N < len(data) {
+		m.Flags |= unix.MSG_TRUNC
+	}
+	if m.NN < len(oob) {
+		m.Flags |= unix.MSG_CTRUNC
+	}
 }

@@ -179,6 +179,69 @@ func TestWhatWasSentTogetherComesTogetherAndIsTakenApart(t *testing.T) {
 	}
 }
 
+// TestOneDatagramIsReadAtATime is of the ways of reading and writing that QUIC does not use: what came together is not given to them as one, and parity is made of what they send and
+// makes good what they lack.
+func TestOneDatagramIsReadAtATime(t *testing.T) {
+	open := func() *net.UDPConn {
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		return c
+	}
+	near, between, udp := open(), open(), open()
+	_, far := New(udp)
+	to, from := udp.LocalAddr().(*net.UDPAddr), near.LocalAddr().(*net.UDPAddr)
+	const size = 1000
+	sent := someDatagram(rand.New(rand.NewPCG(1, 2)), 4*size+500)
+	if _, _, err := near.WriteMsgUDP(sent, segments(size), to); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 4*size)
+	for i := range 5 {
+		want, flags, n, by := sent[i*size:min((i+1)*size, len(sent))], 0, 0, net.Addr(nil)
+		var err error
+		if i%2 == 0 {
+			n, by, err = far.ReadFrom(b)
+		} else {
+			room := b
+			if i == 3 {
+				room = b[:10] // the rest of it is lost, and nothing of the next
+			}
+			n, _, flags, by, err = far.(*udpConn).ReadMsgUDP(room, make([]byte, 64))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 3 && (n != 10 || flags != unix.MSG_TRUNC) || i != 3 && (n != len(want) || flags != 0) || !bytes.Equal(b[:n], want[:n]) || by.String() != from.String() {
+			t.Errorf("datagram %d: %d bytes of %d from %v, flags %#x", i, n, len(want), by, flags)
+		}
+	}
+
+	sender, packets := New(near)
+	p := sender.Join(between.LocalAddr().(*net.UDPAddr).AddrPort())
+	p.Use(1)
+	p.Protect(1e-4, time.Millisecond)
+	if n, err := packets.WriteTo(sent[:size], between.LocalAddr()); n != size || err != nil {
+		t.Errorf("wrote %d, %v", n, err)
+	}
+	for _, parity := range []bool{false, true} {
+		if n, err := between.Read(b); err != nil || (n != size) != parity {
+			t.Errorf("%d bytes, parity %t: %v", n, parity, err)
+		}
+	}
+	if _, is := packets.(interface {
+		ReadFromUDPAddrPort([]byte) (int, netip.AddrPort, error)
+	}); is {
+		t.Error("it can be read past what takes apart")
+	}
+	if _, is := packets.(net.Conn); is {
+		t.Error("it can be read as a connection, past what takes apart")
+	}
+}
+
 // TestWhatIsTogetherIsFoundAmongOthers is of what the kernel says, in either order.
 func TestWhatIsTogetherIsFoundAmongOthers(t *testing.T) {
 	together4 := func(size uint32) []byte {
