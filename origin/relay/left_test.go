@@ -87,7 +87,7 @@ func TestAHalfThatHadEndedBeforeRests(t *testing.T) {
 		time.Sleep(4 * firstLook)
 		synctest.Wait()
 		f.mu.Lock()
-		if left := f.untilLook(time.Now()); left != 0 {
+		if left := f.untilLook(stamp()); left != 0 {
 			t.Errorf("it is looked at in %v", left)
 		}
 		f.mu.Unlock()

@@ -62,7 +62,7 @@ type Leg struct {
 }
 
 // End is one end of a flow.
-type End int
+type End uint8
 
 // The ends.
 const (
@@ -153,13 +153,18 @@ func (f *Flow) Start(ended func(Result)) {
 func (f *Flow) half(from End) {
 	if f.oneWay(from) {
 		f.rest(from)
-		return
+	} else if f.done.Add(1) == 2 {
+		f.tellEnded()
 	}
-	if f.done.Add(1) == 2 {
-		r := f.result()
-		defer f.recovered()
-		f.ended(r)
-	}
+}
+
+// What follows is apart from what waits for bytes, for the runtime begins all stacks as large as those that it finds are deep, on average (rest).
+
+//go:noinline
+func (f *Flow) tellEnded() {
+	r := f.result()
+	defer f.recovered()
+	f.ended(r)
 }
 
 func (f *Flow) oneWay(from End) (rests bool) {
@@ -266,31 +271,38 @@ type Flow struct {
 	a, b       net.Conn
 	idle       time.Duration
 	aToB, bToA direction
-	spliced    bool
 	ended      func(Result) // of Start
 	done       atomic.Int32 // directions that came to their end, or were broken off
 	whole      atomic.Int32 // directions that came to their end
-	shut       atomic.Bool  // the ends are closed: the kernel knows nothing of them any more
 
-	mu    sync.Mutex
-	over  bool
-	err   error
-	broke End
-	timer *time.Timer // of look, like what follows; nil: there is none
-	seen  uint64      // the progress at the look before
-	since time.Time   // nothing has moved, as far as looks have it
-	woke  time.Time
-	kept  bool // keepAlive was called
+	mu      sync.Mutex
+	err     error
+	timer   *time.Timer   // of look, like what follows; nil: there is none
+	seen    uint64        // the progress at the look before
+	since   time.Duration // nothing has moved, as far as looks have it and as stamp does
+	woke    time.Duration
+	broke   End
+	shut    atomic.Bool // the ends are closed: the kernel knows nothing of them any more
+	spliced bool
+	over    bool
+	kept    bool // keepAlive was called
 }
 
+// There are two of these in a flow, and as many flows as a node carries, so what is small comes together.
 type direction struct {
 	read, written atomic.Int64
-	ended         bool       // before the flow was carried here
-	left          *unwritten // from then; nil: nothing
+	left          *unwritten // from before the flow was carried here; nil: nothing
 	quiet         quiet
-	peeked        [1]byte // by who waits for bytes
 	fd            int32   // of sockets, one more than it, and by its lock; 0: it waits for none
+	ended         bool    // before the flow was carried here
+	peeked        [1]byte // by who waits for bytes
 }
+
+// started is what stamp counts from.
+var started = time.Now()
+
+// stamp is now, as a time that takes little room: it says something only beside others.
+func stamp() time.Duration { return time.Since(started) }
 
 // carry is one direction, to one end from the other. rests: it has not ended, but is to wait for bytes as rest has it.
 func (f *Flow) carry(dst, src net.Conn, to, from End, d *direction) (rests bool) {
@@ -348,6 +360,11 @@ func copyAll(dst io.Writer, src io.Reader, d *direction) (writing bool, err erro
 	if source := patiently(src); source != nil {
 		return copyPatiently(dst, source, d, math.MaxInt64)
 	}
+	return copyImpatiently(dst, src, d)
+}
+
+// copyImpatiently is copyAll of what has a buffer all the time.
+func copyImpatiently(dst io.Writer, src io.Reader, d *direction) (writing bool, err error) {
 	small := make([]byte, smallBuffer)
 	buf := small
 	var large *[largeBuffer]byte
@@ -412,21 +429,21 @@ func (f *Flow) progress() uint64 {
 func (f *Flow) watch() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.since = time.Now()
+	f.since = stamp()
 	f.woke = f.since
 	f.timer = time.AfterFunc(f.untilLook(f.since), f.look)
 }
 
 // untilLook is how long it is until the next look; 0: there need be none. The lock is held.
-func (f *Flow) untilLook(now time.Time) time.Duration {
-	left := max(min(f.idle/looks, f.idle-now.Sub(f.since)), 1)
+func (f *Flow) untilLook(now time.Duration) time.Duration {
+	left := max(min(f.idle/looks, f.idle-(now-f.since)), 1)
 	if f.aToB.quiet.rests() && f.bToA.quiet.rests() {
 		if f.idle == 0 {
 			return 0
 		}
 		return left
 	}
-	soon := min(max(now.Sub(f.woke), firstLook), lastLook)
+	soon := min(max(now-f.woke, firstLook), lastLook)
 	if f.idle == 0 {
 		return soon
 	}
@@ -452,13 +469,13 @@ func (f *Flow) looked() (silent bool) {
 		f.kept = true
 		keepAlive(f.b)
 	}
-	now := time.Now()
+	now := stamp()
 	switch progress := f.progress(); {
 	case progress != f.seen || first && f.spliced:
 		f.seen, f.since = progress, now
-	case f.idle > 0 && now.Sub(f.since) >= f.idle:
+	case f.idle > 0 && now-f.since >= f.idle:
 		return true
-	case now.Sub(f.since) >= firstLook:
+	case now-f.since >= firstLook:
 		f.nudge()
 	}
 	if left := f.untilLook(now); left > 0 {

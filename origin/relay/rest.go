@@ -94,6 +94,8 @@ func (f *Flow) side(from End) (*direction, net.Conn) {
 }
 
 // rest has a direction that was called out wait with little. It goes on with half.
+//
+//go:noinline
 func (f *Flow) rest(from End) {
 	_, src := f.side(from)
 	src.SetReadDeadline(time.Time{})
@@ -113,9 +115,16 @@ func (f *Flow) restOn(from End) {
 func (f *Flow) await(from End) {
 	defer f.recovered()
 	d, src := f.side(from)
-	switch c := src.(type) {
-	case awaited:
+	if c, is := src.(awaited); is {
 		c.Await()
+	} else {
+		awaitOther(src, d)
+	}
+}
+
+//go:noinline
+func awaitOther(src net.Conn, d *direction) {
+	switch c := src.(type) {
 	case peeker:
 		c.Peek(d.peeked[:])
 	case *net.TCPConn:
@@ -131,7 +140,7 @@ func (f *Flow) wake(from End) {
 	d.quiet.state.Store(awake)
 	f.mu.Lock()
 	if !f.over {
-		f.woke = time.Now()
+		f.woke = stamp()
 		f.timer.Reset(f.untilLook(f.woke))
 	}
 	f.mu.Unlock()

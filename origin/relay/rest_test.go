@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 )
 
 // peekable is a conn of which is heard that bytes have come.
@@ -202,3 +203,9 @@ func TestAPanicInTheWaitBreaksItsFlowAlone(t *testing.T) {
 type panicking struct{ *peekable }
 
 func (panicking) Await() { panic("it cannot wait") }
+
+func TestAFlowTakesLittle(t *testing.T) {
+	if size := unsafe.Sizeof(Flow{}); size > 240 { // which is one of the sizes in which memory is given out
+		t.Errorf("it takes %d bytes", size)
+	}
+}
