@@ -136,6 +136,7 @@ const (
 // Backbone is one node's end of all links.
 type Backbone struct {
 	config    Config
+	self      net.Addr // this node
 	log       *slog.Logger
 	transport *quic.Transport
 	listener  *quic.Listener
@@ -182,7 +183,7 @@ func Open(c Config) (*Backbone, error) {
 	if c.windows == (windows{}) {
 		c.windows = defaultWindows
 	}
-	b := &Backbone{config: c, log: c.Log, visitors: map[*visit]bool{}, shares: map[string]*share{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing), warming: make(chan struct{}, warmAtOnce)}
+	b := &Backbone{config: c, self: Addr(c.Self), log: c.Log, visitors: map[*visit]bool{}, shares: map[string]*share{}, paths: map[netip.AddrPort]*path{}, replacing: make(chan struct{}, maxReplacing), warming: make(chan struct{}, warmAtOnce)}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.handlers.Store(&map[string]handler{datagramService: {serve: b.serveLarge}})
 	b.datagrams.init()
@@ -308,7 +309,7 @@ func (b *Backbone) dial(ctx context.Context, node string, h *Header, first []byt
 		if err != nil {
 			return nil, err
 		}
-		asked, err := b.send(stream, node, header, func() { l.release(carrier) })
+		asked, err := b.send(stream, l, header, func() { l.release(carrier) })
 		if err == nil {
 			asked.lasts = h.Passage.lasts()
 			carrier.unread.enter(asked, carrier.conn, b.config.windows)
@@ -341,8 +342,8 @@ func (b *Backbone) dial(ctx context.Context, node string, h *Header, first []byt
 }
 
 // send sends the header on a new stream. left is called once the stream is closed at this end.
-func (b *Backbone) send(stream *quic.Stream, node string, header []byte, left func()) (*streamConn, error) {
-	c := &streamConn{Stream: stream, peer: node, local: Addr(b.config.Self), remote: Addr(node), left: left}
+func (b *Backbone) send(stream *quic.Stream, node *link, header []byte, left func()) (*streamConn, error) {
+	c := &streamConn{Stream: stream, peer: node.node, local: b.self, remote: node.at, left: left}
 	if _, err := c.Write(header); err != nil {
 		c.Abort()
 		return nil, err
@@ -351,8 +352,8 @@ func (b *Backbone) send(stream *quic.Stream, node string, header []byte, left fu
 }
 
 func (b *Backbone) dialSelf(ctx context.Context, h Header) (net.Conn, error) {
-	near, far := newSelfConn(client(h, b.config.Self), Addr(b.config.Self))
-	if !b.start(func() { b.answer(far, h, b.config.Self) }) {
+	near, far := newSelfConn(client(h, b.config.Self), b.self)
+	if !b.start(func() { b.answer(far, nil, h, b.config.Self) }) {
 		return nil, net.ErrClosed
 	}
 	stop := context.AfterFunc(b.ctx, func() {

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -197,6 +198,39 @@ func TestADialEndsWithItsContextAndTellsTheHandler(t *testing.T) {
 		time.Sleep(roundTrip)
 		if told.Load() != 3 {
 			w.Errorf("%d of 3 handlers were told", told.Load())
+		}
+	})
+}
+
+func TestTheTimeBeforeTheAnswerEndsWithTheLinkOrTheHandler(t *testing.T) {
+	inWorld(t, func(w *world) {
+		icn, iad := w.pair()
+		defer iad.Close()
+		defer icn.Close()
+		asked := make(chan *Incoming, 1)
+		iad.Handle("asked", func(in *Incoming) {
+			in.Context()
+			asked <- in
+			if in.Resource == "wait" {
+				<-in.Context().Done()
+			}
+		})
+		for _, resource := range []string{"", "wait"} {
+			go icn.Dial(w.Context(), "iad", Header{Service: "asked", Resource: resource})
+			in := <-asked
+			synctest.Wait()
+			if over := in.Context().Err() != nil; over != (resource == "") {
+				w.Errorf("%q: it is over: %v", resource, over)
+			}
+			time.Sleep(2 * roundTrip)
+		}
+		go icn.Dial(w.Context(), "iad", Header{Service: "asked", Resource: "wait"})
+		in := <-asked
+		icn.Close()
+		begun := time.Now()
+		<-in.Context().Done()
+		if took := time.Since(begun); took > roundTrip {
+			w.Errorf("that the link was lost is heard after %v", took)
 		}
 	})
 }

@@ -320,7 +320,7 @@ func (b *Backbone) serveBulk(conn BulkConn) {
 	c.lasts.Store(h.Passage.lasts())
 	c.readAhead()
 	b.bulk.taken.Add(1)
-	b.answer(c, h, from)
+	b.answer(c, nil, h, from)
 }
 
 // pool is the TCP connections of a link that carry no flow yet.
@@ -774,17 +774,17 @@ func (p *pool) took() {
 
 // sized has it be remembered what a stream has carried whose flow was accepted.
 func (l *link) sized(c *streamConn, h Header) {
-	begun := time.Now()
+	begun, what := stamp(), asked{h.Service, h.Resource} // and not all of the header for as long as the flow
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	left := c.left
 	c.left = func() {
 		left()
 		if c.shifted.Load() { // how fast a part of the flow was says little
-			l.b.bulk.sizes.add(asked{h.Service, h.Resource}, c.bytes.Load())
+			l.b.bulk.sizes.add(what, c.bytes.Load())
 			return
 		}
-		l.ended(asked{h.Service, h.Resource}, &l.pool.quic, c.bytes.Load(), time.Since(begun))
+		l.ended(what, &l.pool.quic, c.bytes.Load(), stamp()-begun)
 	}
 }
 

@@ -65,7 +65,7 @@ type bulkConn struct {
 var _ stream = (*bulkConn)(nil)
 
 func (b *Backbone) newBulkConn(conn BulkConn, remote net.Addr) *bulkConn {
-	c := &bulkConn{b: b, conn: conn, local: Addr(b.config.Self), remote: remote}
+	c := &bulkConn{b: b, conn: conn, local: b.self, remote: remote}
 	c.life, c.leave = context.WithCancel(context.Background())
 	return c
 }

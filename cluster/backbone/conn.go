@@ -55,15 +55,21 @@ type streamConn struct {
 	local, remote net.Addr
 	left          func()        // called once it is closed at this end; may be nil
 	bytes         atomic.Uint64 // carried, both ways
-	shifted       atomic.Bool   // its flow goes on by such a one
 	turns         *turns        // nil: it takes none; set before it is used
 	turn          turnTaker
 	arrears
 
-	mu     sync.Mutex
-	ended  bool // CloseWrite was called
-	closed bool
+	mu      sync.Mutex
+	shifted atomic.Bool // its flow goes on by a connection of TCP
+	ended   bool        // CloseWrite was called
+	closed  bool
 }
+
+// started is what stamp counts from.
+var started = time.Now()
+
+// stamp is now, as a time that takes little room: it says something only beside others.
+func stamp() time.Duration { return time.Since(started) }
 
 var _ duplexConn = (*streamConn)(nil)
 

@@ -109,51 +109,54 @@ type lastingConn struct {
 	key           flowKey
 	ways          func() []Way // nil at the end that did not open it
 	to            string       // the node of the other end
-	home          *Way         // the direct way, if it was opened by that
 	pace          *pace        // how fast it is on its stream; nil: it has carried little there, or the other end has opened it
 	patience      time.Duration
 	returning     *time.Timer // to go home
 	local, remote net.Addr
-	onTCP         bool // it began there
 
-	mu      sync.Mutex
-	changed sync.Cond
-	held    [2]bool // somebody reads, or writes
-	in      lasting.In
-	out     lasting.Out
-	stream  stream      // nil: it is lost, and another is awaited
-	unwatch func() bool // has it watched no more
-	way     string      // the node that the stream is dialled by, or comes from
-	through bool        // another node carries it on
-	epoch   uint32      // of the stream
-	dialled uint32      // the last epoch for which a stream was asked
-	moves   int         // streams before this one
-	using   [2]bool
-	over    error // the end of it
-	deaf    error // why no more can be written, if it is known
-	alone   bool  // the other end keeps nothing for another stream
-	untold  bool  // that it is over: it was left by its user without a stream, and the other end is looked for to be told
+	// A node has as many of these as flows, so what is rare is behind a pointer, and what is small comes together.
 
-	closed    bool // by its user
-	attended  bool // read on, though its user does not
-	heads     lasting.Heads
+	mu        sync.Mutex
+	changed   *sync.Cond // nil: nobody has waited yet
+	in        lasting.In
+	out       lasting.Out
+	stream    stream      // nil: it is lost, and another is awaited
+	unwatch   func() bool // has it watched no more; nil: it is not
+	way       string      // the node that the stream is dialled by, or comes from
+	over      error       // the end of it
+	deaf      error       // why no more can be written, if it is known
 	ahead     *streamConn // that may have a turn for what is lent next; nil: none has
-	rest      parts       // of what was being written when a deadline passed
-	owed      bool        // an acknowledgement is due, or a word that this end forgoes
-	forgo     bool        // that word
-	ack       *time.Timer
-	armed     bool // it runs
-	hurried   bool // for no time
+	rest      *parts      // of what was being written when a deadline passed; nil: nothing
+	ack       *time.Timer // of flush
 	meeting   *time.Timer
 	cancel    context.CancelFunc // of the search for another stream
-	deadlines [2]time.Time
-	peeked    [1]byte // of the stream, by who waits for something to be read
+	deadlines *[2]time.Time      // nil: there are none
+	heads     lasting.Heads
+	epoch     uint32 // of the stream
+	dialled   uint32 // the last epoch for which a stream was asked
+	moves     int32  // streams before this one
+
+	onTCP    bool    // it began there
+	fromHome bool    // it was opened by the direct way
+	held     [2]bool // somebody reads, or writes
+	using    [2]bool
+	through  bool    // another node carries it on
+	alone    bool    // the other end keeps nothing for another stream
+	untold   bool    // that it is over: it was left by its user without a stream, and the other end is looked for to be told
+	closed   bool    // by its user
+	attended bool    // read on, though its user does not
+	unread   bool    // nobody has come to read since flush looked for one
+	owed     bool    // an acknowledgement is due, or a word that this end forgoes
+	forgo    bool    // that word
+	armed    bool    // ack runs
+	hurried  bool    // for no time
+	peeked   [1]byte // of the stream, by who waits for something to be read
 }
 
 // parts are what is to be written, one after the other.
 type parts [2][]byte
 
-func (p parts) left() bool { return len(p[0])+len(p[1]) > 0 }
+func (p *parts) left() bool { return p != nil && len(p[0])+len(p[1]) > 0 }
 
 const (
 	reader = 0
@@ -320,9 +323,7 @@ func (b *Backbone) DialLasting(ctx context.Context, way Way, ways func() []Way) 
 	earlyOf(ctx).give(&c.out)
 	c.ways, c.to, c.way, c.through = ways, way.end(), way.Node, way.through()
 	c.patience = wellTime
-	if !way.through() {
-		c.home = &way
-	}
+	c.fromHome = !way.through()
 	b.lasting.opened.Add(1)
 	c.begin()
 	return c, nil
@@ -360,7 +361,6 @@ func opener(h Header, from string) string {
 
 func (b *Backbone) newLasting(raw stream, key flowKey) *lastingConn {
 	c := &lastingConn{b: b, key: key, stream: raw, onTCP: isMute(raw), local: raw.LocalAddr(), remote: raw.RemoteAddr()}
-	c.changed.L = &c.mu
 	c.out.Held = &b.lasting.held
 	return c
 }
@@ -369,7 +369,7 @@ func (b *Backbone) newLasting(raw stream, key flowKey) *lastingConn {
 func (c *lastingConn) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.watch()
+	c.later(ackDelay) // it may be that nobody reads
 	known := c.b.lasting.enter(c)
 	if !known {
 		c.forgoes()
@@ -435,7 +435,7 @@ func (c *lastingConn) detach(epoch uint32) bool {
 	c.epoch = epoch
 	c.drop()
 	for c.using[reader] || c.using[writer] {
-		c.changed.Wait()
+		c.pause()
 	}
 	return c.over == nil && c.epoch == epoch
 }
@@ -452,16 +452,20 @@ func (c *lastingConn) take() stream {
 	s := c.stream
 	if s != nil {
 		c.stream = nil
-		c.unwatch()
+		c.watchNoMore()
 		c.b.lasting.suspended.Add(1)
 	}
 	return s
 }
 
 // watch has it noticed that the way of the stream is lost, though nobody may be at it: a relay that waits for a client who does not read neither reads nor
-// writes here. mu is held.
+// writes here. It is for a stream that nobody has come to read for a while (unread), for who reads hears of it; and what the context of a stream makes when it is
+// first watched it keeps, 370 bytes. mu is held.
 func (c *lastingConn) watch() {
 	s := c.stream
+	if s == nil || c.unwatch != nil {
+		return
+	}
 	c.unwatch = context.AfterFunc(s.Gone(), func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -472,10 +476,30 @@ func (c *lastingConn) watch() {
 	})
 }
 
+// watchNoMore ends that. mu is held.
+func (c *lastingConn) watchNoMore() {
+	if c.unwatch != nil {
+		c.unwatch()
+		c.unwatch = nil
+	}
+}
+
+// lookForReader has the stream watched if nobody has come to read since the look before, and looks once more if somebody has, but is not at it. mu is held.
+func (c *lastingConn) lookForReader() {
+	switch {
+	case c.stream == nil || c.using[reader] || c.unwatch != nil:
+	case c.unread:
+		c.watch()
+	default:
+		c.unread = true
+		c.later(ackDelay)
+	}
+}
+
 // attach goes on over another stream, whose other end has so many bytes. mu is held since detach has returned.
 func (c *lastingConn) attach(s stream, epoch uint32, has uint64, by Way) {
 	if c.rest.left() {
-		c.rest = parts{}
+		c.rest = nil
 		c.out.Written()
 	}
 	if !c.mayGoOn() { // it has forgone that since it was asked
@@ -495,7 +519,7 @@ func (c *lastingConn) attach(s stream, epoch uint32, has uint64, by Way) {
 	c.owed = c.forgo
 	c.settleAt(by)
 	c.stream, c.way, c.through = s, by.Node, by.through()
-	c.watch()
+	c.later(ackDelay) // it may be that nobody reads
 	c.moves++
 	if c.meeting != nil {
 		c.meeting.Stop()
@@ -503,10 +527,10 @@ func (c *lastingConn) attach(s stream, epoch uint32, has uint64, by Way) {
 	c.b.lasting.suspended.Add(-1)
 	c.b.lasting.resumed.Add(1)
 	if !c.in.Ended() {
-		s.SetReadDeadline(c.deadlines[reader])
+		s.SetReadDeadline(c.deadline(reader))
 	}
-	s.SetWriteDeadline(c.deadlines[writer])
-	c.changed.Broadcast()
+	s.SetWriteDeadline(c.deadline(writer))
+	c.wake()
 	if c.out.Unsent() || c.owed {
 		c.b.start(c.flush)
 	}
@@ -595,7 +619,7 @@ func (c *lastingConn) part() {
 }
 
 // search looks for another stream, after so many moves, until there is one, or there can be none.
-func (c *lastingConn) search(ctx context.Context, moves int) {
+func (c *lastingConn) search(ctx context.Context, moves int32) {
 	pause := firstMeeting
 	for {
 		for _, way := range c.ways() {
@@ -632,11 +656,11 @@ func (c *lastingConn) search(ctx context.Context, moves int) {
 }
 
 // adrift says that it has no stream since the one after so many moves was lost, and may have another, if only to say that it is over. mu is held.
-func (c *lastingConn) adrift(moves int) bool {
+func (c *lastingConn) adrift(moves int32) bool {
 	return (c.over == nil || c.untold) && c.stream == nil && c.moves == moves
 }
 
-func (c *lastingConn) isAdrift(moves int) bool {
+func (c *lastingConn) isAdrift(moves int32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.adrift(moves)
@@ -724,7 +748,7 @@ func (c *lastingConn) toTCP(from *streamConn, bytes uint64, took time.Duration) 
 // settleAt has it go home after a time, if it goes another way from now on. mu is held.
 func (c *lastingConn) settleAt(by Way) {
 	switch {
-	case c.home == nil:
+	case !c.fromHome:
 	case by.through():
 		if !c.through && c.moves > 0 {
 			c.patience = min(2*c.patience, lastWellTime)
@@ -761,9 +785,11 @@ func (c *lastingConn) mayReturn() {
 		return
 	}
 	c.b.start(func() {
-		if c.Move(c.b.ctx, *c.home) == nil {
-			c.b.lasting.returned.Add(1)
-			return
+		for _, way := range c.ways() {
+			if way.Node == c.to && !way.through() && c.Move(c.b.ctx, way) == nil {
+				c.b.lasting.returned.Add(1)
+				return
+			}
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -779,7 +805,7 @@ const onStream = -1
 
 // goBy asks for a stream on a way, and goes on over it. moves says after how many the one before was lost, or else it is onStream. What this end
 // has is said with the question, so it is to hold when the answer comes: a search that has not heard yet that its time is over must not go on from there.
-func (c *lastingConn) goBy(ctx context.Context, way Way, moves int) (err error) {
+func (c *lastingConn) goBy(ctx context.Context, way Way, moves int32) (err error) {
 	lost := moves != onStream
 	ctx, cancel := context.WithTimeout(ctx, meetAttempt)
 	defer cancel()
@@ -793,7 +819,7 @@ func (c *lastingConn) goBy(ctx context.Context, way Way, moves int) (err error) 
 	c.mu.Lock()
 	if lost {
 		for c.using[reader] || c.using[writer] {
-			c.changed.Wait()
+			c.pause()
 		}
 		if c.over == nil && !c.adrift(moves) {
 			c.mu.Unlock()
@@ -886,7 +912,7 @@ func (c *lastingConn) finish(why error) {
 		}
 	}
 	c.b.lasting.leave(c)
-	c.changed.Broadcast()
+	c.wake()
 }
 
 // leaves has the other end of a flow that is over be told of that, if it may wait for it, by another stream than the one that was left, if any. It is
@@ -909,7 +935,7 @@ func (c *lastingConn) leaves(s stream, why error) {
 // dropOut has nothing kept of what was written, nor what a deadline has left half written. mu is held.
 func (c *lastingConn) dropOut() {
 	c.out.Drop()
-	c.rest = parts{}
+	c.rest = nil
 	if !c.using[writer] { // who is at it lets go of it himself
 		c.out.Written()
 	}
@@ -943,23 +969,38 @@ func (c *lastingConn) forgoes() {
 	}
 }
 
+// pause waits until something has changed. mu is held.
+func (c *lastingConn) pause() {
+	if c.changed == nil {
+		c.changed = sync.NewCond(&c.mu)
+	}
+	c.changed.Wait()
+}
+
+// wake tells who waits that something has changed. mu is held.
+func (c *lastingConn) wake() {
+	if c.changed != nil {
+		c.changed.Broadcast()
+	}
+}
+
 // await waits until something has changed, or until a time, which is zero for never. mu is held.
 func (c *lastingConn) await(until time.Time) {
 	if !until.IsZero() {
 		wake := time.AfterFunc(time.Until(until), func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			c.changed.Broadcast()
+			c.wake()
 		})
 		defer wake.Stop()
 	}
-	c.changed.Wait()
+	c.pause()
 }
 
 // enter has one side be at the stream, once there is one. mu is held.
 func (c *lastingConn) enter(side int, wait bool) (stream, error) {
 	for {
-		deadline := c.deadlines[side]
+		deadline := c.deadline(side)
 		if side == reader && (c.closed || c.in.Ended()) {
 			deadline = time.Time{} // its user reads no more, and who reads on has none
 		}
@@ -970,6 +1011,7 @@ func (c *lastingConn) enter(side int, wait bool) (stream, error) {
 			return nil, c.deaf
 		case c.stream != nil:
 			c.using[side] = true
+			c.unread = c.unread && side == writer
 			return c.stream, nil
 		case !wait:
 			return nil, errMidway
@@ -984,7 +1026,7 @@ func (c *lastingConn) enter(side int, wait bool) (stream, error) {
 func (c *lastingConn) leave(side int) {
 	c.using[side] = false
 	if c.stream == nil {
-		c.changed.Broadcast() // somebody waits for that
+		c.wake() // somebody waits for that
 	}
 }
 
@@ -997,27 +1039,40 @@ func (c *lastingConn) Peek(p []byte) (int, error) { return c.receive(p, true, fa
 // Await waits until there is something to be read: bytes, the end, or an error. It takes nothing, and needs little of the stack, so that a flow that is
 // silent does not hold a large one: hence it asks the stream itself, by which it may hear of what is no byte of the flow.
 func (c *lastingConn) Await() {
-	c.mu.Lock()
+	if s := c.awaits(); s != nil {
+		n, err := s.Peek(c.peeked[:])
+		c.awaited(s, n, err)
+	}
+}
+
+// awaits has the caller be the one who reads a stream; nil: nothing is to be waited for. It is apart from Await, as awaited is, for what is on a stack there is
+// of each flow that is silent.
+//
+//go:noinline
+func (c *lastingConn) awaits() stream {
+	if c.startReading(false) != nil {
+		return nil
+	}
 	defer c.mu.Unlock()
-	for c.held[reader] && c.mayRead(false) == nil {
-		c.changed.Wait()
-	}
-	if c.mayRead(false) != nil {
-		return
-	}
-	c.held[reader] = true
-	defer c.yield(reader)
 	s, err := c.enter(reader, true)
 	if err != nil {
-		return
+		c.yield(reader)
+		return nil
 	}
 	c.lighten()
-	c.mu.Unlock()
-	n, err := s.Peek(c.peeked[:])
+	return s
+}
+
+// awaited takes note that so many bytes have come to the stream, or of its error.
+//
+//go:noinline
+func (c *lastingConn) awaited(s stream, n int, err error) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer c.yield(reader)
 	c.leave(reader)
 	if c.stream == s {
-		c.watch()
+		c.later(ackDelay) // it may be that nobody reads
 	}
 	if n == 0 {
 		c.broke(s, err)
@@ -1026,8 +1081,7 @@ func (c *lastingConn) Await() {
 
 // lighten gives up what only a flow needs that is not silent: whose stream somebody waits for need not be watched. mu is held.
 func (c *lastingConn) lighten() {
-	c.unwatch()
-	c.unwatch = func() bool { return false }
+	c.watchNoMore()
 	if !c.armed {
 		c.ack = nil
 	}
@@ -1035,16 +1089,10 @@ func (c *lastingConn) lighten() {
 
 // receive reads bytes, and what else the other end says before them. beyond has it read on behind the end.
 func (c *lastingConn) receive(p []byte, peek, beyond bool) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.held[reader] && c.mayRead(beyond) == nil {
-		c.changed.Wait()
+	if err := c.startReading(beyond); err != nil {
+		return 0, err
 	}
-	if err := c.mayRead(beyond); err != nil {
-		return 0, err // there may be one who reads on
-	}
-	c.held[reader] = true
-	defer c.yield(reader)
+	defer c.stopReading()
 	for {
 		if err := c.mayRead(beyond); err != nil {
 			return 0, err
@@ -1058,12 +1106,7 @@ func (c *lastingConn) receive(p []byte, peek, beyond bool) (int, error) {
 			head := c.in.Head()
 			c.mu.Unlock()
 			n, err := s.Read(head)
-			c.mu.Lock()
-			c.leave(reader)
-			if n > 0 && c.over == nil {
-				c.heard(n)
-			}
-			if err := c.broke(s, err); err != nil {
+			if err := c.readHead(s, n, err); err != nil {
 				return 0, err
 			}
 			continue
@@ -1080,24 +1123,60 @@ func (c *lastingConn) receive(p []byte, peek, beyond bool) (int, error) {
 		} else {
 			n, err = s.Read(room)
 		}
-		c.mu.Lock()
-		c.leave(reader)
-		if n > 0 && !peek {
-			c.in.Took(n)
-			if c.in.Due() >= ackEvery {
-				c.later(0)
-			} else {
-				c.later(ackDelay)
-			}
-			c.shift(s)
-		}
-		if n > 0 {
-			return n, nil
-		}
-		if err := c.broke(s, err); err != nil {
-			return 0, err
+		if err := c.readBytes(s, n, err, peek); n > 0 || err != nil {
+			return n, err
 		}
 	}
+}
+
+// readHead takes note of what a read of a head came to, and has mu be held. What its reader is to hear at once it returns.
+func (c *lastingConn) readHead(s stream, n int, err error) error {
+	c.mu.Lock()
+	c.leave(reader)
+	if n > 0 && c.over == nil {
+		c.heard(n)
+	}
+	return c.broke(s, err)
+}
+
+// readBytes is readHead of bytes, be it that they were taken or not. An error behind some comes again.
+func (c *lastingConn) readBytes(s stream, n int, err error, peek bool) error {
+	c.mu.Lock()
+	c.leave(reader)
+	if n == 0 {
+		return c.broke(s, err)
+	}
+	if !peek {
+		c.in.Took(n)
+		if c.in.Due() >= ackEvery {
+			c.later(0)
+		} else {
+			c.later(ackDelay)
+		}
+		c.shift(s)
+	}
+	return nil
+}
+
+// startReading has the caller be the one who reads, and mu be held, unless there is nothing more to read.
+func (c *lastingConn) startReading(beyond bool) error {
+	c.mu.Lock()
+	for c.held[reader] && c.mayRead(beyond) == nil {
+		c.pause()
+	}
+	err := c.mayRead(beyond)
+	if err != nil { // there may be one who reads on
+		c.mu.Unlock()
+		return err
+	}
+	c.held[reader] = true
+	return nil
+}
+
+// stopReading has another read, and mu be held no more.
+func (c *lastingConn) stopReading() {
+	c.yield(reader)
+	c.mu.Unlock()
 }
 
 // mayRead is why there is nothing more to read. mu is held.
@@ -1186,14 +1265,15 @@ func (c *lastingConn) later(after time.Duration) {
 // yield has another read, or write. mu is held.
 func (c *lastingConn) yield(side int) {
 	c.held[side] = false
-	c.changed.Broadcast()
+	c.wake()
 }
 
-// flush writes what is due, unless somebody writes, who then does it.
+// flush writes what is due, unless somebody writes, who then does it, and looks whether somebody reads.
 func (c *lastingConn) flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.armed, c.hurried, c.owed = false, false, true
+	c.lookForReader()
 	if !c.held[writer] {
 		c.held[writer] = true
 		c.stopWriting()
@@ -1203,7 +1283,7 @@ func (c *lastingConn) flush() {
 // startWriting has the caller be the one who writes. mu is held.
 func (c *lastingConn) startWriting() {
 	for c.held[writer] {
-		c.changed.Wait()
+		c.pause()
 	}
 	c.held[writer] = true
 }
@@ -1231,7 +1311,10 @@ func (c *lastingConn) pump(wait bool) error {
 		if err != nil {
 			return err
 		}
-		todo := c.rest
+		var todo parts
+		if c.rest != nil {
+			todo = *c.rest
+		}
 		switch {
 		case todo.left():
 		case c.forgo:
@@ -1254,10 +1337,11 @@ func (c *lastingConn) pump(wait bool) error {
 		c.mu.Lock()
 		c.leave(writer)
 		if errors.Is(err, os.ErrDeadlineExceeded) && c.stream == s && todo.left() {
-			c.rest = todo
+			left := todo // which is not to be in the heap each time
+			c.rest = &left
 			return err
 		}
-		c.rest = parts{}
+		c.rest = nil
 		c.out.Written()
 		c.shift(s)
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -1393,7 +1477,7 @@ func (c *lastingConn) Close() error {
 		return nil
 	}
 	c.closed = true
-	c.changed.Broadcast()
+	c.wake()
 	switch {
 	case c.over != nil:
 	case c.deaf != nil:
@@ -1409,7 +1493,7 @@ func (c *lastingConn) Close() error {
 			c.leaves(s, net.ErrClosed)
 		}
 	default:
-		c.deadlines = [2]time.Time{}
+		c.deadlines = nil
 		if c.stream != nil {
 			c.stream.SetDeadline(time.Time{})
 			if c.using[reader] && !c.attended {
@@ -1447,7 +1531,7 @@ func (c *lastingConn) Way() string {
 func (c *lastingConn) Moves() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.moves
+	return int(c.moves)
 }
 
 // SetDeadline sets both deadlines.
@@ -1475,15 +1559,31 @@ func (c *lastingConn) setDeadline(side int, t time.Time) {
 	if c.closed {
 		return
 	}
-	c.deadlines[side] = t
+	if c.deadlines == nil && !t.IsZero() {
+		c.deadlines = new([2]time.Time)
+	}
+	if c.deadlines != nil {
+		c.deadlines[side] = t
+		if *c.deadlines == ([2]time.Time{}) {
+			c.deadlines = nil
+		}
+	}
 	switch {
 	case c.stream == nil:
-		c.changed.Broadcast()
+		c.wake()
 	case side == writer:
 		c.stream.SetWriteDeadline(t)
 	case !c.in.Ended():
 		c.stream.SetReadDeadline(t)
 	}
+}
+
+// deadline is that of one side; zero: there is none. mu is held.
+func (c *lastingConn) deadline(side int) time.Time {
+	if c.deadlines == nil {
+		return time.Time{}
+	}
+	return c.deadlines[side]
 }
 
 // Join has each of two streams, by which a node carries a flow on that outlives them, break off as the other has: if its way was lost, or the node there has

@@ -634,7 +634,7 @@ func TestAFlowOfManyBytesIsMovedToTCP(t *testing.T) {
 					w.Errorf("%d bytes of %d came: %v", len(got), len(text), err)
 				}
 				near.mu.Lock()
-				if near.moves != c.moves || near.stream != nil && isMute(near.stream) != (c.moves > 0) {
+				if int(near.moves) != c.moves || near.stream != nil && isMute(near.stream) != (c.moves > 0) {
 					w.Errorf("it was moved %d times, and is on a %T", near.moves, near.stream)
 				}
 				near.mu.Unlock()
@@ -1368,10 +1368,57 @@ func TestWhatWasClosedArrives(t *testing.T) {
 }
 
 func TestASilentFlowTakesLittle(t *testing.T) {
-	var near lastingConn
-	if size := unsafe.Sizeof(near); size > 800 {
+	if size := unsafe.Sizeof(lastingConn{}); size > 448 { // which is one of the sizes in which memory is given out, and so is the other
 		t.Errorf("an end takes %d bytes", size)
 	}
+	if size := unsafe.Sizeof(streamConn{}); size > 208 {
+		t.Errorf("a stream takes %d bytes", size)
+	}
+}
+
+// What it takes to watch a stream is kept for as long as the stream is open, so a flow that is read does without.
+func TestAStreamIsWatchedOnceNobodyReadsIt(t *testing.T) {
+	inFlowWorld(t, 1, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		watched := func() bool {
+			near.mu.Lock()
+			defer near.mu.Unlock()
+			return near.unwatch != nil
+		}
+		for range 2 {
+			read := make(chan error, 1)
+			go func() {
+				_, err := io.ReadFull(near, make([]byte, 1))
+				read <- err
+			}()
+			time.Sleep(10 * ackDelay)
+			if watched() {
+				w.Error("it is watched, though somebody waits for what comes")
+			}
+			if _, err := io.WriteString(far, "x"); err != nil {
+				w.Fatal(err)
+			}
+			if err := <-read; err != nil {
+				w.Fatal(err)
+			}
+		}
+		time.Sleep(3 * ackDelay)
+		if !watched() {
+			w.Error("it is not watched, though nobody reads")
+		}
+		w.kill("icn", "iad")
+		time.Sleep(time.Second)
+		if n := near.Moves(); n != 1 {
+			w.Errorf("it went on over %d streams", n)
+		}
+		time.Sleep(3 * ackDelay)
+		if !watched() {
+			w.Error("the next stream is not watched")
+		}
+		near.Abort()
+		far.Abort()
+		w.settled()
+	})
 }
 
 // meetings is how many runs of chance there are; PERIGEE_MEETINGS has others.

@@ -115,6 +115,7 @@ const (
 type link struct {
 	b      *Backbone
 	node   string
+	at     net.Addr // that, as one
 	addr   netip.AddrPort
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -161,7 +162,7 @@ type carrier struct {
 func (c *carrier) isShut() bool { return c != nil && isClosed(c.shut) }
 
 func newLink(b *Backbone, node string, addr netip.AddrPort) *link {
-	l := &link{b: b, node: node, addr: addr, reason: "not dialled yet", changed: make(chan struct{})}
+	l := &link{b: b, node: node, at: Addr(node), addr: addr, reason: "not dialled yet", changed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancel(b.ctx)
 	l.judged, l.judge = context.WithCancel(l.ctx)
 	l.pool.l = l
@@ -379,7 +380,7 @@ func (l *link) ask(ctx context.Context, conn *quic.Conn, h Header) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	c, err := l.b.send(stream, l.node, header, nil)
+	c, err := l.b.send(stream, l, header, nil)
 	if err != nil {
 		return nil, err
 	}

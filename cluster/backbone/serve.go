@@ -56,13 +56,39 @@ type Incoming struct {
 
 	b        *Backbone
 	conn     duplexConn
-	end      bool // it opens a flow that outlives it, and ends here
+	end      bool            // it opens a flow that outlives it, and ends here
+	link     context.Context // of the connection that the stream is one of; nil: it is one of none
 	answered atomic.Bool
 	lasting  *lastingConn // what was accepted, if so
+
+	asked  context.Context // what Context has returned; nil: it was not called
+	forget func()          // what that takes
 }
 
-// Context is done once the dialler has given up or the link is lost. It is for the time before the answer.
-func (in *Incoming) Context() context.Context { return in.conn.Gone() }
+// soonAnswered is how long an answer may take before it is noticed that the dialler gives up meanwhile. Nearly all are there by then.
+const soonAnswered = 100 * time.Millisecond
+
+// Context is done once the dialler has given up, which may be noticed soonAnswered late, or the link is lost; and when the handler has returned. It is for the handler, and the
+// time before the answer.
+func (in *Incoming) Context() context.Context {
+	if in.link == nil {
+		return in.conn.Gone()
+	}
+	if in.asked == nil {
+		// The stream's own context, once it is waited for, holds 370 bytes for as long as the stream is open, and the answer is there within milliseconds.
+		ctx, cancel := context.WithCancelCause(in.link)
+		gone := func() { cancel(context.Cause(in.conn.Gone())) }
+		watch := time.AfterFunc(soonAnswered, func() {
+			stop := context.AfterFunc(in.conn.Gone(), gone)
+			context.AfterFunc(ctx, func() { stop() })
+		})
+		in.asked, in.forget = ctx, func() {
+			watch.Stop()
+			cancel(nil)
+		}
+	}
+	return in.asked
+}
 
 // Accept says yes and returns the stream, which the caller must close. It has CloseWrite() error and Abort() as
 // well. Its remote address is the client where the header names one, or else the node that dialled. An answer that
@@ -232,7 +258,7 @@ func (b *Backbone) gone(v *visit) {
 }
 
 func (b *Backbone) serveStream(v *visit, stream *quic.Stream, from string) {
-	c := &streamConn{Stream: stream, peer: from, local: Addr(b.config.Self), left: v.exit}
+	c := &streamConn{Stream: stream, peer: from, local: b.self, left: v.exit}
 	c.SetReadDeadline(time.Now().Add(headerTimeout))
 	h, err := ReadHeader(c)
 	if err != nil {
@@ -259,7 +285,7 @@ func (b *Backbone) serveStream(v *visit, stream *quic.Stream, from string) {
 		b.count.moved.Add(1)
 		c.abort(streamMoved)
 	default:
-		b.answer(c, h, from)
+		b.answer(c, v.conn.Context(), h, from)
 	}
 }
 
@@ -317,9 +343,14 @@ func (b *Backbone) sayBye(v *visit, c *streamConn) {
 	}
 }
 
-// answer lets the service's handler say yes or no.
-func (b *Backbone) answer(c duplexConn, h Header, from string) {
-	in := &Incoming{Header: h, From: from, b: b, conn: c}
+// answer lets the service's handler say yes or no to a stream; link is that of its connection, if it is one of many.
+func (b *Backbone) answer(c duplexConn, link context.Context, h Header, from string) {
+	in := &Incoming{Header: h, From: from, b: b, conn: c, link: link}
+	defer func() {
+		if in.forget != nil {
+			in.forget()
+		}
+	}()
 	if _, ok := c.(stream); !ok {
 		in.Passage, h.Passage = Passage{}, Passage{} // it ends with its connection
 	}

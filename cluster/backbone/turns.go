@@ -64,15 +64,15 @@ type turnRequest struct {
 
 // turnTaker is what a stream knows of its turns.
 type turnTaker struct {
-	fits  bool      // there is a window for what is written next; by who writes, like what follows
-	burst int       // bytes since it was at rest
-	wrote time.Time // when it wrote last
+	burst int           // bytes since it was at rest; by who writes, like what follows
+	wrote time.Duration // when it wrote last, as stamp has it; only where burst is more than none
+	fits  bool          // there is a window for what is written next
 
 	ahead atomic.Bool // it has a turn for what is written next
 
 	mu      sync.Mutex
-	hurried bool          // there is a deadline: it waits for no turn
-	hurries chan struct{} // closed when there is one; nil: it has never waited since
+	hurries chan struct{} // closed when there is a deadline; nil: it has never waited since
+	hurried bool          // there is one: it waits for no turn
 }
 
 // hurry has it wait for no turn, or wait again.
@@ -186,7 +186,7 @@ func (t *turns) most() int {
 
 // wantsAhead says that a long write would be for a turn. It is for who writes, as inTurns is.
 func (c *streamConn) wantsAhead() bool {
-	return c.turns != nil && c.turn.burst >= turnsAfter && time.Since(c.turn.wrote) <= restTime
+	return c.turns != nil && c.turn.burst >= turnsAfter && stamp()-c.turn.wrote <= restTime
 }
 
 // takeAhead waits for a turn for what is written next, where many write much, and says whether it has one, which is to be given back (giveAhead) if that is
@@ -213,11 +213,11 @@ func (c *streamConn) inTurns(p []byte) (n int, err error) {
 		return c.Stream.Write(p)
 	}
 	k := &c.turn
-	if time.Since(k.wrote) > restTime && !k.ahead.Load() { // or it was its turn that it waited for
+	if stamp()-k.wrote > restTime && !k.ahead.Load() { // or it was its turn that it waited for
 		k.burst = 0
 	}
 	defer func() {
-		k.wrote = time.Now()
+		k.wrote = stamp()
 		k.burst += n
 	}()
 	if k.burst < turnsAfter {

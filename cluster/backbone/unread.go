@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -37,23 +38,27 @@ const (
 
 // arrears is how far the reader of a stream may be behind.
 type arrears struct {
+	taken    atomic.Uint64 // bytes
+	window   atomic.Uint64 // that QUIC has given it, as far as can be told from how it was read
 	waits    atomic.Bool   // for bytes: there are none unread
 	done     atomic.Bool   // reading: there are none to come
-	taken    atomic.Uint64 // bytes
 	forsaken atomic.Uint32 // what was done to it for that; 0: nothing
-	window   atomic.Uint64 // that QUIC has given it, as far as can be told from how it was read
-	lasts    bool          // its flow outlives it; set before it is used, like what follows
-	of       *unread       // nil: it does not count
-
-	// By who reads:
-	epoch time.Time // when the reading of what now counts for the window began
-	from  uint64    // of taken, then
+	lasts    bool          // its flow outlives it; set before it is used
 
 	// By of.mu:
+	slow    uint8  // looks in a row that found its reader slow, up to slowLooks
+	stopped uint16 // … and not reading, up to mostLooks
 	before  uint64 // of taken, when it was looked at last
-	slow    int    // looks in a row that found its reader slow
-	stopped int    // … and not reading
+
+	of *unread // nil: it does not count; set before it is used
+
+	// By who reads:
+	epoch time.Duration // when the reading of what now counts for the window began, as stamp has it
+	from  uint64        // of taken, then
 }
+
+// mostLooks is as many as are told apart: for 18 hours.
+const mostLooks = math.MaxUint16
 
 func (a *arrears) took(n int, err error) {
 	a.waits.Store(false)
@@ -61,7 +66,7 @@ func (a *arrears) took(n int, err error) {
 	switch {
 	case a.of == nil || n == 0:
 	case taken == uint64(n):
-		a.epoch = time.Now()
+		a.epoch = stamp()
 	default:
 		a.widen(taken)
 	}
@@ -77,8 +82,8 @@ func (a *arrears) widen(taken uint64) {
 	if window >= a.of.most || read <= window/2 {
 		return
 	}
-	now := time.Now()
-	if widens(window, read, now.Sub(a.epoch), time.Duration(a.of.rtt.Load())) {
+	now := stamp()
+	if widens(window, read, now-a.epoch, time.Duration(a.of.rtt.Load())) {
 		a.window.Store(min(2*window, a.of.most))
 	}
 	a.epoch, a.from = now, taken
@@ -112,7 +117,7 @@ func (u *unread) enter(c *streamConn, conn *quic.Conn, w windows) {
 		u.measure(conn)
 	}
 	u.all[c] = struct{}{}
-	c.of, c.epoch = u, time.Now()
+	c.of, c.epoch = u, stamp()
 	c.window.Store(w.stream)
 }
 
@@ -149,12 +154,14 @@ func (u *unread) look(w windows) (wide, narrow []*streamConn) {
 			continue
 		}
 		held += window
-		c.slow++
-		if c.stopped++; fresh >= w.stream/stoppedShare {
+		c.slow = min(c.slow+1, slowLooks)
+		if fresh >= w.stream/stoppedShare {
 			c.stopped = 0
+		} else if c.stopped < mostLooks {
+			c.stopped++
 		}
 		if c.stopped >= slowLooks || c.slow >= slowLooks && c.lasts {
-			slow = append(slow, slowReader{c, window, c.stopped})
+			slow = append(slow, slowReader{c, window, int(c.stopped)})
 		}
 	}
 	if held <= w.slow {

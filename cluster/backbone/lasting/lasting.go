@@ -322,11 +322,10 @@ func (o *Out) release() {
 type In struct {
 	received uint64 // bytes that have arrived, the end included
 	told     uint64 // of these the other end knows
+	left     int32  // bytes of the frame that are to come
+	head     [head]byte
+	have     uint8 // of it
 	ended    bool
-
-	head [head]byte
-	have int // of it
-	left int // bytes of the frame that are to come
 }
 
 // Frame is what a head says.
@@ -336,11 +335,11 @@ type Frame struct {
 }
 
 // Left is how many bytes of data are to be read next, of which Took is to hear; at 0 a head is to be read.
-func (i *In) Left() int { return i.left }
+func (i *In) Left() int { return int(i.left) }
 
 // Took takes note of n bytes of data that were read.
 func (i *In) Took(n int) {
-	i.left -= n
+	i.left -= int32(n)
 	i.received += uint64(n)
 }
 
@@ -349,14 +348,14 @@ func (i *In) Head() []byte { return i.head[i.have:] }
 
 // Read takes note of n bytes of a head that were read, and says what it is once it is whole.
 func (i *In) Read(n int) (f Frame, whole bool, err error) {
-	if i.have += n; i.have < head {
+	if i.have += uint8(n); i.have < head {
 		return Frame{}, false, nil
 	}
 	i.have = 0
 	f = Frame{i.head[0], binary.BigEndian.Uint32(i.head[:]) & maxAck}
 	switch {
 	case f.Kind == Data && f.N > 0 && f.N <= maxData && !i.ended:
-		i.left = int(f.N)
+		i.left = int32(f.N)
 	case f.Kind == Ack && f.N > 0: // Out judges it
 	case f.Kind == End && f.N == 0 && !i.ended:
 		i.ended = true
