@@ -13,9 +13,14 @@ import (
 // settleTime is how long a server may tidy up before its memory is looked at.
 const settleTime = 3 * time.Second
 
-// filledTime is that of one that was filled with a million objects: a collection of what it has in memory takes seconds, and more where
-// others have its core.
+// filledTime is that of one that was filled with a million objects or more: a collection of what it has in memory takes seconds, and more where
+// others have its core. With fewer it takes less.
 const filledTime = 30 * time.Second
+
+// tidyTime is how long one may tidy up that was filled with so many.
+func tidyTime(objects int) time.Duration {
+	return min(filledTime, max(settleTime, filledTime/1_000_000*time.Duration(objects)))
+}
 
 // proofs is how many of the objects that a cache was filled with are asked for again.
 const proofs = 1000
@@ -53,7 +58,7 @@ func filled(ctx context.Context, s Stage, _ time.Duration) (m Measured, err erro
 	if m, err = d.run(ctx); err != nil || m.Failed != "" {
 		return m, err
 	}
-	if err := settle(ctx, filledTime); err != nil {
+	if err := settle(ctx, tidyTime(s.Objects)); err != nil {
 		return m, err
 	}
 	after, err := s.proc.Memory()

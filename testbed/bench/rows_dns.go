@@ -170,17 +170,20 @@ func (q *questions) ofNames(names int) error {
 	return nil
 }
 
-// checkedNames is how many names are asked before a server is timed, the first and the last among them.
-const checkedNames = 200
+// How many names are asked before a server is timed, the first and the last among them: fewer where each takes a handshake of TLS.
+const (
+	checkedNames  = 200
+	checkedSecure = 20
+)
 
 func checkNames(names func(Stage) int, network string) func(context.Context, Stage) error {
 	return func(ctx context.Context, s Stage) error {
-		a := asking{address: s.at(s.Port), network: network, cert: s.Cert}
+		a, checked := asking{address: s.at(s.Port), network: network, cert: s.Cert}, checkedNames
 		if network == "dot" || network == "doh" {
-			a.address = s.at(s.TLS)
+			a.address, checked = s.at(s.TLS), checkedSecure
 		}
-		for i := range checkedNames {
-			n := i * (names(s) - 1) / (checkedNames - 1)
+		for i := range checked {
+			n := i * (names(s) - 1) / (checked - 1)
 			a.name = nameOf(n)
 			if err := answers(ctx, a, addressOf(n)); err != nil {
 				return err
