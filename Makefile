@@ -44,6 +44,9 @@ test: check
 	@test -n "$(RACE)" || echo "no C compiler: testing without the race detector"
 	$(GO) test $(RACE) -timeout 30m $(LONGEST) ./...
 
+# As what is built: without cgo and with -trimpath, so that what is compiled for one is there for the other.
+check: export CGO_ENABLED = 0
+check: export GOFLAGS := $(shell $(GO) env GOFLAGS) -trimpath
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
@@ -54,14 +57,14 @@ cross:
 	for system in $(SYSTEMS); do GOOS=$${system%/*} GOARCH=$${system#*/} CGO_ENABLED=0 $(GO) build ./... || exit 1; done
 	GOOS=darwin CGO_ENABLED=0 $(GO) vet ./...
 
-# One package after the other, since they measure times. The race detector's memory does not fit into user-mode-linux, so what runs there is
-# run again without it.
+# One package after the other, since they measure times; scenarios wait most of the time, so some run at once. The race detector's memory does not
+# fit into user-mode-linux, so what runs there is run again without it.
 lab: export PERIGEE_LAB = required
 lab:
 	$(GO) test $(RACE) -count 1 -p 1 -timeout 30m ./cluster/socket ./edge/anycast ./edge/anycast/stray ./origin/transparent ./testbed/netns ./testbed/pump ./testbed/page ./testbed/bench ./testbed/bed
-	$(GO) test $(RACE) -count 1 -p 1 -timeout 40m -run 'Router|Testbed' . ./cmd/perigee
-	$(GO) test -count 1 -p 1 -run 'AnotherKernel' ./testbed/netns
-	$(GO) test -count 1 -p 1 -timeout 20m ./testbed/uml
+	$(GO) test $(RACE) -count 1 -p 1 -parallel 4 -timeout 40m -run 'Router|Testbed' . ./cmd/perigee
+	CGO_ENABLED=0 $(GO) test -trimpath -count 1 -p 1 -run 'AnotherKernel' ./testbed/netns
+	CGO_ENABLED=0 $(GO) test -trimpath -count 1 -p 1 -timeout 20m ./testbed/uml
 
 # The processes first: a thousand seeds of agreement take a quarter of an hour on two cores, of purges half an hour.
 verify: cross

@@ -52,7 +52,7 @@ func Build(ctx context.Context, path string, flags ...string) error {
 	if err != nil {
 		return fmt.Errorf("find the module: %w", err)
 	}
-	c := exec.CommandContext(ctx, "go", slices.Concat([]string{"build", "-o", path}, flags, []string{"./cmd/perigee"})...)
+	c := exec.CommandContext(ctx, "go", slices.Concat([]string{"build", "-trimpath", "-o", path}, flags, []string{"./cmd/perigee"})...)
 	c.Dir = strings.TrimSpace(string(root))
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if slices.Contains(flags, "-race") {
