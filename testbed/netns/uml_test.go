@@ -38,7 +38,7 @@ func TestAnotherKernelWithNetemDoesTheSame(t *testing.T) {
 		Command: []string{os.Args[0], "-test.v", "-test.run", "Netem|TwoHosts|Blackhole|Anycast|TUN|Links|OtherEnds|Finish|Setting|ThreadsCome|Twice"},
 		Env:     []string{"PERIGEE_LAB=required"},
 		Modules: []string{"sch_netem"},
-		Timeout: time.Minute,
+		Timeout: 5 * time.Minute,
 		Output:  &out, Boot: &boot,
 	})
 	if err != nil || code != 0 {

@@ -60,6 +60,9 @@ func lacks(t *testing.T, missing string) {
 	}
 }
 
+// patience is for a guest that does little: where two others want each processor, one takes ten seconds to come up.
+const patience = 3 * time.Minute
+
 // run runs a script of the shell in a guest.
 func run(t *testing.T, c Config, script string) (out string, code int) {
 	t.Helper()
@@ -72,7 +75,7 @@ func runIt(t *testing.T, c Config) (string, int) {
 	var out, boot bytes.Buffer
 	c.Output, c.Boot = &out, &boot
 	if c.Timeout == 0 {
-		c.Timeout = time.Minute
+		c.Timeout = patience
 	}
 	code, err := Run(t.Context(), c)
 	if err != nil {
@@ -124,7 +127,7 @@ func TestMuchOutputArrivesWholeAndInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := sha256.New()
-	code, err := Run(t.Context(), Config{Command: []string{"cat", "sent"}, Dir: dir, Output: got, Timeout: time.Minute})
+	code, err := Run(t.Context(), Config{Command: []string{"cat", "sent"}, Dir: dir, Output: got, Timeout: patience})
 	want := sha256.Sum256(sent)
 	if err != nil || code != 0 || !bytes.Equal(got.Sum(nil), want[:]) {
 		t.Errorf("exit %d, %v, other bytes", code, err)
@@ -196,7 +199,7 @@ func TestTheGuestHasWhatTheLaboratoryNeeds(t *testing.T) {
 func TestAMissingModuleIsToldByName(t *testing.T) {
 	needs(t)
 	t.Parallel()
-	_, err := Run(t.Context(), Config{Command: []string{"true"}, Modules: []string{"sch_netem", "no_such_module"}, Timeout: time.Minute})
+	_, err := Run(t.Context(), Config{Command: []string{"true"}, Modules: []string{"sch_netem", "no_such_module"}, Timeout: patience})
 	if err == nil || !strings.Contains(err.Error(), "no module no_such_module") {
 		t.Error(err)
 	}
@@ -207,7 +210,7 @@ func TestAPanicIsToldWithTheLastWords(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	began := time.Now()
-	_, err := Run(t.Context(), Config{Command: []string{"sh", "-c", "echo before; echo c >/proc/sysrq-trigger"}, Output: &out, Timeout: time.Minute})
+	_, err := Run(t.Context(), Config{Command: []string{"sh", "-c", "echo before; echo c >/proc/sysrq-trigger"}, Output: &out, Timeout: patience})
 	if err == nil || errors.Is(err, ErrTimeout) || !strings.Contains(err.Error(), "it last said: Kernel panic - not syncing: sysrq triggered crash") {
 		t.Errorf("after %v: %v", time.Since(began), err)
 	}
@@ -220,14 +223,17 @@ func TestAPanicIsToldWithTheLastWords(t *testing.T) {
 func TestAHungGuestIsEndedAtTheTimeoutAndNothingIsLeft(t *testing.T) {
 	needs(t)
 	t.Setenv("TMPDIR", t.TempDir())
-	var out bytes.Buffer
 	began := time.Now()
-	_, err := Run(t.Context(), Config{Command: []string{"sh", "-c", "trap '' TERM INT HUP; echo up; sleep 1000 & sleep 1000"}, Output: &out, Timeout: 6 * time.Second})
+	run(t, Config{}, "true")
+	timeout := 2*time.Second + 4*time.Since(began) // so long that it comes up, slow as the machine may be
+	var out bytes.Buffer
+	began = time.Now()
+	_, err := Run(t.Context(), Config{Command: []string{"sh", "-c", "trap '' TERM INT HUP; echo up; sleep 1000 & sleep 1000"}, Output: &out, Timeout: timeout})
 	if !errors.Is(err, ErrTimeout) || out.String() != "up\n" {
 		t.Errorf("%v, output %q", err, out.String())
 	}
-	if took := time.Since(began); took > 30*time.Second {
-		t.Errorf("it took %v", took)
+	if took := time.Since(began); took > timeout+25*time.Second {
+		t.Errorf("it took %v, of which %v are its timeout", took, timeout)
 	}
 	nothingLeft(t)
 }
@@ -247,7 +253,7 @@ func TestWhoCancelsEndsTheGuest(t *testing.T) {
 func TestOutputThatCannotBeWrittenEndsTheGuest(t *testing.T) {
 	needs(t)
 	t.Setenv("TMPDIR", t.TempDir())
-	_, err := Run(t.Context(), Config{Command: []string{"sh", "-c", "echo up; sleep 1000"}, Output: full{}, Timeout: time.Minute})
+	_, err := Run(t.Context(), Config{Command: []string{"sh", "-c", "echo up; sleep 1000"}, Output: full{}, Timeout: patience})
 	if !errors.Is(err, io.ErrShortBuffer) {
 		t.Error(err)
 	}
@@ -354,7 +360,7 @@ func TestGoProgramsRunInside(t *testing.T) {
 	}
 	t.Parallel()
 	program := filepath.Join(t.TempDir(), "uml.test")
-	goTool(t, "test", "-c", "-o", program, ".")
+	goTool(t, "test", "-c", "-trimpath", "-o", program, ".")
 	out, code := runIt(t, Config{Command: []string{program}, Env: []string{"PERIGEE_UML_PLAY=inside"}, Modules: []string{"sch_netem"}})
 	t.Logf("\n%s", out)
 	if code != 0 || !strings.HasSuffix(out, "all is well\n") {
@@ -493,9 +499,9 @@ func goTool(t *testing.T, args ...string) {
 func TestNetemsLinksAreAsAsked(t *testing.T) {
 	needs(t)
 	program := filepath.Join(t.TempDir(), "pump.test")
-	goTool(t, "test", "-c", "-o", program, "../pump")
+	goTool(t, "test", "-c", "-trimpath", "-o", program, "../pump")
 	out, code := runIt(t, Config{Command: []string{program, "-test.run", "^TestLinksAreAsAsked$/^netem$", "-test.v"},
-		Env: []string{"PERIGEE_LAB=required"}, Modules: []string{"sch_netem", "veth"}, Timeout: 3 * time.Minute})
+		Env: []string{"PERIGEE_LAB=required"}, Modules: []string{"sch_netem", "veth"}, Timeout: 5 * time.Minute})
 	t.Logf("\n%s", out)
 	if code != 0 || !strings.Contains(out, "--- PASS: TestLinksAreAsAsked/netem/") {
 		t.Errorf("exit %d", code)
@@ -506,16 +512,16 @@ func TestNetemsLinksAreAsAsked(t *testing.T) {
 func TestASmallWorldLivesUnderNetem(t *testing.T) {
 	needs(t)
 	dir := t.TempDir()
-	goTool(t, "build", "-o", filepath.Join(dir, "perigee"), "../../cmd/perigee")
+	goTool(t, "build", "-trimpath", "-o", filepath.Join(dir, "perigee"), "../../cmd/perigee")
 	world := "name: two\nsites:\n  - {name: icn, region: ap-northeast-2}\n  - {name: fra, region: eu-central-1}\n"
 	if err := os.WriteFile(filepath.Join(dir, "two.yaml"), []byte(world), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out, code := run(t, Config{Memory: 1024, Dir: dir, Timeout: 5 * time.Minute}, `set -e
+	out, code := run(t, Config{Memory: 1024, Dir: dir, Timeout: 10 * time.Minute}, `set -e
 		./perigee testbed up two.yaml --wan=netem
 		ip netns exec pg.two.router-icn tc qdisc show dev w-fra | grep netem
 		./perigee testbed status
-		echo "connect $(./perigee testbed exec icn-a curl -s -m 30 -o /dev/null -w '%{time_connect}' http://10.2.0.3:9001/)"
+		for i in 1 2 3; do echo "connect $(./perigee testbed exec icn-a curl -s -m 30 -o /dev/null -w '%{time_connect}' http://10.2.0.3:9001/)"; done
 		echo "page $(./perigee testbed exec lagos curl -s -m 60 -o /dev/null -w '%{http_code}' http://www.demo.perigee.test/)"
 		./perigee testbed fault kill fra1
 		./perigee testbed down
@@ -524,11 +530,16 @@ func TestASmallWorldLivesUnderNetem(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("exit %d", code)
 	}
-	var connect float64
-	if _, after, ok := strings.Cut(out, "\nconnect "); !ok {
-		t.Error("nothing was connected")
-	} else if _, err := fmt.Sscan(after, &connect); err != nil || connect < 0.23 || connect > 1 { // Seoul–Frankfurt and back: 0.23 s
-		t.Errorf("to connect took %v s, %v", connect, err)
+	var connects []float64
+	for line := range strings.Lines(out) {
+		var took float64
+		if n, _ := fmt.Sscanf(line, "connect %f\n", &took); n == 1 {
+			connects = append(connects, took)
+		}
+	}
+	// Seoul–Frankfurt and back: 0.23 s. A guest that is away for a moment is late with one of them, not with all.
+	if len(connects) != 3 || slices.Min(connects) < 0.23 || slices.Min(connects) > 0.4 {
+		t.Errorf("to connect took %v s", connects)
 	}
 	for _, want := range []string{"\npage 200\n", "\nleft 0\n"} {
 		if !strings.Contains(out, want) {
