@@ -173,3 +173,25 @@ func TestYoungLinks(t *testing.T) {
 		}
 	}
 }
+
+// TestLargeFlows measures flows of 50 MB by QUIC over a link that has carried 1 MB, of 300 Mbit/s in virtual time, when PERIGEE_LARGE says how many each: all, in seconds, the least first.
+// Eight each take a minute.
+func TestLargeFlows(t *testing.T) {
+	runs, _ := strconv.Atoi(os.Getenv("PERIGEE_LARGE"))
+	for _, rtt := range []time.Duration{20 * ms, 80 * ms, 150 * ms, 250 * ms} {
+		for _, loss := range []float64{0, 0.001, 0.01} {
+			var lasts []float64
+			for run := range runs {
+				overOcean(t, uint64(run+1), memnet.Path{Delay: rtt / 2, Loss: loss, Rate: 300e6}, false, func(w *world, icn, iad *Backbone) {
+					w.fetch(icn, "iad", 1_000_000)
+					time.Sleep(time.Second)
+					_, last := w.fetch(icn, "iad", 50_000_000)
+					lasts = append(lasts, last.Seconds())
+				})
+			}
+			if slices.Sort(lasts); runs > 0 {
+				fmt.Printf("%v %.1f %% %.2f\n", rtt, loss*100, lasts)
+			}
+		}
+	}
+}
