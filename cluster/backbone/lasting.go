@@ -1036,12 +1036,18 @@ func (c *lastingConn) Read(p []byte) (int, error) { return c.receive(p, false, f
 // Peek is as Read, and takes nothing.
 func (c *lastingConn) Peek(p []byte) (int, error) { return c.receive(p, true, false) }
 
-// Await waits until there is something to be read: bytes, the end, or an error. It takes nothing, and needs little of the stack, so that a flow that is
-// silent does not hold a large one: hence it asks the stream itself, by which it may hear of what is no byte of the flow.
+// Await waits until there is something to be read: bytes, the end, or an error. It takes none of them, but hears what is said to this end, acknowledgements above all, so that
+// one direction can be silent beside the other. It needs little of the stack, for a flow that is silent is not to hold a large one: hence it asks the stream itself.
 func (c *lastingConn) Await() {
-	if s := c.awaits(); s != nil {
+	for {
+		s := c.awaits()
+		if s == nil {
+			return
+		}
 		n, err := s.Peek(c.peeked[:])
-		c.awaited(s, n, err)
+		if !c.awaited(s, n, err) {
+			return
+		}
 	}
 }
 
@@ -1063,20 +1069,30 @@ func (c *lastingConn) awaits() stream {
 	return s
 }
 
-// awaited takes note that so many bytes have come to the stream, or of its error.
+// awaited takes note that so many bytes have come to the stream, or of its error, and says whether they were but words to this end, so that there is nothing to be read yet.
 //
 //go:noinline
-func (c *lastingConn) awaited(s stream, n int, err error) {
+func (c *lastingConn) awaited(s stream, n int, err error) (words bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	defer c.yield(reader)
-	c.leave(reader)
+	defer c.stopReading()
+	if n > 0 && c.in.Left() == 0 && c.stream == s {
+		head := c.in.Head()
+		c.mu.Unlock()
+		n, err = s.Read(head)
+		words = c.readHead(s, n, err) == nil && c.in.Left() == 0 && c.mayRead(false) == nil
+		if words {
+			return true
+		}
+	} else {
+		c.leave(reader)
+		if n == 0 {
+			c.broke(s, err)
+		}
+	}
 	if c.stream == s {
 		c.later(ackDelay) // it may be that nobody reads
 	}
-	if n == 0 {
-		c.broke(s, err)
-	}
+	return false
 }
 
 // lighten gives up what only a flow needs that is not silent: whose stream somebody waits for need not be watched. mu is held.

@@ -42,6 +42,41 @@ func readsByAwait(c *lastingConn) func() (string, error) {
 	}
 }
 
+// One direction may be silent beside the other, of which it hears what has arrived.
+func TestAcknowledgementsWakeNobodyWhoWaits(t *testing.T) {
+	byEach(t, func(w *flowWorld) {
+		near, far := w.flow("iad", "iad")
+		go io.Copy(io.Discard, far)
+		woke := make(chan struct{})
+		go func() {
+			near.Await()
+			close(woke)
+		}()
+		for _, size := range []int{100, 10_000, 500_000} {
+			near.Write(make([]byte, size))
+			time.Sleep(time.Second)
+			near.mu.Lock()
+			if kept := near.out.Kept(); kept > 0 {
+				w.Errorf("of %d bytes %d are kept", size, kept)
+			}
+			near.mu.Unlock()
+		}
+		select {
+		case <-woke:
+			w.Fatal("there is something to be read")
+		default:
+		}
+		io.WriteString(far, "x")
+		<-woke
+		if n, err := near.Read(make([]byte, 2)); n != 1 || err != nil {
+			w.Errorf("%d bytes were read: %v", n, err)
+		}
+		near.Abort()
+		far.Abort()
+		w.settled()
+	})
+}
+
 func TestWhoWaitsForAFlowHearsWhatBecomesOfIt(t *testing.T) {
 	cases := map[string]struct {
 		happens func(w *flowWorld, near, far *lastingConn)
