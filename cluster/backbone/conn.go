@@ -59,10 +59,11 @@ type streamConn struct {
 	turn          turnTaker
 	arrears
 
-	mu      sync.Mutex
 	shifted atomic.Bool // its flow goes on by a connection of TCP
-	ended   bool        // CloseWrite was called
-	closed  bool
+
+	mu     sync.Mutex
+	ended  bool // CloseWrite was called
+	closed bool
 }
 
 // started is what stamp counts from.

@@ -451,7 +451,7 @@ func (c *lastingConn) drop() {
 func (c *lastingConn) take() stream {
 	s := c.stream
 	if s != nil {
-		c.stream = nil
+		c.stream, c.pace = nil, nil
 		c.watchNoMore()
 		c.b.lasting.suspended.Add(1)
 	}
@@ -695,7 +695,7 @@ type pace struct {
 	at   time.Time // when it had carried half of that
 }
 
-// paced is what it has carried on its stream, and in what time, since it was looked at last; 0: it need not be looked at. mu is held.
+// paced is what it has carried on its stream, and in what time it would have been as fast all along as it was for the last half of that; 0: it need not be looked at. mu is held.
 func (c *lastingConn) paced(on *streamConn) (bytes uint64, took time.Duration) {
 	switch carried := on.bytes.Load(); {
 	case carried < shiftBytes/2:
@@ -707,7 +707,7 @@ func (c *lastingConn) paced(on *streamConn) (bytes uint64, took time.Duration) {
 		return 0, 0
 	}
 	now := time.Now()
-	bytes, took = c.pace.next/2, now.Sub(c.pace.at)
+	bytes, took = c.pace.next, 2*now.Sub(c.pace.at)
 	c.pace.next, c.pace.at = 2*c.pace.next, now
 	return bytes, took
 }
@@ -1213,6 +1213,7 @@ func (c *lastingConn) broke(s stream, err error) error {
 	case errors.Is(err, os.ErrDeadlineExceeded) && c.closed:
 		s.SetReadDeadline(time.Time{})
 	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.later(ackDelay) // he may not come back
 		return err
 	default:
 		c.failed(s, reader, err)

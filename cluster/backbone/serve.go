@@ -68,8 +68,8 @@ type Incoming struct {
 // soonAnswered is how long an answer may take before it is noticed that the dialler gives up meanwhile. Nearly all are there by then.
 const soonAnswered = 100 * time.Millisecond
 
-// Context is done once the dialler has given up, which may be noticed soonAnswered late, or the link is lost; and when the handler has returned. It is for the handler, and the
-// time before the answer.
+// Context is done once the dialler has given up, which may be noticed soonAnswered late, or the link is lost; and when the handler has returned. It is for the handler's
+// goroutine to call, before it returns, and for the time before the answer.
 func (in *Incoming) Context() context.Context {
 	if in.link == nil {
 		return in.conn.Gone()

@@ -48,6 +48,9 @@ const (
 	// A group of less than someSmall datagrams, all of them shorter than smallSize, has no parity: they are what an idle connection says.
 	someSmall, smallSize = 4, 64
 
+	// maxIdle is from how many bytes on the room for what was remembered is let go where only small datagrams come.
+	maxIdle = 256
+
 	// remembered is how many datagrams of a peer are remembered: some groups, and what comes in another order.
 	remembered = 128
 

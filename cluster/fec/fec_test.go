@@ -364,6 +364,42 @@ func TestWhatIsRememberedIsLetGo(t *testing.T) {
 	})
 }
 
+// A connection is never silent: what it says to keep itself up must not keep what a flow has filled long ago.
+func TestOfAnIdlePeerLittleIsRemembered(t *testing.T) {
+	inWorld(t, memnet.Path{Delay: time.Millisecond}, func(t *testing.T, near, far *end) {
+		near.peer.Protect(0.01, 5*time.Millisecond)
+		room := func() (n int) {
+			far.peer.in.mu.Lock()
+			defer far.peer.in.mu.Unlock()
+			for _, l := range far.peer.in.log {
+				n += cap(l.data)
+			}
+			return n
+		}
+		r := rand.New(rand.NewPCG(1, 2))
+		for range 3 * remembered {
+			near.send(t, someDatagram(r, 1200))
+		}
+		far.read()
+		if room() < remembered*1200 {
+			t.Errorf("room for %d bytes", room())
+		}
+		for range 2 * idleTime / time.Second {
+			near.send(t, someDatagram(r, 30))
+			far.read()
+			far.peer.Report()
+		}
+		if n := room(); n > remembered*smallSize {
+			t.Errorf("%d bytes are held for an idle peer", n)
+		}
+		near.peer.sent(someDatagram(r, 500), 0, nil) // which the network loses
+		near.send(t, someDatagram(r, 500))
+		if len(far.read()) != 2 {
+			t.Error("nothing is made good after a rest")
+		}
+	})
+}
+
 func TestWhatCameLateWasNotLost(t *testing.T) {
 	inWorld(t, memnet.Path{Delay: time.Millisecond}, func(t *testing.T, near, far *end) {
 		r := rand.New(rand.NewPCG(1, 2))

@@ -19,6 +19,7 @@ type incoming struct {
 	log     []logged // a ring
 	next    int
 	last    time.Time // when something came
+	large   time.Time // … of smallSize or more
 	pending []*group  // the oldest first
 	done    uint16    // the last group of which nothing is missing; any says that there is one
 	any     bool
@@ -61,8 +62,8 @@ func (p *Peer) Expect(on bool) {
 	}
 }
 
-// Report says what was seen, and lets go of what is held for a peer with whom nothing is exchanged. It is to be called every few
-// seconds.
+// Report says what was seen, and lets go of what is held for a peer with whom nothing is exchanged, and of most of it where that is but a few small datagrams each second. It is to
+// be called every few seconds.
 func (p *Peer) Report() Report {
 	p.out.rest(time.Now())
 	in := &p.in
@@ -72,8 +73,16 @@ func (p *Peer) Report() Report {
 		in.giveUp(p, in.pending[0])
 		in.pending = in.pending[1:]
 	}
-	if in.log != nil && time.Since(in.last) > idleTime {
+	switch {
+	case in.log == nil:
+	case time.Since(in.last) > idleTime:
 		in.log = nil
+	case time.Since(in.large) > idleTime:
+		for i := range in.log {
+			if l := &in.log[i]; cap(l.data) >= maxIdle {
+				*l = logged{}
+			}
+		}
 	}
 	return in.said
 }
@@ -129,6 +138,9 @@ func (in *incoming) keep(b []byte, made bool) {
 		in.log, in.next = make([]logged, remembered), 0
 	}
 	in.last = time.Now()
+	if len(b) >= smallSize {
+		in.large = in.last
+	}
 	l := &in.log[in.next%remembered]
 	in.next++
 	copy(l.id[:], b[len(b)-idLength:])

@@ -50,7 +50,11 @@ func (c *Conn) wrapUDP() net.PacketConn {
 func (w *udpConn) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (int, int, error) {
 	p := w.c.find(to)
 	if p == nil || !p.out.on.Load() && !(len(b) > MaxSize && p.limited.Load()) {
-		return w.udp.WriteMsgUDP(b, oob, to)
+		n, oobn, err := w.udp.WriteMsgUDP(b, oob, to)
+		if err == nil && p != nil {
+			p.bare(1)
+		}
+		return n, oobn, err
 	}
 	segment, rest := segmentation(oob)
 	if segment == 0 && len(b) > MaxSize && p.limited.Load() {

@@ -100,6 +100,49 @@ func TestTheKernelCutsAndParityFollows(t *testing.T) {
 	}
 }
 
+// TestWhatGoesWithoutParityIsCounted sends by the real thing, one by one and together: after a thousand the path is to be looked at.
+func TestWhatGoesWithoutParityIsCounted(t *testing.T) {
+	udp, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	to := udp.LocalAddr().(*net.UDPAddr)
+	c, packets := New(udp)
+	out := packets.(*udpConn)
+	peer := c.Join(to.AddrPort())
+	due := func() bool {
+		select {
+		case <-c.Due():
+			return true
+		default:
+			return false
+		}
+	}
+	send := func(n, length int, oob []byte) {
+		for range n {
+			if _, _, err := out.WriteMsgUDP(make([]byte, length), oob, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	send(dueCovered, 100, nil)
+	if due() {
+		t.Error("a path that is never to have parity is looked at")
+	}
+	peer.Limit()
+	send(dueCovered-1, 100, nil)
+	if due() {
+		t.Error("it is looked at too soon")
+	}
+	if send(1, 100, nil); !due() {
+		t.Error("it is not looked at after a thousand, one by one")
+	}
+	if send(dueCovered/10, 10*1000, segments(1000)); !due() {
+		t.Error("it is not looked at after a thousand, ten together")
+	}
+}
+
 // TestWhatWasSentTogetherComesTogetherAndIsTakenApart sends by the real thing: whoever reads has each datagram by itself, with what was said of it, in few reads.
 func TestWhatWasSentTogetherComesTogetherAndIsTakenApart(t *testing.T) {
 	open := func(t *testing.T, address string) *net.UDPConn {

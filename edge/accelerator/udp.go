@@ -567,9 +567,9 @@ func (f *datagramFlow) send(all [][]byte) (large uint64, goes bool) {
 				for _, i := range which {
 					n, size = n-1, size-uint64(len(all[i]))
 				}
+				old, _ := slices.BinarySearch(which, ahead)
+				large, resent = uint64(len(which)-old), max(0, resent-old)
 				if f.givesUp(way, kept, len(all), which) {
-					old, _ := slices.BinarySearch(which, ahead)
-					large, resent = uint64(len(which)-old), max(0, resent-old)
 					p.count.udpDropped.Add(uint64(len(which)))
 					p.count.udpLarge.Add(uint64(len(which)))
 				}
