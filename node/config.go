@@ -65,6 +65,8 @@ type Config struct {
 	FlowLog, FlowLogFormat string
 	// FlowsByTCP says when flows go to other nodes by a TCP connection each: TCPAuto, which "" is too, TCPNever, or TCPAlways.
 	FlowsByTCP string
+	// NoWarming leaves links to other nodes as they come up (backbone.Config). For tests of many nodes, which are not about how fast flows are.
+	NoWarming bool
 	// Connections is how many connections of TCP one port of one of the world's addresses holds, and as many of HTTP/3: more are closed as they come. 0: DefaultConnections.
 	Connections int
 	// ConnectionsPerClient is how many of these may be of one client, an IPv4 address or a /64 of IPv6; at most Connections. 0: a quarter of Connections, and 256 at least.

@@ -428,7 +428,7 @@ func (n *Node) openNodeToNode() error {
 	n.backbone, err = backbone.Open(backbone.Config{
 		Self: n.cfg.Name, PacketConn: packets, ServerTLS: func() *tls.Config { return n.guard.ServerTLS(backbone.ALPN) },
 		ClientTLS: func(node string) *tls.Config { return n.guard.ClientTLS(node, backbone.ALPN) },
-		PeerName:  identity.PeerName, Refused: n.refused, Bulk: n.bulk(), Log: log,
+		PeerName:  identity.PeerName, Refused: n.refused, Bulk: n.bulk(), NoWarming: n.cfg.NoWarming, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("open the backbone: %w", err)

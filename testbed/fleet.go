@@ -30,6 +30,7 @@ type Fleet struct {
 	dir     string
 	log     *slog.Logger
 	in      *memnet.Internet
+	warm    bool
 	nodes   map[string]*fleetNode
 	clients map[string]*memnet.Host // by region
 	places  []fleetPlace
@@ -48,6 +49,7 @@ type FleetConfig struct {
 	Regions int    // 1 to 5; the nodes are dealt out to them in turn
 	Voters  int    // how many of the nodes, the first ones, may vote; 0: all
 	Prefix  string // of the nodes' names
+	Warm    bool   // links are warmed, as those of a World, which is about half of what a small fleet takes
 	// Tune changes what one node is told.
 	Tune func(*node.Config)
 }
@@ -91,7 +93,7 @@ func NewFleet(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	f := &Fleet{
-		dir: cfg.Dir, log: cfg.Log, in: memnet.New(cfg.Seed), places: fleetPlaces[:cfg.Regions],
+		dir: cfg.Dir, log: cfg.Log, in: memnet.New(cfg.Seed), warm: cfg.Warm, places: fleetPlaces[:cfg.Regions],
 		nodes: map[string]*fleetNode{}, clients: map[string]*memnet.Host{},
 	}
 	for i, p := range f.places {
@@ -122,7 +124,7 @@ func (f *Fleet) Add(ctx context.Context, name string, region int, roles []view.R
 	n := newFleetNode(host, node.Config{
 		Name: name, Region: place.region, POP: name, Roles: roles, Data: data,
 		Advertise: ip, Gossip: at(gossipPort), Control: at(controlPort), API: at(apiPort),
-		CacheBytes: 1 << 20, NoSocket: true, NoSync: true, Log: f.log,
+		CacheBytes: 1 << 20, NoSocket: true, NoSync: true, NoWarming: !f.warm, Log: f.log,
 		Listen: host.Listen, ListenPacket: host.ListenPacket, Dial: host.Dial, ListenAnycast: host.Listen,
 	})
 	n.api = at(apiPort)

@@ -30,7 +30,7 @@ func counterOf(ctx context.Context, c *api.Client, name string) (uint64, error) 
 // The control port's connections are cut when an authority is retired. All of them are dialled anew before anybody misses them:
 // nobody is elected, nobody is taken for dead, no link goes down, and those who follow are not left behind.
 func TestARotationOfTheAuthorityCostsNobodyAnything(t *testing.T) {
-	inFleet(t, FleetConfig{Nodes: 6, Regions: 3, Voters: 3}, func(t *testing.T, f *Fleet) {
+	inFleet(t, FleetConfig{Nodes: 6, Regions: 3, Voters: 3, Warm: true}, func(t *testing.T, f *Fleet) { // a link is warmed anew when it is replaced
 		ctx := t.Context()
 		time.Sleep(10 * time.Second)
 		at := f.Inside(f.Names[0])

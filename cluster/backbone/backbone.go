@@ -96,6 +96,8 @@ type Config struct {
 	Bulk Bulk
 	// NoParity has no parity sent, whatever is lost. What peers send is used.
 	NoParity bool
+	// NoWarming has this node ask no peer to widen the windows of their link before they are used: it takes 800 KB of each. Where a peer asks, it does its part.
+	NoWarming bool
 	// Log says when links come and go; nil discards.
 	Log *slog.Logger
 

@@ -272,7 +272,7 @@ func (l *link) measure() {
 
 // mayWarm has a carrier warmed, unless it was, is near, or is not to be. mu is held.
 func (l *link) mayWarm(c *carrier) {
-	if !c.warmed && (c.agreed || time.Since(c.since) >= warmAge) && (l.used || len(*l.b.links.Load()) <= warmLinks) && c.conn.ConnectionStats().MinRTT >= warmRTT {
+	if !l.b.config.NoWarming && !c.warmed && (c.agreed || time.Since(c.since) >= warmAge) && (l.used || len(*l.b.links.Load()) <= warmLinks) && c.conn.ConnectionStats().MinRTT >= warmRTT {
 		c.warmed = l.b.start(func() { l.warm(c) })
 	}
 }

@@ -167,7 +167,7 @@ func TestAFlowThatIsSilentHoldsLittleAtItsNodes(t *testing.T) {
 	// Measured: 22 KB, and 30 with the race detector; without rest 8 more. What stands for its sockets takes 7 of it, with goroutines that wait for them: of sockets the system
 	// tells. Twice that is allowed, for a new goroutine has a stack as large as the last collection found them to be on average.
 	const flows, most = 200, 44 << 10 // bytes of a flow at both nodes
-	newFlowWorld(t, 1, false, func(w *flowWorld) {
+	newWarmFlowWorld(t, 1, false, func(w *flowWorld) {
 		var stats runtime.MemStats
 		measure := func() int64 {
 			synctest.Wait()

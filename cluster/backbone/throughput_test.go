@@ -32,7 +32,7 @@ func TestAPeakIsOfLate(t *testing.T) {
 // What a path of 50 Mbit/s has carried is known by each carrier at the end that has sent, and stays known when nothing is carried any more.
 func TestWhatAPathHasCarriedIsMeasured(t *testing.T) {
 	for _, byTCP := range []bool{false, true} {
-		newFlowWorld(t, 1, byTCP, func(w *flowWorld) {
+		newWarmFlowWorld(t, 1, byTCP, func(w *flowWorld) {
 			w.in.Link("icn", "iad", memnet.Path{Delay: 10 * ms, Rate: 50e6})
 			near, far := w.flow("iad", "iad")
 			if err := carry(near, far, 20_000_000); err != nil {
