@@ -1236,7 +1236,7 @@ func TestWhatLittleHasComeIsAcknowledgedSoonAndAtOnce(t *testing.T) {
 				acknowledged, before = acknowledged+1, now
 			}
 		}
-		if acknowledged < 8 || acknowledged > 10 {
+		if acknowledged < 8 || acknowledged > 11 { // it may be looked for a reader in between, and what has come goes along
 			w.Errorf("in %v it was acknowledged %d times", 10*ackDelay, acknowledged)
 		}
 		near.Abort()
