@@ -62,7 +62,7 @@ cross:
 lab: export PERIGEE_LAB = required
 lab:
 	$(GO) test $(RACE) -count 1 -p 1 -timeout 30m ./cluster/socket ./edge/anycast ./edge/anycast/stray ./origin/transparent ./testbed/netns ./testbed/pump ./testbed/page ./testbed/bench ./testbed/bed
-	$(GO) test $(RACE) -count 1 -p 1 -parallel 4 -timeout 40m -run 'Router|Testbed' . ./cmd/perigee
+	$(GO) test $(RACE) -count 1 -p 1 -parallel 3 -timeout 40m -run 'Router|Testbed' . ./cmd/perigee
 	CGO_ENABLED=0 $(GO) test -trimpath -count 1 -p 1 -run 'AnotherKernel' ./testbed/netns
 	CGO_ENABLED=0 $(GO) test -trimpath -count 1 -p 1 -timeout 20m ./testbed/uml
 

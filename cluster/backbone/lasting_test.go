@@ -1054,7 +1054,7 @@ func TestWhoGoesBetweenTwoStreamsIsToldOf(t *testing.T) {
 					if wait < time.Second {
 						w.kill("icn", "iad")
 						for near.Moves() == 0 && begun.IsZero() {
-							if near.mu.Lock(); near.dialled > 0 && near.dialled == 2 {
+							if near.mu.Lock(); near.dialled > 0 { // by fra: there is no link to iad, so that way takes no time, where it is asked for at all
 								begun = time.Now()
 							}
 							near.mu.Unlock()

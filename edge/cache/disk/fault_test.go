@@ -89,7 +89,15 @@ func TestAWriteThatFailsCostsItsObjectsAndASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &faulty{dir: t.TempDir()}
 		cfg := Config{Dir: f.dir, Bytes: smallBytes}
-		s, err := open(cfg, f.knobs())
+		var held sync.Mutex // the writer's, but where it is to wait
+		k := f.knobs()
+		write := k.system.WriteAt
+		k.system.WriteAt = func(to *os.File, p []byte, at int64) (int, error) {
+			held.Lock()
+			defer held.Unlock()
+			return write(to, p, at)
+		}
+		s, err := open(cfg, k)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,9 +106,12 @@ func TestAWriteThatFailsCostsItsObjectsAndASecond(t *testing.T) {
 		}
 		flush(t, s)
 		told(&f.writes, syscall.EIO)
+		held.Lock() // it would have failed before all is there
 		keep(t, s, "replaced", "new", filled(100, 2))
 		keep(t, s, "lost", "new", filled(100, 2))
-		if err := s.Renew([]byte("renewed"), []byte("new")); err != nil {
+		err = s.Renew([]byte("renewed"), []byte("new"))
+		held.Unlock()
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Flush(); !errors.Is(err, ErrFailing) || !errors.Is(err, syscall.EIO) {
