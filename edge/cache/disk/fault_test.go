@@ -89,12 +89,14 @@ func TestAWriteThatFailsCostsItsObjectsAndASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &faulty{dir: t.TempDir()}
 		cfg := Config{Dir: f.dir, Bytes: smallBytes}
-		var held sync.Mutex // the writer's, but where it is to wait
+		var gate atomic.Pointer[chan struct{}] // at which one write waits, behind which all fail
 		k := f.knobs()
 		write := k.system.WriteAt
 		k.system.WriteAt = func(to *os.File, p []byte, at int64) (int, error) {
-			held.Lock()
-			defer held.Unlock()
+			if g := gate.Swap(nil); g != nil {
+				<-*g
+				defer told(&f.writes, syscall.EIO)
+			}
 			return write(to, p, at)
 		}
 		s, err := open(cfg, k)
@@ -105,15 +107,16 @@ func TestAWriteThatFailsCostsItsObjectsAndASecond(t *testing.T) {
 			keep(t, s, key, "old", filled(100, 1))
 		}
 		flush(t, s)
-		told(&f.writes, syscall.EIO)
-		held.Lock() // it would have failed before all is there
+		held := make(chan struct{})
+		gate.Store(&held)
+		keep(t, s, "before", "old", filled(100, 1))
+		synctest.Wait() // the writer is at the gate with that, and what follows is written together
 		keep(t, s, "replaced", "new", filled(100, 2))
 		keep(t, s, "lost", "new", filled(100, 2))
-		err = s.Renew([]byte("renewed"), []byte("new"))
-		held.Unlock()
-		if err != nil {
+		if err := s.Renew([]byte("renewed"), []byte("new")); err != nil {
 			t.Fatal(err)
 		}
+		close(held)
 		if err := s.Flush(); !errors.Is(err, ErrFailing) || !errors.Is(err, syscall.EIO) {
 			t.Fatalf("flush: %v", err)
 		}
