@@ -181,3 +181,26 @@ func (p prospect) shifts(bytes uint64, took time.Duration) bool {
 	begins := time.Duration(float64(p.rtt) * (math.Log2(window/firstWindow) + afterRoundTrips))
 	return time.Duration(float64(took)*(1-all/best)) > begins
 }
+
+// pace is how fast a flow is on a stream: it is looked at when it has carried shiftBytes there, and each time that it has carried twice as much.
+type pace struct {
+	on        *streamConn
+	next      uint64    // bytes, when it is looked at
+	half, mid time.Time // when it had carried half of that, and three quarters
+}
+
+// reached takes note of what was carried by now. Where it is to be looked at, it returns that, and in what time all of it would have been carried as fast as the faster of the last two quarters: QUIC stalls for a
+// few round trips where it has filled a queue, which says nothing of what follows.
+func (p *pace) reached(carried uint64, now time.Time) (bytes uint64, took time.Duration) {
+	switch {
+	case p.next == 0:
+		p.next, p.half, p.mid = max(shiftBytes, 2*carried), now, time.Time{}
+	case carried < p.next-p.next/4:
+	case p.mid.IsZero():
+		p.mid = now
+	case carried >= p.next:
+		bytes, took = p.next, 4*min(p.mid.Sub(p.half), now.Sub(p.mid))
+		p.next, p.half, p.mid = 2*p.next, now, time.Time{}
+	}
+	return bytes, took
+}

@@ -105,6 +105,31 @@ func TestAFlowIsMovedWhereThatIsWorthIt(t *testing.T) {
 	}
 }
 
+func TestAPaceIsThatOfTheFasterQuarter(t *testing.T) {
+	var p pace
+	begun := time.Now()
+	at := func(carried uint64, d time.Duration, bytes uint64, took time.Duration) {
+		t.Helper()
+		if b, got := p.reached(carried, begun.Add(d)); b != bytes || got != took {
+			t.Errorf("%d after %v: %d in %v, want %d in %v", carried, d, b, got, bytes, took)
+		}
+	}
+	const mb = 1 << 20
+	at(2*mb, 0, 0, 0)
+	at(5*mb/2, 100*ms, 0, 0)
+	at(3*mb, 200*ms, 0, 0)
+	at(7*mb/2, 250*ms, 0, 0)
+	at(4*mb, 300*ms, 4*mb, 400*ms) // the last quarter took 100 ms
+	at(5*mb, 400*ms, 0, 0)
+	at(6*mb, 500*ms, 0, 0)
+	at(7*mb, 5*time.Second, 0, 0) // it stalls
+	at(8*mb+1000, 6*time.Second, 8*mb, 800*ms)
+	at(12*mb, 7*time.Second, 0, 0)
+	at(16*mb, 8*time.Second, 16*mb, 4*time.Second)
+	at(40*mb, 9*time.Second, 0, 0) // more at once than there is to be looked at
+	at(40*mb, 9*time.Second+ms, 32*mb, 4*ms)
+}
+
 func TestRatesAreOfLate(t *testing.T) {
 	var r rates
 	now := time.Now()

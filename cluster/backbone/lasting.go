@@ -688,28 +688,16 @@ func (c *lastingConn) shift(s stream) {
 	c.b.start(func() { c.toTCP(on, bytes, took) })
 }
 
-// pace is how fast a flow is on a stream: it is looked at when it has carried shiftBytes there, and each time that it has carried twice as much.
-type pace struct {
-	on   *streamConn
-	next uint64    // bytes, when it is looked at
-	at   time.Time // when it had carried half of that
-}
-
-// paced is what it has carried on its stream, and in what time it would have been as fast all along as it was for the last half of that; 0: it need not be looked at. mu is held.
+// paced is what it has carried on its stream, and in what time it would have been as fast all along as it is now; 0: it need not be looked at. mu is held.
 func (c *lastingConn) paced(on *streamConn) (bytes uint64, took time.Duration) {
-	switch carried := on.bytes.Load(); {
-	case carried < shiftBytes/2:
-		return 0, 0
-	case c.pace == nil || c.pace.on != on:
-		c.pace = &pace{on: on, next: max(shiftBytes, 2*carried), at: time.Now()}
-		return 0, 0
-	case carried < c.pace.next:
+	carried := on.bytes.Load()
+	if carried < shiftBytes/2 {
 		return 0, 0
 	}
-	now := time.Now()
-	bytes, took = c.pace.next, 2*now.Sub(c.pace.at)
-	c.pace.next, c.pace.at = 2*c.pace.next, now
-	return bytes, took
+	if c.pace == nil || c.pace.on != on {
+		c.pace = &pace{on: on}
+	}
+	return c.pace.reached(carried, time.Now())
 }
 
 // toTCP moves it from a stream on which it has carried so many bytes in a time, where that is the better way, and says whether it has.
