@@ -184,7 +184,6 @@ func (p prospect) shifts(bytes uint64, took time.Duration) bool {
 
 // pace is how fast a flow is on a stream: it is looked at when it has carried shiftBytes there, and each time that it has carried twice as much.
 type pace struct {
-	on        *streamConn
 	next      uint64    // bytes, when it is looked at
 	half, mid time.Time // when it had carried half of that, and three quarters
 }
@@ -194,7 +193,7 @@ type pace struct {
 func (p *pace) reached(carried uint64, now time.Time) (bytes uint64, took time.Duration) {
 	switch {
 	case p.next == 0:
-		p.next, p.half, p.mid = max(shiftBytes, 2*carried), now, time.Time{}
+		p.next, p.half = max(shiftBytes, 2*carried), now
 	case carried < p.next-p.next/4:
 	case p.mid.IsZero():
 		p.mid = now

@@ -694,43 +694,47 @@ func (c *lastingConn) paced(on *streamConn) (bytes uint64, took time.Duration) {
 	if carried < shiftBytes/2 {
 		return 0, 0
 	}
-	if c.pace == nil || c.pace.on != on {
-		c.pace = &pace{on: on}
+	if c.pace == nil {
+		c.pace = &pace{}
 	}
 	return c.pace.reached(carried, time.Now())
 }
 
-// toTCP moves it from a stream on which it has carried so many bytes in a time, where that is the better way, and says whether it has.
-func (c *lastingConn) toTCP(from *streamConn, bytes uint64, took time.Duration) bool {
-	l := (*c.b.links.Load())[c.to]
-	if l == nil {
-		return false
-	}
+// direct is the way to the other end's node that no other is on; not ok: there is none now.
+func (c *lastingConn) direct() (way Way, ok bool) {
 	for _, way := range c.ways() {
-		if way.Node != c.to || way.through() {
-			continue
+		if way.Node == c.to && !way.through() {
+			return way, true
 		}
-		ctx, cancel := context.WithTimeout(c.b.ctx, shiftWait)
-		defer cancel()
-		if !l.shifts(way.Header.Service, bytes, took) || !l.pool.ready(ctx) {
-			return false
-		}
-		c.mu.Lock()
-		left := c.stream != from
-		c.mu.Unlock()
-		if left {
-			return false
-		}
-		way.byTCP = true
-		from.shifted.Store(true)
-		if c.Move(ctx, way) != nil {
-			from.shifted.Store(false)
-			return false
-		}
-		c.b.lasting.shifted.Add(1)
-		return true
 	}
-	return false
+	return Way{}, false
+}
+
+// toTCP moves it from a stream on which it has carried so many bytes in a time, where that is the better way.
+func (c *lastingConn) toTCP(from *streamConn, bytes uint64, took time.Duration) {
+	l := (*c.b.links.Load())[c.to]
+	way, ok := c.direct()
+	if l == nil || !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.b.ctx, shiftWait)
+	defer cancel()
+	if !l.shifts(way.Header.Service, bytes, took) || !l.pool.ready(ctx) {
+		return
+	}
+	c.mu.Lock()
+	left := c.stream != from
+	c.mu.Unlock()
+	if left {
+		return
+	}
+	way.byTCP = true
+	from.shifted.Store(true)
+	if c.Move(ctx, way) != nil {
+		from.shifted.Store(false)
+		return
+	}
+	c.b.lasting.shifted.Add(1)
 }
 
 // settleAt has it go home after a time, if it goes another way from now on. mu is held.
@@ -773,11 +777,9 @@ func (c *lastingConn) mayReturn() {
 		return
 	}
 	c.b.start(func() {
-		for _, way := range c.ways() {
-			if way.Node == c.to && !way.through() && c.Move(c.b.ctx, way) == nil {
-				c.b.lasting.returned.Add(1)
-				return
-			}
+		if way, ok := c.direct(); ok && c.Move(c.b.ctx, way) == nil {
+			c.b.lasting.returned.Add(1)
+			return
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()

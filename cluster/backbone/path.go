@@ -101,9 +101,7 @@ func queued(rtt, least time.Duration) bool { return rtt > least+least/2+10*time.
 
 // congested says that of the packets that were sent while packets queued up more were lost than the path loses else: the queue is full, and
 // who fills it has to see what that costs.
-func congested(queue lossMeter, loss float64) bool {
-	return queue.lately.lost > 2*loss*queue.lately.sent+4
-}
+func congested(queue counted, loss float64) bool { return queue.lost > 2*loss*queue.sent+4 }
 
 // protection says against what loss parity is sent on a path, 0 for none, and how long it may take to fill a group. rtt is the
 // smoothed round trip; on says whether parity is sent now.
@@ -127,7 +125,7 @@ type path struct {
 	mu       sync.Mutex
 	watches  map[*watch]bool
 	loss     lossMeter // while no packets queue up
-	queue    lossMeter // while they do
+	queue    counted   // while they do
 	rtt      time.Duration
 	least    time.Duration
 	at       time.Time
@@ -305,13 +303,13 @@ func (p *path) measure(now time.Time) {
 	p.counted = p.heard
 	full := false
 	if queued(p.rtt, p.least) {
-		p.queue.add(sent, lost, elapsed)
+		p.queue.add(sent, lost, elapsed, lossMemory)
 		if full = congested(p.queue, p.loss.supposed()); !full {
 			p.loss.all += sent // the path is less unknown for it, but its queue may have lost some
 		}
 	} else {
 		p.loss.add(sent, lost, elapsed)
-		p.queue = lossMeter{}
+		p.queue = counted{}
 	}
 	p.bytes[0] += bytesSent
 	p.bytes[1] += bytesReceived

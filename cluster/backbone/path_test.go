@@ -52,8 +52,8 @@ func TestAFullQueueIsToldFromALossyPath(t *testing.T) {
 	}{
 		{1000, 10, 0.01, false}, {1000, 24, 0.01, false}, {1000, 25, 0.01, true}, {1000, 4, 0, false}, {1000, 5, 0, true}, {0, 0, 0.01, false},
 	} {
-		var m lossMeter
-		m.add(c.sent, c.lost, 0)
+		var m counted
+		m.add(c.sent, c.lost, 0, lossMemory)
 		if got := congested(m, c.loss); got != c.want {
 			t.Errorf("%d of %d at %v: %v", c.lost, c.sent, c.loss, got)
 		}

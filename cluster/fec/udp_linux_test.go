@@ -39,19 +39,26 @@ func congested(to netip.Addr) []byte {
 	return control(unix.IPPROTO_IP, unix.IP_TOS, []byte{3})
 }
 
+const here = "127.0.0.1:0"
+
+// openUDP is a socket at an address, by which nothing is waited for without end.
+func openUDP(t *testing.T, address string) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(address)))
+	if strings.HasPrefix(address, "[") && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)) {
+		t.Skip("this machine has no IPv6")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	return c
+}
+
 // TestTheKernelCutsAndParityFollows sends by the real thing, through someone between who loses one datagram.
 func TestTheKernelCutsAndParityFollows(t *testing.T) {
-	open := func() *net.UDPConn {
-		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		c.SetReadDeadline(time.Now().Add(10 * time.Second))
-		return c
-	}
 	at := func(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
-	nearUDP, farUDP, between := open(), open(), open()
+	nearUDP, farUDP, between := openUDP(t, here), openUDP(t, here), openUDP(t, here)
 	near, nearPackets := New(nearUDP)
 	far, farPackets := New(farUDP)
 	sender, receiver := near.Join(at(between)), far.Join(at(between))
@@ -102,11 +109,7 @@ func TestTheKernelCutsAndParityFollows(t *testing.T) {
 
 // TestWhatGoesWithoutParityIsCounted sends by the real thing, one by one and together: after a thousand the path is to be looked at.
 func TestWhatGoesWithoutParityIsCounted(t *testing.T) {
-	udp, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer udp.Close()
+	udp := openUDP(t, here)
 	to := udp.LocalAddr().(*net.UDPAddr)
 	c, packets := New(udp)
 	out := packets.(*udpConn)
@@ -145,20 +148,9 @@ func TestWhatGoesWithoutParityIsCounted(t *testing.T) {
 
 // TestWhatWasSentTogetherComesTogetherAndIsTakenApart sends by the real thing: whoever reads has each datagram by itself, with what was said of it, in few reads.
 func TestWhatWasSentTogetherComesTogetherAndIsTakenApart(t *testing.T) {
-	open := func(t *testing.T, address string) *net.UDPConn {
-		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(address)))
-		if strings.HasPrefix(address, "[") && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)) {
-			t.Skip("this machine has no IPv6")
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		c.SetReadDeadline(time.Now().Add(10 * time.Second))
-		return c
-	}
 	for _, c := range []struct{ from, at string }{{"127.0.0.1:0", "127.0.0.1:0"}, {"127.0.0.1:0", "[::]:0"}, {"[::1]:0", "[::]:0"}, {"[::1]:0", "[::1]:0"}} {
 		t.Run(c.from+" "+c.at, func(t *testing.T) {
-			near, other, udp := open(t, c.from), open(t, c.from), open(t, c.at)
+			near, other, udp := openUDP(t, c.from), openUDP(t, c.from), openUDP(t, c.at)
 			_, packets := New(udp)
 			far := packets.(*udpConn)
 			raw, err := udp.SyscallConn()
@@ -225,16 +217,7 @@ func TestWhatWasSentTogetherComesTogetherAndIsTakenApart(t *testing.T) {
 // TestOneDatagramIsReadAtATime is of the ways of reading and writing that QUIC does not use: what came together is not given to them as one, and parity is made of what they send and
 // makes good what they lack.
 func TestOneDatagramIsReadAtATime(t *testing.T) {
-	open := func() *net.UDPConn {
-		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		c.SetReadDeadline(time.Now().Add(10 * time.Second))
-		return c
-	}
-	near, between, udp := open(), open(), open()
+	near, between, udp := openUDP(t, here), openUDP(t, here), openUDP(t, here)
 	_, far := New(udp)
 	to, from := udp.LocalAddr().(*net.UDPAddr), near.LocalAddr().(*net.UDPAddr)
 	const size = 1000
